@@ -1,0 +1,1 @@
+"""Text -> token tars: tokenizer, documents, shards, manifest, verification."""

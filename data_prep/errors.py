@@ -1,0 +1,13 @@
+"""The errors that a user can cause. Each message says what, where and what to do."""
+
+
+class EsolmError(Exception):
+    """Base of every error that is reported as one message, without a stack trace."""
+
+    exit_code = 1
+
+
+class DataError(EsolmError):
+    """A corpus, tokenizer or dataset is missing, damaged or does not fit. Never requeue."""
+
+    exit_code = 64

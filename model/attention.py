@@ -1,0 +1,153 @@
+"""Attention patterns: one rule per pattern, from which every mask and kernel choice follows.
+
+Query i may see key j. P is the prefix length of the row. In two-stream patterns the 2L tokens are
+the noised stream z followed by the clean stream x, and i, j count within a stream.
+"""
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class AttentionPattern(enum.Enum):
+    """Who sees whom. The rule of each stands in `visible`."""
+
+    BIDIRECTIONAL = "bidirectional"
+    CAUSAL = "causal"
+    PREFIX = "prefix"
+    TWO_STREAM = "two_stream"
+    TWO_STREAM_PREFIX = "two_stream_prefix"
+    BLOCK_TWO_STREAM = "block_two_stream"
+
+    @property
+    def index(self) -> int:
+        return list(AttentionPattern).index(self)
+
+    @property
+    def num_streams(self) -> int:
+        return 2 if "two_stream" in self.value else 1
+
+
+def visible(
+    pattern: AttentionPattern, q: Tensor, k: Tensor, length: int, prefix: Tensor, block_size: int
+) -> Tensor:
+    """Bool: query index q may see key index k (integer tensors that broadcast).
+
+    length: L, tokens of one stream. prefix: P of the row. block_size: of block_two_stream.
+    Source: Eso-LM sections 3-4 (arXiv 2506.01928); BD3-LM for the block pattern.
+    """
+    if pattern is AttentionPattern.BIDIRECTIONAL:
+        return (q >= 0) & (k >= 0)
+    if pattern is AttentionPattern.CAUSAL:
+        return k <= q
+    if pattern is AttentionPattern.PREFIX:
+        return (k <= q) | ((q < prefix) & (k < prefix))
+    q_clean, k_clean = q >= length, k >= length
+    i, j = q % length, k % length
+    if pattern is AttentionPattern.BLOCK_TWO_STREAM:
+        i, j = i // block_size, j // block_size
+    z_sees_z = ~q_clean & ~k_clean & (i == j)
+    z_sees_x = ~q_clean & k_clean & (j < i)
+    x_sees_x = q_clean & k_clean & (j <= i)
+    seen = z_sees_z | z_sees_x | x_sees_x
+    if pattern is AttentionPattern.TWO_STREAM_PREFIX:
+        seen = seen | (q_clean & k_clean & (i < prefix) & (j < prefix))
+    return seen
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """A pattern made ready for one micro-batch on one device."""
+
+    pattern: AttentionPattern
+    dense: Tensor | None = None
+    """Bool [B or 1, 1, S, S], True where visible; None where a plain kernel suffices."""
+    block: Any = None
+    """A FlexAttention BlockMask, on CUDA."""
+
+
+def dense_mask(
+    pattern: AttentionPattern, seq_len: int, prefix_length: Tensor, block_size: int = 1
+) -> Tensor:
+    """The pattern as bool [B, 1, S, S]; S is the number of tokens fed to the network."""
+    index = torch.arange(seq_len, device=prefix_length.device)
+    return visible(
+        pattern,
+        index[None, :, None],
+        index[None, None, :],
+        seq_len // pattern.num_streams,
+        prefix_length[:, None, None],
+        block_size,
+    ).expand(prefix_length.shape[0], seq_len, seq_len)[:, None]
+
+
+def flex_mask(
+    pattern: AttentionPattern, seq_len: int, prefix_length: Tensor, block_size: int = 1
+) -> Any:
+    """The pattern as a FlexAttention BlockMask, correct for every row of the batch."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    length = seq_len // pattern.num_streams
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return visible(pattern, q, k, length, prefix_length[b], block_size)
+
+    has_prefix = pattern in (AttentionPattern.PREFIX, AttentionPattern.TWO_STREAM_PREFIX)
+    batch = prefix_length.shape[0] if has_prefix else None
+    return create_block_mask(mask_mod, batch, None, seq_len, seq_len, device=prefix_length.device)
+
+
+class MaskBuilder:
+    """Makes the mask of a micro-batch once per stage, not once per layer.
+
+    The layers of a stage share one builder. Reading the pattern's id from the device is a
+    synchronisation, so the last answer is kept while the very same tensor comes in again.
+    """
+
+    def __init__(self) -> None:
+        self._rows: Tensor | None = None
+        self._seq_len = 0
+        self._mask: AttentionMask | None = None
+
+    def __call__(self, rows: Tensor, seq_len: int) -> AttentionMask:
+        """rows: int64 [B, 4] as made by `NetworkInput.rows`."""
+        if self._mask is None or self._rows is not rows or self._seq_len != seq_len:
+            self._rows, self._seq_len = rows, seq_len
+            self._mask = self._build(rows, seq_len)
+        return self._mask
+
+    @staticmethod
+    def _build(rows: Tensor, seq_len: int) -> AttentionMask:
+        pattern_index, block_size = rows[0, :2].tolist()
+        pattern = list(AttentionPattern)[pattern_index]
+        if pattern in (AttentionPattern.BIDIRECTIONAL, AttentionPattern.CAUSAL):
+            return AttentionMask(pattern)
+        prefix = rows[:, 2]
+        if rows.is_cuda:
+            return AttentionMask(pattern, block=flex_mask(pattern, seq_len, prefix, block_size))
+        return AttentionMask(pattern, dense=dense_mask(pattern, seq_len, prefix, block_size))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+    """Softmax attention: [B, H, S, K] -> [B, H, S, K] under the mask."""
+    if mask.block is not None:
+        return _compiled_flex()(q, k, v, block_mask=mask.block)
+    is_causal = mask.pattern is AttentionPattern.CAUSAL
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.dense, is_causal=is_causal)
+
+
+_flex: Any = None
+
+
+def _compiled_flex() -> Any:
+    """flex_attention compiled once per process: the eager form builds the full score matrix."""
+    global _flex
+    if _flex is None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        _flex = torch.compile(flex_attention, dynamic=False)
+    return _flex

@@ -1,0 +1,56 @@
+"""What the network is fed and what it is scored against: the interface of every objective.
+
+Shape letters: B batch rows, S tokens fed per row, L tokens of a training sequence (S = L or 2L).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.attention import AttentionPattern
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """One micro-batch for the network.
+
+    tokens, positions: int64 [B, S]. In a two-stream pattern S = 2L: the noised stream first.
+    prefix_length: int64 [B], number of clean tokens in front (prefix patterns), else zero.
+    dropout_keys: int64 [B], one key per row, so that dropout depends on the sample alone.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    pattern: AttentionPattern
+    prefix_length: Tensor
+    dropout_keys: Tensor
+    block_size: int = 1
+
+    def rows(self) -> Tensor:
+        """The per-row integers as one int64 [B, 4] tensor, as it travels between stages."""
+        batch = self.tokens.shape[0]
+        constant = torch.tensor([self.pattern.index, self.block_size], dtype=torch.int64)
+        return torch.stack(
+            [*constant.expand(batch, 2).unbind(1), self.prefix_length, self.dropout_keys], dim=1
+        )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Labels and weights of the L output positions of every row.
+
+    labels: int64 [B, L]. weights: float32 [B, L], zero where nothing is predicted; normalised by
+    counts known before the step, so the loss of a global batch is the plain sum over all of it.
+    """
+
+    labels: Tensor
+    weights: Tensor
+
+    def sparse(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(index, labels, weights), each [N]: only the positions that carry loss.
+
+        `index` counts within the flattened [B * L] outputs.
+        """
+        index = self.weights.flatten().nonzero().squeeze(1)
+        return index, self.labels.flatten()[index], self.weights.flatten()[index]

@@ -1,0 +1,126 @@
+"""The parts of a transformer block over megatron-core's tensor-parallel linear layers.
+
+Hidden states are flat, [T, D] with T = B * S: norms and residuals are per token, and only
+attention needs to know the rows. Shape letters: H heads of this rank, K head dim, F feed-forward.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from megatron.core import ModelParallelConfig
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from torch import Tensor, nn
+
+from model.attention import AttentionMask, attend
+from model.config import ModelConfig
+from model.rotary import rotate
+from model.sharding import sharded
+
+
+def column_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig) -> nn.Module:
+    """A linear layer whose outputs are split over the tensor-parallel ranks."""
+    layer = ColumnParallelLinear(
+        inputs, outputs, config=parallel, init_method=nn.init.zeros_, bias=bias, gather_output=False
+    )
+    return sharded(layer, 0)
+
+
+def row_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig) -> nn.Module:
+    """A linear layer whose inputs are split over the tensor-parallel ranks; outputs are summed."""
+    layer = RowParallelLinear(
+        inputs,
+        outputs,
+        config=parallel,
+        init_method=nn.init.zeros_,
+        bias=bias,
+        input_is_parallel=True,
+        skip_bias_add=False,
+    )
+    return sharded(layer, 1)
+
+
+class Norm(nn.Module):
+    """LayerNorm without bias, or RMSNorm, computed in fp32."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        shape = (config.hidden_size,)
+        normalise = F.layer_norm if config.norm == "layernorm" else F.rms_norm
+        self.normalise = partial(normalise, normalized_shape=shape, eps=config.norm_eps)
+
+    def forward(self, hidden_TD: Tensor) -> Tensor:
+        return (self.normalise(hidden_TD.float()) * self.weight.float()).to(hidden_TD.dtype)
+
+
+class Conditioning(nn.Module):
+    """The constant conditioning vector of adaLN: SiLU of the timestep MLP at sigma = 0.
+
+    At sigma = 0 the sinusoid features are cos(0) = 1 for the first half and sin(0) = 0 for the
+    second, whatever the frequencies (layout of the published checkpoints: cos first).
+    """
+
+    num_features = 256
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.linear_in = nn.Linear(self.num_features, cond_dim)
+        self.linear_out = nn.Linear(cond_dim, cond_dim)
+
+    def forward(self) -> Tensor:
+        """[C], the vector that every modulation reads."""
+        weight = self.linear_in.weight
+        features = torch.zeros(self.num_features, device=weight.device, dtype=weight.dtype)
+        features[: self.num_features // 2] = 1.0
+        return F.silu(self.linear_out(F.silu(self.linear_in(features))))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions; heads are split over tensor-parallel ranks.
+
+    The rows of the qkv weight are laid out [head, (q, k, v), dim], so that any contiguous split of
+    them is a split by heads.
+    """
+
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        size = config.hidden_size
+        self.qkv = column_linear(size, 3 * size, False, parallel)
+        self.out = row_linear(size, size, False, parallel)
+
+    def forward(
+        self, hidden_TD: Tensor, angles: tuple[Tensor, Tensor], mask: AttentionMask
+    ) -> Tensor:
+        batch, seq_len = angles[0].shape[:2]
+        qkv = self.qkv(hidden_TD)[0].view(batch, seq_len, -1, 3, self.head_dim)
+        q_BSHK, k_BSHK, v_BSHK = qkv.unbind(3)
+        q_BSHK, k_BSHK = rotate(q_BSHK, *angles), rotate(k_BSHK, *angles)
+        out_BHSK = attend(*(x.transpose(1, 2) for x in (q_BSHK, k_BSHK, v_BSHK)), mask)
+        out_TD: Tensor = self.out(out_BHSK.transpose(1, 2).reshape(hidden_TD.shape[0], -1))[0]
+        return out_TD
+
+
+class FeedForward(nn.Module):
+    """GELU(tanh) or SwiGLU. The rows of a SwiGLU `up` weight alternate (gate, value)."""
+
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
+        super().__init__()
+        self.gated = config.activation == "swiglu"
+        width = config.ffn_hidden_size * (2 if self.gated else 1)
+        self.up = column_linear(config.hidden_size, width, config.mlp_bias, parallel)
+        self.down = row_linear(
+            config.ffn_hidden_size, config.hidden_size, config.mlp_bias, parallel
+        )
+
+    def forward(self, hidden_TD: Tensor) -> Tensor:
+        up_TF = self.up(hidden_TD)[0]
+        if self.gated:
+            gate_TF, value_TF = up_TF.unflatten(-1, (-1, 2)).unbind(-1)
+            active_TF = F.silu(gate_TF) * value_TF
+        else:
+            active_TF = F.gelu(up_TF, approximate="tanh")
+        down_TD: Tensor = self.down(active_TF)[0]
+        return down_TD
+

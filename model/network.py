@@ -1,0 +1,158 @@
+"""The one network: an embedding, identical blocks, a head.
+
+Each part is a pipeline layer. Between parts flows a `Flow` tuple of tensors, so that the same
+modules run in one process and cut into pipeline stages; the cut is made outside this file.
+"""
+
+import torch
+from megatron.core import ModelParallelConfig
+from megatron.core.tensor_parallel import VocabParallelEmbedding
+from torch import Tensor, nn
+
+from model.attention import AttentionPattern, MaskBuilder
+from model.config import ModelConfig
+from model.dropout import keyed_dropout
+from model.inputs import NetworkInput
+from model.layers import Attention, Conditioning, FeedForward, Norm, column_linear
+from model.rotary import rotary_angles
+from model.sharding import sharded
+
+# (hidden [T, D], positions [B, S], rows [B, 4]) and, with adaLN, the conditioning vector [C].
+Flow = tuple[Tensor, ...]
+
+
+class Embedding(nn.Module):
+    """Token embedding, split over the vocabulary, and the conditioning vector where there is one.
+
+    (tokens [B, S], positions [B, S], rows [B, 4]) -> Flow.
+    """
+
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
+        super().__init__()
+        vocab_size = config.padded_vocab_size(parallel.tensor_model_parallel_size)
+        self.tokens = VocabParallelEmbedding(
+            vocab_size, config.hidden_size, init_method=nn.init.zeros_, config=parallel
+        )
+        sharded(self.tokens, 0)
+        self.conditioning = Conditioning(config.cond_dim) if config.adaln else None
+
+    def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Flow:
+        tokens, positions, rows = inputs
+        hidden = self.tokens(tokens).flatten(0, 1)
+        if self.conditioning is None:
+            return hidden, positions, rows
+        return hidden, positions, rows, self.conditioning()
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block: Flow -> Flow."""
+
+    def __init__(
+        self, config: ModelConfig, parallel: ModelParallelConfig, layer: int, masks: MaskBuilder
+    ) -> None:
+        super().__init__()
+        self.config, self.layer, self.masks = config, layer, masks
+        self.norm1, self.norm2 = Norm(config), Norm(config)
+        self.attention = Attention(config, parallel)
+        self.mlp = FeedForward(config, parallel)
+        if config.adaln:
+            self.modulation = nn.Linear(config.cond_dim, 6 * config.hidden_size)
+
+    def forward(self, flow: Flow) -> Flow:
+        hidden, positions, rows, *conditioning = flow
+        mask = self.masks(rows, positions.shape[1])
+        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_base)
+        if conditioning:
+            modulation = self.modulation(conditioning[0]).chunk(6)
+            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
+            attended = self.attention(self.norm1(hidden) * (1 + scale_1) + shift_1, angles, mask)
+            hidden = hidden + self._dropout(gate_1 * attended, rows, 0)
+            changed = self.mlp(self.norm2(hidden) * (1 + scale_2) + shift_2)
+            hidden = hidden + self._dropout(gate_2 * changed, rows, 1)
+        else:
+            attended = self.attention(self.norm1(hidden), angles, mask)
+            hidden = hidden + self._dropout(attended, rows, 0)
+            hidden = hidden + self._dropout(self.mlp(self.norm2(hidden)), rows, 1)
+        return (hidden, *flow[1:])
+
+    def _dropout(self, hidden: Tensor, rows: Tensor, half: int) -> Tensor:
+        if not self.training or self.config.dropout == 0.0:
+            return hidden
+        return keyed_dropout(hidden, rows[:, 3], 2 * self.layer + half, self.config.dropout)
+
+
+class Head(nn.Module):
+    """Final norm and output layer.
+
+    Called with a Flow it returns the normalised hidden states of the L output positions, [B * L, D];
+    `logits` projects the rows of it that are wanted. The two are apart because only positions that
+    carry loss are worth the width of the vocabulary.
+    """
+
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
+        super().__init__()
+        self.norm = Norm(config)
+        if config.adaln:
+            self.modulation = nn.Linear(config.cond_dim, 2 * config.hidden_size)
+        vocab_size = config.padded_vocab_size(parallel.tensor_model_parallel_size)
+        self.output = column_linear(config.hidden_size, vocab_size, config.output_bias, parallel)
+        self.excluded = excluded_columns(config, vocab_size, self.output)
+
+    def forward(self, flow: Flow) -> Tensor:
+        hidden, positions, rows, *conditioning = flow
+        hidden = self.norm(output_positions(hidden, positions, rows))
+        if conditioning:
+            shift, scale = self.modulation(conditioning[0]).chunk(2)
+            hidden = hidden * (1 + scale) + shift
+        return hidden
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """float32 [N, V of this rank]; ids that are never predicted are -inf."""
+        logits: Tensor = self.output(hidden_ND)[0].float()
+        return logits.masked_fill(self.excluded.to(logits.device), -torch.inf)
+
+
+def excluded_columns(config: ModelConfig, padded_size: int, output: nn.Module) -> Tensor:
+    """Bool [V of this rank]: the mask id and the ids that only pad the vocabulary."""
+    never = torch.zeros(padded_size, dtype=torch.bool)
+    never[list(config.excluded_ids)] = True
+    never[config.vocab_size :] = True
+    group = output.tp_group
+    return never.chunk(group.size())[group.rank()]  # type: ignore[operator, union-attr]
+
+
+def output_positions(hidden: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+    """[B * S, D] -> [B * L, D]: of two streams only the noised one is scored."""
+    batch, seq_len = positions.shape
+    streams = list(AttentionPattern)[int(rows[0, 0])].num_streams
+    if streams == 1:
+        return hidden
+    return hidden.view(batch, seq_len, -1)[:, : seq_len // streams].flatten(0, 1)
+
+
+class Network(nn.Module):
+    """All layers in one module, for every layout without pipeline parallelism."""
+
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
+        super().__init__()
+        self.config = config
+        masks = MaskBuilder()
+        self.embedding = Embedding(config, parallel)
+        self.blocks = nn.ModuleList(
+            Block(config, parallel, layer, masks) for layer in range(config.num_layers)
+        )
+        self.head = Head(config, parallel)
+
+    def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """(tokens, positions, rows) -> normalised hidden states [B * L, D]; see `Head`."""
+        flow = self.embedding(inputs)
+        for block in self.blocks:
+            flow = block(flow)
+        hidden: Tensor = self.head(flow)
+        return hidden
+
+    def all_logits(self, inputs: NetworkInput) -> Tensor:
+        """float32 [B, L, V of this rank]: every output position, for evaluation and tests."""
+        hidden = self((inputs.tokens, inputs.positions, inputs.rows()))
+        logits: Tensor = self.head.logits(hidden)
+        return logits.view(inputs.tokens.shape[0], -1, logits.shape[-1])

@@ -1,0 +1,1 @@
+"""Every subcommand of `esolm`, one module each."""

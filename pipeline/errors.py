@@ -1,0 +1,30 @@
+"""The errors that a user of the training pipeline can cause, and the exit codes of a run."""
+
+from collections.abc import Sequence
+
+from data_prep.errors import DataError, EsolmError
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "EsolmError", "ExportError"]
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 64
+EXIT_RESUME_ME = 85
+
+
+class ConfigError(EsolmError):
+    """A configuration that cannot run; carries every problem found, not just the first."""
+
+    exit_code = EXIT_BAD_INPUT
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class CheckpointError(EsolmError):
+    """A checkpoint is missing, damaged or does not fit the run."""
+
+
+class ExportError(EsolmError):
+    """A bundle failed its gate or cannot be read."""
