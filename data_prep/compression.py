@@ -1,0 +1,90 @@
+"""Reading .gz and .zst files so that a truncated or damaged one is an error, never a short read."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from data_prep.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+READ_BYTES = 1 << 20
+
+
+def without_compression_suffix(path: Path) -> Path:
+    """Return the path without a final .gz or .zst."""
+    return path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
+
+
+class _ZstdStream(io.RawIOBase):
+    """Decompressed bytes of one or more zstd frames.
+
+    zstandard's own stream reader ends quietly where a file was cut; this one raises EOFError.
+    """
+
+    def __init__(self, source: IO[bytes]) -> None:
+        from zstandard import ZstdDecompressor
+
+        self._source = source
+        self._decompressor = ZstdDecompressor()
+        self._frame = self._decompressor.decompressobj()
+        self._frame_is_open = False
+        self._compressed = b""
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        while not self._ready:
+            self._compressed = self._compressed or self._source.read(READ_BYTES)
+            if not self._compressed:
+                if self._frame_is_open:
+                    raise EOFError("the last zstd frame is incomplete")
+                return 0
+            self._decompress()
+        view = memoryview(buffer).cast("B")
+        size = min(len(view), len(self._ready))
+        view[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+    def _decompress(self) -> None:
+        self._ready = self._frame.decompress(self._compressed)
+        self._frame_is_open = not self._frame.eof
+        self._compressed = b""
+        if self._frame.eof:
+            self._compressed = self._frame.unused_data
+            self._frame = self._decompressor.decompressobj()
+
+
+@contextmanager
+def open_decompressed(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading bytes, decompressed by its suffix.
+
+    Raises DataError naming the file when it cannot be read or its compressed data is damaged.
+    """
+    from zstandard import ZstdError
+
+    try:
+        with open(path, "rb") as source:
+            if path.suffix.lower() == ".gz":
+                with gzip.open(source) as stream:
+                    yield stream
+            elif path.suffix.lower() == ".zst":
+                with io.BufferedReader(_ZstdStream(source), READ_BYTES) as stream:
+                    yield stream
+            else:
+                yield source
+    except (EOFError, gzip.BadGzipFile, zlib.error, ZstdError) as error:
+        raise DataError(
+            f"{path} is damaged or cut short ({error}). Fetch or compress it again."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from error

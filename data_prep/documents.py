@@ -1,0 +1,184 @@
+"""Documents from text files, directories, JSONL (also .gz and .zst) and Python's own library.
+
+The order is a function of the inputs alone, and a document keeps its index whichever task reads
+it: files in the order given, directories in the sorted order of their relative paths, one document
+per text file and per non-blank line of JSONL.
+"""
+
+import json
+import logging
+import os
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep.compression import open_decompressed, without_compression_suffix
+from data_prep.errors import DataError
+
+JSONL_SUFFIXES = (".jsonl", ".ndjson")
+# The library's test suites hold files in deliberately wrong encodings, and little prose.
+STDLIB_EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the corpus, with what tells a changed input from an unchanged one."""
+
+    path: Path
+    name: str
+    """Path relative to the input that named it: the same wherever the corpus is mounted."""
+    num_bytes: int
+    modified_ns: int
+
+    @property
+    def is_jsonl(self) -> bool:
+        """Whether each line of the file is a document of its own."""
+        return without_compression_suffix(self.path).suffix.lower() in JSONL_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with its place in the corpus."""
+
+    index: int
+    text: str
+    location: str
+    """FILE, or FILE:LINE for JSONL."""
+    num_bytes: int
+    """Bytes in the uncompressed source."""
+
+
+@dataclass
+class BadDocuments:
+    """What happens to documents that cannot be read: an error, or skipped and counted."""
+
+    policy: str = "error"
+    count: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.policy not in ("error", "skip"):
+            raise DataError(f"--on-bad-document is '{self.policy}'; give 'error' or 'skip'.")
+
+    def report(self, location: str, problem: str) -> None:
+        """Count a bad document, or raise DataError naming the place and the way out."""
+        if self.policy == "error":
+            raise DataError(
+                f"{location}: {problem}. Repair it, or pass --on-bad-document skip to leave such "
+                "documents out and have them counted."
+            )
+        self.count += 1
+        logger.warning("skipped %s: %s", location, problem)
+
+
+def _source_file(path: Path, name: str) -> SourceFile:
+    stat = path.stat()
+    return SourceFile(path, name, stat.st_size, stat.st_mtime_ns)
+
+
+def _walk(directory: Path, excluded: frozenset[str], suffix: str) -> list[SourceFile]:
+    found = []
+    for folder, subfolders, names in os.walk(directory):
+        subfolders[:] = [s for s in subfolders if s not in excluded and not s.startswith(".")]
+        for name in names:
+            if name.endswith(suffix) and not name.startswith("."):
+                path = Path(folder, name)
+                found.append(_source_file(path, path.relative_to(directory).as_posix()))
+    return sorted(found, key=lambda source: source.name)
+
+
+def python_stdlib_files() -> list[SourceFile]:
+    """Return the source files of the running interpreter's library, its test suites left out."""
+    directory = Path(sysconfig.get_paths()["stdlib"])
+    files = _walk(directory, frozenset(STDLIB_EXCLUDED), ".py") if directory.is_dir() else []
+    if not files:
+        raise DataError(
+            f"The running Python keeps no library sources in {directory}. Pass text files instead."
+        )
+    return files
+
+
+def find_files(inputs: Sequence[Path], from_python_stdlib: bool = False) -> list[SourceFile]:
+    """Return the files behind a list of files and directories (hidden ones are left out).
+
+    Raises DataError when an input does not exist or nothing is found; all missing ones are named.
+    """
+    missing = [str(path) for path in inputs if not path.exists()]
+    if missing:
+        raise DataError(f"No such file or directory: {', '.join(missing)}. Check the INPUT paths.")
+    files: list[SourceFile] = []
+    for path in inputs:
+        is_directory = path.is_dir()
+        files += _walk(path, frozenset(), "") if is_directory else [_source_file(path, path.name)]
+    if from_python_stdlib:
+        files += python_stdlib_files()
+    if not files:
+        raise DataError("No input files. Give text or JSONL files, or --from-python-stdlib.")
+    return files
+
+
+def iterate_documents(
+    files: Sequence[SourceFile],
+    bad: BadDocuments,
+    text_key: str = "text",
+    task: int = 0,
+    num_tasks: int = 1,
+) -> Iterator[Document]:
+    """Yield the documents whose index is `task` modulo `num_tasks`, in order of index.
+
+    A bad document keeps its index, so leaving it out moves no other document to another task.
+    Raises DataError for damaged compressed files, and for bad documents by the policy of `bad`.
+    """
+    index = 0
+    for source in files:
+        if source.is_jsonl:
+            for number, line in enumerate(_lines(source), start=1):
+                if not line.strip():
+                    continue
+                if index % num_tasks == task:
+                    yield from _parse_line(line, index, f"{source.path}:{number}", text_key, bad)
+                index += 1
+        else:
+            if index % num_tasks == task:
+                with open_decompressed(source.path) as stream:
+                    content = stream.read()
+                yield from _decode(content, index, str(source.path), bad)
+            index += 1
+
+
+def _lines(source: SourceFile) -> Iterator[bytes]:
+    with open_decompressed(source.path) as stream:
+        yield from stream
+
+
+def _decode(content: bytes, index: int, location: str, bad: BadDocuments) -> Iterator[Document]:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        bad.report(f"{location}:{line}", f"invalid UTF-8 at byte {error.start} ({error.reason})")
+        return
+    yield Document(index, text, location, len(content))
+
+
+def _parse_line(
+    line: bytes, index: int, location: str, text_key: str, bad: BadDocuments
+) -> Iterator[Document]:
+    try:
+        record = json.loads(line)
+        text = record[text_key] if isinstance(record, dict) else None
+        if isinstance(text, str):
+            text.encode("utf-8")
+    except UnicodeError as error:
+        bad.report(location, f"invalid Unicode ({error.reason})")
+    except ValueError as error:
+        bad.report(location, f"invalid JSON ({error})")
+    except KeyError:
+        bad.report(location, f"no key '{text_key}' (choose another with --text-key)")
+    else:
+        if isinstance(text, str):
+            yield Document(index, text, location, len(line))
+        else:
+            bad.report(location, f"not an object whose '{text_key}' is a string")

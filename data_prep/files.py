@@ -1,0 +1,69 @@
+"""Durable files: what has its final name is complete, whenever the machine stops."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import DataError
+
+HASH_BLOCK_BYTES = 1 << 20
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it either has all of its content or does not exist (tmp, fsync, rename).
+
+    The temporary name carries the process id: array tasks may write the same file at once.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    fsync_directory(path.parent)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as indented JSON with sorted keys, atomically."""
+    write_atomic(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a file; DataError with the remedy when it is missing or damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist. {remedy}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}). {remedy}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). {remedy}") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{path} does not hold a JSON object. {remedy}")
+    return record
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the sha256 of a file as 64 hexadecimal digits, in constant memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as stream:
+        while block := stream.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_of(record: object) -> str:
+    """Return the sha256 of a JSON-serialisable record in its canonical form."""
+    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

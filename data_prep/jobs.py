@@ -1,0 +1,274 @@
+"""Tokenising as logical tasks, apart from the processes that work on them.
+
+A task owns the documents whose index is its number modulo the number of tasks, writes its own
+shards and leaves a marker when all of them are durable. Tasks with a marker are skipped.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
+from data_prep.errors import DataError
+from data_prep.files import fingerprint_of, read_json, write_json
+from data_prep.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    SHARDS_DIRECTORY,
+    SPLITS,
+    TASKS_DIRECTORY,
+    TOKENIZER_DIRECTORY,
+    ShardInfo,
+    check_format_version,
+    record_to,
+    shard_problems,
+    token_dtype,
+)
+from data_prep.shards import ShardWriter, shard_prefix
+from data_prep.tokenizer import MODEL_NAME, TokenizerInfo, load_tokenizer, save_tokenizer
+
+COUNTS = ("documents", "duplicates", "empty", "bad")
+DELETE_MARKER = "Delete it and run the same `esolm prep tokenize` command again."
+
+
+@dataclass(frozen=True)
+class TokenizeJob:
+    """What is tokenised and how: every field but `out` decides the bytes that are written."""
+
+    out: Path
+    files: tuple[SourceFile, ...]
+    tokenizer: TokenizerInfo
+    num_tasks: int = 1
+    valid_fraction: float = 0.01
+    shard_tokens: int = 100_000_000
+    max_bytes: int | None = None
+    """Most bytes of text to take, shared out equally over the tasks."""
+    text_key: str = "text"
+    on_bad_document: str = "error"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.num_tasks < 1:
+            problems.append(f"--tasks is {self.num_tasks}, must be at least 1")
+        if not 0 <= self.valid_fraction < 1:
+            problems.append(f"--valid-fraction is {self.valid_fraction}, must be in [0, 1)")
+        if self.shard_tokens < 1:
+            problems.append(f"--shard-tokens is {self.shard_tokens}, must be at least 1")
+        if self.max_bytes is not None and self.max_bytes < 1:
+            problems.append(f"--max-bytes is {self.max_bytes}, must be at least 1")
+        BadDocuments(self.on_bad_document)
+        if problems:
+            raise DataError("; ".join(problems) + ".")
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must be unchanged for a finished task to count as done."""
+        files = [[f.name, f.num_bytes, f.modified_ns] for f in self.files]
+        return {
+            "inputs": fingerprint_of(files),
+            "tokenizer": self.tokenizer.fingerprint,
+            "tasks": self.num_tasks,
+            "valid_fraction": self.valid_fraction,
+            "shard_tokens": self.shard_tokens,
+            "max_bytes": self.max_bytes,
+            "text_key": self.text_key,
+            "on_bad_document": self.on_bad_document,
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of input as they lie on disk, at most `max_bytes`."""
+        total = sum(source.num_bytes for source in self.files)
+        return total if self.max_bytes is None else min(total, self.max_bytes)
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """The marker of a finished task."""
+
+    task: int
+    num_tasks: int
+    settings: dict[str, Any]
+    tokenizer: TokenizerInfo
+    counts: dict[str, int]
+    shards: dict[str, list[ShardInfo]] = field(default_factory=dict)
+
+
+def marker_path(data: Path, task: int, num_tasks: int) -> Path:
+    """Return the path of a task's marker."""
+    return data / TASKS_DIRECTORY / f"task-{task:05d}-of-{num_tasks:05d}.json"
+
+
+def task_fingerprint(task: int, settings: dict[str, Any]) -> str:
+    """Return the fingerprint that ties a shard's sidecar to a task and its settings."""
+    return fingerprint_of({"task": task, "settings": settings})
+
+
+def read_marker(data: Path, path: Path) -> TaskRecord:
+    """Return the record of a finished task, its shards taken from their sidecars.
+
+    Raises DataError when a file is missing, damaged, or belongs to other settings.
+    """
+    marker = read_json(path, DELETE_MARKER)
+    check_format_version(marker, path)
+    try:
+        expected = task_fingerprint(marker["task"], marker["settings"])
+        shards = {
+            split: [_read_sidecar(data / name, expected) for name in names]
+            for split, names in marker["sidecars"].items()
+        }
+        tokenizer = record_to(TokenizerInfo, marker["tokenizer"], path, DELETE_MARKER)
+        return TaskRecord(
+            int(marker["task"]),
+            int(marker["num_tasks"]),
+            dict(marker["settings"]),
+            tokenizer,
+            {name: int(marker["counts"][name]) for name in COUNTS},
+            shards,
+        )
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}). {DELETE_MARKER}") from error
+
+
+def _read_sidecar(path: Path, expected_fingerprint: str) -> ShardInfo:
+    sidecar = read_json(path, DELETE_MARKER)
+    check_format_version(sidecar, path)
+    if sidecar.get("task_fingerprint") != expected_fingerprint:
+        raise DataError(f"{path} belongs to a task with other settings. {DELETE_MARKER}")
+    shard = record_to(ShardInfo, sidecar.get("shard"), path, DELETE_MARKER)
+    assert isinstance(shard, ShardInfo)
+    return shard
+
+
+def check_settings(job: TokenizeJob) -> None:
+    """Raise DataError when the output holds tasks made with other settings, naming each change."""
+    settings = job.settings()
+    for path in sorted((job.out / TASKS_DIRECTORY).glob("task-*.json")):
+        found = read_json(path, DELETE_MARKER).get("settings")
+        if found == settings:
+            continue
+        before = found if isinstance(found, dict) else {}
+        changes = [
+            f"{key}: was {before.get(key)}, now {value}"
+            for key, value in settings.items()
+            if before.get(key) != value
+        ]
+        raise DataError(
+            f"{path} was made with other settings ({'; '.join(changes)}). Give another --out, or "
+            "--overwrite to start this dataset anew."
+        )
+
+
+def is_finished(job: TokenizeJob, task: int) -> bool:
+    """Return whether a task's marker, sidecars and shards are all in place, by exact sizes."""
+    path = marker_path(job.out, task, job.num_tasks)
+    if not path.exists():
+        return False
+    try:
+        record = read_marker(job.out, path)
+    except DataError:
+        # Redoing the task writes the same bytes again, which is the remedy for any damage.
+        return False
+    shards = [shard for infos in record.shards.values() for shard in infos]
+    return not shard_problems(job.out, shards)
+
+
+def is_validation(digest: bytes, valid_fraction: float) -> bool:
+    """Return whether a document with this content hash belongs to the valid split."""
+    return int.from_bytes(digest[:8], "little") < valid_fraction * 2.0**64
+
+
+def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> dict[str, int]:
+    """Tokenise the documents of one task, write its shards and marker, return its counts.
+
+    `on_bytes` is called with the source bytes of each document. Raises DataError for bad input.
+    """
+    tokenizer = load_tokenizer(job.out / TOKENIZER_DIRECTORY)
+    _clean(job, task)
+    fingerprint = task_fingerprint(task, job.settings())
+    dtype = token_dtype(job.tokenizer.vocab_size)
+    writers = {
+        split: ShardWriter(job.out, split, task, dtype, job.shard_tokens, fingerprint)
+        for split in SPLITS
+    }
+    counts = dict.fromkeys(COUNTS, 0)
+    try:
+        for document, digest in _distinct_documents(job, task, counts, on_bytes):
+            split = "valid" if is_validation(digest, job.valid_fraction) else "train"
+            writers[split].add([*tokenizer.encode(document.text), tokenizer.info.eos_id])
+        for writer in writers.values():
+            writer.close()
+    finally:
+        for writer in writers.values():
+            writer.discard()
+    _write_marker(job, task, counts, writers)
+    return counts
+
+
+def _distinct_documents(
+    job: TokenizeJob, task: int, counts: dict[str, int], on_bytes: Callable[[int], None]
+) -> Iterator[tuple[Document, bytes]]:
+    budget = None if job.max_bytes is None else -(-job.max_bytes // job.num_tasks)
+    seen: set[bytes] = set()
+    bad = BadDocuments(job.on_bad_document)
+    used = 0
+    for document in iterate_documents(job.files, bad, job.text_key, task, job.num_tasks):
+        digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
+        used += document.num_bytes
+        on_bytes(document.num_bytes)
+        if not document.text:
+            counts["empty"] += 1
+        elif digest in seen:
+            counts["duplicates"] += 1
+        else:
+            seen.add(digest)
+            counts["documents"] += 1
+            yield document, digest
+        if budget is not None and used >= budget:
+            break
+    counts["bad"] = bad.count
+
+
+def _clean(job: TokenizeJob, task: int) -> None:
+    """Remove what an interrupted or damaged earlier run of the task left, its marker first."""
+    marker_path(job.out, task, job.num_tasks).unlink(missing_ok=True)
+    for split in SPLITS:
+        for path in (job.out / SHARDS_DIRECTORY).glob(shard_prefix(split, task) + "*"):
+            path.unlink()
+
+
+def _write_marker(
+    job: TokenizeJob, task: int, counts: dict[str, int], writers: dict[str, ShardWriter]
+) -> None:
+    names = {split: [shard.name for shard in w.shards] for split, w in writers.items()}
+    record = {
+        "format_version": FORMAT_VERSION,
+        "task": task,
+        "num_tasks": job.num_tasks,
+        "settings": job.settings(),
+        "tokenizer": asdict(job.tokenizer),
+        "counts": counts,
+        "sidecars": {
+            split: [name.removesuffix(".tar") + ".json" for name in names[split]] for split in names
+        },
+    }
+    write_json(marker_path(job.out, task, job.num_tasks), record)
+
+
+def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool) -> None:
+    """Make the dataset directory ready: checked settings, its own copy of the tokenizer.
+
+    With `overwrite`, tasks, shards and manifest of an earlier dataset are removed first.
+    """
+    if overwrite:
+        (job.out / MANIFEST_NAME).unlink(missing_ok=True)
+        for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY):
+            if (job.out / name).exists():
+                shutil.rmtree(job.out / name)
+    check_settings(job)
+    for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY):
+        (job.out / name).mkdir(parents=True, exist_ok=True)
+    model = (tokenizer_directory / MODEL_NAME).read_bytes()
+    save_tokenizer(model, job.out / TOKENIZER_DIRECTORY)

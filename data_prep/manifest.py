@@ -1,0 +1,167 @@
+"""The dataset format: what is on disk, and `manifest.json`, which describes it (docs/data.md)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import DataError
+from data_prep.files import fingerprint_of, read_json, write_json
+from data_prep.tokenizer import TokenizerInfo
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+SHARDS_DIRECTORY = "shards"
+TASKS_DIRECTORY = "tasks"
+TOKENIZER_DIRECTORY = "tokenizer"
+SPLITS = ("train", "valid")
+
+MEMBER_TOKENS = 65_536
+"""Tokens in every member of a tar but its last, which may be shorter."""
+TAR_BLOCK_BYTES = 512
+
+
+def token_dtype(vocab_size: int) -> str:
+    """Return the numpy type of stored tokens: little-endian, 16 bits when every id fits."""
+    return "<u2" if vocab_size <= 1 << 16 else "<u4"
+
+
+def member_stride(itemsize: int) -> int:
+    """Return the bytes from the start of one member's tokens to the next one's."""
+    return MEMBER_TOKENS * itemsize + TAR_BLOCK_BYTES
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar of tokens and the file of document ends beside it. Names are relative to the dataset.
+
+    Member m holds tokens m * 65,536 onwards; they start at byte
+    `member_offset + m * member_stride` of the tar.
+    """
+
+    name: str
+    num_bytes: int
+    sha256: str
+    num_tokens: int
+    num_documents: int
+    member_offset: int
+    member_stride: int
+    ends_name: str
+    ends_bytes: int
+    ends_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a reader needs to know of a dataset before it opens a shard."""
+
+    dtype: str
+    tokenizer: TokenizerInfo
+    splits: dict[str, list[ShardInfo]]
+    counts: dict[str, int]
+    """Documents by what became of them: documents, duplicates, empty, bad."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the hashes of all shards in order and the tokenizer's fingerprint."""
+        shards = {s: [shard.sha256 for shard in infos] for s, infos in self.splits.items()}
+        return fingerprint_of({"shards": shards, "tokenizer": self.tokenizer.fingerprint})
+
+    def num_tokens(self, split: str) -> int:
+        """Return the tokens of a split, 0 when there is no such split."""
+        return sum(shard.num_tokens for shard in self.splits.get(split, []))
+
+
+def record_to(kind: type[Any], record: Any, path: Path, remedy: str) -> Any:
+    """Return the dataclass of a JSON record whose keys and plain types must match exactly."""
+    types = {field.name: field.type for field in fields(kind)}
+    if not isinstance(record, dict) or set(record) != set(types):
+        raise DataError(f"{path} does not hold the fields of {kind.__name__}. {remedy}")
+    wrong = [name for name, value in record.items() if not isinstance(value, types[name])]  # type: ignore[arg-type]
+    if wrong:
+        raise DataError(f"{path}: wrong type of {', '.join(wrong)}. {remedy}")
+    return kind(**record)
+
+
+def check_format_version(record: dict[str, Any], path: Path) -> None:
+    """Raise DataError unless a record was written in the format that this code reads."""
+    if record.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format version {record.get('format_version')}, this program reads "
+            f"{FORMAT_VERSION}. Prepare the dataset again, or use the program that wrote it."
+        )
+
+
+def write_manifest(data: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` of a dataset directory, atomically."""
+    record = {
+        "format_version": FORMAT_VERSION,
+        "dtype": manifest.dtype,
+        "member_tokens": MEMBER_TOKENS,
+        "tokenizer": manifest.tokenizer.to_record(),
+        "fingerprint": manifest.fingerprint,
+        "num_tokens": {split: manifest.num_tokens(split) for split in manifest.splits},
+        "counts": manifest.counts,
+        "splits": {
+            split: [asdict(shard) for shard in shards] for split, shards in manifest.splits.items()
+        },
+    }
+    write_json(data / MANIFEST_NAME, record)
+
+
+def read_manifest(data: Path) -> Manifest:
+    """Return the manifest of a dataset directory.
+
+    Raises DataError when it is missing, damaged, of another format version, or contradicts itself.
+    """
+    path = data / MANIFEST_NAME
+    merge = f"Run `esolm prep merge {data}` (after `esolm prep tokenize ... --out {data}`)."
+    record = read_json(path, merge)
+    check_format_version(record, path)
+    try:
+        splits = {
+            str(split): [record_to(ShardInfo, shard, path, merge) for shard in shards]
+            for split, shards in record["splits"].items()
+        }
+        manifest = Manifest(
+            dtype=str(record["dtype"]),
+            tokenizer=record_to(TokenizerInfo, record["tokenizer"], path, merge),
+            splits=splits,
+            counts={str(key): int(count) for key, count in record["counts"].items()},
+        )
+        stated = record["fingerprint"]
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}). {merge}") from error
+    if manifest.fingerprint != stated:
+        raise DataError(
+            f"{path} states the fingerprint {stated}, but its shards give {manifest.fingerprint}: "
+            f"it was changed by hand or damaged. {merge}"
+        )
+    return manifest
+
+
+def shard_problems(data: Path, shards: Sequence[ShardInfo]) -> list[str]:
+    """Return what is wrong with the presence and exact sizes of shards, one sentence per file."""
+    problems = []
+    for shard in shards:
+        expected = {shard.name: shard.num_bytes, shard.ends_name: shard.ends_bytes}
+        for name, num_bytes in expected.items():
+            path = data / name
+            try:
+                found = path.stat().st_size
+            except OSError as error:
+                problems.append(f"{path}: missing or unreadable ({error.strerror})")
+                continue
+            if found != num_bytes:
+                kind = "cut short" if found < num_bytes else "too long"
+                problems.append(f"{path}: {kind}, {num_bytes} bytes expected, {found} found")
+    return problems
+
+
+def repair_advice(data: Path) -> str:
+    """Return the sentence that tells a user how damaged shards are made again."""
+    return (
+        f"Run `esolm prep verify {data}` to see all damage. To repair, run the same `esolm prep "
+        f"tokenize` command again (it redoes tasks whose files are missing or of the wrong size; "
+        f"first delete shards that verify names as changed), then `esolm prep merge {data}`."
+    )

@@ -1,0 +1,73 @@
+"""From finished tasks to one dataset: `manifest.json`."""
+
+from pathlib import Path
+
+from data_prep.errors import DataError
+from data_prep.jobs import COUNTS, TaskRecord, read_marker
+from data_prep.manifest import (
+    SPLITS,
+    TASKS_DIRECTORY,
+    TOKENIZER_DIRECTORY,
+    Manifest,
+    repair_advice,
+    shard_problems,
+    token_dtype,
+    write_manifest,
+)
+from data_prep.tokenizer import load_tokenizer
+
+
+def merge_tasks(data: Path) -> Manifest:
+    """Write the manifest over all tasks of a dataset and return it.
+
+    Raises DataError naming all missing tasks, or all missing or truncated shards, or the tasks and
+    tokenizer that do not belong together.
+    """
+    records = _finished_tasks(data)
+    first = records[0]
+    tokenizer = load_tokenizer(data / TOKENIZER_DIRECTORY).info
+    if tokenizer != first.tokenizer:
+        raise DataError(
+            f"{data / TOKENIZER_DIRECTORY} is not the tokenizer that the shards were made with "
+            f"({tokenizer.fingerprint} found, {first.tokenizer.fingerprint} expected). "
+            "Restore it, or tokenize again with --overwrite."
+        )
+    splits = {
+        split: [shard for record in records for shard in record.shards[split]] for split in SPLITS
+    }
+    problems = shard_problems(data, [shard for shards in splits.values() for shard in shards])
+    if problems:
+        raise DataError("\n".join([*problems, repair_advice(data)]))
+    if not any(splits.values()):
+        raise DataError(
+            f"{data} holds no tokens: every document was empty or bad. Check the input."
+        )
+    counts = {name: sum(record.counts[name] for record in records) for name in COUNTS}
+    manifest = Manifest(token_dtype(tokenizer.vocab_size), tokenizer, splits, counts)
+    write_manifest(data, manifest)
+    return manifest
+
+
+def _finished_tasks(data: Path) -> list[TaskRecord]:
+    paths = sorted((data / TASKS_DIRECTORY).glob("task-*.json"))
+    if not paths:
+        raise DataError(
+            f"{data} has no finished task. Run `esolm prep tokenize INPUT --tokenizer DIR "
+            f"--out {data}` first."
+        )
+    records = [read_marker(data, path) for path in paths]
+    first = records[0]
+    other = [str(p) for p, r in zip(paths, records, strict=True) if r.settings != first.settings]
+    if other:
+        raise DataError(
+            f"{paths[0]} and {', '.join(other)} were made with other settings or inputs. Tokenize "
+            "again with --overwrite."
+        )
+    missing = sorted(set(range(first.num_tasks)) - {record.task for record in records})
+    if missing:
+        raise DataError(
+            f"{data}: {len(missing)} of {first.num_tasks} tasks are not finished: "
+            f"{', '.join(map(str, missing))}. Run the same `esolm prep tokenize` command again "
+            f"(finished tasks are skipped), or for one task with --task {missing[0]}."
+        )
+    return records

@@ -1,0 +1,49 @@
+"""A sample of a corpus for training the tokenizer, the same whatever the order of its files."""
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Iterator
+
+from data_prep.documents import Document
+
+CHUNK_CHARACTERS = 1024
+
+
+def split_into_chunks(text: str, max_characters: int = CHUNK_CHARACTERS) -> Iterator[str]:
+    """Yield consecutive pieces of a text, cut after newlines where lines are short enough.
+
+    Newlines and indentation stay inside a chunk, so that whitespace pieces are learnt.
+    """
+    chunk = ""
+    for line in text.splitlines(keepends=True):
+        if chunk and len(chunk) + len(line) > max_characters:
+            yield chunk
+            chunk = ""
+        while len(line) > max_characters:
+            yield line[:max_characters]
+            line = line[max_characters:]
+        chunk += line
+    if chunk:
+        yield chunk
+
+
+def sample_chunks(documents: Iterable[Document], max_chunks: int) -> list[str]:
+    """Return at most `max_chunks` distinct chunks: those with the smallest hashes.
+
+    A hash orders the chunks at random but reproducibly, so this is a uniform sample of the corpus
+    in one pass and in memory for `max_chunks` chunks.
+    """
+    kept: list[tuple[int, str]] = []
+    hashes: set[int] = set()
+    for document in documents:
+        for chunk in split_into_chunks(document.text):
+            digest = hashlib.blake2b(chunk.encode(), digest_size=16).digest()
+            key = -int.from_bytes(digest, "little")
+            if key in hashes or (len(kept) == max_chunks and key < kept[0][0]):
+                continue
+            hashes.add(key)
+            if len(kept) < max_chunks:
+                heapq.heappush(kept, (key, chunk))
+            else:
+                hashes.remove(heapq.heappushpop(kept, (key, chunk))[0])
+    return [chunk for _, chunk in sorted(kept, reverse=True)]

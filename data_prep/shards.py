@@ -1,0 +1,149 @@
+"""Writing shards: webdataset tars of raw little-endian tokens, the same bytes on every run."""
+
+import hashlib
+import io
+import os
+import tarfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.files import fsync_directory, sha256_of_file, write_atomic, write_json
+from data_prep.manifest import (
+    FORMAT_VERSION,
+    MEMBER_TOKENS,
+    SHARDS_DIRECTORY,
+    TAR_BLOCK_BYTES,
+    ShardInfo,
+    member_stride,
+)
+
+
+def shard_prefix(split: str, task: int) -> str:
+    """Return the start of the names of all files that a task writes for a split."""
+    return f"{split}-{task:05d}-"
+
+
+class TokenTar:
+    """One tar being written. Its bytes depend on the tokens and the key alone."""
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self.path = path
+        self.num_tokens = 0
+        self.num_bytes = 0
+        self._dtype = np.dtype(dtype)
+        self._suffix = f"u{8 * self._dtype.itemsize}"
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._stream = open(self._temporary, "wb")
+        self._digest = hashlib.sha256()
+        self._pending: list[npt.NDArray[np.generic]] = []
+        self._num_pending = 0
+
+    def append(self, tokens: npt.NDArray[np.generic]) -> None:
+        """Add tokens [N] of the tar's dtype to the end of the stream."""
+        self._pending.append(tokens)
+        self._num_pending += len(tokens)
+        self.num_tokens += len(tokens)
+        if self._num_pending >= MEMBER_TOKENS:
+            self._write_members(MEMBER_TOKENS)
+
+    def _write_members(self, smallest: int) -> None:
+        tokens = np.concatenate(self._pending)
+        start = 0
+        while len(tokens) - start >= smallest:
+            self._write_member(tokens[start : start + MEMBER_TOKENS])
+            start += MEMBER_TOKENS
+        self._pending = [tokens[start:]]
+        self._num_pending = len(self._pending[0])
+
+    def _write_member(self, tokens: npt.NDArray[np.generic]) -> None:
+        number = self.num_bytes // member_stride(self._dtype.itemsize)
+        # A TarInfo starts with mtime, uid and gid 0, and so no run leaves a trace in the bytes.
+        header = tarfile.TarInfo(f"{self.path.stem}-{number:06d}.{self._suffix}")
+        content = tokens.tobytes()
+        header.size = len(content)
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        self._write(content)
+        self._write(bytes(-len(content) % TAR_BLOCK_BYTES))
+
+    def _write(self, content: bytes) -> None:
+        self._stream.write(content)
+        self._digest.update(content)
+        self.num_bytes += len(content)
+
+    def commit(self) -> str:
+        """Finish the tar, make it durable under its final name and return its sha256."""
+        if self._num_pending:
+            self._write_members(1)
+        self._write(bytes(2 * TAR_BLOCK_BYTES))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        os.replace(self._temporary, self.path)
+        fsync_directory(self.path.parent)
+        return self._digest.hexdigest()
+
+    def discard(self) -> None:
+        """Close and remove an unfinished tar."""
+        self._stream.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class ShardWriter:
+    """The shards of one split and one task. A shard holds whole documents."""
+
+    def __init__(
+        self, data: Path, split: str, task: int, dtype: str, shard_tokens: int, fingerprint: str
+    ) -> None:
+        """Write below `data`; `fingerprint` (of the task) goes into every sidecar."""
+        self.shards: list[ShardInfo] = []
+        self._data = data
+        self._prefix = shard_prefix(split, task)
+        self._dtype = np.dtype(dtype)
+        self._shard_tokens = shard_tokens
+        self._fingerprint = fingerprint
+        self._tar: TokenTar | None = None
+        self._ends: list[int] = []
+
+    def add(self, tokens: list[int]) -> None:
+        """Add the tokens of one document, its eos included; the shard is closed once it is full."""
+        if self._tar is None:
+            name = f"{self._prefix}{len(self.shards):05d}.tar"
+            self._tar = TokenTar(self._data / SHARDS_DIRECTORY / name, self._dtype.str)
+        self._tar.append(np.array(tokens, dtype=self._dtype))
+        self._ends.append(self._tar.num_tokens)
+        if self._tar.num_tokens >= self._shard_tokens:
+            self.close()
+
+    def close(self) -> None:
+        """Commit the shard in progress, if any: the tar, its document ends, then its sidecar."""
+        if self._tar is None:
+            return
+        tar, ends_path = self._tar, self._tar.path.with_suffix(".ends.npy")
+        buffer = io.BytesIO()
+        np.save(buffer, np.array(self._ends, dtype="<u8"))
+        write_atomic(ends_path, buffer.getvalue())
+        shard = ShardInfo(
+            name=f"{SHARDS_DIRECTORY}/{tar.path.name}",
+            sha256=tar.commit(),
+            num_bytes=tar.num_bytes,
+            num_tokens=tar.num_tokens,
+            num_documents=len(self._ends),
+            member_offset=TAR_BLOCK_BYTES,
+            member_stride=member_stride(self._dtype.itemsize),
+            ends_name=f"{SHARDS_DIRECTORY}/{ends_path.name}",
+            ends_bytes=len(buffer.getvalue()),
+            ends_sha256=sha256_of_file(ends_path),
+        )
+        sidecar = {"format_version": FORMAT_VERSION, "task_fingerprint": self._fingerprint}
+        write_json(tar.path.with_suffix(".json"), {**sidecar, "shard": asdict(shard)})
+        self.shards.append(shard)
+        self._tar, self._ends = None, []
+
+    def discard(self) -> None:
+        """Drop the shard in progress after an error."""
+        if self._tar is not None:
+            self._tar.discard()
+            self._tar = None

@@ -1,0 +1,67 @@
+"""The full check of a dataset: every byte against the checksums of the manifest."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from data_prep.errors import DataError
+from data_prep.files import HASH_BLOCK_BYTES
+from data_prep.manifest import TOKENIZER_DIRECTORY, Manifest, repair_advice
+from data_prep.tokenizer import load_tokenizer
+
+
+def files_of(manifest: Manifest) -> list[tuple[str, int, str]]:
+    """Return (name, bytes, sha256) of every file that the manifest vouches for."""
+    shards = [shard for infos in manifest.splits.values() for shard in infos]
+    tars = [(shard.name, shard.num_bytes, shard.sha256) for shard in shards]
+    return tars + [(shard.ends_name, shard.ends_bytes, shard.ends_sha256) for shard in shards]
+
+
+def verify_dataset(data: Path, manifest: Manifest, on_bytes: Callable[[int], None]) -> int:
+    """Return the number of files checked; `on_bytes` is called with the bytes read at a time.
+
+    Raises DataError naming every damaged file with what was expected and what was found.
+    """
+    problems = []
+    files = files_of(manifest)
+    for name, num_bytes, sha256 in files:
+        problem = _problem(data / name, num_bytes, sha256, on_bytes)
+        if problem:
+            problems.append(problem)
+    problems += _tokenizer_problems(data, manifest)
+    if problems:
+        raise DataError("\n".join([*problems, repair_advice(data)]))
+    return len(files)
+
+
+def _problem(
+    path: Path, num_bytes: int, sha256: str, on_bytes: Callable[[int], None]
+) -> str | None:
+    digest = hashlib.sha256()
+    found_bytes = 0
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            while block := stream.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+                found_bytes += len(block)
+                on_bytes(len(block))
+    except OSError as error:
+        return f"{path}: missing or unreadable ({error.strerror})"
+    if found_bytes != num_bytes:
+        kind = "cut short" if found_bytes < num_bytes else "too long"
+        return f"{path}: {kind}, {num_bytes} bytes expected, {found_bytes} found"
+    if digest.hexdigest() != sha256:
+        return f"{path}: changed, sha256 {sha256} expected, {digest.hexdigest()} found"
+    return None
+
+
+def _tokenizer_problems(data: Path, manifest: Manifest) -> list[str]:
+    directory = data / TOKENIZER_DIRECTORY
+    try:
+        found = load_tokenizer(directory).info
+    except DataError as error:
+        return [str(error)]
+    if found != manifest.tokenizer:
+        expected = manifest.tokenizer.fingerprint
+        return [f"{directory}: fingerprint {expected} expected, {found.fingerprint} found"]
+    return []

@@ -1,0 +1,76 @@
+"""Running the tasks of a job in this process or in several, with progress."""
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from multiprocessing.sharedctypes import Synchronized
+from typing import Any
+
+from data_prep.jobs import TokenizeJob, run_task
+from data_prep.progress import Progress
+
+POLL_SECONDS = 0.2
+
+_done_bytes: "Synchronized[int] | None" = None
+
+
+def _set_counter(counter: "Synchronized[int]") -> None:
+    global _done_bytes
+    _done_bytes = counter
+
+
+def _run_in_worker(job: TokenizeJob, task: int) -> dict[str, int]:
+    counter = _done_bytes
+    assert counter is not None
+
+    def add(num_bytes: int) -> None:
+        with counter.get_lock():
+            counter.value += num_bytes
+
+    return run_task(job, task, add)
+
+
+def run_tasks(
+    job: TokenizeJob, tasks: Sequence[int], num_workers: int, progress: Progress
+) -> list[dict[str, int]]:
+    """Run tasks in `num_workers` processes and return the counts of each, in the order of `tasks`.
+
+    The output does not depend on the number of workers. The first DataError of a task is raised
+    here, after tasks that have started came to their end.
+    """
+    if num_workers <= 1 or len(tasks) <= 1:
+        done = _Total(progress.update)
+        return [run_task(job, task, done.add) for task in tasks]
+    # Not fork: the parent may hold threads (the progress bar) and their locks.
+    context: Any = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    with ProcessPoolExecutor(num_workers, context, _set_counter, (counter,)) as pool:
+        futures = [pool.submit(_run_in_worker, job, task) for task in tasks]
+        _watch(futures, lambda: progress.update(counter.value))
+        pool.shutdown(cancel_futures=any(_failed(future) for future in futures))
+    for future in futures:
+        if _failed(future):
+            future.result()
+    return [future.result() for future in futures]
+
+
+class _Total:
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self._report = report
+        self._total = 0
+
+    def add(self, num_bytes: int) -> None:
+        self._total += num_bytes
+        self._report(self._total)
+
+
+def _failed(future: "Future[Any]") -> bool:
+    return future.done() and not future.cancelled() and future.exception() is not None
+
+
+def _watch(futures: "list[Future[dict[str, int]]]", report: Callable[[], None]) -> None:
+    while True:
+        _, pending = wait(futures, POLL_SECONDS, FIRST_EXCEPTION)
+        report()
+        if not pending or any(_failed(future) for future in futures):
+            return

@@ -1,0 +1,226 @@
+"""`esolm prep`: text becomes token tars."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from data_prep.documents import SourceFile
+    from data_prep.manifest import Manifest
+
+app = typer.Typer(
+    help="Text becomes token tars: train a tokenizer, tokenize, merge, verify, inspect.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+Inputs = Annotated[
+    Optional[list[Path]],
+    typer.Argument(
+        metavar="[INPUT]...",
+        show_default=False,
+        help="Text files, directories of them, or JSONL (.jsonl, .ndjson); .gz and .zst as well.",
+    ),
+]
+FromStdlib = Annotated[
+    bool,
+    typer.Option("--from-python-stdlib", help="Also take the library of the running Python."),
+]
+TextKey = Annotated[str, typer.Option(help="The key of JSONL objects that holds the text.")]
+OnBadDocument = Annotated[
+    str, typer.Option(metavar="error|skip", help="What to do with a document that is damaged.")
+]
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="The dataset directory.")]
+
+
+def _find(inputs: list[Path] | None, from_python_stdlib: bool) -> "list[SourceFile]":
+    from data_prep.documents import find_files
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    return find_files(inputs or [], from_python_stdlib)
+
+
+@app.command()
+def tokenizer(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the tokenizer is written.")],
+    inputs: Inputs = None,
+    from_python_stdlib: FromStdlib = False,
+    vocab_size: Annotated[int, typer.Option(help="Pieces, special symbols included.")] = 32_000,
+    text_key: TextKey = "text",
+    on_bad_document: OnBadDocument = "error",
+    max_sentences: Annotated[
+        int, typer.Option(help="Most pieces of text (about 1,000 characters each) to train on.")
+    ] = 3_000,
+) -> None:
+    """Train a lossless SentencePiece tokenizer.
+
+    Example:
+
+        esolm prep tokenizer --from-python-stdlib --vocab-size 4096 --out data/tokenizer
+    """
+    from data_prep.documents import BadDocuments, iterate_documents
+    from data_prep.sampling import sample_chunks
+    from data_prep.tokenizer import save_tokenizer, train_model
+
+    bad = BadDocuments(on_bad_document)
+    files = _find(inputs, from_python_stdlib)
+    chunks = sample_chunks(iterate_documents(files, bad, text_key), max_sentences)
+    num_characters = sum(map(len, chunks))
+    typer.echo(f"training on {num_characters:,} characters of {len(files):,} files", err=True)
+    info = save_tokenizer(train_model(chunks, vocab_size), out)
+    typer.echo(f"{out}: {info.vocab_size:,} pieces, fingerprint {info.fingerprint[:16]}")
+
+
+@app.command()
+def tokenize(
+    tokenizer: Annotated[Path, typer.Option(metavar="DIR", help="A trained tokenizer.")],
+    out: Annotated[Path, typer.Option(metavar="DATA", help="The dataset directory to write.")],
+    inputs: Inputs = None,
+    from_python_stdlib: FromStdlib = False,
+    tasks: Annotated[int, typer.Option(help="Logical tasks the documents are dealt to.")] = 1,
+    task: Annotated[
+        Optional[int], typer.Option(help="Do this task only (for array jobs), from 0.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that work on the tasks.")] = 1,
+    valid_fraction: Annotated[
+        float, typer.Option(help="Share of documents to validate on.")
+    ] = 0.01,
+    shard_tokens: Annotated[
+        int, typer.Option(help="Tokens after which a shard ends.")
+    ] = 100_000_000,
+    max_bytes: Annotated[Optional[int], typer.Option(help="Most bytes of text to take.")] = None,
+    text_key: TextKey = "text",
+    on_bad_document: OnBadDocument = "error",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start DATA anew.")] = False,
+) -> None:
+    """Write webdataset tars of tokens. Finished tasks are skipped, so run it again to continue.
+
+    Example:
+
+        esolm prep tokenize --from-python-stdlib --tokenizer data/tokenizer --out data/stdlib
+    """
+    from data_prep.errors import DataError
+    from data_prep.jobs import TokenizeJob, is_finished, prepare_output
+    from data_prep.progress import Progress
+    from data_prep.tokenizer import load_tokenizer
+    from data_prep.workers import run_tasks
+
+    if task is not None and not 0 <= task < tasks:
+        raise DataError(f"--task is {task}, must be at least 0 and below --tasks ({tasks}).")
+    if task is not None and overwrite:
+        raise DataError("--overwrite with --task would remove the work of other tasks: drop one.")
+    job = TokenizeJob(
+        out=out,
+        files=tuple(_find(inputs, from_python_stdlib)),
+        tokenizer=load_tokenizer(tokenizer).info,
+        num_tasks=tasks,
+        valid_fraction=valid_fraction,
+        shard_tokens=shard_tokens,
+        max_bytes=max_bytes,
+        text_key=text_key,
+        on_bad_document=on_bad_document,
+    )
+    prepare_output(job, tokenizer, overwrite)
+    wanted = range(tasks) if task is None else [task]
+    to_do = [number for number in wanted if not is_finished(job, number)]
+    with Progress("tokenize", job.num_bytes * len(to_do) // tasks) as progress:
+        counts = run_tasks(job, to_do, workers, progress)
+    total = {key: sum(count[key] for count in counts) for key in (counts[0] if counts else {})}
+    found = "".join(f", {total[key]:,} {key}" for key in total)
+    typer.echo(f"{len(to_do)} tasks done, {len(wanted) - len(to_do)} skipped as finished{found}")
+
+
+@app.command()
+def merge(data: Data) -> None:
+    """Check that every task is complete and write DATA/manifest.json.
+
+    Example:
+
+        esolm prep merge data/stdlib
+    """
+    from data_prep.merge import merge_tasks
+
+    _echo_summary(data, merge_tasks(data))
+
+
+@app.command()
+def verify(data: Data) -> None:
+    """Compare every byte of a dataset with its checksums; damaged files are named (exit 64).
+
+    Example:
+
+        esolm prep verify data/stdlib
+    """
+    from data_prep.manifest import read_manifest
+    from data_prep.progress import Progress
+    from data_prep.verify import files_of, verify_dataset
+
+    manifest = read_manifest(data)
+    done = 0
+    with Progress("verify", sum(size for _, size, _ in files_of(manifest))) as progress:
+
+        def add(num_bytes: int) -> None:
+            nonlocal done
+            done += num_bytes
+            progress.update(done)
+
+        num_files = verify_dataset(data, manifest, add)
+    typer.echo(f"{data}: {num_files} files and the tokenizer are as they were written")
+
+
+@app.command()
+def inspect(
+    data: Data,
+    split: Annotated[str, typer.Option(help="train or valid.")] = "train",
+    sample: Annotated[int, typer.Option(help="Global number of the sample, from 0.")] = 0,
+    seq_len: Annotated[int, typer.Option(help="Tokens of a sample.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the order of samples.")] = 0,
+) -> None:
+    """Print what a dataset holds, and one sample as training would see it.
+
+    Example:
+
+        esolm prep inspect data/stdlib --sample 3 --seq-len 128
+    """
+    import numpy as np
+
+    from data_prep.errors import DataError
+    from data_prep.manifest import read_manifest
+    from data_prep.tokenizer import load_tokenizer
+    from pipeline.data.dataset import TokenDataset
+    from pipeline.data.reader import SampleReader
+
+    if sample < 0:
+        raise DataError(f"--sample is {sample}, must be at least 0.")
+    dataset = TokenDataset(data, split)
+    reader = SampleReader(dataset, seq_len, seed)
+    numbers = np.array([sample], dtype=np.int64)
+    epoch, sequence = (int(array[0]) for array in reader.index.locate(numbers))
+    tokens = reader.read(numbers)[0]
+    text = load_tokenizer(dataset.tokenizer_path.parent).decode_with_specials(tokens)
+    _echo_summary(data, read_manifest(data))
+    typer.echo(
+        f"sample {sample} of split {split}: epoch {epoch}, sequence {sequence} of "
+        f"{reader.num_sequences:,}, {seq_len} tokens\n\n{text}"
+    )
+
+
+def _echo_summary(data: Path, manifest: "Manifest") -> None:
+    counts: dict[str, Any] = manifest.counts
+    info = manifest.tokenizer
+    for split, shards in manifest.splits.items():
+        documents = sum(shard.num_documents for shard in shards)
+        typer.echo(
+            f"{split}: {manifest.num_tokens(split):,} tokens, {documents:,} documents, "
+            f"{len(shards)} shards, {sum(shard.num_bytes for shard in shards):,} bytes"
+        )
+    typer.echo(
+        f"left out: {counts['duplicates']:,} duplicate, {counts['empty']:,} empty, "
+        f"{counts['bad']:,} bad documents"
+    )
+    typer.echo(
+        f"vocabulary {info.vocab_size:,} (mask {info.mask_id}, bos {info.bos_id}, eos "
+        f"{info.eos_id}), {manifest.dtype}, fingerprint {manifest.fingerprint[:16]}, {data}"
+    )

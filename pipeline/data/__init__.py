@@ -1,0 +1,1 @@
+"""Reading datasets in training: token streams, the order of samples, prefetching."""

@@ -1,0 +1,68 @@
+"""Training samples by their global number."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.errors import DataError
+from pipeline.data.dataset import TokenDataset
+from pipeline.data.index import SampleIndex
+
+Int64Array = npt.NDArray[np.int64]
+
+
+class SampleReader:
+    """Samples of `seq_len` contiguous tokens; what is left at the end of the stream is dropped.
+
+    A batch is asked for by the global numbers of its samples, so it is the same for every number of
+    data-parallel ranks and after every restart.
+    """
+
+    def __init__(
+        self, dataset: TokenDataset, seq_len: int, seed: int, shuffle: str = "global"
+    ) -> None:
+        """Raise DataError when the split has too few tokens for a single sequence."""
+        if seq_len < 1:
+            raise DataError(f"seq_len is {seq_len}, must be at least 1.")
+        self.num_sequences = dataset.num_tokens // seq_len
+        if not self.num_sequences:
+            raise DataError(
+                f"{dataset.path} has {dataset.num_tokens} tokens in split '{dataset.split}', too "
+                f"few for one sequence of {seq_len}. Use a smaller train.seq_len, or tokenize more "
+                "text (for the valid split: a larger --valid-fraction)."
+            )
+        self.dataset = dataset
+        self.seq_len = seq_len
+        self.index = SampleIndex(self.num_sequences, seed, shuffle)
+
+    def read(self, global_sample_indices: Int64Array) -> Int64Array:
+        """Return the tokens [N, L] of global samples [N]."""
+        _, sequences = self.index.locate(global_sample_indices)
+        return self.dataset.read_many(sequences * self.seq_len, self.seq_len)
+
+    def state(self, consumed_samples: int) -> dict[str, Any]:
+        """Return all that a checkpoint must keep to continue at sample `consumed_samples`."""
+        return {
+            "consumed_samples": consumed_samples,
+            "seed": self.index.seed,
+            "dataset_fingerprint": self.dataset.fingerprint,
+            "seq_len": self.seq_len,
+            "shuffle": self.index.shuffle,
+        }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise DataError listing every way in which a checkpoint's data differs from this."""
+        consumed = state.get("consumed_samples")
+        problems = []
+        if not isinstance(consumed, int) or consumed < 0:
+            problems.append(f"consumed_samples: {consumed} is not a number of samples")
+        for key, here in self.state(0).items():
+            if key != "consumed_samples" and state.get(key) != here:
+                problems.append(f"{key}: {state.get(key)} in the checkpoint, {here} here")
+        if problems:
+            raise DataError(
+                f"The checkpoint was trained on other samples than {self.dataset.path} gives now:\n"
+                + "\n".join(f"  {problem}" for problem in problems)
+                + "\nRestore the dataset and settings of the run, or start a new run directory."
+            )

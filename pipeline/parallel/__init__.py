@@ -1,0 +1,1 @@
+"""Process groups, layouts and the engines that run the network under them."""

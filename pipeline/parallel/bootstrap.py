@@ -1,0 +1,108 @@
+"""Brings one process into the job: device, process groups, quiet libraries.
+
+Import order matters: `DS_ACCELERATOR` must be set before DeepSpeed is imported, which this module
+does on its first use and nothing else in the package does at import time.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import ConfigError
+from pipeline.parallel.layout import Layout
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ProcessInfo:
+    """Where this process stands, from torchrun's or Slurm's environment."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+def process_info() -> ProcessInfo:
+    """Reads RANK, WORLD_SIZE, LOCAL_RANK, else SLURM_*; alone if neither is there."""
+    env = os.environ
+    if "RANK" in env:
+        return ProcessInfo(
+            int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", env["RANK"]))
+        )
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and "MASTER_ADDR" in env:
+        return ProcessInfo(
+            int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"])
+        )
+    return ProcessInfo(0, 1, 0)
+
+
+def device_of(info: ProcessInfo) -> torch.device:
+    """This rank's GPU, or the CPU where the machine has none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", info.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, set up for the device that is there."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__ as compatible_ops
+
+    # Its shared-memory all-reduce for CPUs would be compiled on first use, for a minute and a half.
+    compatible_ops["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    return deepspeed
+
+
+def initialize_processes(
+    info: ProcessInfo, layout: Layout, device: torch.device, timeout: timedelta
+) -> None:
+    """Creates the process groups of the layout: gloo on CPUs, NCCL on GPUs.
+
+    Raises ConfigError if the job has another number of ranks than the layout.
+    """
+    if info.world_size != layout.world_size:
+        raise ConfigError(f"{layout} needs {layout.world_size} ranks, but {info.world_size} started")
+    deepspeed = import_deepspeed()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if info.world_size == 1 and "MASTER_ADDR" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(
+            backend, rank=info.rank, world_size=info.world_size, timeout=timeout
+        )
+    os.environ.setdefault("LOCAL_RANK", str(info.local_rank))
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    initialize_groups(layout)
+
+
+def initialize_groups(layout: Layout) -> None:
+    """megatron-core's tensor, pipeline and data groups of the layout."""
+    from megatron.core import parallel_state
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        create_gloo_process_groups=False,
+    )
+
+
+def shutdown_processes() -> None:
+    """Leaves the process groups; safe to call when there are none."""
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,187 @@
+"""One interface over DeepSpeed's two engines, so that the training loop never asks which it has."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import ModelParallelConfig, parallel_state
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.initialize import initialize
+from model.loss import SparseTargets
+from pipeline.parallel.layout import Layout
+from pipeline.parallel.names import canonical_parameters
+from pipeline.train.optimizer import EmaAdamW
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tensors of one micro-batch and the name of its loss term.
+
+    inputs: (tokens, positions, rows). targets: see `model.loss.SparseTargets`.
+    """
+
+    inputs: tuple[Tensor, Tensor, Tensor]
+    targets: SparseTargets
+    term: str
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine needs to know of a run."""
+
+    model: ModelConfig
+    layout: Layout
+    device: torch.device
+    seed: int
+    micro_batch_size: int
+    num_micro_batches: int
+    """Micro-batches per step on each data-parallel rank."""
+    precision: str
+    gradient_clipping: float
+    optimizer: dict[str, Any]
+    """Arguments of EmaAdamW."""
+    activation_checkpointing: bool = False
+
+    def deepspeed(self) -> dict[str, Any]:
+        """DeepSpeed's own configuration."""
+        return {
+            "train_micro_batch_size_per_gpu": self.micro_batch_size,
+            "gradient_accumulation_steps": self.num_micro_batches,
+            "gradient_clipping": self.gradient_clipping,
+            "steps_per_print": None,
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": {"stage": self.layout.zero},
+            "bf16": {"enabled": self.precision == "bf16", "immediate_grad_update": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            # Its partitioned pipes do not know that the lengths of micro-batches differ.
+            "pipeline": {
+                "pipe_partitioned": False,
+                "grad_partitioned": False,
+                "use_reentrant": False,
+                "activation_checkpoint_interval": int(self.activation_checkpointing),
+            },
+        }
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Loss of each term, summed over the global batch, and the norm before clipping."""
+
+    losses: dict[str, float]
+    grad_norm: float
+
+
+class Engine(ABC):
+    """Runs the network of one layout. Built by `pipeline.parallel.build.build_engine`."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.layout = config.layout
+        self.recorded: list[Tensor] = []
+        self.deepspeed: Any = None
+        """DeepSpeed's engine; set by the subclass."""
+
+    @abstractmethod
+    def _run(self, batches: Sequence[MicroBatch]) -> None:
+        """Forward, backward and update over one step's micro-batches of this replica."""
+
+    @abstractmethod
+    def _run_without_update(self, batches: Sequence[MicroBatch]) -> None:
+        """Forward only, in evaluation mode."""
+
+    @property
+    def optimizer(self) -> EmaAdamW:
+        """The optimizer itself, below DeepSpeed's wrapper."""
+        wrapped: EmaAdamW = self.deepspeed.optimizer.optimizer
+        return wrapped
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """(canonical name, parameter) of what this rank holds."""
+        return canonical_parameters(self.deepspeed.module, self.config.model.num_layers)
+
+    def train_step(self, batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
+        """One optimizer step over this replica's micro-batches of the global batch."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._run(batches)
+        grad_norm = float(self.deepspeed.get_global_grad_norm())
+        return StepResult(self._reduce_losses(batches), grad_norm)
+
+    def evaluate(self, batches: Sequence[MicroBatch]) -> dict[str, float]:
+        """Loss of each term, summed over all replicas; weights stay as they are."""
+        self._run_without_update(batches)
+        return self._reduce_losses(batches)
+
+    def _record(self, loss: Tensor) -> Tensor:
+        """Notes a micro-batch's loss and scales it for backward.
+
+        DeepSpeed averages over micro-batches and replicas; the weights of the loss already make
+        the sum over all of them the loss of the step.
+        """
+        self.recorded.append(loss.detach())
+        return loss * (self.config.num_micro_batches * self.layout.dp)
+
+    def _reduce_losses(self, batches: Sequence[MicroBatch]) -> dict[str, float]:
+        """Sums the recorded losses by term over the replicas and tells every stage."""
+        terms = sorted({batch.term for batch in batches})
+        if self.layout.dp > 1:
+            gathered: list[list[str]] = [[] for _ in range(self.layout.dp)]
+            group = parallel_state.get_data_parallel_group()
+            dist.all_gather_object(gathered, terms, group=group)
+            terms = sorted(set().union(*gathered))
+        sums = torch.zeros(len(terms), dtype=torch.float64, device=self.config.device)
+        if parallel_state.is_pipeline_last_stage():
+            for batch, loss in zip(batches, self.recorded, strict=True):
+                sums[terms.index(batch.term)] += loss.double()
+            if self.layout.dp > 1:
+                dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+        if self.layout.pp > 1:
+            source = parallel_state.get_pipeline_model_parallel_last_rank()
+            dist.broadcast(sums, source, group=parallel_state.get_pipeline_model_parallel_group())
+        self.recorded.clear()
+        return dict(zip(terms, sums.tolist(), strict=True))
+
+
+def parallel_config(layout: Layout) -> ModelParallelConfig:
+    """megatron-core's settings for layers that are initialised by us, on the CPU first."""
+    return ModelParallelConfig(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        pipeline_dtype=torch.float32 if layout.pp > 1 else None,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+    )
+
+
+def initialize_module(module: nn.Module, config: EngineConfig) -> None:
+    """Initial weights of the part of the network that this rank holds."""
+    initialize(
+        canonical_parameters(module, config.model.num_layers),
+        config.model,
+        config.seed,
+        parallel_state.get_tensor_model_parallel_rank(),
+        config.layout.tp,
+    )
+
+
+def build_optimizer(module: nn.Module, config: EngineConfig) -> EmaAdamW:
+    """The optimizer over the module's parameters; only matrices decay."""
+    arguments = dict(config.optimizer)
+    weight_decay = arguments.pop("weight_decay")
+    parameters = list(module.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return EmaAdamW(groups, weight_decay=weight_decay, **arguments)
+
+
+def iterate(batches: Sequence[MicroBatch]) -> Iterator[tuple[Any, Any]]:
+    """The (inputs, labels) pairs that DeepSpeed's pipeline pulls."""
+    for batch in batches:
+        yield batch.inputs, batch.targets

@@ -1,0 +1,45 @@
+"""A parallel layout: how many ranks share the network, and how the rest share the batch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """tp x pp x dp ranks with ZeRO stage `zero` over the data-parallel ones.
+
+    Ranks are numbered with tp fastest, then dp, then pp: the order of megatron-core and of
+    DeepSpeed's PipeModelDataParallelTopology alike.
+    """
+
+    tp: int
+    pp: int
+    dp: int
+    zero: int
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    def __str__(self) -> str:
+        return f"TP{self.tp} x PP{self.pp} x DP{self.dp}, ZeRO-{self.zero}"
+
+
+def fit_layout(tp: int, pp: int, zero: int, world_size: int) -> tuple[Layout | None, list[str]]:
+    """The layout of `world_size` ranks, or every reason why there is none."""
+    problems = []
+    if tp < 1 or pp < 1:
+        problems.append(f"parallel.tp is {tp} and parallel.pp is {pp}; both must be at least 1")
+    if zero not in (1, 2, 3):
+        problems.append(f"parallel.zero is {zero}; choose 1, 2 or 3")
+    if pp > 1 and zero > 1:
+        problems.append(
+            f"parallel.zero={zero} does not go with parallel.pp={pp}: gradients of a pipeline stage "
+            "are summed over micro-batches before they are reduced; use parallel.zero=1"
+        )
+    if tp >= 1 and pp >= 1 and world_size % (tp * pp):
+        problems.append(
+            f"{world_size} ranks do not divide by parallel.tp {tp} x parallel.pp {pp} = {tp * pp}"
+        )
+    if problems:
+        return None, problems
+    return Layout(tp, pp, world_size // (tp * pp), zero), []
