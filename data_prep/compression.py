@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from data_prep.errors import DataError
 
@@ -75,8 +75,8 @@ def open_decompressed(path: Path) -> Iterator[IO[bytes]]:
     try:
         with open(path, "rb") as source:
             if path.suffix.lower() == ".gz":
-                with gzip.open(source) as stream:
-                    yield stream
+                with gzip.open(source) as unzipped:
+                    yield cast(IO[bytes], unzipped)
             elif path.suffix.lower() == ".zst":
                 with io.BufferedReader(_ZstdStream(source), READ_BYTES) as stream:
                     yield stream

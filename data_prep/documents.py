@@ -167,14 +167,17 @@ def _parse_line(
     line: bytes, index: int, location: str, text_key: str, bad: BadDocuments
 ) -> Iterator[Document]:
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode("utf-8"))
         text = record[text_key] if isinstance(record, dict) else None
         if isinstance(text, str):
             text.encode("utf-8")
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         bad.report(location, f"invalid Unicode ({error.reason})")
     except ValueError as error:
-        bad.report(location, f"invalid JSON ({error})")
+        problem = error.msg if isinstance(error, json.JSONDecodeError) else error
+        bad.report(location, f"invalid JSON ({problem})")
+    except RecursionError:
+        bad.report(location, "JSON nested too deeply")
     except KeyError:
         bad.report(location, f"no key '{text_key}' (choose another with --text-key)")
     else:

@@ -36,7 +36,7 @@ class TokenTar:
         self._dtype = np.dtype(dtype)
         self._suffix = f"u{8 * self._dtype.itemsize}"
         self._temporary = path.with_name(path.name + ".tmp")
-        self._stream = open(self._temporary, "wb")
+        self._stream = io.BufferedWriter(io.FileIO(self._temporary, "w"), MEMBER_TOKENS)
         self._digest = hashlib.sha256()
         self._pending: list[npt.NDArray[np.generic]] = []
         self._num_pending = 0

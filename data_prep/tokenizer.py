@@ -106,7 +106,8 @@ def _describe(processor: Any, path: Path) -> TokenizerInfo:
 def _fingerprint(processor: Any) -> str:
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto()
+    messages: Any = sentencepiece_model_pb2
+    model = messages.ModelProto()
     model.ParseFromString(processor.serialized_model_proto())
     pieces = hashlib.sha256()
     for piece in model.pieces:

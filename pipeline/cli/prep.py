@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,9 +17,9 @@ app = typer.Typer(
 )
 
 Inputs = Annotated[
-    Optional[list[Path]],
+    list[Path] | None,
     typer.Argument(
-        metavar="[INPUT]...",
+        metavar="INPUT",
         show_default=False,
         help="Text files, directories of them, or JSONL (.jsonl, .ndjson); .gz and .zst as well.",
     ),
@@ -58,12 +58,15 @@ def tokenizer(
 
     Example:
 
-        esolm prep tokenizer --from-python-stdlib --vocab-size 4096 --out data/tokenizer
+        esolm prep tokenizer --from-python-stdlib --vocab-size 4096 --out data/tok
     """
     from data_prep.documents import BadDocuments, iterate_documents
+    from data_prep.errors import DataError
     from data_prep.sampling import sample_chunks
     from data_prep.tokenizer import save_tokenizer, train_model
 
+    if max_sentences < 1:
+        raise DataError(f"--max-sentences is {max_sentences}, must be at least 1.")
     bad = BadDocuments(on_bad_document)
     files = _find(inputs, from_python_stdlib)
     chunks = sample_chunks(iterate_documents(files, bad, text_key), max_sentences)
@@ -81,7 +84,7 @@ def tokenize(
     from_python_stdlib: FromStdlib = False,
     tasks: Annotated[int, typer.Option(help="Logical tasks the documents are dealt to.")] = 1,
     task: Annotated[
-        Optional[int], typer.Option(help="Do this task only (for array jobs), from 0.")
+        int | None, typer.Option(help="Do this task only (for array jobs), from 0.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that work on the tasks.")] = 1,
     valid_fraction: Annotated[
@@ -90,7 +93,7 @@ def tokenize(
     shard_tokens: Annotated[
         int, typer.Option(help="Tokens after which a shard ends.")
     ] = 100_000_000,
-    max_bytes: Annotated[Optional[int], typer.Option(help="Most bytes of text to take.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Most bytes of text to take.")] = None,
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start DATA anew.")] = False,
@@ -99,7 +102,7 @@ def tokenize(
 
     Example:
 
-        esolm prep tokenize --from-python-stdlib --tokenizer data/tokenizer --out data/stdlib
+        esolm prep tokenize --from-python-stdlib --tokenizer data/tok --out data/py
     """
     from data_prep.errors import DataError
     from data_prep.jobs import TokenizeJob, is_finished, prepare_output
@@ -138,7 +141,7 @@ def merge(data: Data) -> None:
 
     Example:
 
-        esolm prep merge data/stdlib
+        esolm prep merge data/py
     """
     from data_prep.merge import merge_tasks
 
@@ -151,7 +154,7 @@ def verify(data: Data) -> None:
 
     Example:
 
-        esolm prep verify data/stdlib
+        esolm prep verify data/py
     """
     from data_prep.manifest import read_manifest
     from data_prep.progress import Progress
@@ -182,7 +185,7 @@ def inspect(
 
     Example:
 
-        esolm prep inspect data/stdlib --sample 3 --seq-len 128
+        esolm prep inspect data/py --sample 3 --seq-len 128
     """
     import numpy as np
 

@@ -28,11 +28,18 @@ class _OpenFile:
     """A descriptor that is closed when its last user lets go of it, whichever thread that is."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read_into(self, row: npt.NDArray[np.generic], offset: int) -> int:
+        """Fill a row from a byte offset and return the bytes found.
+
+        A method, so that the caller's reference keeps the descriptor open until the read is done.
+        """
+        return os.preadv(self._descriptor, [row.data], offset)
 
 
 class _OpenFiles:
@@ -101,7 +108,8 @@ class TokenDataset:
 
     def read(self, start: int, length: int) -> Int64Array:
         """Return tokens [length] of the stream from position `start`."""
-        return self.read_many(np.array([start], dtype=np.int64), length)[0]
+        rows = self.read_many(np.array([start], dtype=np.int64), length)
+        return rows.reshape(length)
 
     def read_many(self, starts: Int64Array, length: int) -> Int64Array:
         """Return tokens [N, length] of the stream from each start [N].
@@ -138,7 +146,7 @@ class TokenDataset:
             filled += size
 
     def _pread(self, shard: int, offset: int, row: npt.NDArray[np.generic]) -> None:
-        found = os.preadv(self._files.get(shard).descriptor, [row], offset)
+        found = self._files.get(shard).read_into(row, offset)
         if found != row.nbytes:
             raise DataError(
                 f"{self._paths[shard]}: {row.nbytes} bytes expected at byte {offset}, {found} "

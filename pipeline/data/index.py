@@ -21,7 +21,8 @@ Uint64Array = npt.NDArray[np.uint64]
 
 SHUFFLES = ("global", "none")
 NUM_ROUNDS = 8
-_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
+_WORD = 0xFFFF_FFFF_FFFF_FFFF
+_GOLDEN_RATIO = 0x9E37_79B9_7F4A_7C15
 
 
 def _mix(x: Uint64Array) -> Uint64Array:
@@ -33,8 +34,8 @@ def _mix(x: Uint64Array) -> Uint64Array:
 
 def _epoch_keys(seed: int, epochs: Uint64Array) -> Uint64Array:
     """Return one 64-bit key per epoch [N] from the run's seed (taken modulo 2**64)."""
-    seed_word = np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64)
-    return _mix(_mix(seed_word + _GOLDEN_RATIO) + (epochs + np.uint64(1)) * _GOLDEN_RATIO)
+    seed_word = np.array([(seed + _GOLDEN_RATIO) & _WORD], dtype=np.uint64)
+    return _mix(_mix(seed_word) + (epochs + np.uint64(1)) * np.uint64(_GOLDEN_RATIO))
 
 
 def _feistel(x: Uint64Array, keys: Uint64Array, rows: int, columns: int) -> Uint64Array:
@@ -42,7 +43,7 @@ def _feistel(x: Uint64Array, keys: Uint64Array, rows: int, columns: int) -> Uint
     num_rows, num_columns = np.uint64(rows), np.uint64(columns)
     row, column = x // num_columns, x % num_columns
     for number in range(NUM_ROUNDS):
-        round_keys = keys + np.uint64(number + 1) * _GOLDEN_RATIO
+        round_keys = keys + np.uint64((number + 1) * _GOLDEN_RATIO & _WORD)
         if number % 2 == 0:
             row = (row + _mix(column ^ _mix(round_keys)) % num_rows) % num_rows
         else:

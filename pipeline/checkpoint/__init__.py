@@ -1,0 +1,1 @@
+"""Layout-free checkpoints: boxes of full tensors, committed atomically, read by any layout."""

@@ -1,0 +1,151 @@
+"""The commit protocol: a checkpoint is whole or it does not exist.
+
+Everything is written into `step_N.tmp/`; then a manifest with the size and sha256 of every file;
+then the directory is renamed. A directory without a valid manifest is not a checkpoint.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+_STEP = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """files: name -> {"bytes", "sha256"}. run: what the trainer needs to resume (see `RunState`)."""
+
+    step: int
+    files: dict[str, dict[str, Any]]
+    run: dict[str, Any]
+
+
+def step_directory(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step_{step:08d}"
+
+
+def begin(checkpoints: Path, step: int) -> Path:
+    """A fresh directory to write the checkpoint of `step` into; called by one rank."""
+    staging = step_directory(checkpoints, step).with_suffix(".tmp")
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    return staging
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """Size and checksum of a file as the manifest records them."""
+    with path.open("rb") as file:
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def commit(staging: Path, manifest: Manifest) -> Path:
+    """Writes the manifest and gives the directory its name; called by one rank, last of all."""
+    content = {"format": FORMAT_VERSION, **vars(manifest)}
+    with (staging / MANIFEST).open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_directory(staging)
+    final = staging.with_suffix("")
+    if final.exists():
+        # Only a damaged checkpoint is ever saved again: a run that resumes at a valid step goes on
+        # from there.
+        shutil.rmtree(final)
+    staging.rename(final)
+    _sync_directory(final.parent)
+    return final
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a committed checkpoint, after a check that every file has its full size.
+
+    Raises CheckpointError naming the first thing that is missing or cut short.
+    """
+    try:
+        content = json.loads((directory / MANIFEST).read_text())
+        manifest = Manifest(content["step"], content["files"], content["run"])
+        version = content["format"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory} has no {MANIFEST}: it was never committed") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory / MANIFEST} is damaged: {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{directory} has format {version}; this version reads format {FORMAT_VERSION}"
+        )
+    for name, expected in manifest.files.items():
+        path = directory / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != expected["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise CheckpointError(f"{path} {found}; the manifest says {expected['bytes']} bytes")
+    return manifest
+
+
+def verify_files(directory: Path, manifest: Manifest, names: list[str]) -> list[str]:
+    """What is wrong with the content of the named files, one line each."""
+    return [
+        f"{directory / name}: checksum differs from the manifest's"
+        for name in names
+        if digest(directory / name) != manifest.files[name]
+    ]
+
+
+def committed(checkpoints: Path) -> list[Path]:
+    """Directories that bear a checkpoint's name, oldest first, valid or not."""
+    if not checkpoints.is_dir():
+        return []
+    found = [path for path in checkpoints.iterdir() if _STEP.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def newest_valid(checkpoints: Path) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint whose manifest and sizes hold; damaged ones are named in the log."""
+    for directory in reversed(committed(checkpoints)):
+        try:
+            return directory, read_manifest(directory)
+        except CheckpointError as error:
+            logger.warning("checkpoint skipped: %s", error)
+    return None
+
+
+def retain(checkpoints: Path, keep: int) -> None:
+    """Removes all but the newest `keep` valid checkpoints; called after a commit."""
+    valid = [path for path in committed(checkpoints) if _is_valid(path)]
+    for directory in valid[:-keep]:
+        # Renamed first: a removal that is cut short must not leave half a checkpoint by that name.
+        doomed = directory.with_suffix(".tmp")
+        directory.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _is_valid(directory: Path) -> bool:
+    try:
+        read_manifest(directory)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

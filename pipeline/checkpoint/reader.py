@@ -1,0 +1,46 @@
+"""A checkpoint as seen from outside a run: full tensors in one process, for export and evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from model.config import ModelConfig
+from pipeline.checkpoint import commit, store
+from pipeline.errors import CheckpointError
+
+
+class CheckpointReader:
+    """Reads a run directory's newest valid checkpoint, or one checkpoint directory.
+
+    Raises CheckpointError if there is none or its content differs from the manifest.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        if (path / "checkpoints").is_dir():
+            found = commit.newest_valid(path / "checkpoints")
+            if found is None:
+                raise CheckpointError(f"{path} holds no valid checkpoint")
+            self.directory, self.manifest = found
+        else:
+            self.directory, self.manifest = path, commit.read_manifest(path)
+        problems = commit.verify_files(self.directory, self.manifest, sorted(self.manifest.files))
+        if problems:
+            raise CheckpointError("\n".join(problems))
+        run = self.manifest.run
+        self.step: int = run["step"]
+        self.seq_len: int = run["seq_len"]
+        self.model = ModelConfig(**run["model"])
+        self.objective: dict[str, Any] = run["objective"]
+        self.data_path: Path | None = Path(run["data_path"]) if run["data_path"] else None
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """The run's own copy of the tokenizer, a directory, where it has one."""
+        copy = self.directory.parent.parent / "tokenizer"
+        return copy if copy.is_dir() else None
+
+    def tensors(self, state: str) -> dict[str, Tensor]:
+        """Full fp32 tensors by canonical name; state: "weights", "ema", "exp_avg", "exp_avg_sq"."""
+        return store.read_full(self.directory, state)

@@ -1,0 +1,118 @@
+"""Fragments through torch.distributed.checkpoint: every rank writes and reads its own boxes."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from pipeline.checkpoint.fragments import Box, Fragment
+from pipeline.errors import CheckpointError
+
+
+def write(directory: Path, fragments: list[Fragment], group: dist.ProcessGroup | None) -> None:
+    """Writes this rank's fragments; collective over the group (of all ranks)."""
+    planner = _SavePlanner(_boxed([f for f in fragments if f.writes]))
+    writer = dcp.FileSystemWriter(directory, single_file_per_rank=True, sync_files=True)
+    dcp.save({}, storage_writer=writer, planner=planner, process_group=group)
+
+
+def read(directory: Path, fragments: list[Fragment], group: dist.ProcessGroup | None) -> None:
+    """Fills this rank's fragments in place; collective over the group (of all ranks)."""
+    planner = _LoadPlanner(_boxed(fragments))
+    reader = dcp.FileSystemReader(directory)
+    dcp.load({}, storage_reader=reader, planner=planner, process_group=group)
+
+
+def read_full(directory: Path, state: str) -> dict[str, Tensor]:
+    """Every parameter's full tensor of one state, by name, in this process alone."""
+    reader = dcp.FileSystemReader(directory)
+    prefix = f"{state}/"
+    tensors = {
+        key: torch.empty(entry.size)
+        for key, entry in reader.read_metadata().state_dict_metadata.items()
+        if key.startswith(prefix)
+    }
+    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+
+
+# (key, full shape, box) -> the box's part of the fragment, as a view of the box's shape
+_Boxes = dict[MetadataIndex, tuple[tuple[int, ...], Box, Tensor]]
+
+
+def _boxed(fragments: list[Fragment]) -> _Boxes:
+    boxes: _Boxes = {}
+    for fragment in fragments:
+        for box in fragment.boxes():
+            for state, flat in fragment.states.items():
+                view = flat.narrow(0, box.start, box.numel).view(box.sizes)
+                index = MetadataIndex(f"{state}/{fragment.name}", torch.Size(box.offsets))
+                boxes[index] = (fragment.full_shape, box, view)
+    return boxes
+
+
+class _SavePlanner(DefaultSavePlanner):
+    def __init__(self, boxes: _Boxes) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.boxes = boxes
+
+    def create_local_plan(self) -> SavePlan:
+        self.plan = SavePlan(
+            [
+                WriteItem(
+                    index=index,
+                    type=WriteItemType.SHARD,
+                    tensor_data=TensorWriteData(
+                        chunk=ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes)),
+                        properties=TensorProperties(dtype=view.dtype),
+                        size=torch.Size(full_shape),
+                    ),
+                )
+                for index, (full_shape, box, view) in self.boxes.items()
+            ]
+        )
+        return self.plan
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        return self.boxes[MetadataIndex(index.fqn, index.offset)][2]
+
+
+class _LoadPlanner(DefaultLoadPlanner):
+    def __init__(self, boxes: _Boxes) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.boxes = boxes
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        saved = self.metadata.state_dict_metadata
+        items = []
+        for index, (full_shape, box, _) in self.boxes.items():
+            entry = saved.get(index.fqn)
+            if entry is None or tuple(entry.size) != full_shape:
+                found = "nothing" if entry is None else f"a tensor of shape {tuple(entry.size)}"
+                raise CheckpointError(
+                    f"the checkpoint holds {found} for '{index.fqn}', but the network needs "
+                    f"{full_shape}: the model configuration is not the one it was trained with"
+                )
+            chunk = ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes))
+            items += create_read_items_for_chunk_list(index.fqn, entry, [chunk])
+        return LoadPlan(items)
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        return self.boxes[MetadataIndex(index.fqn, index.offset)][2]

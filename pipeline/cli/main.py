@@ -1,0 +1,32 @@
+"""The `esolm` command."""
+
+import sys
+
+import typer
+
+from data_prep.errors import EsolmError
+from pipeline.cli.export import export_command
+from pipeline.cli.generate import generate_command
+from pipeline.cli.prep import app as prep_app
+from pipeline.cli.train import train_command
+
+app = typer.Typer(
+    help="Pretrain Eso-LMs: text to token tars, training under any layout, export, decoding.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(prep_app, name="prep")
+app.command("train")(train_command)
+app.command("export")(export_command)
+app.command("generate")(generate_command)
+
+
+def main() -> None:
+    """Runs the command line; errors that a user can cause end in one message and their exit code."""
+    try:
+        app()
+    except EsolmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

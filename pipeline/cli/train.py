@@ -1,0 +1,37 @@
+"""`esolm train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train_command(
+    config: Annotated[Path, typer.Argument(help="Run configuration, a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, over what the file says.")
+    ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(help="Start this many ranks on this machine. Without it: this process is one."),
+    ] = None,
+) -> None:
+    """Train, or resume the run in run.dir in whatever layout the configuration now says.
+
+    Exit codes: 0 done; 85 stopped on request, resume me; 64 bad configuration or data; 1 otherwise.
+
+    Example: esolm train configs/run/demo.yaml --ranks 2 parallel.tp=2
+    """
+    from pipeline.config import load_config
+
+    given = overrides or []
+    resolved = load_config(config, given)
+    if ranks is None:
+        from pipeline.train.run import train
+
+        raise typer.Exit(train(resolved))
+    from pipeline.launch import launch
+    from pipeline.train.experiment import resolve
+
+    resolve(resolved, ranks)  # one message for a bad configuration, not one from each rank
+    raise typer.Exit(launch(["train", str(config), *given], ranks))

@@ -1,0 +1,58 @@
+"""The full tensors of a checkpoint, whichever parallel layout wrote them."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from model.config import ModelConfig
+from pipeline.errors import ExportError
+
+# How the command line names the states of a checkpoint.
+STATES = {"ema": "ema", "raw": "weights"}
+
+
+class Source(Protocol):
+    """What an export needs to know of a trained network."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def model(self) -> ModelConfig: ...
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        """`name`, and as far as it has them `variant`, `alpha_0`, `prepend_id`."""
+        ...
+
+    @property
+    def seq_len(self) -> int: ...
+
+    @property
+    def tokenizer_path(self) -> Path | None: ...
+
+    @property
+    def data_path(self) -> Path | None: ...
+
+    def tensors(self, state: str) -> dict[str, Tensor]:
+        """Full fp32 tensors by canonical name, of the state `ema` or `weights`."""
+        ...
+
+
+def open_source(checkpoint: Path) -> Source:
+    """The newest valid checkpoint of a run directory, or one checkpoint directory.
+
+    Raises CheckpointError if there is none.
+    """
+    from pipeline.checkpoint.reader import CheckpointReader
+
+    source: Source = CheckpointReader(checkpoint)
+    return source
+
+
+def load_tensors(source: Source, weights: str) -> dict[str, Tensor]:
+    """The tensors of `ema` or `raw` weights. Raises ExportError for any other name."""
+    if weights not in STATES:
+        raise ExportError(f"weights '{weights}' is unknown; choose of {', '.join(STATES)}")
+    return source.tensors(STATES[weights])

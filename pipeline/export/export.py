@@ -1,0 +1,148 @@
+"""Checkpoint -> bundle: fold, write, prove, and only then give it its name."""
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.errors import ExportError
+from pipeline.export.consolidate import Source, load_tensors, open_source
+from pipeline.export.fold import fold
+from pipeline.export.gate import run_gate
+from pipeline.export.manifest import write_manifest
+from pipeline.export.writer import DTYPES, bundle_config, load_model, write_bundle
+
+if TYPE_CHECKING:
+    from data_prep.tokenizer import Tokenizer
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported. bytes: of all files. gate: figures of each check, as in export.json."""
+
+    path: Path
+    step: int
+    weights: str
+    dtype: str
+    parameters: int
+    bytes: int
+    gate: dict[str, dict[str, Any]]
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    weights: str = "ema",
+    dtype: str = "bf16",
+    tokenizer: Path | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Exports a run directory's newest valid checkpoint, or one checkpoint directory.
+
+    Raises CheckpointError if there is none, and otherwise as `export_source`.
+    """
+    _refuse_existing(out, overwrite)
+    return export_source(open_source(checkpoint), out, weights, dtype, tokenizer, overwrite)
+
+
+def export_source(
+    source: Source,
+    out: Path,
+    weights: str = "ema",
+    dtype: str = "bf16",
+    tokenizer: Path | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Writes the bundle `out` and returns what it holds.
+
+    weights: `ema` or `raw`. dtype: `bf16` or `fp32`. tokenizer: a tokenizer directory in place of
+    the checkpoint's own. Raises ExportError, and leaves nothing behind, if a check of the gate
+    fails, or if `out` exists and may not be replaced.
+    """
+    if dtype not in DTYPES:
+        raise ExportError(f"dtype '{dtype}' is unknown; choose of {', '.join(DTYPES)}")
+    _refuse_existing(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    temporary.mkdir()
+    try:
+        report = _build(source, temporary, out, weights, dtype, tokenizer)
+        _put_in_place(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return report
+
+
+def _build(
+    source: Source, directory: Path, out: Path, weights: str, dtype: str, tokenizer: Path | None
+) -> ExportReport:
+    tensors = load_tensors(source, weights)
+    loaded_tokenizer = _load_tokenizer(tokenizer or source.tokenizer_path)
+    model = load_model(
+        bundle_config(source, loaded_tokenizer), fold(tensors, source.model, DTYPES[dtype])
+    )
+    write_bundle(directory, source, model, loaded_tokenizer)
+    gate = run_gate(directory, source, tensors, DTYPES[dtype], loaded_tokenizer)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    record = {
+        "format": FORMAT,
+        "step": source.step,
+        "weights": weights,
+        "dtype": dtype,
+        "objective": dict(source.objective),
+        "seq_len": source.seq_len,
+        "parameters": parameters,
+        "tokenizer": loaded_tokenizer.info.fingerprint if loaded_tokenizer else None,
+        "versions": _versions(),
+        "gate": gate,
+    }
+    files = write_manifest(directory, record)["files"]
+    size = sum(file["bytes"] for file in files.values())
+    return ExportReport(out, source.step, weights, dtype, parameters, size, gate)
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _load_tokenizer(path: Path | None) -> "Tokenizer | None":
+    """path: a tokenizer directory or the model file in it."""
+    if path is None:
+        return None
+    from data_prep.tokenizer import load_tokenizer
+
+    return load_tokenizer(path.parent if path.is_file() else path)
+
+
+def _refuse_existing(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise ExportError(f"{out} exists; remove it, choose another --out, or pass --overwrite")
+    if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise ExportError(f"{out} holds something that is no bundle; it is not overwritten")
+
+
+def _put_in_place(temporary: Path, out: Path) -> None:
+    """Renames, so that `out` is at every moment the old bundle, absent, or the new one."""
+    if not out.exists():
+        temporary.rename(out)
+        return
+    old = out.with_name(f"{out.name}.old-{os.getpid()}")
+    out.rename(old)
+    try:
+        temporary.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)

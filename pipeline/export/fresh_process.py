@@ -1,0 +1,71 @@
+"""Run as a script, alone: loads a bundle as a user would, where the training code does not exist.
+
+    python -I fresh_process.py BUNDLE WORK
+
+WORK/task.safetensors and task.json say what to compute; the result goes to WORK/result.json. This
+repository and the training packages cannot be imported here.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+BLOCKED = (
+    "deepspeed", "megatron", "apex", "transformer_engine", "webdataset", "omegaconf",
+    "model", "pipeline", "data_prep",
+)  # fmt: skip
+
+
+def main(bundle: Path, work: Path) -> None:
+    """Writes the largest logit difference, the tokens that differ and the texts that differ."""
+    for name in BLOCKED:
+        sys.modules[name] = None  # type: ignore[assignment]  # so that importing it fails
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    task, tensors = json.loads((work / "task.json").read_text()), load_file(work / "task.safetensors")
+    options: dict[str, Any] = {"trust_remote_code": True, "local_files_only": True}
+    network = AutoModelForMaskedLM.from_pretrained(bundle, dtype=torch.float32, **options).eval()
+    with torch.no_grad():
+        logits = network(tensors["tokens"], tensors["positions"]).logits
+    expected = tensors["logits"]
+    finite = expected.isfinite()
+    difference = float((logits - expected)[finite].abs().max())
+    result = {
+        "network": type(network).__name__,
+        "logit_difference": difference / max(1.0, float(expected[finite].abs().max())),
+        "mask_excluded": torch.equal(finite, logits.isfinite()),
+        "backbone": type(AutoModel.from_pretrained(bundle, **options)).__name__,
+        "causal_lm": type(AutoModelForCausalLM.from_pretrained(bundle, **options)).__name__,
+        "config": type(AutoConfig.from_pretrained(bundle, **options)).__name__,
+        "tokens_differing": -1,
+        **compare_texts(bundle, task["texts"], options),
+    }
+    if "sequences" in tensors:
+        sequences = network.double().generate(tensors.get("prompt"), **task["generate"]).sequences
+        result["tokens_differing"] = int((sequences != tensors["sequences"]).sum())
+    (work / "result.json").write_text(json.dumps(result))
+
+
+def compare_texts(
+    bundle: Path, texts: list[list[Any]], options: dict[str, Any]
+) -> dict[str, Any]:
+    """texts: pairs of a text and the token ids that training would give it."""
+    if not texts:
+        return {"ids_differing": [], "texts_differing": []}
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bundle, **options)
+    ids_differing, texts_differing = [], []
+    for number, (text, ids) in enumerate(texts):
+        if tokenizer(text)["input_ids"] != ids:
+            ids_differing.append(number)
+        if tokenizer.decode(ids) != text or tokenizer.decode(ids, skip_special_tokens=True) != text:
+            texts_differing.append(number)
+    return {"ids_differing": ids_differing, "texts_differing": texts_differing}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,61 @@
+"""The gate that every bundle passes before it gets its name.
+
+The first check that fails raises ExportError with the name of the check and its figures.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pipeline.export.consolidate import Source
+from pipeline.export.gate_network import check_coverage, check_decoding, check_parity
+from pipeline.export.gate_reload import check_reload
+from pipeline.export.writer import read_model
+
+if TYPE_CHECKING:
+    from data_prep.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def run_gate(
+    directory: Path,
+    source: Source,
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype,
+    tokenizer: "Tokenizer | None",
+) -> dict[str, dict[str, Any]]:
+    """Figures of every check by its name; for export.json."""
+    figures: dict[str, dict[str, Any]] = {}
+    with _step("coverage"):
+        figures["coverage"] = check_coverage(directory, source, tensors, dtype)
+    stored = read_model(directory, torch.float32)
+    with _step("logit parity"):
+        figures["logit_parity"] = check_parity(source, tensors, stored, dtype)
+    with _step("cached = uncached decoding"):
+        figures["decoding"] = check_decoding(source, stored)
+    with _step("reload in a fresh process, tokenizer parity"):
+        reload = check_reload(directory, source, stored, tokenizer)
+        figures["reload"], figures["tokenizer"] = reload
+    return figures
+
+
+@contextmanager
+def _step(name: str) -> Iterator[None]:
+    """Shows that a check runs and how long it took: a spinner on a terminal, else a log line."""
+    from rich.console import Console
+
+    console, started = Console(stderr=True), time.monotonic()
+    if console.is_terminal:
+        with console.status(f"gate: {name}"):
+            yield
+        console.print(f"[green]passed[/] {name} ({time.monotonic() - started:.1f} s)")
+    else:
+        yield
+        logger.info("gate: %s passed in %.1f s", name, time.monotonic() - started)

@@ -1,0 +1,136 @@
+"""Gate checks in a fresh process: the bundle alone gives the same logits, tokens and token ids."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from model.attention import AttentionPattern
+from pipeline.errors import ExportError
+from pipeline.export.consolidate import Source
+from pipeline.export.gate_network import (
+    MAX_LENGTH,
+    TOLERANCE,
+    bundle_logits,
+    decodes,
+    parity_inputs,
+)
+
+if TYPE_CHECKING:
+    from data_prep.tokenizer import Tokenizer
+
+SCRIPT = Path(__file__).with_name("fresh_process.py")
+TIMEOUT_SECONDS = 1800
+MAX_DOCUMENTS = 1000
+MAX_CHARACTERS = 2000
+READ_TOKENS = 1 << 16
+EDGE_TEXTS = (
+    "", " ", "  two  spaces  ", "\n", "\r\n", "a\tb\t\tc", "trailing \n\n ", "no\u00a0break",
+    "\u2581", "a\u2581b \u2581", "[MASK] <s> </s> <unk> <0x41>", "\U0001f600\U0001f468\u200d\U0001f469",
+    "e\u0301 \u00e9 \ufb01 \u212b", "\u4f60\u597d \u043f\u0440\u0438\u0432\u0435\u0442", "0123456789",
+    "\x01\x7f\ufeff", "x" * 500,
+)  # fmt: skip
+
+
+def check_reload(
+    directory: Path, source: Source, stored: Any, tokenizer: "Tokenizer | None"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of the reload and of the tokenizer.
+
+    stored: the bundle's network as saved, upcast to fp32, in this process.
+    """
+    texts = list(_texts(source, tokenizer)) if tokenizer else []
+    with tempfile.TemporaryDirectory(prefix="esolm-gate-") as work:
+        _write_task(Path(work), source, stored, texts)
+        _run(directory, Path(work))
+        result = json.loads((Path(work) / "result.json").read_text())
+    if result["tokens_differing"] > 0 or not result["mask_excluded"]:
+        raise ExportError(
+            f"reload: {result['tokens_differing']} tokens differ in a fresh process, mask id "
+            f"excluded: {result['mask_excluded']}"
+        )
+    if not result["logit_difference"] <= TOLERANCE:
+        raise ExportError(
+            f"reload: logits differ by {result['logit_difference']:.2e} in a fresh process; "
+            f"{TOLERANCE:.0e} is allowed"
+        )
+    for kind in ("ids_differing", "texts_differing"):
+        if result[kind]:
+            text = texts[result[kind][0]][0]
+            raise ExportError(
+                f"tokenizer: {len(result[kind])} of {len(texts)} texts have other "
+                f"{kind.split('_')[0]} in the bundle; the first is {text[:80]!r}"
+            )
+    reload = {key: result[key] for key in ("network", "backbone", "causal_lm", "logit_difference")}
+    edge = len(EDGE_TEXTS) if texts else 0
+    return reload, {"documents": len(texts) - edge, "edge_texts": edge, "differing": 0}
+
+
+def _write_task(work: Path, source: Source, stored: Any, texts: list[tuple[str, list[int]]]) -> None:
+    length = min(source.seq_len, MAX_LENGTH)
+    inputs = parity_inputs(source.model, length, AttentionPattern.CAUSAL)
+    tensors = {
+        "tokens": inputs.tokens,
+        "positions": inputs.positions.contiguous(),
+        "logits": bundle_logits(stored, inputs),
+    }
+    options = {"alpha_0": 0.5, "num_steps": 4, "length": length, "seed": 0}
+    if decodes(source):
+        tensors["prompt"] = torch.zeros(2, 1, dtype=torch.int64)
+        tensors["sequences"] = stored.double().generate(tensors["prompt"], **options).sequences
+        stored.float()
+    save_file(tensors, work / "task.safetensors")
+    (work / "task.json").write_text(json.dumps({"texts": texts, "generate": options}))
+
+
+def _run(directory: Path, work: Path) -> None:
+    """Runs the script isolated (-I) from this repository, the network and the user's caches."""
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(work / "home"),
+        "HF_MODULES_CACHE": str(work / "modules"),
+    }
+    command = [sys.executable, "-I", str(SCRIPT), str(directory.resolve()), str(work)]
+    try:
+        done = subprocess.run(
+            command, cwd=work, env=environment, capture_output=True, text=True,
+            timeout=TIMEOUT_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ExportError(f"reload: a fresh process took over {TIMEOUT_SECONDS} s") from None
+    if done.returncode:
+        tail = "\n".join(done.stderr.strip().splitlines()[-8:])
+        raise ExportError(f"reload: a fresh process cannot load the bundle:\n{tail}")
+
+
+def _texts(source: Source, tokenizer: "Tokenizer") -> Iterator[tuple[str, list[int]]]:
+    """Edge texts and documents, each with the ids that training gives it."""
+    for text in (*EDGE_TEXTS, *_documents(source, tokenizer)):
+        yield text, tokenizer.encode(text)
+
+
+def _documents(source: Source, tokenizer: "Tokenizer") -> list[str]:
+    """Up to 1,000 documents of the training data; random text where that is not at hand."""
+    if source.data_path is None or not source.data_path.exists():
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randint(tokenizer.info.vocab_size, (100, 64), generator=generator)
+        return [tokenizer.decode(row.numpy()) for row in rows]
+    from pipeline.data.dataset import TokenDataset
+
+    dataset = TokenDataset(source.data_path, "train")
+    documents: list[str] = []
+    stride = max(READ_TOKENS, dataset.num_tokens // 32)
+    for start in range(0, dataset.num_tokens, stride):
+        ids = dataset.read(start, min(READ_TOKENS, dataset.num_tokens - start))
+        ends = (ids == dataset.eos_id).nonzero()[0].tolist()
+        spans = zip([0, *(end + 1 for end in ends)], [*ends, len(ids)], strict=True)
+        documents += [tokenizer.decode(ids[first:last])[:MAX_CHARACTERS] for first, last in spans]
+    return documents[:MAX_DOCUMENTS]

@@ -1,0 +1,194 @@
+"""Writes the files of a bundle: configuration, weights, code, tokenizer."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from pipeline.errors import ExportError
+from pipeline.export.consolidate import Source
+
+if TYPE_CHECKING:
+    from data_prep.tokenizer import Tokenizer
+    from pipeline.export.bundle.configuration_esolm import EsoLMConfig
+
+CODE = Path(__file__).parent / "bundle"
+CODE_FILES = (
+    "configuration_esolm.py",
+    "modeling_esolm.py",
+    "generation_esolm.py",
+    "tokenization_esolm.py",
+)
+AUTO_MAP = {
+    "AutoConfig": "configuration_esolm.EsoLMConfig",
+    "AutoModel": "modeling_esolm.EsoLMModel",
+    "AutoModelForMaskedLM": "modeling_esolm.EsoLMForMaskedLM",
+    "AutoModelForCausalLM": "modeling_esolm.EsoLMForMaskedLM",
+}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+# Diffusion steps that `generate` takes if it is not told otherwise.
+DEFAULT_STEPS = 64
+
+CARD = """---
+library_name: transformers
+tags: [text-diffusion, eso-lm]
+---
+# {title}
+
+{parameters:,} parameters, {dtype}, trained on sequences of {seq_len} tokens to step {step}.
+
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained(PATH, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(PATH, trust_remote_code=True)
+out = model.generate(num_samples=2, length={seq_len}, alpha_0=0.5, num_steps=32, seed=0)
+print(tokenizer.batch_decode(out.sequences), out.nfe)
+```
+
+`forward(input_ids, position_ids, attention_pattern, prefix_length)` returns logits in every
+attention pattern by name. `export.json` holds the results of the checks that this bundle passed and
+the sha256 of every file.
+"""
+
+
+def bundle_config(source: Source, tokenizer: "Tokenizer | None") -> "EsoLMConfig":
+    """The bundle's configuration of a trained network."""
+    from pipeline.export.bundle.configuration_esolm import EsoLMConfig
+
+    model, objective = source.model, source.objective
+    config = EsoLMConfig(
+        **_architecture(model),
+        bos_token_id=tokenizer.info.bos_id if tokenizer else None,
+        eos_token_id=tokenizer.info.eos_id if tokenizer else None,
+        objective=objective["name"],
+        variant=objective.get("variant") if objective["name"] == "esolm" else None,
+        alpha_0=objective.get("alpha_0"),
+        prepend_token_id=objective.get("prepend_id"),
+        seq_len=source.seq_len,
+    )
+    config.auto_map = dict(AUTO_MAP)
+    return config
+
+
+def _architecture(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": model.vocab_size,
+        "mask_token_id": model.mask_id,
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": model.ffn_hidden_size,
+        "norm": model.norm,
+        "norm_eps": model.norm_eps,
+        "norm_bias": model.adaln,
+        "activation": model.activation,
+        "mlp_bias": model.mlp_bias,
+        "output_bias": model.output_bias,
+        "rope_base": model.rope_base,
+        "initializer_range": model.init_std,
+    }
+
+
+def load_model(config: "EsoLMConfig", parameters: dict[str, Tensor]) -> Any:
+    """The bundle's network with these parameters, in their dtype.
+
+    Raises ExportError unless every parameter is filled and none is left over.
+    """
+    from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+
+    dtype = next(iter(parameters.values())).dtype
+    model = EsoLMForMaskedLM(config).to(dtype).eval()
+    expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    given = {name: tuple(value.shape) for name, value in parameters.items()}
+    if wrong := sorted(dict(expected.items() ^ given.items())):
+        raise ExportError(f"coverage: bundle parameters missing or misshapen: {', '.join(wrong[:5])}")
+    model.load_state_dict(parameters)
+    return model
+
+
+def read_model(directory: Path, dtype: torch.dtype | None = None) -> Any:
+    """The network of a bundle, through this repository's copy of its code; None: dtype as stored."""
+    from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+
+    with no_transformers_bars():
+        return EsoLMForMaskedLM.from_pretrained(directory, dtype=dtype or "auto").eval()
+
+
+@contextmanager
+def no_transformers_bars() -> Iterator[None]:
+    """Without transformers' own progress bars, which last milliseconds here."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def write_bundle(
+    directory: Path, source: Source, model: Any, tokenizer: "Tokenizer | None"
+) -> None:
+    """Everything but `export.json` into an existing empty directory."""
+    model.generation_config = _generation_config(source)
+    with no_transformers_bars():
+        model.save_pretrained(directory)
+    for name in CODE_FILES:
+        shutil.copyfile(CODE / name, directory / name)
+    if tokenizer is not None:
+        _write_tokenizer(directory, tokenizer, source.model)
+    card = CARD.format(
+        title=f"Network trained with the objective {source.objective['name']}",
+        parameters=sum(p.numel() for p in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        seq_len=source.seq_len,
+        step=source.step,
+    )
+    (directory / "README.md").write_text(card)
+
+
+def _generation_config(source: Source) -> Any:
+    from pipeline.export.bundle.generation_esolm import EsoLMGenerationConfig
+
+    alpha_0 = source.objective.get("alpha_0")
+    return EsoLMGenerationConfig(
+        alpha_0=1.0 if alpha_0 is None else alpha_0, num_steps=DEFAULT_STEPS, length=source.seq_len
+    )
+
+
+def _write_tokenizer(directory: Path, tokenizer: "Tokenizer", model: ModelConfig) -> None:
+    """The SentencePiece model and its special tokens.
+
+    No file is named tokenizer.json: transformers would take it for a tokenizer of its own format.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    info = tokenizer.info
+    if info.vocab_size > model.vocab_size or info.mask_id != model.mask_id:
+        raise ExportError(
+            f"{tokenizer.path} has {info.vocab_size} pieces and mask id {info.mask_id}, the network "
+            f"a vocabulary of {model.vocab_size} and mask id {model.mask_id}: not its tokenizer"
+        )
+    shutil.copyfile(tokenizer.path, directory / "tokenizer.model")
+    pieces = SentencePieceProcessor(model_file=str(tokenizer.path))
+    special = {
+        f"{name}_token": pieces.id_to_piece(getattr(info, f"{name}_id"))
+        for name in ("unk", "bos", "eos", "mask")
+    }
+    record = {
+        "tokenizer_class": "EsoLMTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_esolm.EsoLMTokenizer", None]},
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        **special,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(record, indent=2) + "\n")

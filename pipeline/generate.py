@@ -1,0 +1,152 @@
+"""Text from a bundle, and what its cache is worth against recomputing everything."""
+
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError, ExportError
+from pipeline.export.manifest import verify_bundle
+from pipeline.export.writer import read_model
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle in memory. tokenizer is None where the bundle carries none."""
+
+    path: Path
+    model: Any
+    tokenizer: Any
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to write; see the options of `esolm generate`. None takes the bundle's default."""
+
+    alpha_0: float | None = None
+    num_steps: int | None = None
+    length: int | None = None
+    top_p: float | None = None
+    temperature: float | None = None
+    seed: int | None = 0
+    num_samples: int = 1
+    prompt: str = ""
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the bundle's `generate`."""
+        return {key: value for key, value in asdict(self).items()
+                if key != "prompt" and value is not None}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Generation:
+    """texts: one per sample (token ids in words without a tokenizer). nfe: forward passes.
+
+    tokens_per_second counts the tokens written, of all samples, not the prompt.
+    """
+
+    texts: list[str]
+    sequences: Tensor
+    nfe: int
+    seconds: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Median seconds of cached and uncached decoding, timed in turns, and their ratio.
+
+    identical_in: the dtype in which both gave the same tokens.
+    """
+
+    ratio: float
+    cached_seconds: float
+    uncached_seconds: float
+    repeats: int
+    identical_in: str
+
+
+def load_bundle(path: Path) -> Bundle:
+    """A bundle whose every byte is as it was exported, on the GPU if there is one.
+
+    On a CPU it computes in fp32, whatever it was stored in. The code that runs is this
+    repository's, not the copy in the bundle. Raises ExportError if a file was altered.
+    """
+    from pipeline.export.bundle.tokenization_esolm import EsoLMTokenizer
+
+    record = verify_bundle(path)
+    on_gpu = torch.cuda.is_available()
+    model = read_model(path, None if on_gpu else torch.float32).to("cuda" if on_gpu else "cpu")
+    has_tokenizer = (path / "tokenizer.model").is_file()
+    tokenizer = EsoLMTokenizer.from_pretrained(path) if has_tokenizer else None
+    return Bundle(path, model, tokenizer, record)
+
+
+def generate(
+    bundle: Bundle, request: Request, use_cache: bool = True, streamer: Any = None
+) -> Generation:
+    """Writes the samples. Raises ConfigError if an option is out of range."""
+    prompt = _prompt_ids(bundle, request)
+    started = time.perf_counter()
+    try:
+        output = bundle.model.generate(
+            prompt, use_cache=use_cache, streamer=streamer, **request.options()
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    sequences = output.sequences.cpu()  # waits for a GPU
+    seconds = time.perf_counter() - started
+    written = sequences.shape[0] * int(output.counts.sum())
+    if bundle.tokenizer is None:
+        texts = [" ".join(map(str, row)) for row in sequences.tolist()]
+    else:
+        texts = [bundle.tokenizer.decode(row) for row in sequences.tolist()]
+    return Generation(texts, sequences, output.nfe, seconds, written / seconds)
+
+
+def compare(bundle: Bundle, request: Request, repeats: int = 3) -> Comparison:
+    """Times cached and uncached decoding of one request in turns and checks that they agree.
+
+    Uncached decoding recomputes, in every pass, all tokens written so far. Raises ExportError if
+    the two give different tokens in float64 too: in lower precision a tie within rounding error
+    can fall either way.
+    """
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(repeats):
+        cached = generate(bundle, request)
+        uncached = generate(bundle, request, use_cache=False)
+        seconds[True].append(cached.seconds)
+        seconds[False].append(uncached.seconds)
+    dtype = bundle.model.dtype
+    if not torch.equal(cached.sequences, uncached.sequences):
+        _check_in_float64(bundle, request)
+        dtype = torch.float64
+    fast, slow = statistics.median(seconds[True]), statistics.median(seconds[False])
+    return Comparison(slow / fast, fast, slow, repeats, str(dtype).removeprefix("torch."))
+
+
+def _check_in_float64(bundle: Bundle, request: Request) -> None:
+    dtype = bundle.model.dtype
+    bundle.model.double()
+    try:
+        cached = generate(bundle, request)
+        uncached = generate(bundle, request, use_cache=False)
+    finally:
+        bundle.model.to(dtype)
+    wrong = int((cached.sequences != uncached.sequences).sum())
+    if wrong:
+        raise ExportError(f"{wrong} tokens differ between cached and uncached decoding")
+
+
+def _prompt_ids(bundle: Bundle, request: Request) -> Tensor | None:
+    if not request.prompt:
+        return None
+    if bundle.tokenizer is None:
+        raise ConfigError(f"{bundle.path} carries no tokenizer, so it takes no --prompt")
+    ids = bundle.tokenizer(request.prompt)["input_ids"]
+    return torch.tensor([ids] * request.num_samples, dtype=torch.int64)

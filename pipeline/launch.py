@@ -1,0 +1,75 @@
+"""Starts the ranks of a run on this machine, over torchrun's process layer.
+
+torchrun itself turns a worker's exit code 85 into 1 and dies on SIGUSR1; here the first failure's
+code is returned as it is, and stop signals are handed on to every rank.
+"""
+
+import os
+import signal
+import socket
+import sys
+from types import FrameType
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
+
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
+from pipeline.train.signals import STOP_SIGNALS
+
+
+def launch(command: list[str], num_ranks: int) -> int:
+    """Runs `python -m pipeline COMMAND...` as num_ranks processes; returns the run's exit code."""
+    port = _free_port()
+    environments = {rank: _environment(rank, num_ranks, port) for rank in range(num_ranks)}
+    arguments = {rank: ("-m", "pipeline", *command) for rank in range(num_ranks)}
+    processes = start_processes(
+        name="esolm",
+        entrypoint=sys.executable,
+        args=arguments,
+        envs=environments,
+        logs_specs=DefaultLogsSpecs(),
+    )
+    _forward_signals(processes)
+    try:
+        result = processes.wait()
+    finally:
+        processes.close()
+    if result is None or not result.is_failed():
+        return EXIT_DONE
+    codes = {failure.exitcode for failure in result.failures.values()}
+    if codes == {EXIT_RESUME_ME}:
+        return EXIT_RESUME_ME
+    # A rank that fails pulls the others down with it: what was first tells why.
+    first = min(result.failures.values(), key=lambda failure: failure.timestamp)
+    return first.exitcode if first.exitcode > 0 else EXIT_FAILED
+
+
+def _environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
+    """What a rank's environment has beyond this process's own."""
+    threads = max(1, (os.cpu_count() or 1) // num_ranks)
+    return {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _forward_signals(processes: PContext) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
+        for pid in processes.pids().values():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue  # that rank has left already
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, forward)

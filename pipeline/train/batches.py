@@ -1,0 +1,69 @@
+"""Global batches as this replica sees them: tokens, corrupted by the objective, in micro-batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from model.objectives import Objective, SampleKeys
+from model.objectives.base import term_of
+from pipeline.data.reader import SampleReader
+from pipeline.parallel.engine import MicroBatch
+
+# Validation draws its noise from another key than training does.
+VALIDATION_SEED = 1 << 63
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """Makes the micro-batches of one data-parallel rank.
+
+    Micro-batch m of replica r holds slots [(m * dp + r) * b, ... + b) of the global batch, so a
+    global batch is the same set of rows for every number of replicas.
+    """
+
+    reader: SampleReader
+    objective: Objective
+    seed: int
+    global_batch_size: int
+    micro_batch_size: int
+    dp_rank: int
+    dp_size: int
+
+    def batch(self, first_sample: int) -> list[MicroBatch]:
+        """The micro-batches of the global batch that starts at a global sample index."""
+        return [
+            self._micro_batch(first_sample, start)
+            for start in range(
+                self.dp_rank * self.micro_batch_size,
+                self.global_batch_size,
+                self.dp_size * self.micro_batch_size,
+            )
+        ]
+
+    def batches(self, first_sample: int) -> Iterator[list[MicroBatch]]:
+        """Global batches from a sample index on, without end."""
+        while True:
+            yield self.batch(first_sample)
+            first_sample += self.global_batch_size
+
+    def for_validation(self, reader: SampleReader) -> "BatchSource":
+        """The same split of rows, over other samples, with the weights of the bound itself."""
+        return replace(
+            self,
+            reader=reader,
+            objective=self.objective.for_validation(),
+            seed=self.seed ^ VALIDATION_SEED,
+        )
+
+    def _micro_batch(self, first_sample: int, first_slot: int) -> MicroBatch:
+        slots = np.arange(first_slot, first_slot + self.micro_batch_size, dtype=np.int64)
+        keys = SampleKeys(self.seed, first_sample + slots, slots, self.global_batch_size)
+        tokens = torch.from_numpy(self.reader.read(keys.sample_index))
+        inputs, targets = self.objective.corrupt(tokens, keys)
+        return MicroBatch(
+            inputs=(inputs.tokens, inputs.positions, inputs.rows()),
+            targets=targets.sparse(),
+            term=term_of(self.objective, keys),
+        )

@@ -1,0 +1,173 @@
+"""From a configuration to the things it describes, and everything that is wrong with it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data_prep.errors import DataError
+from model.config import ModelConfig
+from model.objectives import AutoRegressive, EsoLM, Objective
+from pipeline.config import RunConfig
+from pipeline.data.dataset import TokenDataset
+from pipeline.errors import ConfigError
+from pipeline.parallel.layout import Layout, fit_layout
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration that holds together: what is trained, on what, in which layout."""
+
+    config: RunConfig
+    dataset: TokenDataset
+    model: ModelConfig
+    objective: Objective
+    layout: Layout
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches per step on each data-parallel rank."""
+        train = self.config.train
+        return train.global_batch_size // (train.micro_batch_size * self.layout.dp)
+
+
+def resolve(config: RunConfig, world_size: int) -> Experiment:
+    """Checks the configuration against the dataset and the number of ranks.
+
+    Raises ConfigError with every problem at once.
+    """
+    parallel = config.parallel
+    layout, problems = fit_layout(parallel.tp, parallel.pp, parallel.zero, world_size)
+    problems += _train_problems(config)
+    dataset = None
+    try:
+        dataset = TokenDataset(config.data.path, "train")
+    except DataError as error:
+        problems.append(str(error))
+    mask_id = dataset.mask_id if dataset else 0
+    vocab_size = dataset.vocab_size if dataset else mask_id + 1
+    model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
+    objective, objective_problems = _objective(config, mask_id, dataset.bos_id if dataset else 0)
+    problems += model.problems() + objective_problems + _sharing_problems(config, model)
+    if objective is not None and not objective_problems:
+        problems += _term_problems(config, objective)
+    if layout is not None:
+        problems += _batch_problems(config, layout)
+    if problems:
+        raise ConfigError(problems)
+    assert dataset is not None and objective is not None and layout is not None
+    return Experiment(config, dataset, model, objective, layout)
+
+
+def _objective(
+    config: RunConfig, mask_id: int, bos_id: int
+) -> tuple[Objective | None, list[str]]:
+    section = config.objective
+    objective: Objective
+    if section.name == "esolm":
+        objective = EsoLM(
+            mask_id=mask_id,
+            alpha_0=section.alpha_0,
+            kappa=section.kappa,
+            variant=section.variant,
+            low_variance=section.low_variance,
+        )
+    elif section.name == "ar":
+        prepended = {"none": None, "bos": bos_id, "mask": mask_id}
+        if section.prepend not in prepended:
+            return None, [f"objective.prepend is '{section.prepend}'; choose none, bos or mask"]
+        objective = AutoRegressive(prepended[section.prepend])
+    else:
+        return None, [f"objective.name is '{section.name}'; choose esolm or ar"]
+    return objective, objective.problems()
+
+
+def _train_problems(config: RunConfig) -> list[str]:
+    train, optimizer = config.train, config.optimizer
+    problems = [
+        f"{name} is {value}; it must be at least 1"
+        for name, value in {
+            "train.steps": train.steps,
+            "train.global_batch_size": train.global_batch_size,
+            "train.micro_batch_size": train.micro_batch_size,
+            "train.log_every_steps": train.log_every_steps,
+            "checkpoint.every_steps": config.checkpoint.every_steps,
+            "checkpoint.keep": config.checkpoint.keep,
+            "data.prefetch": config.data.prefetch,
+        }.items()
+        if value < 1
+    ]
+    if train.seq_len < 2:
+        problems.append(f"train.seq_len is {train.seq_len}; it must be at least 2")
+    if config.seed < 0:
+        problems.append(f"seed is {config.seed}; it must not be negative")
+    problems += _choice("train.precision", train.precision, ["fp32", "bf16"])
+    if train.precision == "fp16":
+        problems[-1] += " (fp16 needs loss scaling, which skips steps: the run would not be exact)"
+    problems += _choice("optimizer.schedule", optimizer.schedule, ["constant", "cosine", "wsd"])
+    problems += _choice("data.shuffle", config.data.shuffle, ["global", "none"])
+    if config.parallel.sequence:
+        problems.append("parallel.sequence is not available yet; set it to false")
+    if config.parallel.activation_checkpointing and config.parallel.pp == 1:
+        problems.append("parallel.activation_checkpointing needs pipeline stages so far")
+    return problems
+
+
+def _choice(key: str, value: str, allowed: list[str]) -> list[str]:
+    return [] if value in allowed else [f"{key} is '{value}'; choose {' or '.join(allowed)}"]
+
+
+def _sharing_problems(config: RunConfig, model: ModelConfig) -> list[str]:
+    """What does not divide among tensor-parallel ranks and pipeline stages."""
+    tp, pp = config.parallel.tp, config.parallel.pp
+    problems = []
+    for name in ("num_heads", "ffn_hidden_size"):
+        if tp > 1 and getattr(model, name) % tp:
+            problems.append(f"model.{name} {getattr(model, name)} does not divide by parallel.tp {tp}")
+    if pp > model.num_layers + 2:
+        problems.append(
+            f"parallel.pp {pp} has more stages than the network has layers: {model.num_layers} "
+            "blocks, an embedding and a head"
+        )
+    return problems
+
+
+def _term_problems(config: RunConfig, objective: Objective) -> list[str]:
+    train = config.train
+    problems = []
+    for name, rows in objective.terms(train.global_batch_size).items():
+        if train.micro_batch_size > 0 and len(rows) % train.micro_batch_size:
+            problems.append(
+                f"the {name} term takes {len(rows)} of train.global_batch_size "
+                f"{train.global_batch_size} rows, which does not divide by train.micro_batch_size "
+                f"{train.micro_batch_size}: a micro-batch lies within one term"
+            )
+    section = config.objective
+    if section.name == "esolm" and 0 < section.kappa < 1:
+        if len(objective.terms(train.global_batch_size)) < 2:
+            problems.append(
+                f"objective.kappa {section.kappa} leaves one loss term without a row of "
+                f"train.global_batch_size {train.global_batch_size}"
+            )
+    return problems
+
+
+def _batch_problems(config: RunConfig, layout: Layout) -> list[str]:
+    train = config.train
+    rows = train.micro_batch_size * layout.dp
+    if rows > 0 and train.global_batch_size % rows:
+        return [
+            f"train.global_batch_size {train.global_batch_size} does not divide by "
+            f"train.micro_batch_size {train.micro_batch_size} x {layout.dp} replicas = {rows}"
+        ]
+    return []
+
+
+def optimizer_arguments(config: RunConfig) -> dict[str, Any]:
+    """Arguments of EmaAdamW."""
+    section = config.optimizer
+    return {
+        "lr": section.lr,
+        "betas": (section.beta_1, section.beta_2),
+        "eps": section.eps,
+        "weight_decay": section.weight_decay,
+        "ema_decay": section.ema_decay,
+    }

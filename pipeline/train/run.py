@@ -1,0 +1,76 @@
+"""One rank of a training run, from configuration to exit code."""
+
+import json
+import logging
+from datetime import timedelta
+
+from pipeline.accelerators import chosen_kernels
+from pipeline.config import RunConfig
+from pipeline.errors import EXIT_DONE
+from pipeline.parallel.bootstrap import (
+    device_of,
+    initialize_processes,
+    process_info,
+    shutdown_processes,
+)
+from pipeline.train.experiment import Experiment, resolve
+from pipeline.train.run_directory import RunDirectory
+from pipeline.train.throughput import flops_per_token
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig) -> int:
+    """Trains or resumes the run in config.run.dir; returns the exit code of this rank.
+
+    Raises ConfigError, DataError or CheckpointError for what a user can mend.
+    """
+    info = process_info()
+    experiment = resolve(config, info.world_size)
+    directory = RunDirectory(config.run.dir)
+    if _is_finished(directory, config.train.steps):
+        return EXIT_DONE
+    directory.log_to_files(info.rank)
+    device = device_of(info)
+    kernels = chosen_kernels(device)
+    timeout = timedelta(minutes=config.train.timeout_minutes)
+    initialize_processes(info, experiment.layout, device, timeout)
+    try:
+        # Imported here: DeepSpeed must be set up for the device first.
+        from pipeline.train.trainer import Trainer
+
+        if info.rank == 0:
+            _announce(experiment, kernels)
+        trainer = Trainer(experiment, directory, device, info.rank)
+        if info.rank == 0:
+            directory.describe(config, experiment.dataset.tokenizer_path.parent, kernels)
+        return trainer.run()
+    finally:
+        shutdown_processes()
+
+
+def _is_finished(directory: RunDirectory, steps: int) -> bool:
+    """Whether DONE says that the asked-for steps are behind us; more steps continue the run."""
+    if not directory.done.exists():
+        return False
+    return bool(json.loads(directory.done.read_text())["step"] >= steps)
+
+
+def _announce(experiment: Experiment, kernels: dict[str, str]) -> None:
+    """The arithmetic of the run, for a person to check."""
+    config, train = experiment.config, experiment.config.train
+    tokens = train.global_batch_size * train.seq_len
+    logger.info("layout %s, %s", experiment.layout, train.precision)
+    logger.info(
+        "%d rows per step = %d micro-batches x %d rows x %d replicas; %d tokens per step, %d in all",
+        train.global_batch_size,
+        experiment.num_micro_batches,
+        train.micro_batch_size,
+        experiment.layout.dp,
+        tokens,
+        tokens * train.steps,
+    )
+    logger.info("%.3g training FLOPs per token", flops_per_token(config, experiment.model))
+    logger.info("dataset %s: %d tokens", experiment.dataset.path, experiment.dataset.num_tokens)
+    for name, choice in kernels.items():
+        logger.info("%s: %s", name, choice)

@@ -1,0 +1,44 @@
+"""The bound on the validation split, at an interval, with the same draws every time."""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+from pipeline.config import RunConfig
+from pipeline.data.dataset import TokenDataset
+from pipeline.data.reader import SampleReader
+from pipeline.parallel.engine import Engine
+from pipeline.train.batches import BatchSource
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Measures the bound over a fixed number of global batches of the `valid` split."""
+
+    source: BatchSource
+    engine: Engine
+    num_batches: int
+
+    @classmethod
+    def of(cls, config: RunConfig, source: BatchSource, engine: Engine) -> Self | None:
+        """None where the configuration asks for no validation."""
+        if config.train.valid_every_steps == 0:
+            return None
+        dataset = TokenDataset(config.data.path, "valid")
+        reader = SampleReader(dataset, config.train.seq_len, config.seed, "none")
+        num_batches = max(1, config.train.valid_samples // config.train.global_batch_size)
+        return cls(source.for_validation(reader), engine, num_batches)
+
+    def measure(self) -> dict[str, float]:
+        """valid_loss (nats per token), its terms, and exp of it; collective over all ranks."""
+        terms: dict[str, float] = {}
+        for number in range(self.num_batches):
+            batch = self.source.batch(number * self.source.global_batch_size)
+            for term, loss in self.engine.evaluate(batch).items():
+                terms[term] = terms.get(term, 0.0) + loss / self.num_batches
+        loss = sum(terms.values())
+        return {
+            "valid_loss": loss,
+            **{f"valid_loss_{term}": value for term, value in terms.items()},
+            "valid_perplexity_bound": math.exp(min(loss, 700.0)),
+        }

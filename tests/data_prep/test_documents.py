@@ -1,0 +1,131 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from data_prep.documents import BadDocuments, Document, find_files, iterate_documents
+from data_prep.errors import DataError
+
+TEXTS = ["one\r\ntwo", "three \u00e9\n", "four\tfive", "six"]
+
+
+def texts_of(path: Path, **options: object) -> list[str]:
+    documents = iterate_documents(find_files([path]), BadDocuments(), **options)  # type: ignore[arg-type]
+    return [document.text for document in documents]
+
+
+def jsonl(texts: list[str], key: str = "text") -> bytes:
+    return b"".join(json.dumps({key: text}).encode() + b"\n" for text in texts)
+
+
+def compress(content: bytes, suffix: str) -> bytes:
+    if suffix == ".gz":
+        return gzip.compress(content)
+    return zstandard.compress(content) if suffix == ".zst" else content
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_jsonl_and_text_in_every_compression(tmp_path: Path, suffix: str) -> None:
+    lines = tmp_path / f"corpus.jsonl{suffix}"
+    lines.write_bytes(compress(jsonl(TEXTS[:2]) + b"\n  \n" + jsonl(TEXTS[2:]), suffix))
+    assert texts_of(lines) == TEXTS
+    text = tmp_path / f"page.txt{suffix}"
+    text.write_bytes(compress(TEXTS[0].encode(), suffix))
+    assert texts_of(text) == TEXTS[:1]
+
+
+def test_several_zstd_frames_are_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl.zst"
+    frames = [zstandard.compress(jsonl([text] * 50)) for text in TEXTS]
+    path.write_bytes(b"".join(frames))
+    assert texts_of(path) == [text for text in TEXTS for _ in range(50)]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_truncated_compressed_file_is_an_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"corpus.jsonl{suffix}"
+    content = compress(jsonl([str(i) * 50 for i in range(500)]), suffix)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=f"{path.name} is damaged or cut short"):
+        texts_of(path)
+
+
+def test_directories_are_read_in_sorted_order_without_hidden_files(tmp_path: Path) -> None:
+    for name in ["b/2.txt", "a.txt", "b/1.txt", ".hidden", ".git/x"]:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    assert texts_of(tmp_path) == ["a.txt", "b/1.txt", "b/2.txt"]
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 7])
+def test_tasks_share_out_every_document_once(tmp_path: Path, num_tasks: int) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl([f"a{i}" for i in range(5)]))
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / "c.jsonl").write_bytes(jsonl([f"c{i}" for i in range(4)]))
+    files = find_files([tmp_path])
+    found: list[Document] = []
+    for task in range(num_tasks):
+        part = list(iterate_documents(files, BadDocuments(), "text", task, num_tasks))
+        assert all(document.index % num_tasks == task for document in part)
+        found += part
+    texts = [document.text for document in sorted(found, key=lambda document: document.index)]
+    assert texts == [f"a{i}" for i in range(5)] + ["b"] + [f"c{i}" for i in range(4)]
+
+
+BAD_LINES = {
+    b'{"text": ': "invalid JSON",
+    b'{"text": "\xff"}': "invalid Unicode",
+    b'{"text": "\\ud800"}': "invalid Unicode",
+    b'{"other": "x"}': "no key 'text'",
+    b'{"text": 3}': "not an object whose 'text' is a string",
+    b"[1]": "not an object",
+    b"[" * 100_000: "nested too deeply",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_bad_line_is_named_or_skipped(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(jsonl(TEXTS[:1]) + line + b"\n" + jsonl(TEXTS[1:]))
+    with pytest.raises(DataError, match=BAD_LINES[line]) as caught:
+        texts_of(path)
+    assert f"{path}:2" in str(caught.value)
+    assert "--on-bad-document skip" in str(caught.value)
+    bad = BadDocuments("skip")
+    documents = list(iterate_documents(find_files([path]), bad))
+    assert [(d.index, d.text) for d in documents] == list(zip([0, 2, 3, 4], TEXTS, strict=True))
+    assert bad.count == 1
+
+
+def test_invalid_utf8_text_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "page.txt"
+    path.write_bytes(b"fine\nnot \xff fine")
+    with pytest.raises(DataError, match=r"page\.txt:2: invalid UTF-8 at byte 9"):
+        texts_of(path)
+
+
+def test_another_text_key(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.ndjson"
+    path.write_bytes(jsonl(TEXTS, "body"))
+    assert texts_of(path, text_key="body") == TEXTS
+
+
+def test_missing_inputs_are_all_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"first, .*second"):
+        find_files([tmp_path / "first", tmp_path / "second"])
+    with pytest.raises(DataError, match="--from-python-stdlib"):
+        find_files([])
+    with pytest.raises(DataError, match="'error' or 'skip'"):
+        BadDocuments("ignore")
+
+
+def test_python_stdlib_is_a_corpus() -> None:
+    files = find_files([], from_python_stdlib=True)
+    names = [source.name for source in files]
+    assert "json/decoder.py" in names and names == sorted(names)
+    assert not any("site-packages" in name or name.startswith("test/") for name in names)
+    first = next(iterate_documents(files[:3], BadDocuments()))
+    assert first.text == files[0].path.read_bytes().decode()

@@ -1,0 +1,104 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import DataError
+from data_prep.sampling import sample_chunks, split_into_chunks
+from data_prep.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, train_model
+from tests.data_prep.corpus import make_tokenizer, text_of
+
+EDGE_STRINGS = [
+    "",
+    "\n",
+    "a\nb\n\n\nc",
+    "\tx\t\ty",
+    "    indented\n        more\n",
+    "  leading and trailing  ",
+    "non-breaking\u00a0space",
+    "carriage\r\nreturn\r\n",
+    "emoji \U0001f600 \U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "[MASK] is text, and so are <s> </s> <unk> and <0x41>",
+    "a\0b",
+    "\u2581 looks like a space \u2581\u2581x",
+    "\ufeffbyte order mark",
+    "e\u0301 is not \u00e9",
+    "\u65e5\u672c\u8a9e, \u0627\u0644\u0639\u0631\u0628\u064a\u0629, \u2585",
+    "line\u2028separator\u0085",
+]
+
+
+@pytest.mark.parametrize("text", EDGE_STRINGS)
+def test_round_trip_is_exact(tokenizer_directory: Path, text: str) -> None:
+    tokenizer = load_tokenizer(tokenizer_directory)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    info = tokenizer.info
+    assert not {info.mask_id, info.bos_id, info.eos_id, info.unk_id} & set(ids)
+
+
+def test_special_ids_are_distinct_and_described(tokenizer_directory: Path) -> None:
+    info = load_tokenizer(tokenizer_directory).info
+    assert info.vocab_size == 400
+    assert len({info.unk_id, info.bos_id, info.eos_id, info.mask_id}) == 4
+    assert json.loads((tokenizer_directory / "tokenizer.json").read_text()) == info.to_record()
+
+
+def test_specials_are_shown_on_request(tokenizer_directory: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_directory)
+    ids = [*tokenizer.encode("fox"), tokenizer.info.eos_id, tokenizer.info.mask_id]
+    assert tokenizer.decode(ids) == "fox"
+    assert tokenizer.decode_with_specials(ids) == "fox</s>[MASK]"
+
+
+def test_training_repeats_and_fingerprint_sees_a_change(
+    tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    info = load_tokenizer(tokenizer_directory).info
+    assert load_tokenizer(make_tokenizer(tmp_path / "again")).info == info
+    assert load_tokenizer(make_tokenizer(tmp_path / "other", 410)).info != info
+
+
+def test_whitespace_pieces_are_learnt(tokenizer_directory: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_directory)
+    assert len(tokenizer.encode("\n    ")) < 4
+
+
+def test_missing_and_damaged_tokenizers_are_named(
+    tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"tokenizer\.model does not exist.*esolm prep tokenizer"):
+        Tokenizer(tmp_path)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tokenizer_directory, damaged)
+    (damaged / "tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(DataError, match="not a SentencePiece model"):
+        load_tokenizer(damaged)
+    other = make_tokenizer(tmp_path / "other", 410)
+    shutil.copy(tokenizer_directory / "tokenizer.json", other)
+    with pytest.raises(DataError, match="vocab_size: 400 recorded, 410 found"):
+        load_tokenizer(other)
+
+
+def test_too_little_text_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--vocab-size"):
+        save_tokenizer(train_model(["too little"], 4000), tmp_path)
+
+
+def test_chunks_keep_the_text_and_its_lines() -> None:
+    text = text_of(3) + "x" * 3000 + "\n\n    end"
+    chunks = list(split_into_chunks(text, 100))
+    assert "".join(chunks) == text
+    assert max(map(len, chunks)) <= 100
+    assert chunks[0].endswith("\n")
+
+
+def test_sample_does_not_depend_on_the_order_of_documents() -> None:
+    from data_prep.documents import Document
+
+    documents = [Document(i, text_of(i % 30, 400), "", 0) for i in range(60)]
+    sample = sample_chunks(documents, 20)
+    assert len(sample) == len(set(sample)) == 20
+    assert sample_chunks(reversed(documents), 20) == sample
+    assert set(sample) < set(sample_chunks(documents, 10_000))
