@@ -99,7 +99,9 @@ def compare_reading(dataset: TokenDataset, args: argparse.Namespace, shuffle: st
 
     sides = (tars, one_by_one, gather)
     rounds = [[seconds(side) for side in sides] for _ in range(args.rounds + 1)][1:]
-    speeds = [args.samples * args.seq_len / median(times) / 1e6 for times in zip(*rounds)]
+    speeds = [
+        args.samples * args.seq_len / median(times) / 1e6 for times in zip(*rounds, strict=True)
+    ]
     ratios = [median(times[i] / times[0] for times in rounds) for i in (1, 2)]
     print(
         f"read, shuffle={shuffle}: index + tars {speeds[0]:.0f} Mtok/s; flat file one by one "

@@ -83,7 +83,8 @@ class SampleIndex:
     def locate(self, global_sample_indices: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return (epoch [N], sequence index [N]) of global samples [N], each at least 0."""
         indices = np.asarray(global_sample_indices, dtype=np.int64)
-        assert indices.ndim == 1 and (indices >= 0).all()
+        assert indices.ndim == 1
+        assert (indices >= 0).all()
         epochs, positions = np.divmod(indices, self.num_sequences)
         if self.shuffle == "global":
             positions = permute(positions, self.num_sequences, self.seed, epochs)

@@ -13,7 +13,7 @@ from pipeline.parallel.engine import Engine
 
 def fragments(engine: Engine) -> list[Fragment]:
     """This rank's fragments of every parameter, with views of fp32 weights, moments and EMA."""
-    engine.optimizer.create_state()
+    engine.optimizer.create_state(_flat_partitions(engine))
     owned = _stage_3 if engine.layout.zero == 3 else _stage_1_or_2
     found = []
     for name, parameter in engine.parameters():
@@ -34,6 +34,13 @@ def publish_weights(engine: Engine, step: int) -> None:
         _publish_stage_3(engine)
     else:
         _publish_stage_1_or_2(engine)
+
+
+def _flat_partitions(engine: Engine) -> list[Tensor]:
+    """The flat fp32 tensors that the optimizer updates."""
+    if engine.layout.zero == 3:
+        return list(engine.deepspeed.optimizer.fp32_partitioned_groups_flat)
+    return [flat for group in engine.optimizer.param_groups for flat in group["params"]]
 
 
 def _fragment(

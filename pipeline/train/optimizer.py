@@ -32,16 +32,16 @@ class EmaAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             group["ema_decay"] = ema_decay
 
-    def create_state(self) -> None:
-        """Makes the state of every parameter that has none: before a checkpoint is loaded."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if "ema" not in self.state[parameter]:
-                    self.state[parameter].update(_fresh_state(parameter))
+    def create_state(self, parameters: Iterable[Tensor]) -> None:
+        """Makes the state of those parameters that have none: also before a checkpoint is loaded."""
+        for parameter in parameters:
+            if "ema" not in self.state[parameter]:
+                self.state[parameter].update(_fresh_state(parameter))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        self.create_state()
+        for group in self.param_groups:
+            self.create_state(group["params"])
         loss = super().step(closure)
         for group in self.param_groups:
             updated = [p for p in group["params"] if p.grad is not None and p.numel()]

@@ -70,8 +70,10 @@ def test_two_runs_write_the_same_bytes_whatever_the_workers(
     merge_tasks(two.out)
     assert sum(count["documents"] for count in counts) == 60
     first, second = read_manifest(one.out), read_manifest(two.out)
-    assert hashes(first) == hashes(second) and first.fingerprint == second.fingerprint
-    assert len(first.splits["train"]) > 3 and first.splits["valid"]
+    assert hashes(first) == hashes(second)
+    assert first.fingerprint == second.fingerprint
+    assert len(first.splits["train"]) > 3
+    assert first.splits["valid"]
 
 
 def test_finished_tasks_are_skipped_and_damaged_ones_redone(
@@ -178,7 +180,8 @@ def test_verify_names_the_damage(
     shard.write_bytes(damage(shard.read_bytes()))  # type: ignore[operator]
     with pytest.raises(DataError, match=found) as caught:
         verify(job.out)
-    assert str(shard) in str(caught.value) and caught.value.exit_code == 64
+    assert str(shard) in str(caught.value)
+    assert caught.value.exit_code == 64
     assert "esolm prep tokenize" in str(caught.value)
 
 

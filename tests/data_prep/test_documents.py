@@ -125,7 +125,8 @@ def test_missing_inputs_are_all_named(tmp_path: Path) -> None:
 def test_python_stdlib_is_a_corpus() -> None:
     files = find_files([], from_python_stdlib=True)
     names = [source.name for source in files]
-    assert "json/decoder.py" in names and names == sorted(names)
+    assert "json/decoder.py" in names
+    assert names == sorted(names)
     assert not any("site-packages" in name or name.startswith("test/") for name in names)
     first = next(iterate_documents(files[:3], BadDocuments()))
     assert first.text == files[0].path.read_bytes().decode()

@@ -28,7 +28,9 @@ def test_epochs_and_seeds_differ() -> None:
 def test_small_permutations_are_equally_likely() -> None:
     found = [tuple(epoch_of(3, seed, 0)) for seed in range(1200)]
     counts = [found.count(order) for order in set(found)]
-    assert len(counts) == 6 and min(counts) > 150 and max(counts) < 250
+    assert len(counts) == 6
+    assert min(counts) > 150
+    assert max(counts) < 250
 
 
 def test_order_looks_random() -> None:

@@ -36,9 +36,11 @@ def whole_stream(path: Path, split: str) -> np.ndarray:
 def test_reads_equal_the_stream_everywhere(data_path: Path) -> None:
     data = TokenDataset(data_path, "train")
     stream = whole_stream(data_path, "train")
-    assert data.num_tokens == len(stream) and len(read_manifest(data_path).splits["train"]) > 2
+    assert data.num_tokens == len(stream)
+    assert len(read_manifest(data_path).splits["train"]) > 2
     all_of_it = data.read(0, data.num_tokens)
-    assert all_of_it.dtype == np.int64 and (all_of_it == stream).all()
+    assert all_of_it.dtype == np.int64
+    assert (all_of_it == stream).all()
     for start in [0, 65_530, 65_536, 79_999, 131_000, len(stream) - 100]:
         assert (data.read(start, 100) == stream[start : start + 100]).all()
     with pytest.raises(IndexError):
@@ -48,7 +50,8 @@ def test_reads_equal_the_stream_everywhere(data_path: Path) -> None:
 def test_attributes_come_from_the_tokenizer(data_path: Path) -> None:
     data = TokenDataset(data_path, "valid")
     info = load_tokenizer(data.tokenizer_path.parent).info
-    assert data.vocab_size == info.vocab_size and data.tokenizer_fingerprint == info.fingerprint
+    assert data.vocab_size == info.vocab_size
+    assert data.tokenizer_fingerprint == info.fingerprint
     assert (data.mask_id, data.bos_id, data.eos_id) == (info.mask_id, info.bos_id, info.eos_id)
     assert data.fingerprint == read_manifest(data_path).fingerprint
     tokens = data.read(0, data.num_tokens)
