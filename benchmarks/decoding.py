@@ -42,7 +42,8 @@ def measure(network: Any, repeats: int, **options: Any) -> tuple[int, float, flo
         if use_cache:
             cached = output
     differing = int((cached.sequences != output.sequences).sum())
-    return cached.nfe, statistics.median(seconds[True]), statistics.median(seconds[False]), differing
+    fast, slow = statistics.median(seconds[True]), statistics.median(seconds[False])
+    return cached.nfe, fast, slow, differing
 
 
 def main() -> None:

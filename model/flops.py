@@ -23,9 +23,7 @@ def visible_pairs(pattern: AttentionPattern, length: int, block_size: int = 1) -
     return length + (triangle - length) + triangle
 
 
-def row_flops(
-    config: ModelConfig, pattern: AttentionPattern, length: int, scored: float
-) -> float:
+def row_flops(config: ModelConfig, pattern: AttentionPattern, length: int, scored: float) -> float:
     """Forward and backward of one row of L = length tokens.
 
     scored: mean number of positions that go through the output layer.

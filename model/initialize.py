@@ -18,8 +18,13 @@ from model.sharding import full_shape, local_part
 RESIDUAL_OUTPUTS = ("attention.out.weight", "mlp.down.weight")
 
 
-def initialize(parameters: Iterable[tuple[str, nn.Parameter]], config: ModelConfig, seed: int,
-               tensor_rank: int, tensor_size: int) -> None:
+def initialize(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    config: ModelConfig,
+    seed: int,
+    tensor_rank: int,
+    tensor_size: int,
+) -> None:
     """Fills the parameters of this rank in place.
 
     parameters: (canonical name, local parameter). Biases and modulations start at zero, norms at
@@ -28,7 +33,9 @@ def initialize(parameters: Iterable[tuple[str, nn.Parameter]], config: ModelConf
     for name, parameter in parameters:
         local = local_part(
             _draw(name, full_shape(name, parameter, config, tensor_size), config, seed),
-            parameter, tensor_rank, tensor_size,
+            parameter,
+            tensor_rank,
+            tensor_size,
         )
         with torch.no_grad():
             parameter.copy_(local)

@@ -18,7 +18,9 @@ from model.rotary import rotate
 from model.sharding import sharded
 
 
-def column_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig) -> nn.Module:
+def column_linear(
+    inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig
+) -> nn.Module:
     """A linear layer whose outputs are split over the tensor-parallel ranks."""
     layer = ColumnParallelLinear(
         inputs, outputs, config=parallel, init_method=nn.init.zeros_, bias=bias, gather_output=False
@@ -123,4 +125,3 @@ class FeedForward(nn.Module):
             active_TF = F.gelu(up_TF, approximate="tanh")
         down_TD: Tensor = self.down(active_TF)[0]
         return down_TD
-

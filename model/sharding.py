@@ -29,7 +29,11 @@ def has_vocab_rows(name: str) -> bool:
 
 
 def full_shape(
-    name: str, parameter: Tensor, config: ModelConfig, tensor_size: int, local: torch.Size | None = None
+    name: str,
+    parameter: Tensor,
+    config: ModelConfig,
+    tensor_size: int,
+    local: torch.Size | None = None,
 ) -> tuple[int, ...]:
     """The shape over all tensor-parallel ranks, vocabulary padding stripped."""
     shape = list(local if local is not None else parameter.shape)

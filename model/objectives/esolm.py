@@ -91,9 +91,7 @@ class EsoLM:
         """Predict the masked tokens of z_0 left to right, given all that came before them."""
         batch, length = tokens.shape
         masked = keys.uniforms(Purpose.MASK, length) < 1.0 - self.alpha_0
-        scores = np.where(
-            masked, np.arange(length) / length, keys.uniforms(Purpose.ORDER, length)
-        )
+        scores = np.where(masked, np.arange(length) / length, keys.uniforms(Purpose.ORDER, length))
         order = clean_first(masked, scores)
         sorted_x, sorted_masked = _sort(tokens, masked, order)
         z_0, positions = sorted_x.masked_fill(sorted_masked, self.mask_id), torch.from_numpy(order)

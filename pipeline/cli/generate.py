@@ -15,9 +15,7 @@ def generate_command(
     length: Annotated[int | None, typer.Option(help="Tokens of a sample, prompt included.")] = None,
     prompt: Annotated[str, typer.Option(help="How every sample begins.")] = "",
     top_p: Annotated[float | None, typer.Option(help="Nucleus; 1 keeps all tokens.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 takes the likeliest token.")
-    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     num_samples: Annotated[int, typer.Option(min=1, help="Samples, written as one batch.")] = 1,
     compare: Annotated[
@@ -54,11 +52,10 @@ def generate_command(
         return
     for number, text in enumerate(result.texts, start=1):
         typer.echo(f"--- sample {number} of {num_samples}\n{text}")
-    typer.echo(
-        f"--- {result.nfe} forward passes (NFE), {result.tokens_per_second:,.0f} tokens/s"
-    )
+    typer.echo(f"--- {result.nfe} forward passes (NFE), {result.tokens_per_second:,.0f} tokens/s")
     if comparison:
         typer.echo(
-            f"cached {comparison.cached_seconds:.3f} s, uncached {comparison.uncached_seconds:.3f} s "
-            f"(medians of {comparison.repeats}): ratio {comparison.ratio:.2f}, same tokens"
+            f"cached {comparison.cached_seconds:.3f} s, uncached "
+            f"{comparison.uncached_seconds:.3f} s (medians of {comparison.repeats}): "
+            f"ratio {comparison.ratio:.2f}, same tokens"
         )

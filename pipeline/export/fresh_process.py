@@ -25,7 +25,8 @@ def main(bundle: Path, work: Path) -> None:
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
-    task, tensors = json.loads((work / "task.json").read_text()), load_file(work / "task.safetensors")
+    task = json.loads((work / "task.json").read_text())
+    tensors = load_file(work / "task.safetensors")
     options: dict[str, Any] = {"trust_remote_code": True, "local_files_only": True}
     network = AutoModelForMaskedLM.from_pretrained(bundle, dtype=torch.float32, **options).eval()
     with torch.no_grad():
@@ -49,9 +50,7 @@ def main(bundle: Path, work: Path) -> None:
     (work / "result.json").write_text(json.dumps(result))
 
 
-def compare_texts(
-    bundle: Path, texts: list[list[Any]], options: dict[str, Any]
-) -> dict[str, Any]:
+def compare_texts(bundle: Path, texts: list[list[Any]], options: dict[str, Any]) -> dict[str, Any]:
     """texts: pairs of a text and the token ids that training would give it."""
     if not texts:
         return {"ids_differing": [], "texts_differing": []}

@@ -88,7 +88,7 @@ def bundle_logits(bundle: Any, inputs: NetworkInput) -> Tensor:
 
 
 def relative_difference(logits: Tensor, expected: Tensor) -> float:
-    """Largest difference over max(1, largest expected logit); infinite where -inf does not match."""
+    """Largest difference over max(1, largest expected logit); infinite if -inf stands elsewhere."""
     finite = expected.isfinite()
     if not torch.equal(finite, logits.isfinite()):
         return float("inf")

@@ -33,9 +33,9 @@ MAX_CHARACTERS = 2000
 READ_TOKENS = 1 << 16
 EDGE_TEXTS = (
     "", " ", "  two  spaces  ", "\n", "\r\n", "a\tb\t\tc", "trailing \n\n ", "no\u00a0break",
-    "\u2581", "a\u2581b \u2581", "[MASK] <s> </s> <unk> <0x41>", "\U0001f600\U0001f468\u200d\U0001f469",
-    "e\u0301 \u00e9 \ufb01 \u212b", "\u4f60\u597d \u043f\u0440\u0438\u0432\u0435\u0442", "0123456789",
-    "\x01\x7f\ufeff", "x" * 500,
+    "\u2581", "a\u2581b \u2581", "[MASK] <s> </s> <unk> <0x41>",
+    "\U0001f600\U0001f468\u200d\U0001f469", "e\u0301 \u00e9 \ufb01 \u212b",
+    "\u4f60\u597d \u043f\u0440\u0438\u0432\u0435", "0123456789", "\x01\x7f\ufeff", "x" * 500,
 )  # fmt: skip
 
 
@@ -73,7 +73,9 @@ def check_reload(
     return reload, {"documents": len(texts) - edge, "edge_texts": edge, "differing": 0}
 
 
-def _write_task(work: Path, source: Source, stored: Any, texts: list[tuple[str, list[int]]]) -> None:
+def _write_task(
+    work: Path, source: Source, stored: Any, texts: list[tuple[str, list[int]]]
+) -> None:
     length = min(source.seq_len, MAX_LENGTH)
     inputs = parity_inputs(source.model, length, AttentionPattern.CAUSAL)
     tensors = {

@@ -108,13 +108,14 @@ def load_model(config: "EsoLMConfig", parameters: dict[str, Tensor]) -> Any:
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
     given = {name: tuple(value.shape) for name, value in parameters.items()}
     if wrong := sorted(dict(expected.items() ^ given.items())):
-        raise ExportError(f"coverage: bundle parameters missing or misshapen: {', '.join(wrong[:5])}")
+        names = ", ".join(wrong[:5])
+        raise ExportError(f"coverage: bundle parameters missing or misshapen: {names}")
     model.load_state_dict(parameters)
     return model
 
 
 def read_model(directory: Path, dtype: torch.dtype | None = None) -> Any:
-    """The network of a bundle, through this repository's copy of its code; None: dtype as stored."""
+    """The network of a bundle, run by this repository's copy of its code; None: dtype as stored."""
     from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 
     with no_transformers_bars():
@@ -175,8 +176,9 @@ def _write_tokenizer(directory: Path, tokenizer: "Tokenizer", model: ModelConfig
     info = tokenizer.info
     if info.vocab_size > model.vocab_size or info.mask_id != model.mask_id:
         raise ExportError(
-            f"{tokenizer.path} has {info.vocab_size} pieces and mask id {info.mask_id}, the network "
-            f"a vocabulary of {model.vocab_size} and mask id {model.mask_id}: not its tokenizer"
+            f"{tokenizer.path} has {info.vocab_size} pieces and mask id {info.mask_id}, the "
+            f"network a vocabulary of {model.vocab_size} and mask id {model.mask_id}: "
+            "it is not the tokenizer that the network was trained with"
         )
     shutil.copyfile(tokenizer.path, directory / "tokenizer.model")
     pieces = SentencePieceProcessor(model_file=str(tokenizer.path))

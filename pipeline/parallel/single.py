@@ -10,7 +10,8 @@ def single_process() -> ModelParallelConfig:
     Raises RuntimeError inside a job of several processes.
     """
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     if dist.get_world_size() != 1:
         raise RuntimeError(f"one process is needed here, this job has {dist.get_world_size()}")
     if not parallel_state.model_parallel_is_initialized():

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Architecture and provenance of an exported Eso-LM network."""
 
 from transformers import PreTrainedConfig

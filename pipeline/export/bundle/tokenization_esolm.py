@@ -1,9 +1,10 @@
+# mypy: ignore-errors
 """The SentencePiece model of the training data, id for id."""
 
 import shutil
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import sentencepiece
 from transformers import PreTrainedTokenizer
@@ -21,8 +22,8 @@ class EsoLMTokenizer(PreTrainedTokenizer):
     `split_special_tokens=False` is passed.
     """
 
-    vocab_files_names = {"vocab_file": "tokenizer.model"}
-    model_input_names = ["input_ids"]
+    vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "tokenizer.model"}
+    model_input_names: ClassVar[list[str]] = ["input_ids"]
 
     def __init__(self, vocab_file: str, split_special_tokens: bool = True, **kwargs: Any) -> None:
         self.vocab_file = vocab_file
@@ -61,11 +62,14 @@ class EsoLMTokenizer(PreTrainedTokenizer):
         # SentencePiece drops the space in front of a text: only of the first run, not of a run
         # that follows a special token, hence the anchor.
         text, anchor = "", self.sp.encode("a")
-        for is_special, run in groupby(ids, key=special.__contains__):
+        for is_special, group in groupby(ids, key=special.__contains__):
+            run = list(group)
             if is_special:
                 text += "".join(map(self.sp.id_to_piece, run))
+            elif text:
+                text += self.sp.decode(anchor + run)[1:]
             else:
-                text += self.sp.decode(anchor + list(run))[1:] if text else self.sp.decode(list(run))
+                text = self.sp.decode(run)
         return text
 
     def save_vocabulary(

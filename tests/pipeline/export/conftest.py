@@ -71,6 +71,11 @@ def source(request: pytest.FixtureRequest) -> RandomSource:
 
 
 @pytest.fixture
+def modern_source() -> RandomSource:
+    return RandomSource(MODELS["modern"])
+
+
+@pytest.fixture
 def paper_source(tokenizer_directory: Path) -> RandomSource:
     return RandomSource(MODELS["paper"], tokenizer_path=tokenizer_directory)
 

@@ -1,0 +1,70 @@
+"""Runs a worker function in several gloo ranks, under a timeout, and returns rank 0's answer."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_ranks(worker: str, num_ranks: int, arguments: Any, folder: Path, timeout: float) -> Any:
+    """Calls `tests.dist.workers.<worker>(arguments)` in num_ranks processes.
+
+    A rank that fails or outlives the timeout fails the test with the log of every rank.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    answer = folder / "answer.json"
+    port = _free_port()
+    processes, logs = [], []
+    for rank in range(num_ranks):
+        logs.append(folder / f"rank_{rank}.log")
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-W", "ignore", "-m", "tests.dist.workers"]
+        command += [worker, json.dumps(arguments), str(answer)]
+        with logs[-1].open("w") as log:
+            processes.append(
+                subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT)
+            )
+    try:
+        failed = _wait(processes, timeout)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    if failed:
+        texts = "\n".join(f"--- {log}\n{log.read_text()[-4000:]}" for log in logs)
+        raise AssertionError(f"{worker} on {num_ranks} ranks: {failed}\n{texts}")
+    return json.loads(answer.read_text())
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> str:
+    """What went wrong, or an empty string once every rank has left with 0."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in processes]
+        if any(code not in (None, 0) for code in codes):
+            return f"exit codes {codes}"
+        if all(code == 0 for code in codes):
+            return ""
+        time.sleep(0.05)
+    return f"no end after {timeout} s"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,112 @@
+"""A run that is stopped and resumed, in the same or in another layout, is the uninterrupted run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.checkpoint.fragments import STATES
+from pipeline.checkpoint.store import read_full
+from tests.dist.ranks import run_ranks
+
+LAYOUTS = {
+    "single": {"tp": 1, "pp": 1, "dp": 1, "zero": 1},
+    "tp2": {"tp": 2, "pp": 1, "dp": 1, "zero": 1},
+    "pp2": {"tp": 1, "pp": 2, "dp": 1, "zero": 1},
+    "dp2z1": {"tp": 1, "pp": 1, "dp": 2, "zero": 1},
+    "dp2z2": {"tp": 1, "pp": 1, "dp": 2, "zero": 2},
+    "dp2z3": {"tp": 1, "pp": 1, "dp": 2, "zero": 3},
+    "tp2pp2": {"tp": 2, "pp": 2, "dp": 1, "zero": 1},
+    "tp2dp2z3": {"tp": 2, "pp": 1, "dp": 2, "zero": 3},
+}
+# (saved in, resumed in); the same layout twice is compared bit by bit.
+PAIRS = [
+    ("single", "single"),
+    ("tp2", "single"),
+    ("dp2z3", "single"),
+    ("tp2pp2", "single"),
+    ("tp2", "tp2"),
+    ("pp2", "pp2"),
+    ("dp2z1", "dp2z1"),
+    ("dp2z2", "dp2z2"),
+    ("dp2z3", "dp2z3"),
+    ("single", "dp2z3"),
+    ("dp2z3", "dp2z1"),
+    ("dp2z1", "dp2z3"),
+    ("tp2pp2", "dp2z2"),
+    ("tp2dp2z3", "pp2"),
+    ("pp2", "tp2"),
+    ("tp2pp2", "tp2pp2"),
+    ("dp2z3", "tp2dp2z3"),
+]
+
+
+def world_size(layout: str) -> int:
+    sizes = LAYOUTS[layout]
+    return sizes["tp"] * sizes["pp"] * sizes["dp"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Per layout: `L/three`, a checkpoint at step 3, and `L/five`, the uninterrupted run's end.
+
+    Per pair: `A-B`, the end of the run that was saved in A and resumed in B.
+    """
+    folder = tmp_path_factory.mktemp("resume")
+    precision = {"precision": "fp32"}
+    for size in (1, 2, 4):
+        mine = [name for name in LAYOUTS if world_size(name) == size]
+        cases = [
+            {"layout": LAYOUTS[name], "folder": str(folder / name / "three"), **precision}
+            for name in mine
+        ]
+        run_ranks("save_at_three", size, {"cases": cases}, folder / f"save{size}", 240)
+    for size in (1, 2, 4):
+        cases = [
+            {"layout": LAYOUTS[name], "out": str(folder / name / "five"), **precision}
+            for name in LAYOUTS
+            if world_size(name) == size
+        ]
+        cases += [
+            {
+                "layout": LAYOUTS[to],
+                "folder": str(folder / source / "three"),
+                "out": str(folder / f"{source}-{to}"),
+                **precision,
+            }
+            for source, to in PAIRS
+            if world_size(to) == size
+        ]
+        run_ranks("resume_to_five", size, {"cases": cases}, folder / f"resume{size}", 240)
+    return folder
+
+
+def states(path: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{state}/{name}": tensor
+        for state in STATES
+        for name, tensor in read_full(path, state).items()
+    }
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("source", "to"), PAIRS)
+def test_resumed_equals_uninterrupted(source: str, to: str, runs: Path) -> None:
+    resumed, reference = states(runs / f"{source}-{to}"), states(runs / "single" / "five")
+    assert resumed.keys() == reference.keys()
+    for name, tensor in resumed.items():
+        torch.testing.assert_close(tensor, reference[name], rtol=1e-5, atol=1e-5, msg=name)
+    if source == to:
+        uninterrupted = states(runs / to / "five")
+        different = [n for n in resumed if not torch.equal(resumed[n], uninterrupted[n])]
+        assert not different
+
+
+@pytest.mark.dist
+def test_states_moved_between_the_checkpoints(runs: Path) -> None:
+    """The comparison above would be empty if nothing were trained between steps 3 and 5."""
+    three, five = states(runs / "single" / "three"), states(runs / "single" / "five")
+    unchanged = [name for name in five if torch.equal(three[name], five[name])]
+    assert not unchanged, unchanged
+    assert three["weights/embedding.tokens.weight"].shape == (51, 32)

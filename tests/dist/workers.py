@@ -1,0 +1,159 @@
+"""What runs inside the ranks of a distributed test. Many cases share one launch: starting costs most."""
+
+import json
+import sys
+from contextlib import contextmanager
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from model.config import ModelConfig
+from model.objectives import AutoRegressive, EsoLM, Objective
+from pipeline.checkpoint import store
+from pipeline.parallel import zero
+from pipeline.parallel.bootstrap import (
+    device_of,
+    initialize_groups,
+    initialize_processes,
+    process_info,
+    shutdown_processes,
+)
+from pipeline.parallel.engine import Engine, EngineConfig, MicroBatch
+from pipeline.parallel.layout import Layout
+from pipeline.train.batches import BatchSource
+
+VOCAB_SIZE, MASK_ID, SEQ_LEN, GLOBAL_BATCH = 51, 50, 12, 8
+LEARNING_RATE = 2e-3
+
+MODELS = {
+    "paper": ModelConfig(
+        vocab_size=VOCAB_SIZE, mask_id=MASK_ID, hidden_size=32, num_layers=3, num_heads=4,
+        ffn_hidden_size=64, cond_dim=16, dropout=0.1, init_std=0.1,
+    ),
+    "modern": ModelConfig(
+        vocab_size=VOCAB_SIZE, mask_id=MASK_ID, hidden_size=32, num_layers=3, num_heads=4,
+        ffn_hidden_size=64, norm="rmsnorm", activation="swiglu", mlp_bias=False,
+        output_bias=False, adaln=False, init_std=0.1,
+    ),
+}
+OBJECTIVES: dict[str, Objective] = {
+    "esolm_b": EsoLM(MASK_ID, alpha_0=0.5, kappa=0.5),
+    "ar": AutoRegressive(),
+}
+
+
+class RandomTokens:
+    """Stands where the sample reader stands; a sample's tokens depend on its index alone."""
+
+    def read(self, indices: Any) -> Any:
+        return np.stack(
+            [np.random.default_rng(int(i)).integers(0, MASK_ID, SEQ_LEN) for i in indices]
+        )
+
+
+@contextmanager
+def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
+    """The engine of a case and its batches; process groups are made anew for each."""
+    from pipeline.parallel.build import build_engine
+
+    layout = Layout(**case["layout"])
+    parallel_state.destroy_model_parallel()
+    initialize_groups(layout)
+    micro_batch_size = case.get("micro_batch_size", 1)
+    engine = build_engine(
+        EngineConfig(
+            model=MODELS[case.get("model", "paper")],
+            layout=layout,
+            device=torch.device("cpu"),
+            seed=1,
+            micro_batch_size=micro_batch_size,
+            num_micro_batches=GLOBAL_BATCH // (micro_batch_size * layout.dp),
+            precision=case.get("precision", "fp32"),
+            gradient_clipping=0.5,
+            optimizer={
+                "lr": LEARNING_RATE, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1,
+                "ema_decay": 0.99,
+            },
+        )
+    )
+    source = BatchSource(
+        reader=RandomTokens(),  # type: ignore[arg-type]
+        objective=OBJECTIVES[case.get("objective", "esolm_b")],
+        seed=7,
+        global_batch_size=GLOBAL_BATCH,
+        micro_batch_size=micro_batch_size,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=layout.dp,
+    )
+    yield engine, source
+    engine.deepspeed.destroy()
+
+
+def train_steps(engine: Engine, source: BatchSource, first: int, last: int) -> list[list[float]]:
+    """[loss, gradient norm] of each step; a validation in the middle must change nothing."""
+    rows = []
+    for step in range(first, last):
+        if step == 2:
+            engine.evaluate(batch_of(source, 100))
+        result = engine.train_step(batch_of(source, step), LEARNING_RATE)
+        rows.append([sum(result.losses.values()), result.grad_norm])
+    return rows
+
+
+def batch_of(source: BatchSource, step: int) -> list[MicroBatch]:
+    return source.batch(step * GLOBAL_BATCH)
+
+
+def losses(cases: list[dict[str, Any]]) -> Any:
+    """[loss, gradient norm] over five steps of every case."""
+    answers = []
+    for case in cases:
+        with engine_of(case) as (engine, source):
+            answers.append(train_steps(engine, source, 0, 5))
+    return answers
+
+
+def save_at_three(arguments: dict[str, Any]) -> Any:
+    """Three steps in each case's layout, then a checkpoint in its folder."""
+    for case in arguments["cases"]:
+        with engine_of(case) as (engine, source):
+            train_steps(engine, source, 0, 3)
+            store.write(Path(case["folder"]), zero.fragments(engine), None)
+    return None
+
+
+def resume_to_five(arguments: dict[str, Any]) -> Any:
+    """Loads each case's checkpoint, takes two more steps, saves into its `out` folder."""
+    answers = []
+    for case in arguments["cases"]:
+        with engine_of(case) as (engine, source):
+            if "folder" in case:
+                store.read(Path(case["folder"]), zero.fragments(engine), None)
+                zero.publish_weights(engine, 3)
+                answers.append(train_steps(engine, source, 3, 5))
+            else:
+                answers.append(train_steps(engine, source, 0, 5)[3:])
+            store.write(Path(case["out"]), zero.fragments(engine), None)
+    return answers
+
+
+def main() -> None:
+    worker, arguments, answer = sys.argv[1:]
+    info = process_info()
+    layout = Layout(1, 1, info.world_size, 1)
+    initialize_processes(info, layout, device_of(info), timedelta(seconds=60))
+    result = globals()[worker](json.loads(arguments))
+    if info.rank == 0:
+        Path(answer).write_text(json.dumps(result))
+    dist.barrier()
+    shutdown_processes()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The bundle's network: every pattern against the training network, masks, cache, reloading."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.attention import AttentionPattern
+from pipeline.export.bundle.modeling_esolm import PATTERNS, EsoLMForMaskedLM, EsoLMModel, dense_mask
+from pipeline.export.fold import fold
+from pipeline.export.gate_network import (
+    bundle_logits,
+    parity_inputs,
+    relative_difference,
+    training_logits,
+)
+from pipeline.export.writer import bundle_config, load_model
+
+
+def network_of(source: Any, dtype: torch.dtype = torch.float32) -> Any:
+    folded = fold(source.tensors("ema"), source.model, dtype)
+    return load_model(bundle_config(source, None), folded)
+
+
+def test_logits_equal_training_network_in_every_pattern(source: Any) -> None:
+    assert PATTERNS == tuple(pattern.value for pattern in AttentionPattern)
+    inputs = [parity_inputs(source.model, 12, pattern) for pattern in AttentionPattern]
+    expected = training_logits(source.model, source.tensors("ema"), inputs)
+    bundle = network_of(source)
+    for each, reference in zip(inputs, expected, strict=True):
+        logits = bundle_logits(bundle, each)
+        assert logits.shape == (2, 12, source.model.vocab_size)
+        assert relative_difference(logits, reference) < 1e-5, each.pattern
+
+
+def sees(pattern: str, i: int, j: int, length: int, prefix: int, block: int) -> bool:
+    """Query i may see key j, case by case."""
+    if pattern == "bidirectional":
+        return True
+    if pattern == "causal":
+        return j <= i
+    if pattern == "prefix":
+        return j <= i or (i < prefix and j < prefix)
+    if i >= length and j < length:
+        return False
+    if i < length and j < length:
+        return i // block == j // block if pattern == "block_two_stream" else i == j
+    if pattern == "block_two_stream":
+        return j % length // block < i // block if i < length else j // block <= i // block
+    if i < length:
+        return j - length < i
+    in_prefix = pattern == "two_stream_prefix" and max(i, j) - length < prefix
+    return j <= i or in_prefix
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("length", "block"), [(1, 1), (6, 3), (7, 1)])
+def test_masks_equal_loops(pattern: str, length: int, block: int) -> None:
+    size = length * (2 if "two_stream" in pattern else 1)
+    prefixes = [0, length // 2, length]
+    mask = dense_mask(pattern, size, torch.tensor(prefixes), block)
+    if pattern == "block_two_stream":
+        assert length % block == 0  # so that blocks of x start with x
+    for row, prefix in enumerate(prefixes):
+        for i in range(size):
+            for j in range(size):
+                assert bool(mask[row, 0, i, j]) == sees(pattern, i, j, length, prefix, block)
+
+
+@pytest.mark.parametrize("pieces", [[9], [1] * 9, [4, 1, 3, 1]])
+def test_cached_forward_equals_causal(source: Any, pieces: list[int]) -> None:
+    bundle = network_of(source, torch.float64)
+    tokens = torch.randint(source.model.vocab_size, (2, 9))
+    positions = torch.stack([torch.randperm(9), torch.randperm(9)])
+    with torch.no_grad():
+        expected = bundle(tokens, positions).logits
+        cache, start = bundle.new_cache(2, 9), 0
+        for size in pieces:
+            span = slice(start, start + size)
+            logits = bundle(tokens[:, span], positions[:, span], cache=cache, start=start).logits
+            torch.testing.assert_close(logits, expected[:, span], rtol=0, atol=1e-12)
+            start += size
+
+
+def test_masks_in_the_cache_are_overwritten(paper_source: Any) -> None:
+    bundle = network_of(paper_source, torch.float64)
+    tokens = torch.randint(4, paper_source.model.vocab_size, (1, 6))
+    masks = torch.full((1, 3), paper_source.model.mask_id)
+    with torch.no_grad():
+        cache = bundle.new_cache(1, 6)
+        bundle(torch.cat([tokens[:, :3], masks], dim=1), cache=cache, start=0)
+        logits = bundle(tokens[:, 3:], cache=cache, start=3).logits
+        torch.testing.assert_close(logits, bundle(tokens).logits[:, 3:], rtol=0, atol=1e-12)
+
+
+def test_default_positions_and_kept_logits(paper_source: Any) -> None:
+    bundle = network_of(paper_source)
+    tokens = torch.randint(paper_source.model.vocab_size, (2, 8))
+    natural = torch.arange(4).repeat(2).expand(2, 8)
+    with torch.no_grad():
+        logits = bundle(tokens, attention_pattern="two_stream").logits
+        assert torch.equal(bundle(tokens, natural, attention_pattern="two_stream").logits, logits)
+        kept = bundle(tokens, logits_to_keep=2).logits
+        torch.testing.assert_close(kept, bundle(tokens).logits[:, -2:])
+    assert (logits[..., paper_source.model.mask_id] == -torch.inf).all()
+
+
+def test_unknown_pattern_and_odd_streams_are_refused(modern_source: Any) -> None:
+    bundle, tokens = network_of(modern_source), torch.zeros(1, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="'diagonal' is unknown"):
+        bundle(tokens, attention_pattern="diagonal")
+    with pytest.raises(ValueError, match="two streams, not 3 tokens"):
+        bundle(tokens, attention_pattern="two_stream")
+    with pytest.raises(ValueError, match="cache goes with"):
+        bundle(tokens, attention_pattern="bidirectional", cache=bundle.new_cache(1, 3))
+
+
+def test_saved_and_reloaded_by_transformers(source: Any, tmp_path: Path) -> None:
+    bundle = network_of(source)
+    bundle.save_pretrained(tmp_path)
+    again = EsoLMForMaskedLM.from_pretrained(tmp_path).eval()
+    tokens = torch.randint(source.model.vocab_size, (2, 8))
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, bundle(tokens).logits)
+        hidden = EsoLMModel.from_pretrained(tmp_path)(tokens).last_hidden_state
+    assert hidden.shape == (2, 8, source.model.hidden_size)
+    assert (tmp_path / "generation_config.json").is_file()
+
+
+def test_can_be_trained_on(paper_source: Any) -> None:
+    """Gradients reach every parameter, so a bundle can be fine-tuned by a user."""
+    bundle = network_of(paper_source)
+    logits = bundle(torch.randint(4, paper_source.model.vocab_size, (2, 8))).logits
+    logits.log_softmax(-1)[..., 5].sum().backward()
+    assert all(parameter.grad is not None for parameter in bundle.parameters())

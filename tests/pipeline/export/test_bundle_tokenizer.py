@@ -1,0 +1,56 @@
+"""The bundle's tokenizer gives the ids of training and loses nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.tokenizer import load_tokenizer
+from pipeline.export.bundle.tokenization_esolm import EsoLMTokenizer
+from pipeline.export.gate_reload import EDGE_TEXTS
+from pipeline.export.writer import _write_tokenizer
+
+
+@pytest.fixture
+def directory(paper_source: Any, tokenizer_directory: Path, tmp_path: Path) -> Path:
+    _write_tokenizer(tmp_path, load_tokenizer(tokenizer_directory), paper_source.model)
+    return tmp_path
+
+
+@pytest.mark.parametrize("text", EDGE_TEXTS)
+def test_edge_texts(directory: Path, tokenizer_directory: Path, text: str) -> None:
+    tokenizer = EsoLMTokenizer.from_pretrained(directory)
+    ids = tokenizer(text)["input_ids"]
+    assert ids == load_tokenizer(tokenizer_directory).encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_special_tokens(directory: Path) -> None:
+    tokenizer = EsoLMTokenizer.from_pretrained(directory)
+    assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert tokenizer.mask_token_id == 3
+    assert 3 not in tokenizer("a [MASK] b")["input_ids"]
+    assert 3 in tokenizer("a [MASK] b", split_special_tokens=False)["input_ids"]
+    assert len(tokenizer) == tokenizer.vocab_size
+    assert set(tokenizer("text")) == {"input_ids"}
+
+
+def test_masks_are_shown_and_spaces_kept(directory: Path) -> None:
+    tokenizer = EsoLMTokenizer.from_pretrained(directory)
+    ids = [*tokenizer("def f")["input_ids"], 3, 3, *tokenizer(" return")["input_ids"], 2]
+    assert tokenizer.decode(ids) == "def f[MASK][MASK] return</s>"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "def f return"
+
+
+def test_saved_again(directory: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    EsoLMTokenizer.from_pretrained(directory).save_pretrained(copy)
+    assert EsoLMTokenizer.from_pretrained(copy)("x = 1\n")["input_ids"]
+
+
+def test_no_file_that_transformers_would_take_for_its_own(directory: Path) -> None:
+    assert not (directory / "tokenizer.json").exists()
+    record = json.loads((directory / "tokenizer_config.json").read_text())
+    assert record["auto_map"]["AutoTokenizer"] == ["tokenization_esolm.EsoLMTokenizer", None]

@@ -1,0 +1,240 @@
+"""Whole exports: what a bundle holds, what the gate refuses, and that nothing is left behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import ExportError
+from pipeline.export import export as exporting
+from pipeline.export import gate, gate_network
+from pipeline.export.export import export_source
+from pipeline.export.manifest import verify_bundle
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the fresh process, which takes seconds and has tests of its own."""
+    monkeypatch.setattr(gate, "check_reload", lambda *_: ({}, {}))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_full_gate(paper_source: Any, tmp_path: Path, dtype: str) -> None:
+    report = export_source(paper_source, tmp_path / "bundle", dtype=dtype)
+    assert list(report.gate) == ["coverage", "logit_parity", "decoding", "reload", "tokenizer"]
+    assert report.gate["coverage"]["training_tensors"] == len(paper_source.tensors("ema"))
+    assert max(report.gate["logit_parity"]["largest_difference"].values()) < 1e-5
+    assert report.gate["reload"]["network"] == "EsoLMForMaskedLM"
+    assert report.gate["tokenizer"]["documents"] == 100
+    record = verify_bundle(tmp_path / "bundle")
+    assert (record["step"], record["weights"], record["dtype"]) == (7, "ema", dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    config = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    assert config["dtype"] == {"bf16": "bfloat16", "fp32": "float32"}[dtype]
+    assert set(config["auto_map"]) == {
+        "AutoConfig", "AutoModel", "AutoModelForMaskedLM", "AutoModelForCausalLM",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"name": "ar", "prepend_id": None},
+        {"name": "ar", "prepend_id": 1},
+        {"name": "esolm", "variant": "A", "alpha_0": 0.5},
+        {"name": "mdlm"},
+    ],
+)
+def test_every_objective(
+    modern_source: Any, tmp_path: Path, quick: None, objective: dict[str, Any]
+) -> None:
+    modern_source.objective = objective
+    report = export_source(modern_source, tmp_path / "bundle", dtype="fp32")
+    assert report.gate["decoding"]["schedules"] == (5 if objective["name"] == "ar" else 0)
+
+
+def test_reload_without_tokenizer(modern_source: Any, tmp_path: Path) -> None:
+    report = export_source(modern_source, tmp_path / "bundle")
+    assert report.gate["tokenizer"]["documents"] == 0
+    assert not (tmp_path / "bundle" / "tokenizer.model").exists()
+
+
+def test_documents_of_the_dataset(
+    paper_source: Any, tokenizer_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents are cut out of the token stream at each eos."""
+    from data_prep.tokenizer import load_tokenizer
+    from pipeline.data import dataset
+    from pipeline.export.gate_reload import _documents
+
+    tokenizer = load_tokenizer(tokenizer_directory)
+    texts = ["import json\n", "", "def f():\n    return 1"]
+    stream = [token for text in texts for token in (*tokenizer.encode(text), 2)]
+
+    class Stream:
+        num_tokens, eos_id = len(stream), 2
+
+        def __init__(self, *_: Any) -> None: ...
+
+        def read(self, start: int, length: int) -> Any:
+            return torch.tensor(stream[start : start + length]).numpy()
+
+    monkeypatch.setattr(dataset, "TokenDataset", Stream)
+    paper_source.data_path = tmp_path
+    assert _documents(paper_source, tokenizer) == [*texts, ""]
+
+
+def test_raw_weights_differ_and_hashes_repeat(
+    modern_source: Any, tmp_path: Path, quick: None
+) -> None:
+    names = ("first", "second", "raw")
+    for name in names:
+        export_source(modern_source, tmp_path / name, weights="raw" if name == "raw" else "ema")
+    first, second, raw = (verify_bundle(tmp_path / name)["files"] for name in names)
+    assert first == second
+    assert first["model.safetensors"] != raw["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "export.json", "README.md"])
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_one_flipped_byte_fails(
+    modern_source: Any, tmp_path: Path, quick: None, name: str, place: float
+) -> None:
+    export_source(modern_source, tmp_path / "bundle")
+    path = tmp_path / "bundle" / name
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match=name):
+        verify_bundle(tmp_path / "bundle")
+
+
+def test_missing_and_foreign_files_fail(modern_source: Any, tmp_path: Path, quick: None) -> None:
+    export_source(modern_source, tmp_path / "bundle")
+    (tmp_path / "bundle" / "README.md").rename(tmp_path / "bundle" / "other.py")
+    with pytest.raises(ExportError, match=r"README.md is missing; other.py is not of the bundle"):
+        verify_bundle(tmp_path / "bundle")
+    with pytest.raises(ExportError, match="is no bundle"):
+        verify_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("head.output.weight", torch.nan, "coverage: 'head.output.weight' holds 1"),
+        ("head.output.weight", None, "coverage: the checkpoint has no tensor"),
+    ],
+)
+def test_bad_checkpoint_leaves_nothing(
+    modern_source: Any, tmp_path: Path, name: str, value: float | None, message: str
+) -> None:
+    if value is None:
+        del modern_source._tensors[name]
+    else:
+        modern_source._tensors[name][0, 0] = value
+    with pytest.raises(ExportError, match=message):
+        export_source(modern_source, tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def alter_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = gate_network.training_logits
+    monkeypatch.setattr(
+        gate_network, "training_logits", lambda *a: [x * 1.001 for x in original(*a)]
+    )
+
+
+def alter_stored_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = exporting.write_bundle
+
+    def write(directory: Path, source: Any, model: Any, tokenizer: Any) -> None:
+        model.lm_head.weight.data[0, 0] += 1
+        original(directory, source, model, tokenizer)
+
+    monkeypatch.setattr(exporting, "write_bundle", write)
+
+
+def alter_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the cache's mask were one slot short."""
+    from pipeline.export.bundle import modeling_esolm
+
+    monkeypatch.setattr(
+        modeling_esolm,
+        "cached_mask",
+        lambda start, queries, device: (
+            torch.ones(queries, start + queries, dtype=torch.bool).tril(start - 1)
+        ),
+    )
+
+
+def alter_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the code in the bundle needed the training packages."""
+    original = exporting.write_bundle
+
+    def write(directory: Path, *args: Any) -> None:
+        original(directory, *args)
+        path = directory / "modeling_esolm.py"
+        path.write_text("import model.network\n" + path.read_text())
+
+    monkeypatch.setattr(exporting, "write_bundle", write)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (alter_logits, "logit parity: .* in pattern"),
+        (alter_stored_weights, "coverage: 'lm_head.weight' was not stored as computed"),
+        (alter_cache, "decoding: .* tokens differ"),
+        (alter_code, "reload: a fresh process cannot load"),
+    ],
+)
+def test_failed_gate_leaves_nothing(
+    modern_source: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Any,
+    message: str,
+) -> None:
+    damage(monkeypatch)
+    with pytest.raises(ExportError, match=message):
+        export_source(modern_source, tmp_path / "bundle", dtype="fp32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_output(modern_source: Any, tmp_path: Path, quick: None) -> None:
+    out = tmp_path / "bundle"
+    export_source(modern_source, out)
+    with pytest.raises(ExportError, match="--overwrite"):
+        export_source(modern_source, out)
+    assert verify_bundle(out)["dtype"] == "bf16"
+    export_source(modern_source, out, dtype="fp32", overwrite=True)
+    assert verify_bundle(out)["dtype"] == "fp32"
+    modern_source._tensors["head.output.weight"][0, 0] = torch.nan
+    with pytest.raises(ExportError, match="coverage"):
+        export_source(modern_source, out, overwrite=True)
+    assert verify_bundle(out)["dtype"] == "fp32"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_is_no_bundle_is_not_overwritten(modern_source: Any, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("five years")
+    with pytest.raises(ExportError, match="no bundle"):
+        export_source(modern_source, tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"weights": "best"}, {"dtype": "int8"}])
+def test_unknown_options(modern_source: Any, tmp_path: Path, wrong: dict[str, str]) -> None:
+    with pytest.raises(ExportError, match="is unknown; choose of"):
+        export_source(modern_source, tmp_path / "bundle", **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_foreign_tokenizer(modern_source: Any, tokenizer_directory: Path, tmp_path: Path) -> None:
+    modern_source.model = modern_source.model.__class__(
+        **{**vars(modern_source.model), "mask_id": 5}
+    )
+    with pytest.raises(ExportError, match="not the tokenizer that the network was trained with"):
+        export_source(modern_source, tmp_path / "bundle", tokenizer=tokenizer_directory)

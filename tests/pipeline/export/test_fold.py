@@ -1,0 +1,114 @@
+"""The fold against a network written out in float64, and what it refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import ModelConfig
+from pipeline.errors import ExportError
+from pipeline.export.fold import fold
+from pipeline.export.writer import bundle_config, load_model
+
+
+class Unfolded:
+    """The training network in float64 straight from its tensors, causal, without any folding."""
+
+    def __init__(self, tensors: dict[str, Tensor], config: ModelConfig) -> None:
+        self.t = {name: tensor.double() for name, tensor in tensors.items()}
+        self.config = config
+
+    def condition(self) -> Tensor:
+        features = torch.cat([torch.ones(128), torch.zeros(128)]).double()
+        c = F.silu(self._linear("embedding.conditioning.linear_in", features))
+        return F.silu(self._linear("embedding.conditioning.linear_out", c))
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, self.t[f"{name}.weight"], self.t.get(f"{name}.bias"))
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        size, eps = (self.config.hidden_size,), self.config.norm_eps
+        function = F.layer_norm if self.config.norm == "layernorm" else F.rms_norm
+        return function(x, size, eps=eps) * self.t[f"{name}.weight"]
+
+    def _modulation(self, name: str, parts: int) -> list[Any]:
+        if not self.config.adaln:
+            return [0.0, 0.0, 1.0] * (parts // 3) or [0.0, 0.0]
+        return list(self._linear(f"{name}.modulation", self.condition()).chunk(parts))
+
+    def _attention(self, name: str, x: Tensor, positions: Tensor) -> Tensor:
+        heads, width = self.config.num_heads, self.config.head_dim
+        qkv = self._linear(f"{name}.qkv", x).view(*x.shape[:2], heads, 3, width)
+        exponents = torch.arange(0, width, 2, dtype=torch.float32)
+        angles = positions.float()[..., None] * self.config.rope_base ** (-exponents / width)
+        turn = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+        turn = torch.complex(turn.real.double(), turn.imag.double())[:, :, None]
+        q, k = (
+            torch.view_as_real(torch.complex(*part.chunk(2, -1)) * turn).transpose(-1, -2).flatten(-2)
+            for part in (qkv[:, :, :, 0], qkv[:, :, :, 1])
+        )
+        scores = torch.einsum("bqhk,bjhk->bhqj", q, k) / width**0.5
+        hidden = torch.ones(x.shape[1], x.shape[1]).triu(1).bool()
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        out = torch.einsum("bhqj,bjhk->bqhk", weights, qkv[:, :, :, 2]).flatten(2)
+        return self._linear(f"{name}.out", out)
+
+    def _mlp(self, name: str, x: Tensor) -> Tensor:
+        up = self._linear(f"{name}.up", x)
+        if self.config.activation == "swiglu":
+            return self._linear(f"{name}.down", F.silu(up[..., 0::2]) * up[..., 1::2])
+        return self._linear(f"{name}.down", F.gelu(up, approximate="tanh"))
+
+    def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        x = self.t["embedding.tokens.weight"][tokens]
+        for layer in range(self.config.num_layers):
+            name = f"blocks.{layer}"
+            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._modulation(name, 6)
+            normed = self._norm(f"{name}.norm1", x) * (1 + scale_1) + shift_1
+            x = x + gate_1 * self._attention(f"{name}.attention", normed, positions)
+            normed = self._norm(f"{name}.norm2", x) * (1 + scale_2) + shift_2
+            x = x + gate_2 * self._mlp(f"{name}.mlp", normed)
+        shift, scale = self._modulation("head", 2)
+        logits = self._linear("head.output", self._norm("head.norm", x) * (1 + scale) + shift)
+        logits[..., self.config.mask_id] = -torch.inf
+        return logits
+
+
+def test_fold_is_exact_in_float64(source: Any) -> None:
+    tensors = source.tensors("ema")
+    tokens = torch.randint(source.model.vocab_size, (2, 11), generator=torch.Generator())
+    positions = torch.stack([torch.randperm(11), torch.randperm(11)])
+    expected = Unfolded(tensors, source.model)(tokens, positions)
+    bundle = load_model(bundle_config(source, None), fold(tensors, source.model, torch.float64))
+    with torch.no_grad():
+        logits = bundle(tokens, positions).logits
+    assert logits.dtype == torch.float64
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-11)
+
+
+def test_rounds_once(paper_source: Any) -> None:
+    exact = fold(paper_source.tensors("ema"), paper_source.model, torch.float64)
+    stored = fold(paper_source.tensors("ema"), paper_source.model, torch.bfloat16)
+    assert all(torch.equal(stored[name], exact[name].bfloat16()) for name in exact)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t.pop("blocks.1.mlp.up.weight"), "no tensor 'blocks.1.mlp.up.weight'"),
+        (lambda t: t.update(extra=torch.ones(1)), "1 tensors have no place: extra"),
+        (lambda t: t["head.norm.weight"].__setitem__(3, torch.nan), "'head.norm.weight' holds 1"),
+        (lambda t: t["head.norm.weight"].__setitem__(3, torch.inf), "'head.norm.weight' holds 1"),
+        (
+            lambda t: t.update({"embedding.tokens.weight": torch.zeros(424, 32)}),
+            r"'embedding.tokens.weight' has shape \[424, 32\]",
+        ),
+    ],
+)
+def test_refuses_tensors_that_do_not_fit(modern_source: Any, damage: Any, message: str) -> None:
+    tensors = modern_source.tensors("ema")
+    damage(tensors)
+    with pytest.raises(ExportError, match=message):
+        fold(tensors, modern_source.model)
