@@ -64,31 +64,41 @@ class AttentionMask:
     """A pattern made ready for one micro-batch on one device."""
 
     pattern: AttentionPattern
+    num_queries: int
+    """Q: the first so many of the S tokens ask; all of them are seen."""
     dense: Tensor | None = None
-    """Bool [B or 1, 1, S, S], True where visible; None where a plain kernel suffices."""
+    """Bool [B, 1, Q, S], True where visible; None where a plain kernel suffices."""
     block: Any = None
     """A FlexAttention BlockMask, on CUDA."""
 
 
 def dense_mask(
-    pattern: AttentionPattern, seq_len: int, prefix_length: Tensor, block_size: int = 1
+    pattern: AttentionPattern,
+    seq_len: int,
+    prefix_length: Tensor,
+    block_size: int = 1,
+    num_queries: int | None = None,
 ) -> Tensor:
-    """The pattern as bool [B, 1, S, S]; S is the number of tokens fed to the network."""
+    """The pattern as bool [B, 1, Q, S]; S tokens are fed to the network, the first Q ask (all)."""
     index = torch.arange(seq_len, device=prefix_length.device)
     return visible(
         pattern,
-        index[None, :, None],
+        index[None, :num_queries, None],
         index[None, None, :],
         seq_len // pattern.num_streams,
         prefix_length[:, None, None],
         block_size,
-    ).expand(prefix_length.shape[0], seq_len, seq_len)[:, None]
+    ).expand(prefix_length.shape[0], -1, -1)[:, None]
 
 
 def flex_mask(
-    pattern: AttentionPattern, seq_len: int, prefix_length: Tensor, block_size: int = 1
+    pattern: AttentionPattern,
+    seq_len: int,
+    prefix_length: Tensor,
+    block_size: int = 1,
+    num_queries: int | None = None,
 ) -> Any:
-    """The pattern as a FlexAttention BlockMask, correct for every row of the batch."""
+    """The same as a FlexAttention BlockMask, correct for every row of the batch."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     length = seq_len // pattern.num_streams
@@ -98,44 +108,55 @@ def flex_mask(
 
     has_prefix = pattern in (AttentionPattern.PREFIX, AttentionPattern.TWO_STREAM_PREFIX)
     batch = prefix_length.shape[0] if has_prefix else None
-    return create_block_mask(mask_mod, batch, None, seq_len, seq_len, device=prefix_length.device)
+    queries = seq_len if num_queries is None else num_queries
+    return create_block_mask(mask_mod, batch, None, queries, seq_len, device=prefix_length.device)
 
 
 class MaskBuilder:
-    """Makes the mask of a micro-batch once per stage, not once per layer.
+    """Makes the masks of a micro-batch once per stage, not once per layer.
 
     The layers of a stage share one builder. Reading the pattern's id from the device is a
-    synchronisation, so the last answer is kept while the very same tensor comes in again.
+    synchronisation, so answers are kept while the very same tensor comes in again.
     """
 
     def __init__(self) -> None:
         self._rows: Tensor | None = None
-        self._seq_len = 0
-        self._mask: AttentionMask | None = None
+        self._pattern = AttentionPattern.CAUSAL
+        self._block_size = 1
+        self._masks: dict[tuple[int, int], AttentionMask] = {}
 
-    def __call__(self, rows: Tensor, seq_len: int) -> AttentionMask:
-        """rows: int64 [B, 4] as made by `NetworkInput.rows`."""
-        if self._mask is None or self._rows is not rows or self._seq_len != seq_len:
-            self._rows, self._seq_len = rows, seq_len
-            self._mask = self._build(rows, seq_len)
-        return self._mask
+    def __call__(self, rows: Tensor, seq_len: int, outputs_only: bool = False) -> AttentionMask:
+        """rows: int64 [B, 4] as made by `NetworkInput.rows`.
 
-    @staticmethod
-    def _build(rows: Tensor, seq_len: int) -> AttentionMask:
-        pattern_index, block_size = rows[0, :2].tolist()
-        pattern = list(AttentionPattern)[pattern_index]
+        outputs_only: of two streams only the noised one asks; nothing reads the other's output.
+        """
+        if self._rows is not rows:
+            pattern_index, self._block_size = rows[0, :2].tolist()
+            self._rows, self._pattern = rows, list(AttentionPattern)[pattern_index]
+            self._masks.clear()
+        num_queries = seq_len // self._pattern.num_streams if outputs_only else seq_len
+        key = (seq_len, num_queries)
+        if key not in self._masks:
+            self._masks[key] = self._build(seq_len, num_queries)
+        return self._masks[key]
+
+    def _build(self, seq_len: int, num_queries: int) -> AttentionMask:
+        assert self._rows is not None
+        pattern, prefix = self._pattern, self._rows[:, 2]
         if pattern in (AttentionPattern.BIDIRECTIONAL, AttentionPattern.CAUSAL):
-            return AttentionMask(pattern)
-        prefix = rows[:, 2]
-        if rows.is_cuda:
-            return AttentionMask(pattern, block=flex_mask(pattern, seq_len, prefix, block_size))
-        return AttentionMask(pattern, dense=dense_mask(pattern, seq_len, prefix, block_size))
+            return AttentionMask(pattern, num_queries)
+        if prefix.is_cuda:
+            block = flex_mask(pattern, seq_len, prefix, self._block_size, num_queries)
+            return AttentionMask(pattern, num_queries, block=block)
+        dense = dense_mask(pattern, seq_len, prefix, self._block_size, num_queries)
+        return AttentionMask(pattern, num_queries, dense=dense)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
-    """Softmax attention: [B, H, S, K] -> [B, H, S, K] under the mask."""
+    """Softmax attention of q [B, H, Q, K] over k and v [B, H, S, K] under the mask: like q."""
     if mask.block is not None:
-        return _compiled_flex()(q, k, v, block_mask=mask.block)
+        out: Tensor = _compiled_flex()(q, k, v, block_mask=mask.block)
+        return out
     is_causal = mask.pattern is AttentionPattern.CAUSAL
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.dense, is_causal=is_causal)
 

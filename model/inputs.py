@@ -30,7 +30,7 @@ class NetworkInput:
     def rows(self) -> Tensor:
         """The per-row integers as one int64 [B, 4] tensor, as it travels between stages."""
         batch = self.tokens.shape[0]
-        constant = torch.tensor([self.pattern.index, self.block_size], dtype=torch.int64)
+        constant = self.prefix_length.new_tensor([self.pattern.index, self.block_size])
         return torch.stack(
             [*constant.expand(batch, 2).unbind(1), self.prefix_length, self.dropout_keys], dim=1
         )

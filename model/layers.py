@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.attention import AttentionMask, attend
 from model.config import ModelConfig
+from model.numerics import at_least_float32
 from model.rotary import rotate
 from model.sharding import sharded
 
@@ -43,7 +44,7 @@ def row_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelCon
 
 
 class Norm(nn.Module):
-    """LayerNorm without bias, or RMSNorm, computed in fp32."""
+    """LayerNorm without bias, or RMSNorm, computed in at least fp32."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,7 +54,8 @@ class Norm(nn.Module):
         self.normalise = partial(normalise, normalized_shape=shape, eps=config.norm_eps)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        return (self.normalise(hidden_TD.float()) * self.weight.float()).to(hidden_TD.dtype)
+        normal_TD: Tensor = self.normalise(at_least_float32(hidden_TD))
+        return (normal_TD * at_least_float32(self.weight)).to(hidden_TD.dtype)
 
 
 class Conditioning(nn.Module):
@@ -95,12 +97,16 @@ class Attention(nn.Module):
     def forward(
         self, hidden_TD: Tensor, angles: tuple[Tensor, Tensor], mask: AttentionMask
     ) -> Tensor:
-        batch, seq_len = angles[0].shape[:2]
+        """Hidden states [B * S, D] -> [B * Q, D], where Q is the mask's number of queries."""
+        (batch, seq_len), num_queries = angles[0].shape[:2], mask.num_queries
         qkv = self.qkv(hidden_TD)[0].view(batch, seq_len, -1, 3, self.head_dim)
-        q_BSHK, k_BSHK, v_BSHK = qkv.unbind(3)
-        q_BSHK, k_BSHK = rotate(q_BSHK, *angles), rotate(k_BSHK, *angles)
-        out_BHSK = attend(*(x.transpose(1, 2) for x in (q_BSHK, k_BSHK, v_BSHK)), mask)
-        out_TD: Tensor = self.out(out_BHSK.transpose(1, 2).reshape(hidden_TD.shape[0], -1))[0]
+        q_BQHK, k_BSHK, v_BSHK = qkv[:, :num_queries, :, 0], qkv[..., 1, :], qkv[..., 2, :]
+        q_BQHK = rotate(q_BQHK, *(angle[:, :num_queries] for angle in angles))
+        k_BSHK = rotate(k_BSHK, *angles)
+        out_BHQK = attend(
+            q_BQHK.transpose(1, 2), k_BSHK.transpose(1, 2), v_BSHK.transpose(1, 2), mask
+        )
+        out_TD: Tensor = self.out(out_BHQK.transpose(1, 2).reshape(batch * num_queries, -1))[0]
         return out_TD
 
 

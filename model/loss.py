@@ -17,4 +17,5 @@ def weighted_loss(head: Head, hidden_TD: Tensor, targets: SparseTargets) -> Tens
     """
     index, labels, weights = targets
     token_nll = vocab_parallel_cross_entropy(head.logits(hidden_TD[index]), labels)
-    return (token_nll * weights).sum()
+    loss: Tensor = (token_nll * weights).sum()
+    return loss

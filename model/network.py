@@ -5,19 +5,21 @@ modules run in one process and cut into pipeline stages; the cut is made outside
 """
 
 import torch
+import torch.distributed as dist
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import VocabParallelEmbedding
 from torch import Tensor, nn
 
-from model.attention import AttentionPattern, MaskBuilder
+from model.attention import MaskBuilder
 from model.config import ModelConfig
 from model.dropout import keyed_dropout
 from model.inputs import NetworkInput
 from model.layers import Attention, Conditioning, FeedForward, Norm, column_linear
+from model.numerics import at_least_float32
 from model.rotary import rotary_angles
 from model.sharding import sharded
 
-# (hidden [T, D], positions [B, S], rows [B, 4]) and, with adaLN, the conditioning vector [C].
+# (hidden [B * S, D], positions [B, S], rows [B, 4]) and, with adaLN, the conditioning vector [C].
 Flow = tuple[Tensor, ...]
 
 
@@ -45,13 +47,18 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: Flow -> Flow."""
+    """One pre-norm transformer block: Flow -> Flow.
+
+    Of two streams the last block passes on the noised one alone, S = L: nothing reads what the
+    clean stream's tokens become there, only their keys and values.
+    """
 
     def __init__(
         self, config: ModelConfig, parallel: ModelParallelConfig, layer: int, masks: MaskBuilder
     ) -> None:
         super().__init__()
         self.config, self.layer, self.masks = config, layer, masks
+        self.last = layer == config.num_layers - 1
         self.norm1, self.norm2 = Norm(config), Norm(config)
         self.attention = Attention(config, parallel)
         self.mlp = FeedForward(config, parallel)
@@ -60,20 +67,22 @@ class Block(nn.Module):
 
     def forward(self, flow: Flow) -> Flow:
         hidden, positions, rows, *conditioning = flow
-        mask = self.masks(rows, positions.shape[1])
+        mask = self.masks(rows, positions.shape[1], outputs_only=self.last)
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_base)
         if conditioning:
             modulation = self.modulation(conditioning[0]).chunk(6)
             shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
             attended = self.attention(self.norm1(hidden) * (1 + scale_1) + shift_1, angles, mask)
+            hidden, positions = queries_of(hidden, positions, mask.num_queries)
             hidden = hidden + self._dropout(gate_1 * attended, rows, 0)
             changed = self.mlp(self.norm2(hidden) * (1 + scale_2) + shift_2)
             hidden = hidden + self._dropout(gate_2 * changed, rows, 1)
         else:
             attended = self.attention(self.norm1(hidden), angles, mask)
+            hidden, positions = queries_of(hidden, positions, mask.num_queries)
             hidden = hidden + self._dropout(attended, rows, 0)
             hidden = hidden + self._dropout(self.mlp(self.norm2(hidden)), rows, 1)
-        return (hidden, *flow[1:])
+        return hidden, positions, rows, *conditioning
 
     def _dropout(self, hidden: Tensor, rows: Tensor, half: int) -> Tensor:
         if not self.training or self.config.dropout == 0.0:
@@ -81,10 +90,19 @@ class Block(nn.Module):
         return keyed_dropout(hidden, rows[:, 3], 2 * self.layer + half, self.config.dropout)
 
 
+def queries_of(hidden: Tensor, positions: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
+    """The first tokens of every row: [B * S, D] and [B, S] -> [B * Q, D] and [B, Q]."""
+    batch, seq_len = positions.shape
+    if num_queries == seq_len:
+        return hidden, positions
+    first = hidden.view(batch, seq_len, -1)[:, :num_queries].flatten(0, 1)
+    return first, positions[:, :num_queries].contiguous()
+
+
 class Head(nn.Module):
     """Final norm and output layer.
 
-    Called with a Flow it returns the normalised hidden states of the L output positions, [B * L, D];
+    Called with the last block's Flow, S = L, it returns the normalised hidden states [B * L, D];
     `logits` projects the rows of it that are wanted. The two are apart because only positions that
     carry loss are worth the width of the vocabulary.
     """
@@ -99,16 +117,16 @@ class Head(nn.Module):
         self.excluded = excluded_columns(config, vocab_size, self.output)
 
     def forward(self, flow: Flow) -> Tensor:
-        hidden, positions, rows, *conditioning = flow
-        hidden = self.norm(output_positions(hidden, positions, rows))
+        last_hidden, _, _, *conditioning = flow
+        hidden: Tensor = self.norm(last_hidden)
         if conditioning:
             shift, scale = self.modulation(conditioning[0]).chunk(2)
             hidden = hidden * (1 + scale) + shift
         return hidden
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """float32 [N, V of this rank]; ids that are never predicted are -inf."""
-        logits: Tensor = self.output(hidden_ND)[0].float()
+        """At least float32 [N, V of this rank]; ids that are never predicted are -inf."""
+        logits = at_least_float32(self.output(hidden_ND)[0])
         return logits.masked_fill(self.excluded.to(logits.device), -torch.inf)
 
 
@@ -117,17 +135,8 @@ def excluded_columns(config: ModelConfig, padded_size: int, output: nn.Module) -
     never = torch.zeros(padded_size, dtype=torch.bool)
     never[list(config.excluded_ids)] = True
     never[config.vocab_size :] = True
-    group = output.tp_group
-    return never.chunk(group.size())[group.rank()]  # type: ignore[operator, union-attr]
-
-
-def output_positions(hidden: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
-    """[B * S, D] -> [B * L, D]: of two streams only the noised one is scored."""
-    batch, seq_len = positions.shape
-    streams = list(AttentionPattern)[int(rows[0, 0])].num_streams
-    if streams == 1:
-        return hidden
-    return hidden.view(batch, seq_len, -1)[:, : seq_len // streams].flatten(0, 1)
+    group: dist.ProcessGroup = output.tp_group  # type: ignore[assignment]
+    return never.chunk(group.size())[group.rank()]
 
 
 class Network(nn.Module):
@@ -152,7 +161,7 @@ class Network(nn.Module):
         return hidden
 
     def all_logits(self, inputs: NetworkInput) -> Tensor:
-        """float32 [B, L, V of this rank]: every output position, for evaluation and tests."""
+        """At least float32 [B, L, V of this rank]: all outputs, for evaluation and tests."""
         hidden = self((inputs.tokens, inputs.positions, inputs.rows()))
         logits: Tensor = self.head.logits(hidden)
         return logits.view(inputs.tokens.shape[0], -1, logits.shape[-1])

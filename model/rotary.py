@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from model.numerics import at_least_float32
+
 
 def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
     """cos and sin, float32 [B, S, K/2], of int positions [B, S].
@@ -17,7 +19,7 @@ def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor
 
 def rotate(x_BSHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates the halves of the last dimension by the angles of each position."""
-    first, second = x_BSHK.float().chunk(2, dim=-1)
+    first, second = at_least_float32(x_BSHK).chunk(2, dim=-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
     rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return rotated.to(x_BSHK.dtype)

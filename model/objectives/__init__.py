@@ -2,7 +2,9 @@
 
 from model.objectives.ar import AutoRegressive
 from model.objectives.base import Objective
+from model.objectives.bd3lm import BD3LM
 from model.objectives.draws import SampleKeys
 from model.objectives.esolm import EsoLM
+from model.objectives.mdlm import MDLM
 
-__all__ = ["AutoRegressive", "EsoLM", "Objective", "SampleKeys"]
+__all__ = ["BD3LM", "MDLM", "AutoRegressive", "EsoLM", "Objective", "SampleKeys"]

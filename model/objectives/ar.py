@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from model.attention import AttentionPattern
+from model.flops import RowWork
 from model.inputs import NetworkInput, Targets
+from model.objectives.base import SEQUENTIAL
 from model.objectives.draws import SampleKeys
-
-SEQUENTIAL = "sequential"
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,17 @@ class AutoRegressive:
 
     prepend_id: int | None = None
 
-    def problems(self) -> list[str]:
+    def problems(self, seq_len: int) -> list[str]:
         return []
 
-    def for_validation(self) -> Self:
-        return self
+    def predicted_tokens(self, seq_len: int) -> int:
+        return seq_len - (self.prepend_id is None)
 
     def terms(self, global_batch_size: int) -> dict[str, range]:
         return {SEQUENTIAL: range(global_batch_size)}
+
+    def for_validation(self) -> Self:
+        return self
 
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
         if self.prepend_id is None:
@@ -47,3 +50,7 @@ class AutoRegressive:
         )
         weight = 1.0 / (keys.global_batch_size * length)
         return network_input, Targets(labels, torch.full((batch, length), weight))
+
+    def work(self, seq_len: int) -> list[RowWork]:
+        length = self.predicted_tokens(seq_len)
+        return [RowWork(1.0, AttentionPattern.CAUSAL, length, length)]

@@ -4,12 +4,23 @@ from typing import Protocol, Self
 
 from torch import Tensor
 
+from model.flops import RowWork
 from model.inputs import NetworkInput, Targets
 from model.objectives.draws import SampleKeys
+
+DIFFUSION, SEQUENTIAL = "diffusion", "sequential"
 
 
 class Objective(Protocol):
     """A pure function of (tokens, keys), and how it shares out a global batch among its terms."""
+
+    def problems(self, seq_len: int) -> list[str]:
+        """Everything that makes this objective impossible on rows of seq_len tokens, in words."""
+        ...
+
+    def predicted_tokens(self, seq_len: int) -> int:
+        """Tokens of a row that the loss speaks of; the others are given."""
+        ...
 
     def terms(self, global_batch_size: int) -> dict[str, range]:
         """Slots of the global batch by loss term; a micro-batch lies within one term."""
@@ -20,11 +31,14 @@ class Objective(Protocol):
         ...
 
     def for_validation(self) -> Self:
-        """The same objective with the weights of the bound itself."""
+        """The same objective with the weights of the bound itself.
+
+        It equals the objective where the training loss is a bound already.
+        """
         ...
 
-    def problems(self) -> list[str]:
-        """Everything that makes this objective impossible, in words."""
+    def work(self, seq_len: int) -> list[RowWork]:
+        """The kinds of rows in a global batch, as far as their cost goes."""
         ...
 
 

@@ -36,7 +36,7 @@ class SampleKeys:
 
     def uniforms(self, purpose: Purpose, count: int) -> NDArray[np.float64]:
         """[B, count], uniform on [0, 1) with 53 bits."""
-        return (self._raw(purpose, count) >> np.uint64(11)) * 2.0**-53
+        return (self._raw(purpose, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def dropout_keys(self) -> NDArray[np.int64]:
         """[B], a hash of each sample."""

@@ -1,25 +1,30 @@
-"""Eso-LM, variant B: causal attention along the generation order.
+"""Eso-LM, variants A and B.
 
 A global batch is shared between the two terms of the bound (Eso-LM section 3): the first
-int(kappa * n) rows take the diffusion term, the rest the sequential term. Rows are fed in generation
-order: clean tokens first, then masked ones; positions carry the natural order.
+int(kappa * n) rows take the diffusion term, the rest the sequential term. Rows are fed in
+generation order, clean tokens first, then masked ones; positions carry the natural order. Attention
+is causal along that order, but in variant A the clean tokens in front see each other.
 """
 
 from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model.attention import AttentionPattern
+from model.flops import RowWork
 from model.inputs import NetworkInput, Targets
 from model.objectives import noise
-from model.objectives.base import term_of
+from model.objectives.base import DIFFUSION, SEQUENTIAL, term_of
 from model.objectives.draws import Purpose, SampleKeys
+from model.objectives.rows import MaskedRows, clean_first, natural_scores
 
-DIFFUSION, SEQUENTIAL = "diffusion", "sequential"
+# Attention of the diffusion term and of the sequential term.
+PATTERNS = {
+    "A": (AttentionPattern.PREFIX, AttentionPattern.TWO_STREAM_PREFIX),
+    "B": (AttentionPattern.CAUSAL, AttentionPattern.TWO_STREAM),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class EsoLM:
     variant: str = "B"
     low_variance: bool = True
 
-    def problems(self) -> list[str]:
+    def problems(self, seq_len: int) -> list[str]:
         found = []
         if not 0.0 <= self.alpha_0 <= 1.0:
             found.append(f"objective.alpha_0 is {self.alpha_0}; it must lie in [0, 1]")
@@ -45,9 +50,12 @@ class EsoLM:
             found.append("objective.kappa = 1 goes with objective.alpha_0 = 1, and only with it")
         if (self.alpha_0 == 0.0) != (self.kappa == 0.0):
             found.append("objective.kappa = 0 goes with objective.alpha_0 = 0, and only with it")
-        if self.variant != "B":
-            found.append(f"objective.variant is '{self.variant}'; only B can be trained so far")
+        if self.variant not in PATTERNS:
+            found.append(f"objective.variant is '{self.variant}'; choose A or B")
         return found
+
+    def predicted_tokens(self, seq_len: int) -> int:
+        return seq_len
 
     def for_validation(self) -> Self:
         return replace(self, low_variance=False)
@@ -58,68 +66,56 @@ class EsoLM:
         return {name: span for name, span in spans.items() if len(span)}
 
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
-        rows = len(self.terms(keys.global_batch_size)[term := term_of(self, keys)])
-        weight_of_token = 1.0 / (rows * tokens.shape[1])
+        term = term_of(self, keys)
+        num_rows = len(self.terms(keys.global_batch_size)[term])
         if term == DIFFUSION:
-            return self._diffusion(tokens, keys, rows, weight_of_token)
-        return self._sequential(tokens, keys, weight_of_token)
+            return self._diffusion(tokens, keys, num_rows)
+        return self._sequential(tokens, keys, num_rows)
+
+    def work(self, seq_len: int) -> list[RowWork]:
+        diffusion, sequential = PATTERNS[self.variant]
+        alpha_0, alpha_t = self.alpha_0, noise.mean_alpha(self.alpha_0)
+        pairs = seq_len * (seq_len - 1) / 2  # P clean tokens have P (P - 1) / 2 pairs
+        kinds = [
+            RowWork(
+                self.kappa,
+                diffusion,
+                seq_len,
+                (1.0 - alpha_t) * seq_len,
+                prefix_pairs=pairs * noise.mean_alpha(alpha_0, power=2),
+            ),
+            RowWork(
+                1.0 - self.kappa,
+                sequential,
+                seq_len,
+                (1.0 - alpha_0) * seq_len,
+                prefix_pairs=pairs * alpha_0**2,
+            ),
+        ]
+        return [kind for kind in kinds if kind.share]
 
     def _diffusion(
-        self, tokens: Tensor, keys: SampleKeys, rows: int, weight_of_token: float
+        self, tokens: Tensor, keys: SampleKeys, num_rows: int
     ) -> tuple[NetworkInput, Targets]:
         """Predict the masked tokens of z_t, both parts in random order."""
-        t = noise.stratified_t(keys.uniforms(Purpose.TIME, 1)[:, 0], keys.slot, rows)
-        alpha_t = noise.alpha(t, self.alpha_0)[:, None]
-        masked = keys.uniforms(Purpose.MASK, tokens.shape[1]) < 1.0 - alpha_t
-        order = clean_first(masked, keys.uniforms(Purpose.ORDER, tokens.shape[1]))
-        sorted_x, sorted_masked = _sort(tokens, masked, order)
-        token_weight = np.full(len(t), weight_of_token)
-        if not self.low_variance:
-            token_weight *= noise.elbo_weight(t, self.alpha_0)
-        inputs = NetworkInput(
-            tokens=sorted_x.masked_fill(sorted_masked, self.mask_id),
-            positions=torch.from_numpy(order),
-            pattern=AttentionPattern.CAUSAL,
-            prefix_length=(~sorted_masked).sum(1),
-            dropout_keys=torch.from_numpy(keys.dropout_keys()),
-        )
-        return inputs, _targets(sorted_x, sorted_masked, token_weight)
+        length = tokens.shape[1]
+        masked, weights = noise.draw_masked(keys, length, self.alpha_0, num_rows, self.low_variance)
+        order = clean_first(masked, keys.uniforms(Purpose.ORDER, length))
+        rows = MaskedRows.in_order(tokens, masked, order)
+        inputs = rows.one_stream(self.mask_id, PATTERNS[self.variant][0], keys)
+        return inputs, rows.targets(weights)
 
     def _sequential(
-        self, tokens: Tensor, keys: SampleKeys, weight_of_token: float
+        self, tokens: Tensor, keys: SampleKeys, num_rows: int
     ) -> tuple[NetworkInput, Targets]:
-        """Predict the masked tokens of z_0 left to right, given all that came before them."""
-        batch, length = tokens.shape
+        """Predict the masked tokens of z_0 left to right, given all that came before them.
+
+        The clean tokens in front stand in random order; where they see each other, in variant A,
+        their order changes nothing.
+        """
+        length = tokens.shape[1]
         masked = keys.uniforms(Purpose.MASK, length) < 1.0 - self.alpha_0
-        scores = np.where(masked, np.arange(length) / length, keys.uniforms(Purpose.ORDER, length))
-        order = clean_first(masked, scores)
-        sorted_x, sorted_masked = _sort(tokens, masked, order)
-        z_0, positions = sorted_x.masked_fill(sorted_masked, self.mask_id), torch.from_numpy(order)
-        inputs = NetworkInput(
-            tokens=torch.cat([z_0, sorted_x], dim=1),
-            positions=torch.cat([positions, positions], dim=1),
-            pattern=AttentionPattern.TWO_STREAM,
-            prefix_length=(~sorted_masked).sum(1),
-            dropout_keys=torch.from_numpy(keys.dropout_keys()),
-        )
-        return inputs, _targets(sorted_x, sorted_masked, np.full(batch, weight_of_token))
-
-
-def clean_first(masked: NDArray[np.bool_], scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Generation order [B, L]: natural positions of the clean tokens, then of the masked ones.
-
-    scores in [0, 1) order the tokens within each part.
-    """
-    return np.argsort(masked + scores, axis=1, kind="stable")
-
-
-def _sort(
-    tokens: Tensor, masked: NDArray[np.bool_], order: NDArray[np.int64]
-) -> tuple[Tensor, Tensor]:
-    index = torch.from_numpy(order)
-    return tokens.gather(1, index), torch.from_numpy(masked).gather(1, index)
-
-
-def _targets(labels: Tensor, masked: Tensor, row_weight: NDArray[np.float64]) -> Targets:
-    weights = masked * torch.from_numpy(row_weight)[:, None]
-    return Targets(labels, weights.float())
+        scores = np.where(masked, natural_scores(length), keys.uniforms(Purpose.ORDER, length))
+        rows = MaskedRows.in_order(tokens, masked, clean_first(masked, scores))
+        inputs = rows.two_streams(self.mask_id, PATTERNS[self.variant][1], keys)
+        return inputs, rows.targets(np.full((len(tokens), 1), 1.0 / (num_rows * length)))

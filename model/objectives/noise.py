@@ -7,6 +7,8 @@ section 3 (arXiv 2506.01928) with the published code's floor: alpha_1 = 0.001 al
 import numpy as np
 from numpy.typing import NDArray
 
+from model.objectives.draws import Purpose, SampleKeys
+
 # Both the floor of the schedule and the smallest t that is drawn.
 EPSILON = 1e-3
 
@@ -23,6 +25,34 @@ def elbo_weight(t: Array, alpha_0: float) -> Array:
     return alpha_0 * (1.0 - EPSILON) / (1.0 - alpha(t, alpha_0))
 
 
-def stratified_t(uniform: Array, slot: NDArray[np.int64], num_slots: int) -> Array:
-    """t of each row, one per stratum of the global batch: u -> (u + slot) / n, kept above eps."""
-    return (1.0 - EPSILON) * (uniform + slot) / num_slots + EPSILON
+def stratified_t(
+    uniform: Array,
+    slot: NDArray[np.int64],
+    num_slots: int,
+    t_min: float = EPSILON,
+    t_max: float = 1.0,
+) -> Array:
+    """t on [t_min, t_max], one per stratum of the global batch: u -> (u + slot) / n, rescaled."""
+    return (t_max - t_min) * (uniform + slot) / num_slots + t_min
+
+
+def mean_alpha(alpha_0: float, power: int = 1) -> float:
+    """Mean of alpha_t, or of its square, over t uniform on [eps, 1]; alpha_t is linear in t."""
+    first, last = alpha(np.array([EPSILON, 1.0]), alpha_0).tolist()
+    if power == 1:
+        return float(first + last) / 2
+    return float(first * first + first * last + last * last) / 3
+
+
+def draw_masked(
+    keys: SampleKeys, length: int, alpha_0: float, num_rows: int, low_variance: bool
+) -> tuple[NDArray[np.bool_], Array]:
+    """What is masked in z_t, bool [B, L], and the weight of a masked token, [B, 1].
+
+    num_rows: rows of the global batch that take the diffusion term; t is stratified over them and
+    the weights sum over them. Source: Eso-LM section 3 (arXiv 2506.01928); alpha_0 = 1 is MDLM.
+    """
+    t = stratified_t(keys.uniforms(Purpose.TIME, 1)[:, 0], keys.slot, num_rows)[:, None]
+    masked = keys.uniforms(Purpose.MASK, length) < 1.0 - alpha(t, alpha_0)
+    weights = np.ones_like(t) if low_variance else elbo_weight(t, alpha_0)
+    return masked, weights / (num_rows * length)

@@ -13,7 +13,9 @@ def train_command(
     ] = None,
     ranks: Annotated[
         int | None,
-        typer.Option(help="Start this many ranks on this machine. Without it: this process is one."),
+        typer.Option(
+            help="Start this many ranks on this machine. Without it: this process is one."
+        ),
     ] = None,
 ) -> None:
     """Train, or resume the run in run.dir in whatever layout the configuration now says.

@@ -73,7 +73,9 @@ def initialize_processes(
     Raises ConfigError if the job has another number of ranks than the layout.
     """
     if info.world_size != layout.world_size:
-        raise ConfigError(f"{layout} needs {layout.world_size} ranks, but {info.world_size} started")
+        raise ConfigError(
+            f"{layout} needs {layout.world_size} ranks, but {info.world_size} started"
+        )
     deepspeed = import_deepspeed()
     backend = "nccl" if device.type == "cuda" else "gloo"
     if info.world_size == 1 and "MASTER_ADDR" not in os.environ:

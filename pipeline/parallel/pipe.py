@@ -30,7 +30,9 @@ class PipeEngine(Engine):
         from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
         layout, parallel, masks = config.layout, parallel_config(config.layout), MaskBuilder()
-        topology = PipeModelDataParallelTopology(num_pp=layout.pp, num_mp=layout.tp, num_dp=layout.dp)
+        topology = PipeModelDataParallelTopology(
+            num_pp=layout.pp, num_mp=layout.tp, num_dp=layout.dp
+        )
         _check_rank_order(topology)
         blocks = [
             LayerSpec(Block, config.model, parallel, layer, masks)

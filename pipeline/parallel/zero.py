@@ -44,7 +44,11 @@ def _flat_partitions(engine: Engine) -> list[Tensor]:
 
 
 def _fragment(
-    engine: Engine, name: str, parameter: nn.Parameter, local_shape: torch.Size, start: int,
+    engine: Engine,
+    name: str,
+    parameter: nn.Parameter,
+    local_shape: torch.Size,
+    start: int,
     states: dict[str, Tensor],
 ) -> Fragment:
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()

@@ -5,7 +5,7 @@ from typing import Any
 
 from data_prep.errors import DataError
 from model.config import ModelConfig
-from model.objectives import AutoRegressive, EsoLM, Objective
+from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
 from pipeline.config import RunConfig
 from pipeline.data.dataset import TokenDataset
 from pipeline.errors import ConfigError
@@ -45,7 +45,9 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
     mask_id = dataset.mask_id if dataset else 0
     vocab_size = dataset.vocab_size if dataset else mask_id + 1
     model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
-    objective, objective_problems = _objective(config, mask_id, dataset.bos_id if dataset else 0)
+    objective, objective_problems = build_objective(
+        config, mask_id, dataset.bos_id if dataset else 0
+    )
     problems += model.problems() + objective_problems + _sharing_problems(config, model)
     if objective is not None and not objective_problems:
         problems += _term_problems(config, objective)
@@ -57,9 +59,10 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
     return Experiment(config, dataset, model, objective, layout)
 
 
-def _objective(
+def build_objective(
     config: RunConfig, mask_id: int, bos_id: int
 ) -> tuple[Objective | None, list[str]]:
+    """The objective that the configuration names (None if there is no such) and its problems."""
     section = config.objective
     objective: Objective
     if section.name == "esolm":
@@ -75,9 +78,21 @@ def _objective(
         if section.prepend not in prepended:
             return None, [f"objective.prepend is '{section.prepend}'; choose none, bos or mask"]
         objective = AutoRegressive(prepended[section.prepend])
+    elif section.name == "mdlm":
+        objective = MDLM(mask_id, section.low_variance)
+    elif section.name == "bd3lm":
+        objective = BD3LM(
+            mask_id=mask_id,
+            block_size=section.block_size,
+            t_min=section.t_min,
+            t_max=section.t_max,
+            resample=section.resample,
+            keep_first=section.keep_first,
+            low_variance=section.low_variance,
+        )
     else:
-        return None, [f"objective.name is '{section.name}'; choose esolm or ar"]
-    return objective, objective.problems()
+        return None, [f"objective.name is '{section.name}'; choose esolm, ar, mdlm or bd3lm"]
+    return objective, objective.problems(config.train.seq_len)
 
 
 def _train_problems(config: RunConfig) -> list[str]:
@@ -121,7 +136,9 @@ def _sharing_problems(config: RunConfig, model: ModelConfig) -> list[str]:
     problems = []
     for name in ("num_heads", "ffn_hidden_size"):
         if tp > 1 and getattr(model, name) % tp:
-            problems.append(f"model.{name} {getattr(model, name)} does not divide by parallel.tp {tp}")
+            problems.append(
+                f"model.{name} {getattr(model, name)} does not divide by parallel.tp {tp}"
+            )
     if pp > model.num_layers + 2:
         problems.append(
             f"parallel.pp {pp} has more stages than the network has layers: {model.num_layers} "

@@ -26,9 +26,7 @@ class EmaAdamW(torch.optim.AdamW):
         weight_decay: float,
         ema_decay: float,
     ) -> None:
-        super().__init__(
-            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
-        )
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
         for group in self.param_groups:
             group["ema_decay"] = ema_decay
 

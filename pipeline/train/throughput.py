@@ -2,10 +2,10 @@
 
 import torch
 
-from model.attention import AttentionPattern
+from model import flops
 from model.config import ModelConfig
-from model.flops import row_flops
 from pipeline.config import RunConfig
+from pipeline.train.experiment import build_objective
 
 # Dense bf16 operations per second of one GPU, from the vendor's data sheets.
 PEAK_BF16_FLOPS = {
@@ -18,14 +18,10 @@ PEAK_BF16_FLOPS = {
 
 def flops_per_token(config: RunConfig, model: ModelConfig) -> float:
     """Training FLOPs per token of the data (not per token fed; see `model.flops`)."""
-    length, objective = config.train.seq_len, config.objective
-    if objective.name == "ar":
-        return row_flops(model, AttentionPattern.CAUSAL, length, length) / length
-    # Mean share of masked tokens: of z_t over t, and of z_0.
-    masked_t, masked_0 = 1.0 - 0.5 * objective.alpha_0, 1.0 - objective.alpha_0
-    diffusion = row_flops(model, AttentionPattern.CAUSAL, length, masked_t * length)
-    sequential = row_flops(model, AttentionPattern.TWO_STREAM, length, masked_0 * length)
-    return (objective.kappa * diffusion + (1.0 - objective.kappa) * sequential) / length
+    objective, problems = build_objective(config, model.mask_id, bos_id=model.mask_id)
+    assert objective is not None, problems
+    seq_len = config.train.seq_len
+    return flops.flops_per_token(model, objective.work(seq_len), seq_len)
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -115,7 +115,9 @@ class Trainer:
 
     def _metrics(self, result: StepResult, seconds: float, waited: float) -> dict[str, Any]:
         loss = sum(result.losses.values())
-        tokens_per_second = self.config.train.global_batch_size * self.config.train.seq_len / seconds
+        tokens_per_second = (
+            self.config.train.global_batch_size * self.config.train.seq_len / seconds
+        )
         peak = peak_flops(self.device)
         mfu: float | str = "n/a"
         if peak is not None:
@@ -181,7 +183,9 @@ class Trainer:
                 f"{self.experiment.dataset.tokenizer_fingerprint[:12]})"
             )
         if problems:
-            where = f"run.dir {self.directory.path} holds a checkpoint of another network; use another"
+            where = (
+                f"run.dir {self.directory.path} holds a checkpoint of another network; use another"
+            )
             raise ConfigError([*problems, where])
         self.reader.check_state(state.data)
 

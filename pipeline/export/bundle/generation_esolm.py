@@ -285,5 +285,5 @@ class EsoLMGenerationMixin:
                 start = written
             written += 1
             if hasattr(streamer, "put_draft"):
-                streamer.put_draft(tokens[:, len(front) :].cpu())
+                streamer.put_draft(tokens[:, len(front) :].clone().cpu())
         return tokens[:, len(front) :]

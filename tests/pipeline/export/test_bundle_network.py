@@ -24,7 +24,7 @@ def network_of(source: Any, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def test_logits_equal_training_network_in_every_pattern(source: Any) -> None:
-    assert PATTERNS == tuple(pattern.value for pattern in AttentionPattern)
+    assert tuple(pattern.value for pattern in AttentionPattern) == PATTERNS
     inputs = [parity_inputs(source.model, 12, pattern) for pattern in AttentionPattern]
     expected = training_logits(source.model, source.tensors("ema"), inputs)
     bundle = network_of(source)

@@ -163,8 +163,8 @@ def alter_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         modeling_esolm,
         "cached_mask",
-        lambda start, queries, device: (
-            torch.ones(queries, start + queries, dtype=torch.bool).tril(start - 1)
+        lambda start, queries, device: torch.ones(queries, start + queries, dtype=torch.bool).tril(
+            start - 1
         ),
     )
 

@@ -43,10 +43,11 @@ class Unfolded:
         qkv = self._linear(f"{name}.qkv", x).view(*x.shape[:2], heads, 3, width)
         exponents = torch.arange(0, width, 2, dtype=torch.float32)
         angles = positions.float()[..., None] * self.config.rope_base ** (-exponents / width)
-        turn = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
-        turn = torch.complex(turn.real.double(), turn.imag.double())[:, :, None]
+        turn = torch.complex(angles.cos().double(), angles.sin().double())[:, :, None]
         q, k = (
-            torch.view_as_real(torch.complex(*part.chunk(2, -1)) * turn).transpose(-1, -2).flatten(-2)
+            torch.view_as_real(torch.complex(*part.chunk(2, -1)) * turn)
+            .transpose(-1, -2)
+            .flatten(-2)
             for part in (qkv[:, :, :, 0], qkv[:, :, :, 1])
         )
         scores = torch.einsum("bqhk,bjhk->bhqj", q, k) / width**0.5

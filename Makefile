@@ -1,0 +1,42 @@
+# Each target makes .venv and installs what is missing first; a second call installs nothing.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint format bench drill install
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+install: $(STAMP)  ## make .venv and install everything
+
+# torch alone first: with torch there, no other package chooses a build of it.
+$(STAMP): requirements.txt requirements-dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/pip install -q -r requirements-dev.txt
+	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	touch $(STAMP)
+
+demo: $(STAMP)  ## real text -> tars -> parallel training, killed and resumed -> bundle -> samples
+	$(BIN)/python -W ignore -m pipeline.demo
+
+test: $(STAMP)  ## every test that needs no GPU
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## rewrite the files as ruff would
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## the measurements behind the README's figures
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python -W ignore $$script || exit 1; done
+
+drill: $(STAMP)  ## longer soaks, outside `make test`
+	$(BIN)/python -m pytest -m slow

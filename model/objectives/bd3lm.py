@@ -1,0 +1,114 @@
+"""The block diffusion baseline: blocks left to right, masked diffusion within each."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.attention import AttentionPattern
+from model.flops import RowWork
+from model.inputs import NetworkInput, Targets
+from model.objectives.base import DIFFUSION
+from model.objectives.draws import Purpose, SampleKeys
+from model.objectives.noise import EPSILON, Array, stratified_t
+from model.objectives.rows import Mask, MaskedRows
+
+
+@dataclass(frozen=True)
+class BD3LM:
+    """Source: arXiv 2503.09573, sections 3-5. A token of a block at time t is masked with chance t.
+
+    t_min, t_max: t is drawn from this range, one per block; less than [0.001, 1] is a clipped
+    schedule, whose loss is not a bound. resample: draw a block's masks again until their share lies
+    in the range too. keep_first: the first token of a row is given. low_variance drops the bound's
+    weight 1 / t (training only).
+    """
+
+    mask_id: int
+    block_size: int
+    t_min: float = EPSILON
+    t_max: float = 1.0
+    resample: bool = False
+    keep_first: bool = True
+    low_variance: bool = False
+
+    def problems(self, seq_len: int) -> list[str]:
+        if self.block_size < 1 or seq_len % self.block_size:
+            return [
+                f"objective.block_size is {self.block_size}; it must divide train.seq_len {seq_len}"
+            ]
+        if not EPSILON <= self.t_min <= self.t_max <= 1.0:
+            return [
+                f"objective.t_min {self.t_min} and objective.t_max {self.t_max} must be in order "
+                f"and lie in [{EPSILON}, 1]"
+            ]
+        shares = np.arange(self.block_size + 1) / self.block_size
+        if self.resample and not self._allowed(shares).any():
+            return [
+                f"no number of masks in a block of {self.block_size} makes a share between "
+                f"objective.t_min {self.t_min} and objective.t_max {self.t_max}; set "
+                "objective.resample to false or widen the range"
+            ]
+        return []
+
+    def predicted_tokens(self, seq_len: int) -> int:
+        return seq_len - self.keep_first
+
+    def terms(self, global_batch_size: int) -> dict[str, range]:
+        return {DIFFUSION: range(global_batch_size)}
+
+    def for_validation(self) -> Self:
+        """The full range of t; blocks of one token have the exact likelihood at t = 1."""
+        t_min = 1.0 if self.block_size == 1 else EPSILON
+        return replace(self, t_min=t_min, t_max=1.0, resample=False, low_variance=False)
+
+    def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
+        length = tokens.shape[1]
+        t = self._times(keys, length // self.block_size)
+        t_of_token = np.repeat(t, self.block_size, axis=1)
+        masked = self._draw_masked(keys, t_of_token)
+        if self.keep_first:
+            masked[:, 0] = False
+        weights = np.ones_like(t_of_token) if self.low_variance else 1.0 / t_of_token
+        weights /= keys.global_batch_size * self.predicted_tokens(length)
+        rows = MaskedRows.in_place(tokens, masked)
+        pattern = AttentionPattern.BLOCK_TWO_STREAM
+        return rows.two_streams(self.mask_id, pattern, keys, self.block_size), rows.targets(weights)
+
+    def work(self, seq_len: int) -> list[RowWork]:
+        scored = (self.t_min + self.t_max) / 2 * seq_len
+        pattern = AttentionPattern.BLOCK_TWO_STREAM
+        return [RowWork(1.0, pattern, seq_len, scored, block_size=self.block_size)]
+
+    def _times(self, keys: SampleKeys, num_blocks: int) -> Array:
+        """t of every block, [B, L / block_size].
+
+        Each block of the row is stratified over the global batch by itself; block b starts b / num
+        of the way into the strata, so that the blocks of one row spread over the range.
+        """
+        num_slots = keys.global_batch_size
+        shift = np.arange(num_blocks) * num_slots // num_blocks
+        slot: NDArray[np.int64] = (keys.slot[:, None] + shift) % num_slots
+        uniform = keys.uniforms(Purpose.TIME, num_blocks)
+        return stratified_t(uniform, slot, num_slots, self.t_min, self.t_max)
+
+    def _draw_masked(self, keys: SampleKeys, t_of_token: Array) -> Mask:
+        """Bool [B, L]. A row's draws depend on the row alone, however often others are redrawn."""
+        length, attempts = t_of_token.shape[1], 1
+        masked: Mask = keys.uniforms(Purpose.MASK, length) < t_of_token
+        while self.resample:
+            shares = masked.reshape(len(masked), -1, self.block_size).mean(axis=2)
+            redo = np.repeat(~self._allowed(shares), self.block_size, axis=1)
+            if not redo.any():
+                break
+            attempts += 1
+            draws = keys.uniforms(Purpose.MASK, attempts * length)[:, -length:]
+            masked = np.where(redo, draws < t_of_token, masked)
+        return masked
+
+    def _allowed(self, shares: Array) -> Mask:
+        """Which shares of masked tokens lie in the range of t; its floor bounds nothing."""
+        at_least: Mask = (shares >= self.t_min) | (self.t_min == EPSILON)
+        return at_least & (shares <= self.t_max)

@@ -1,0 +1,82 @@
+"""Rows of a micro-batch with some tokens masked, in the order in which they are fed.
+
+Shape letters: B rows, L tokens of a row.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.attention import AttentionPattern
+from model.inputs import NetworkInput, Targets
+from model.objectives.draws import SampleKeys
+
+Mask = NDArray[np.bool_]
+
+
+def clean_first(masked: Mask, scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Generation order [B, L]: natural positions of the clean tokens, then of the masked ones.
+
+    scores in [0, 1) order the tokens within each part.
+    """
+    return np.argsort(masked + scores, axis=1, kind="stable")
+
+
+def natural_scores(length: int) -> NDArray[np.float64]:
+    """Scores [L] that keep the natural order."""
+    return np.arange(length) / length
+
+
+@dataclass(frozen=True)
+class MaskedRows:
+    """labels: int64 token ids; masked: bool; positions: natural ones, int64. All [B, L]."""
+
+    labels: Tensor
+    masked: Tensor
+    positions: Tensor
+
+    @classmethod
+    def in_order(cls, tokens: Tensor, masked: Mask, order: NDArray[np.int64]) -> "MaskedRows":
+        """Tokens and masks, given at natural positions, brought into a generation order."""
+        index = torch.from_numpy(order)
+        return cls(tokens.gather(1, index), torch.from_numpy(masked).gather(1, index), index)
+
+    @classmethod
+    def in_place(cls, tokens: Tensor, masked: Mask) -> "MaskedRows":
+        """The natural order."""
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        return cls(tokens, torch.from_numpy(masked), positions)
+
+    def one_stream(self, mask_id: int, pattern: AttentionPattern, keys: SampleKeys) -> NetworkInput:
+        """The rows with the mask in place of masked tokens, S = L."""
+        return NetworkInput(
+            tokens=self.labels.masked_fill(self.masked, mask_id),
+            positions=self.positions,
+            pattern=pattern,
+            prefix_length=self._clean_in_front(),
+            dropout_keys=torch.from_numpy(keys.dropout_keys()),
+        )
+
+    def two_streams(
+        self, mask_id: int, pattern: AttentionPattern, keys: SampleKeys, block_size: int = 1
+    ) -> NetworkInput:
+        """The noised rows followed by the same rows clean, at the same positions: S = 2L."""
+        noised = self.labels.masked_fill(self.masked, mask_id)
+        return NetworkInput(
+            tokens=torch.cat([noised, self.labels], dim=1),
+            positions=torch.cat([self.positions, self.positions], dim=1),
+            pattern=pattern,
+            prefix_length=self._clean_in_front(),
+            dropout_keys=torch.from_numpy(keys.dropout_keys()),
+            block_size=block_size,
+        )
+
+    def targets(self, weights: NDArray[np.float64]) -> Targets:
+        """Loss on the masked tokens; weights broadcast to [B, L]."""
+        return Targets(self.labels, (self.masked * torch.from_numpy(weights)).float())
+
+    def _clean_in_front(self) -> Tensor:
+        return (self.masked.cumsum(1) == 0).sum(1)

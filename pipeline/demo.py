@@ -1,0 +1,153 @@
+"""`make demo`: the whole pipeline on real text, in a few minutes on two CPU cores.
+
+Every step is a command that you can type yourself; it is printed before it runs.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+CONFIG = Path(__file__).parent.parent / "configs" / "run" / "demo.yaml"
+FIRST_LAYOUT = ["parallel.tp=2", "parallel.zero=1"]
+SECOND_LAYOUT = ["parallel.tp=1", "parallel.zero=2"]
+LAYOUTS = ["TP2, ZeRO-1", "DP2, ZeRO-2"]
+SAMPLE_LENGTH = 256
+
+console = Console()
+
+
+def main() -> None:
+    """Runs the demo; its figures are printed and written to OUT/summary.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="replaced if it exists")
+    parser.add_argument(
+        "--text", type=Path, nargs="*", help="files or folders; default: Python's own library"
+    )
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    if arguments.out.exists():
+        shutil.rmtree(arguments.out)
+    arguments.out.mkdir(parents=True)
+    summary = run_demo(arguments.out, arguments.text)
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    (arguments.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    show(summary)
+
+
+def run_demo(out: Path, text: list[Path] | None) -> dict[str, Any]:
+    """Prepares, trains, kills, resumes, exports, samples; returns the figures."""
+    inputs = [str(path) for path in text] if text else ["--from-python-stdlib"]
+    data, run, bundle = out / "data", out / "train", out / "bundle"
+    heading("1. Real text becomes token tars")
+    tokenizer = str(out / "tokenizer")
+    esolm("prep", "tokenizer", *inputs, "--out", tokenizer, "--vocab-size", "4096")
+    prepare = ["--tokenizer", tokenizer, "--out", str(data), "--valid-fraction", "0.05"]
+    esolm("prep", "tokenize", *inputs, *prepare, "--tasks", "4", "--workers", "2")
+    esolm("prep", "merge", str(data))
+    heading(f"2. Training in the layout {LAYOUTS[0]}, until the run is killed")
+    paths = [f"run.dir={run}", f"data.path={data}"]
+    train = ["train", str(CONFIG), "--ranks", "2", *paths]
+    kill_after_a_checkpoint([*train, *FIRST_LAYOUT], run)
+    heading(f"3. The same run, resumed in the layout {LAYOUTS[1]}")
+    esolm(*train, *SECOND_LAYOUT)
+    heading("4. The checkpoint becomes a bundle that has proved itself")
+    esolm("export", str(run), "--out", str(bundle))
+    heading("5. The bundle writes text: in parallel steps first, then left to right")
+    sampled = sample(bundle)
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    validations = [line["valid_loss"] for line in metrics if "valid_loss" in line]
+    speeds = sorted(line["tokens_per_second"] for line in metrics if "tokens_per_second" in line)
+    record = json.loads((bundle / "export.json").read_text())
+    return {
+        "tokens": prepared_tokens(data),
+        "tokens_per_second": round(speeds[len(speeds) // 2], 1),
+        "valid_loss_first": round(validations[0], 4),
+        "valid_loss_last": round(validations[-1], 4),
+        "layouts": LAYOUTS,
+        "bundle_bytes": sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()),
+        "gate": "passed",
+        "gate_checks": sorted(record["gate"]),
+        "cached_ratio": round(sampled["compare"]["ratio"], 2),
+    }
+
+
+def esolm(*arguments: str) -> None:
+    """Runs one command of the project and ends the demo if it fails."""
+    command = announce(arguments)
+    code = subprocess.run(command, check=False).returncode
+    if code != 0:
+        sys.exit(f"demo stopped: `esolm {' '.join(arguments)}` ended with exit code {code}")
+
+
+def kill_after_a_checkpoint(arguments: list[str], run: Path) -> None:
+    """Starts training and kills all of it, as a power cut would, once a checkpoint is there."""
+    process = subprocess.Popen(announce(tuple(arguments)), start_new_session=True)
+    while process.poll() is None and not list(run.glob("checkpoints/step_*/manifest.json")):
+        time.sleep(0.2)
+    if process.poll() is not None:
+        sys.exit(f"demo stopped: training ended with exit code {process.returncode}")
+    time.sleep(2.0)  # some steps beyond the checkpoint, so that there is something to repeat
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    console.print("[bold red]killed[/] (kill -9 of every process of the run)")
+
+
+def sample(bundle: Path) -> dict[str, Any]:
+    """Two samples, and cached against uncached decoding in the same run."""
+    shown = ("generate", str(bundle), "--prompt", "def ", "--length", str(SAMPLE_LENGTH))
+    esolm(*shown, "--alpha-0", "0.5", "--steps", "32", "--top-p", "0.9", "--num-samples", "2")
+    measured = (*shown, "--alpha-0", "0.5", "--steps", "64", "--compare", "--json")
+    answer = subprocess.run(announce(measured), check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+    return result
+
+
+def prepared_tokens(data: Path) -> int:
+    """Tokens of all splits."""
+    from pipeline.data.dataset import TokenDataset
+
+    return sum(TokenDataset(data, split).num_tokens for split in ("train", "valid"))
+
+
+def announce(arguments: tuple[str, ...]) -> list[str]:
+    console.print(f"[bold]$ esolm {' '.join(arguments)}[/]", highlight=False)
+    return [sys.executable, "-W", "ignore", "-m", "pipeline", *arguments]
+
+
+def heading(text: str) -> None:
+    console.print()
+    console.rule(text, align="left")
+
+
+def show(summary: dict[str, Any]) -> None:
+    table = Table(title="demo")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    loss = f"{summary['valid_loss_first']:.3f} -> {summary['valid_loss_last']:.3f} nats/token"
+    rows = {
+        "tokens prepared": f"{summary['tokens']:,}",
+        "training speed": f"{summary['tokens_per_second']:,.0f} tokens/s",
+        "validation bound": loss,
+        "layouts": " -> ".join(summary["layouts"]),
+        "bundle": f"{summary['bundle_bytes'] / 1e6:.1f} MB",
+        "gate": f"{summary['gate']}: {', '.join(summary['gate_checks'])}",
+        "cached / uncached decoding": f"{summary['cached_ratio']:.1f}x at length {SAMPLE_LENGTH}",
+        "seconds": f"{summary['seconds']:.0f}",
+    }
+    for what, figure in rows.items():
+        table.add_row(what, figure)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

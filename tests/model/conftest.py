@@ -1,0 +1,59 @@
+"""Random small networks in one process."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.network import Network
+from pipeline.parallel.single import single_process
+
+MASK_ID = 3
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "modern": {
+        "norm": "rmsnorm",
+        "activation": "swiglu",
+        "mlp_bias": False,
+        "output_bias": False,
+        "adaln": False,
+    },
+}
+
+
+def small_config(**changes: Any) -> ModelConfig:
+    sizes: dict[str, Any] = {
+        "vocab_size": 11,
+        "mask_id": MASK_ID,
+        "hidden_size": 12,
+        "num_layers": 2,
+        "num_heads": 2,
+        "ffn_hidden_size": 20,
+        "cond_dim": 6,
+    }
+    return ModelConfig(**{**sizes, **changes})
+
+
+@pytest.fixture(scope="session")
+def make_network() -> Callable[..., Network]:
+    """Builds a float64 network with random weights everywhere, in evaluation mode."""
+
+    def make(scale: float = 0.4, **changes: Any) -> Network:
+        network = Network(small_config(**changes), single_process()).double().eval()
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.copy_(scale * noise + ("norm" in name))
+        return network
+
+    return make
+
+
+@pytest.fixture(params=list(ARCHITECTURES))
+def network(request: pytest.FixtureRequest, make_network: Callable[..., Network]) -> Network:
+    """One of every architecture."""
+    return make_network(**ARCHITECTURES[request.param])

@@ -1,0 +1,112 @@
+"""`esolm generate` on a bundle with a tokenizer: text, figures, comparison."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from data_prep.tokenizer import load_tokenizer, save_tokenizer, train_model
+from pipeline.cli.export import export_command
+from pipeline.cli.generate import generate_command
+from pipeline.errors import ConfigError, ExportError
+from pipeline.export.manifest import write_manifest
+from pipeline.export.writer import _write_tokenizer
+from pipeline.generate import Request, compare, generate, load_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of random weights, without a gate."""
+    from model.config import ModelConfig
+    from pipeline.export.bundle.configuration_esolm import EsoLMConfig
+    from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+
+    tokenizer, path = tmp_path_factory.mktemp("tokenizer"), tmp_path_factory.mktemp("bundle")
+    text = inspect.getsource(inspect)
+    chunks = [text[i : i + 500] for i in range(0, 100_000, 500)]
+    save_tokenizer(train_model(chunks, 420), tokenizer)
+    torch.manual_seed(0)
+    config = EsoLMConfig(
+        vocab_size=420, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=48, mask_token_id=3, bos_token_id=1, initializer_range=0.3,
+    )  # fmt: skip
+    EsoLMForMaskedLM(config).bfloat16().save_pretrained(path)
+    model = ModelConfig(vocab_size=420, mask_id=3)
+    _write_tokenizer(path, load_tokenizer(tokenizer), model)
+    write_manifest(path, {"step": 1})
+    return path
+
+
+def test_text_and_figures(bundle: Path) -> None:
+    loaded = load_bundle(bundle)
+    assert loaded.model.dtype == (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    request = Request(length=24, alpha_0=0.5, num_steps=4, num_samples=2, prompt="def f():")
+    result = generate(loaded, request)
+    assert len(result.texts) == 2
+    assert all(text.startswith("def f():") for text in result.texts)
+    written = 2 * 24 - 2 * len(loaded.tokenizer("def f():")["input_ids"])
+    assert result.tokens_per_second == pytest.approx(written / result.seconds)
+    assert generate(loaded, request).texts == result.texts
+
+
+def test_compare(bundle: Path) -> None:
+    comparison = compare(load_bundle(bundle), Request(length=24, alpha_0=0.5, num_steps=4))
+    assert comparison.ratio == comparison.uncached_seconds / comparison.cached_seconds
+    assert comparison.repeats == 3
+    assert comparison.identical_in in ("float32", "float64")
+
+
+def test_compare_finds_a_wrong_cache(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.export.bundle import modeling_esolm
+
+    def short(start: int, queries: int, device: Any) -> torch.Tensor:
+        return torch.ones(queries, start + queries, dtype=torch.bool).tril(start - 1)
+
+    monkeypatch.setattr(modeling_esolm, "cached_mask", short)
+    request = Request(length=24, alpha_0=0.5, num_steps=4, num_samples=4)
+    with pytest.raises(ExportError, match="tokens differ between cached and uncached"):
+        compare(load_bundle(bundle), request)
+
+
+def test_bad_requests(bundle: Path, tmp_path: Path) -> None:
+    loaded = load_bundle(bundle)
+    with pytest.raises(ConfigError, match=r"alpha_0 is 1\.5"):
+        generate(loaded, Request(alpha_0=1.5))
+    with pytest.raises(ConfigError, match="the prompt has"):
+        generate(loaded, Request(length=2, prompt="a long prompt"))
+    with pytest.raises(ExportError, match="is no bundle"):
+        load_bundle(tmp_path)
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer()
+    app.command("generate")(generate_command)
+    app.command("export")(export_command)
+    return app
+
+
+def test_command_line(bundle: Path, app: typer.Typer) -> None:
+    arguments = ["generate", str(bundle), "--length", "24", "--alpha-0", "0.5", "--steps", "4"]
+    arguments += ["--num-samples", "2", "--top-p", "0.9", "--temperature", "0.8", "--seed", "3"]
+    shown = CliRunner().invoke(app, [*arguments, "--compare"])
+    assert shown.exit_code == 0, shown.output
+    assert "sample 2 of 2" in shown.output
+    assert "forward passes (NFE)" in shown.output
+    assert "same tokens" in shown.output
+    record = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert len(record["texts"]) == 2
+    assert record["compare"] is None
+    assert record["nfe"] > 0
+
+
+@pytest.mark.parametrize("command", ["generate", "export"])
+def test_help_has_an_example(app: typer.Typer, command: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"])
+    assert shown.exit_code == 0
+    assert f"esolm {command}" in shown.output
