@@ -162,6 +162,8 @@ class Network(nn.Module):
 
     def all_logits(self, inputs: NetworkInput) -> Tensor:
         """At least float32 [B, L, V of this rank]: all outputs, for evaluation and tests."""
-        hidden = self((inputs.tokens, inputs.positions, inputs.rows()))
+        device = self.embedding.tokens.weight.device
+        tensors = (inputs.tokens, inputs.positions, inputs.rows())
+        hidden = self(tuple(tensor.to(device) for tensor in tensors))
         logits: Tensor = self.head.logits(hidden)
         return logits.view(inputs.tokens.shape[0], -1, logits.shape[-1])

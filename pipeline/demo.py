@@ -33,19 +33,26 @@ def main() -> None:
     parser.add_argument(
         "--text", type=Path, nargs="*", help="files or folders; default: Python's own library"
     )
+    parser.add_argument("--steps", type=int, help="training steps; default: the configuration's")
     arguments = parser.parse_args()
     started = time.monotonic()
     if arguments.out.exists():
         shutil.rmtree(arguments.out)
     arguments.out.mkdir(parents=True)
-    summary = run_demo(arguments.out, arguments.text)
+    # The other core belongs to whatever else the machine does: threads that wait for it spin.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    settings = [] if arguments.steps is None else [f"train.steps={arguments.steps}"]
+    summary = run_demo(arguments.out, arguments.text, settings)
     summary["seconds"] = round(time.monotonic() - started, 1)
     (arguments.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     show(summary)
 
 
-def run_demo(out: Path, text: list[Path] | None) -> dict[str, Any]:
-    """Prepares, trains, kills, resumes, exports, samples; returns the figures."""
+def run_demo(out: Path, text: list[Path] | None, settings: list[str]) -> dict[str, Any]:
+    """Prepares, trains, kills, resumes, exports, samples; returns the figures.
+
+    settings: key=value, over the demo's training configuration.
+    """
     inputs = [str(path) for path in text] if text else ["--from-python-stdlib"]
     data, run, bundle = out / "data", out / "train", out / "bundle"
     heading("1. Real text becomes token tars")
@@ -56,7 +63,7 @@ def run_demo(out: Path, text: list[Path] | None) -> dict[str, Any]:
     esolm("prep", "merge", str(data))
     heading(f"2. Training in the layout {LAYOUTS[0]}, until the run is killed")
     paths = [f"run.dir={run}", f"data.path={data}"]
-    train = ["train", str(CONFIG), "--ranks", "2", *paths]
+    train = ["train", str(CONFIG), "--ranks", "2", *paths, *settings]
     kill_after_a_checkpoint([*train, *FIRST_LAYOUT], run)
     heading(f"3. The same run, resumed in the layout {LAYOUTS[1]}")
     esolm(*train, *SECOND_LAYOUT)

@@ -1,9 +1,11 @@
 """Starts the ranks of a run on this machine, over torchrun's process layer.
 
 torchrun itself turns a worker's exit code 85 into 1 and dies on SIGUSR1; here the first failure's
-code is returned as it is, and stop signals are handed on to every rank.
+code is returned as it is, stop signals are handed on to every rank, and no rank outlives the
+launcher.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -14,6 +16,24 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext
 
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
 from pipeline.train.signals import STOP_SIGNALS
+
+
+LAUNCHER = "ESOLM_LAUNCHER_PID"
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_launcher() -> None:
+    """Has the kernel kill this rank when its launcher is gone; does nothing in any other process.
+
+    torch starts each rank in a session of its own, so a kill -9 of the launcher and of its process
+    group would leave the ranks training, beside whoever resumes the run next.
+    """
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(launcher):  # it was gone before the line above
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def launch(command: list[str], num_ranks: int) -> int:
@@ -47,6 +67,7 @@ def _environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
     """What a rank's environment has beyond this process's own."""
     threads = max(1, (os.cpu_count() or 1) // num_ranks)
     return {
+        LAUNCHER: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -78,6 +78,7 @@ class BD3LM:
         return rows.two_streams(self.mask_id, pattern, keys, self.block_size), rows.targets(weights)
 
     def work(self, seq_len: int) -> list[RowWork]:
+        """Without the small effect of resampling on the number of masks."""
         scored = (self.t_min + self.t_max) / 2 * seq_len
         pattern = AttentionPattern.BLOCK_TWO_STREAM
         return [RowWork(1.0, pattern, seq_len, scored, block_size=self.block_size)]

@@ -35,6 +35,7 @@ def export_command(
 
     from pipeline.export.export import export
 
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("pipeline.export").setLevel(logging.INFO)
     report = export(checkpoint, out, weights, dtype, tokenizer, overwrite)
     worst = max(report.gate["logit_parity"]["largest_difference"].values())

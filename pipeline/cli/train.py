@@ -26,13 +26,15 @@ def train_command(
     """
     from pipeline.config import load_config
 
+    from pipeline.launch import die_with_launcher, launch
+
+    die_with_launcher()
     given = overrides or []
     resolved = load_config(config, given)
     if ranks is None:
         from pipeline.train.run import train
 
         raise typer.Exit(train(resolved))
-    from pipeline.launch import launch
     from pipeline.train.experiment import resolve
 
     resolve(resolved, ranks)  # one message for a bad configuration, not one from each rank

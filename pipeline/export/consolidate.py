@@ -23,7 +23,7 @@ class Source(Protocol):
 
     @property
     def objective(self) -> dict[str, Any]:
-        """`name`, and as far as it has them `variant`, `alpha_0`, `prepend_id`."""
+        """The run's objective: `name`; `variant` and `alpha_0` (esolm), `prepend` (ar)."""
         ...
 
     @property

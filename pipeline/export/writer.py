@@ -69,12 +69,23 @@ def bundle_config(source: Source, tokenizer: "Tokenizer | None") -> "EsoLMConfig
         eos_token_id=tokenizer.info.eos_id if tokenizer else None,
         objective=objective["name"],
         variant=objective.get("variant") if objective["name"] == "esolm" else None,
-        alpha_0=objective.get("alpha_0"),
-        prepend_token_id=objective.get("prepend_id"),
+        alpha_0=objective["alpha_0"] if objective["name"] == "esolm" else None,
+        prepend_token_id=_prepend_id(source, tokenizer),
         seq_len=source.seq_len,
     )
     config.auto_map = dict(AUTO_MAP)
     return config
+
+
+def _prepend_id(source: Source, tokenizer: "Tokenizer | None") -> int | None:
+    """The token that stood before every sequence in training, where there was one."""
+    objective = source.objective
+    prepend = objective.get("prepend", "none") if objective["name"] == "ar" else "none"
+    if prepend == "bos" and tokenizer is None:
+        raise ExportError("the network was trained with bos in front: give its --tokenizer")
+    bos_id = tokenizer.info.bos_id if tokenizer else None
+    ids: dict[str, int | None] = {"none": None, "mask": source.model.mask_id, "bos": bos_id}
+    return ids[prepend]
 
 
 def _architecture(model: ModelConfig) -> dict[str, Any]:
@@ -160,10 +171,9 @@ def write_bundle(
 def _generation_config(source: Source) -> Any:
     from pipeline.export.bundle.generation_esolm import EsoLMGenerationConfig
 
-    alpha_0 = source.objective.get("alpha_0")
-    return EsoLMGenerationConfig(
-        alpha_0=1.0 if alpha_0 is None else alpha_0, num_steps=DEFAULT_STEPS, length=source.seq_len
-    )
+    objective = source.objective
+    alpha_0 = objective["alpha_0"] if objective["name"] == "esolm" else 1.0
+    return EsoLMGenerationConfig(alpha_0=alpha_0, num_steps=DEFAULT_STEPS, length=source.seq_len)
 
 
 def _write_tokenizer(directory: Path, tokenizer: "Tokenizer", model: ModelConfig) -> None:

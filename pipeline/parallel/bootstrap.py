@@ -55,13 +55,16 @@ def import_deepspeed() -> Any:
     """DeepSpeed, set up for the device that is there."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    else:
+        # megatron-core overlaps communication by the order of launches, which this keeps.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     import deepspeed
     from deepspeed.ops import __compatible_ops__ as compatible_ops
 
     # Its shared-memory all-reduce for CPUs would be compiled on first use, for a minute and a half.
     compatible_ops["deepspeed_shm_comm"] = False
-    deepspeed.utils.logger.setLevel(logging.WARNING)
+    # It warns at every start that it does not know our optimizer, past the log's own handlers.
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     return deepspeed
 
 

@@ -30,6 +30,8 @@ def train(config: RunConfig) -> int:
     directory = RunDirectory(config.run.dir)
     if _is_finished(directory, config.train.steps):
         return EXIT_DONE
+    if info.rank == 0:
+        directory.lock()
     directory.log_to_files(info.rank)
     device = device_of(info)
     kernels = chosen_kernels(device)

@@ -1,5 +1,6 @@
 """The run directory: an interface that scripts and other commands rely on (see docs/training.md)."""
 
+import fcntl
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig, to_yaml
+from pipeline.errors import ConfigError
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "transformers")
 
@@ -28,13 +30,37 @@ class RunDirectory:
         self.tokenizer = self.path / "tokenizer"
         self.done = self.path / "DONE"
 
+    def lock(self) -> None:
+        """Takes the run for this job until the process ends, however it ends; rank 0 only.
+
+        Raises ConfigError if another job holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            raise ConfigError(
+                f"run.dir {self.path} is in use by another job ({self._lock.read().strip()}); "
+                "stop that one or use another directory"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"host {platform.node()}, process {os.getpid()}")
+        self._lock.flush()
+
     def log_to_files(self, rank: int) -> None:
-        """Sends this rank's log to logs/rank_N.log, appended over restarts; rank 0 also to stderr."""
+        """Sends this rank's log to logs/rank_N.log, appended over restarts.
+
+        Rank 0 shows its own messages on stderr as well; what libraries say stays in the file.
+        """
         logs = self.path / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         handlers: list[logging.Handler] = [logging.FileHandler(logs / f"rank_{rank}.log")]
         if rank == 0:
-            handlers.append(logging.StreamHandler(sys.stderr))
+            console = logging.StreamHandler(sys.stderr)
+            console.addFilter(_is_for_people)
+            handlers.append(console)
         logging.basicConfig(
             level=logging.INFO,
             format="%(asctime)s %(levelname)s %(message)s",
@@ -54,6 +80,11 @@ class RunDirectory:
         """Marks the training as complete."""
         moment = datetime.now(UTC).isoformat(timespec="seconds")
         self.done.write_text(json.dumps({"step": step, "time": moment}) + "\n")
+
+
+def _is_for_people(record: logging.LogRecord) -> bool:
+    ours = record.name.partition(".")[0] in ("pipeline", "model", "data_prep")
+    return ours or record.levelno >= logging.ERROR
 
 
 def environment(kernels: dict[str, str]) -> dict[str, Any]:

@@ -74,9 +74,7 @@ class ReferenceNetwork:
             normal = [
                 self._norm(h, f"{name}.norm2.weight") * (1 + scale_2) + shift_2 for h in hidden
             ]
-            hidden = [
-                h + gate_2 * self._mlp(name, n) for h, n in zip(hidden, normal, strict=True)
-            ]
+            hidden = [h + gate_2 * self._mlp(name, n) for h, n in zip(hidden, normal, strict=True)]
         shift, scale = self._modulation("head", condition)
         output = []
         for h in hidden:

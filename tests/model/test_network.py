@@ -17,7 +17,9 @@ from tests.model.reference import ReferenceNetwork
 LENGTH = 6
 
 
-def make_input(pattern: AttentionPattern, length: int = LENGTH, block_size: int = 2) -> NetworkInput:
+def make_input(
+    pattern: AttentionPattern, length: int = LENGTH, block_size: int = 2
+) -> NetworkInput:
     """Three rows with random orders and different prefix lengths."""
     generator = torch.Generator().manual_seed(pattern.index)
     streams = pattern.num_streams

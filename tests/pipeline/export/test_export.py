@@ -41,8 +41,8 @@ def test_full_gate(paper_source: Any, tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     "objective",
     [
-        {"name": "ar", "prepend_id": None},
-        {"name": "ar", "prepend_id": 1},
+        {"name": "ar", "prepend": "none"},
+        {"name": "ar", "prepend": "mask"},
         {"name": "esolm", "variant": "A", "alpha_0": 0.5},
         {"name": "mdlm"},
     ],
@@ -53,6 +53,20 @@ def test_every_objective(
     modern_source.objective = objective
     report = export_source(modern_source, tmp_path / "bundle", dtype="fp32")
     assert report.gate["decoding"]["schedules"] == (5 if objective["name"] == "ar" else 0)
+
+
+@pytest.mark.parametrize(("prepend", "expected"), [("none", None), ("mask", 3), ("bos", 1)])
+def test_token_in_front(
+    paper_source: Any, tmp_path: Path, quick: None, prepend: str, expected: int | None
+) -> None:
+    paper_source.objective = {"name": "ar", "prepend": prepend}
+    export_source(paper_source, tmp_path / "bundle")
+    config = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    assert config["prepend_token_id"] == expected
+    paper_source.tokenizer_path = None
+    if prepend == "bos":
+        with pytest.raises(ExportError, match="give its --tokenizer"):
+            export_source(paper_source, tmp_path / "other")
 
 
 def test_reload_without_tokenizer(modern_source: Any, tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""Real runs of `esolm train` as processes, on a tiny dataset."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from pipeline.checkpoint.fragments import STATES
+from pipeline.checkpoint.reader import CheckpointReader
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """
+run: {{dir: {run}}}
+data: {{path: {data}}}
+model: {{hidden_size: {hidden_size}, num_layers: 2, num_heads: 4, ffn_hidden_size: 1024, cond_dim: 16}}
+train:
+  {{steps: {steps}, global_batch_size: 4, micro_batch_size: 1, seq_len: 32, precision: fp32,
+   log_every_steps: 1, valid_every_steps: 10, valid_samples: 4, timeout_minutes: 1}}
+optimizer: {{lr: 1.0e-3, warmup_steps: 2, schedule: cosine}}
+parallel: {{tp: 2}}
+checkpoint: {{every_steps: {save_every}, keep: 2}}
+"""
+
+
+def write_config(
+    folder: Path, data: Path, *, steps: int = 12, save_every: int = 4, hidden_size: int = 64
+) -> Path:
+    """A run configuration in its own folder; the run directory is `run` beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.yaml"
+    config.write_text(
+        CONFIG.format(
+            run=folder / "run",
+            data=data,
+            steps=steps,
+            save_every=save_every,
+            hidden_size=hidden_size,
+        )
+    )
+    return config
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """`esolm ARGUMENTS...` as a process."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "pipeline", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], expected: int, timeout: float = 120) -> str:
+    """Waits for the process, checks its exit code, returns what it printed."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+        raise AssertionError(f"no end after {timeout} s:\n{output[-4000:]}") from None
+    assert process.returncode == expected, f"exit code {process.returncode}:\n{output[-4000:]}"
+    return output
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 60, pause: float = 0.002) -> Any:
+    """The first true answer of the condition."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if answer := condition():
+            return answer
+        time.sleep(pause)
+    raise AssertionError(f"it did not happen within {timeout} s")
+
+
+def ranks_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The launcher's rank processes, in the order of their ranks."""
+    children = psutil.Process(launcher.pid).children()
+    return sorted(
+        (child for child in children if "RANK" in child.environ()),
+        key=lambda child: int(child.environ()["RANK"]),
+    )
+
+
+def last_step(run: Path) -> int:
+    """The last step in metrics.jsonl, 0 before there is one."""
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every training line of metrics.jsonl, in its order."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def states(run: Path) -> dict[str, torch.Tensor]:
+    """Weights, moments and EMA of a run's newest checkpoint."""
+    reader = CheckpointReader(run)
+    return {
+        f"{state}/{name}": tensor
+        for state in STATES
+        for name, tensor in reader.tensors(state).items()
+    }
+
+
+def different(one: Path, other: Path) -> list[str]:
+    """Names of the tensors that are not equal bit by bit at the ends of two runs."""
+    a, b = states(one), states(other)
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]

@@ -1,0 +1,58 @@
+"""Dropout keyed by (sample, site, token, feature)."""
+
+import pytest
+import torch
+
+from model.dropout import keyed_dropout
+
+KEYS = torch.tensor([1, -9, 2**62])
+ONES = torch.ones(3 * 50, 200)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_rate_and_expectation(probability: float) -> None:
+    out = keyed_dropout(ONES, KEYS, 0, probability)
+    assert out.unique().tolist() == [0.0, pytest.approx(1.0 / (1.0 - probability))]
+    dropped = float((out == 0).float().mean())
+    assert dropped == pytest.approx(probability, abs=4 * 0.5 / ONES.numel() ** 0.5)
+    assert float(out.mean()) == pytest.approx(1.0, abs=0.06)
+    for dim in (0, 1):  # no row and no column is treated apart
+        rates = (out == 0).float().mean(dim)
+        spread = (probability * (1 - probability) / ONES.shape[dim]) ** 0.5
+        assert (rates - probability).abs().max() < 5 * spread
+
+
+def test_values_are_frozen() -> None:
+    out = keyed_dropout(torch.ones(4, 6), torch.tensor([1, -9]), 3, 0.5)
+    expected = [[2, 0, 0, 2, 0, 0], [0, 0, 0, 2, 0, 2], [2, 0, 2, 0, 2, 2], [2, 2, 2, 0, 2, 2]]
+    assert out.tolist() == expected
+
+
+def test_same_key_same_mask_and_all_else_differs() -> None:
+    out = keyed_dropout(ONES, KEYS, 0, 0.5)
+    assert torch.equal(out, keyed_dropout(ONES, KEYS, 0, 0.5))
+    sites = keyed_dropout(ONES, KEYS, 1, 0.5)
+    rows = out.view(3, 50, 200)
+    for one, other in (
+        (out, sites),
+        (rows[0], rows[1]),
+        (rows[:, 0], rows[:, 1]),
+        (out[:, 0], out[:, 1]),
+    ):
+        agreement = float((one == other).float().mean())
+        assert abs(agreement - 0.5) < 0.2
+
+
+def test_a_row_keeps_its_mask_in_another_batch_and_when_it_is_cut() -> None:
+    rows = keyed_dropout(ONES, KEYS, 2, 0.3).view(3, 50, 200)
+    alone = keyed_dropout(ONES[:50], KEYS[1:2], 2, 0.3)
+    assert torch.equal(alone, rows[1])
+    cut = keyed_dropout(ONES[:75], KEYS, 2, 0.3).view(3, 25, 200)
+    assert torch.equal(cut, rows[:, :25])
+
+
+def test_gradient_is_the_mask() -> None:
+    hidden = torch.randn(6, 4, requires_grad=True)
+    out = keyed_dropout(hidden, KEYS, 0, 0.5)
+    (gradient,) = torch.autograd.grad(out.sum(), hidden)
+    assert torch.equal(gradient, keyed_dropout(torch.ones(6, 4), KEYS, 0, 0.5))
