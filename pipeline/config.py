@@ -213,7 +213,7 @@ def _leaves(layer: DictConfig, prefix: str = "") -> list[tuple[str, Any]]:
     leaves = []
     for key in layer:
         value = layer[key]
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
         if isinstance(value, DictConfig):
             leaves += _leaves(value, f"{name}.")
         else:

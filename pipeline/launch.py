@@ -17,7 +17,6 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
 from pipeline.train.signals import STOP_SIGNALS
 
-
 LAUNCHER = "ESOLM_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
 

@@ -25,7 +25,7 @@ _STEP = re.compile(r"step_(\d{8,})")
 
 @dataclass(frozen=True)
 class Manifest:
-    """files: name -> {"bytes", "sha256"}. run: what the trainer needs to resume (see `RunState`)."""
+    """files: name -> {"bytes", "sha256"}. run: what is needed to resume (see `RunState`)."""
 
     step: int
     files: dict[str, dict[str, Any]]

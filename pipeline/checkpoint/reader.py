@@ -1,4 +1,4 @@
-"""A checkpoint as seen from outside a run: full tensors in one process, for export and evaluation."""
+"""A checkpoint as seen from outside a run: full tensors in one process."""
 
 from pathlib import Path
 from typing import Any

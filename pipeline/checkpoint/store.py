@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
     TensorProperties,
+    TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
@@ -20,6 +21,8 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from pipeline.checkpoint.fragments import Box, Fragment
 from pipeline.errors import CheckpointError
@@ -28,29 +31,31 @@ from pipeline.errors import CheckpointError
 def write(directory: Path, fragments: list[Fragment], group: dist.ProcessGroup | None) -> None:
     """Writes this rank's fragments; collective over the group (of all ranks)."""
     planner = _SavePlanner(_boxed([f for f in fragments if f.writes]))
-    writer = dcp.FileSystemWriter(directory, single_file_per_rank=True, sync_files=True)
-    dcp.save({}, storage_writer=writer, planner=planner, process_group=group)
+    writer = FileSystemWriter(directory, single_file_per_rank=True, sync_files=True)
+    save({}, storage_writer=writer, planner=planner, process_group=group)
 
 
 def read(directory: Path, fragments: list[Fragment], group: dist.ProcessGroup | None) -> None:
     """Fills this rank's fragments in place; collective over the group (of all ranks)."""
     planner = _LoadPlanner(_boxed(fragments))
-    reader = dcp.FileSystemReader(directory)
-    dcp.load({}, storage_reader=reader, planner=planner, process_group=group)
+    reader = FileSystemReader(directory)
+    load({}, storage_reader=reader, planner=planner, process_group=group)
 
 
 def read_full(directory: Path, state: str) -> dict[str, Tensor]:
     """Every parameter's full tensor of one state, by name, in this process alone."""
-    reader = dcp.FileSystemReader(directory)
+    reader = FileSystemReader(directory)
     prefix = f"{state}/"
     tensors = {
         key: torch.empty(entry.size)
         for key, entry in reader.read_metadata().state_dict_metadata.items()
-        if key.startswith(prefix)
+        if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    load(tensors, storage_reader=reader, no_dist=True)
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
+
+_OTHER_NETWORK = "the model configuration is not the one it was trained with"
 
 # (key, full shape, box) -> the box's part of the fragment, as a view of the box's shape
 _Boxes = dict[MetadataIndex, tuple[tuple[int, ...], Box, Tensor]]
@@ -104,11 +109,12 @@ class _LoadPlanner(DefaultLoadPlanner):
         items = []
         for index, (full_shape, box, _) in self.boxes.items():
             entry = saved.get(index.fqn)
-            if entry is None or tuple(entry.size) != full_shape:
-                found = "nothing" if entry is None else f"a tensor of shape {tuple(entry.size)}"
+            if not isinstance(entry, TensorStorageMetadata):
+                raise CheckpointError(f"the checkpoint holds no '{index.fqn}'; {_OTHER_NETWORK}")
+            if tuple(entry.size) != full_shape:
                 raise CheckpointError(
-                    f"the checkpoint holds {found} for '{index.fqn}', but the network needs "
-                    f"{full_shape}: the model configuration is not the one it was trained with"
+                    f"'{index.fqn}' has the shape {tuple(entry.size)} in the checkpoint, but the "
+                    f"network needs {full_shape}; {_OTHER_NETWORK}"
                 )
             chunk = ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes))
             items += create_read_items_for_chunk_list(index.fqn, entry, [chunk])

@@ -24,7 +24,7 @@ app.command("generate")(generate_command)
 
 
 def main() -> None:
-    """Runs the command line; errors that a user can cause end in one message and their exit code."""
+    """Runs the command; an error that a user can cause ends in one message and its exit code."""
     try:
         app()
     except EsolmError as error:

@@ -25,7 +25,6 @@ def train_command(
     Example: esolm train configs/run/demo.yaml --ranks 2 parallel.tp=2
     """
     from pipeline.config import load_config
-
     from pipeline.launch import die_with_launcher, launch
 
     die_with_launcher()

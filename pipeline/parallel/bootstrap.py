@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from pipeline.errors import ConfigError
 from pipeline.parallel.layout import Layout
@@ -82,7 +83,7 @@ def initialize_processes(
     deepspeed = import_deepspeed()
     backend = "nccl" if device.type == "cuda" else "gloo"
     if info.world_size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     else:
         dist.init_process_group(
             backend, rank=info.rank, world_size=info.world_size, timeout=timeout

@@ -33,7 +33,7 @@ def fit_layout(tp: int, pp: int, zero: int, world_size: int) -> tuple[Layout | N
         problems.append(f"parallel.zero is {zero}; choose 1, 2 or 3")
     if pp > 1 and zero > 1:
         problems.append(
-            f"parallel.zero={zero} does not go with parallel.pp={pp}: gradients of a pipeline stage "
+            f"parallel.zero={zero} does not go with parallel.pp={pp}: gradients of a stage "
             "are summed over micro-batches before they are reduced; use parallel.zero=1"
         )
     if tp >= 1 and pp >= 1 and world_size % (tp * pp):

@@ -1,4 +1,4 @@
-"""Global batches as this replica sees them: tokens, corrupted by the objective, in micro-batches."""
+"""Global batches as one replica sees them: tokens, corrupted by the objective, in pieces."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

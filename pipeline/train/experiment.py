@@ -55,7 +55,9 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
         problems += _batch_problems(config, layout)
     if problems:
         raise ConfigError(problems)
-    assert dataset is not None and objective is not None and layout is not None
+    assert dataset is not None
+    assert objective is not None
+    assert layout is not None
     return Experiment(config, dataset, model, objective, layout)
 
 
@@ -158,12 +160,12 @@ def _term_problems(config: RunConfig, objective: Objective) -> list[str]:
                 f"{train.micro_batch_size}: a micro-batch lies within one term"
             )
     section = config.objective
-    if section.name == "esolm" and 0 < section.kappa < 1:
-        if len(objective.terms(train.global_batch_size)) < 2:
-            problems.append(
-                f"objective.kappa {section.kappa} leaves one loss term without a row of "
-                f"train.global_batch_size {train.global_batch_size}"
-            )
+    split = section.name == "esolm" and 0 < section.kappa < 1
+    if split and len(objective.terms(train.global_batch_size)) < 2:
+        problems.append(
+            f"objective.kappa {section.kappa} leaves one loss term without a row of "
+            f"train.global_batch_size {train.global_batch_size}"
+        )
     return problems
 
 

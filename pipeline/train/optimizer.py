@@ -31,7 +31,7 @@ class EmaAdamW(torch.optim.AdamW):
             group["ema_decay"] = ema_decay
 
     def create_state(self, parameters: Iterable[Tensor]) -> None:
-        """Makes the state of those parameters that have none: also before a checkpoint is loaded."""
+        """Makes the state of parameters that have none; needed before a checkpoint is loaded."""
         for parameter in parameters:
             if "ema" not in self.state[parameter]:
                 self.state[parameter].update(_fresh_state(parameter))
@@ -40,7 +40,7 @@ class EmaAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         for group in self.param_groups:
             self.create_state(group["params"])
-        loss = super().step(closure)
+        loss: float | None = super().step(closure)
         for group in self.param_groups:
             updated = [p for p in group["params"] if p.grad is not None and p.numel()]
             if updated:

@@ -64,7 +64,8 @@ def _announce(experiment: Experiment, kernels: dict[str, str]) -> None:
     tokens = train.global_batch_size * train.seq_len
     logger.info("layout %s, %s", experiment.layout, train.precision)
     logger.info(
-        "%d rows per step = %d micro-batches x %d rows x %d replicas; %d tokens per step, %d in all",
+        "%d rows per step = %d micro-batches x %d rows x %d replicas; "
+        "%d tokens per step, %d in all",
         train.global_batch_size,
         experiment.num_micro_batches,
         train.micro_batch_size,

@@ -1,4 +1,4 @@
-"""The run directory: an interface that scripts and other commands rely on (see docs/training.md)."""
+"""The run directory: an interface that scripts and other commands rely on."""
 
 import fcntl
 import json
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "tr
 
 
 class RunDirectory:
-    """Paths of a run, and the small files in it. Files are written by rank 0, logs by every rank."""
+    """Paths of a run, and the small files in it: written by rank 0, the logs by every rank."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

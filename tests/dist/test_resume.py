@@ -1,7 +1,6 @@
 """A run that is stopped and resumed, in the same or in another layout, is the uninterrupted run."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -101,6 +100,17 @@ def test_resumed_equals_uninterrupted(source: str, to: str, runs: Path) -> None:
         uninterrupted = states(runs / to / "five")
         different = [n for n in resumed if not torch.equal(resumed[n], uninterrupted[n])]
         assert not different
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("source", "to"), PAIRS)
+def test_a_checkpoint_is_the_same_whichever_layout_wrote_it(
+    source: str, to: str, runs: Path
+) -> None:
+    """Loaded into another layout and saved from there: bit by bit the same full tensors."""
+    original, again = states(runs / source / "three"), states(runs / f"{source}-{to}-again")
+    assert original.keys() == again.keys()
+    assert not [name for name in original if not torch.equal(original[name], again[name])]
 
 
 @pytest.mark.dist

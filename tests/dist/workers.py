@@ -1,9 +1,9 @@
-"""What runs inside the ranks of a distributed test. Many cases share one launch: starting costs most."""
+"""What runs inside the ranks of a test. Many cases share one launch: starting costs most."""
 
 import json
 import sys
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,29 @@ LEARNING_RATE = 2e-3
 
 MODELS = {
     "paper": ModelConfig(
-        vocab_size=VOCAB_SIZE, mask_id=MASK_ID, hidden_size=32, num_layers=3, num_heads=4,
-        ffn_hidden_size=64, cond_dim=16, dropout=0.1, init_std=0.1,
+        vocab_size=VOCAB_SIZE,
+        mask_id=MASK_ID,
+        hidden_size=32,
+        num_layers=3,
+        num_heads=4,
+        ffn_hidden_size=64,
+        cond_dim=16,
+        dropout=0.1,
+        init_std=0.1,
     ),
     "modern": ModelConfig(
-        vocab_size=VOCAB_SIZE, mask_id=MASK_ID, hidden_size=32, num_layers=3, num_heads=4,
-        ffn_hidden_size=64, norm="rmsnorm", activation="swiglu", mlp_bias=False,
-        output_bias=False, adaln=False, init_std=0.1,
+        vocab_size=VOCAB_SIZE,
+        mask_id=MASK_ID,
+        hidden_size=32,
+        num_layers=3,
+        num_heads=4,
+        ffn_hidden_size=64,
+        norm="rmsnorm",
+        activation="swiglu",
+        mlp_bias=False,
+        output_bias=False,
+        adaln=False,
+        init_std=0.1,
     ),
 }
 OBJECTIVES: dict[str, Objective] = {
@@ -77,7 +93,10 @@ def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
             precision=case.get("precision", "fp32"),
             gradient_clipping=0.5,
             optimizer={
-                "lr": LEARNING_RATE, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1,
+                "lr": LEARNING_RATE,
+                "betas": (0.9, 0.95),
+                "eps": 1e-8,
+                "weight_decay": 0.1,
                 "ema_decay": 0.99,
             },
         )
@@ -129,13 +148,14 @@ def save_at_three(arguments: dict[str, Any]) -> Any:
 
 
 def resume_to_five(arguments: dict[str, Any]) -> Any:
-    """Loads each case's checkpoint, takes two more steps, saves into its `out` folder."""
+    """Loads each case's checkpoint, saves it as `out`-again, takes two more steps, saves `out`."""
     answers = []
     for case in arguments["cases"]:
         with engine_of(case) as (engine, source):
             if "folder" in case:
                 store.read(Path(case["folder"]), zero.fragments(engine), None)
                 zero.publish_weights(engine, 3)
+                store.write(Path(case["out"] + "-again"), zero.fragments(engine), None)
                 answers.append(train_steps(engine, source, 3, 5))
             else:
                 answers.append(train_steps(engine, source, 0, 5)[3:])

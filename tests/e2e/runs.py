@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """
 run: {{dir: {run}}}
 data: {{path: {data}}}
-model: {{hidden_size: {hidden_size}, num_layers: 2, num_heads: 4, ffn_hidden_size: 1024, cond_dim: 16}}
+model:
+  {{hidden_size: {hidden_size}, num_layers: 2, num_heads: 4, ffn_hidden_size: 1024, cond_dim: 16}}
 train:
   {{steps: {steps}, global_batch_size: 4, micro_batch_size: 1, seq_len: 32, precision: fp32,
    log_every_steps: 1, valid_every_steps: 10, valid_samples: 4, timeout_minutes: 1}}

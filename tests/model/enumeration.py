@@ -19,7 +19,7 @@ SEQUENCES = torch.tensor(list(itertools.product(range(TOKENS), repeat=LENGTH)))
 
 
 def order_probabilities(alpha_0: float) -> Tensor:
-    """[24]: a prefix of each token with chance alpha_0, in random order; the rest in natural one."""
+    """[24]: each token in the prefix with chance alpha_0; that in random order, the rest not."""
     chance = dict.fromkeys(ORDERS, 0.0)
     for size in range(LENGTH + 1):
         for prefix in itertools.permutations(range(LENGTH), size):
