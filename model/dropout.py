@@ -35,7 +35,7 @@ def keyed_dropout(hidden_TD: Tensor, keys_B: Tensor, site: int, probability: flo
     """
     (tokens, width), device = hidden_TD.shape, hidden_TD.device
     seq_len = tokens // keys_B.shape[0]
-    row_keys = _mix(keys_B + _salt(torch.tensor(site, device=device)))
+    row_keys = _mix(keys_B + _salt(torch.tensor(site)))
     token_keys = _mix(row_keys[:, None] + _salt(torch.arange(seq_len, device=device)))
     bits = _mix(token_keys.view(-1, 1) + _salt(torch.arange(width, device=device)))
     keep = _shift_right(bits, 40) >= int(probability * (1 << 24))

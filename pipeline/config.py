@@ -88,7 +88,15 @@ class TrainSection:
     valid_samples: int = 512
     """Rows per validation, rounded down to whole global batches (at least one)."""
     timeout_minutes: float = 30.0
-    """A collective that takes longer is an error."""
+    """A rank without progress for so long writes its stacks to logs/ and ends the run."""
+    spike_sigmas: float = 6.0
+    """A loss or gradient norm so many standard deviations above its mean is a spike; 0: never."""
+    spike_window: int = 128
+    """Accepted steps that the mean and the deviation are taken over."""
+    spike_policy: str = "skip"
+    """`skip` the update, or `rollback`: to the last checkpoint, going on with data after it."""
+    check_replicas_every_steps: int = 1000
+    """Compare what ranks hold in common, bit by bit; 0: never."""
 
 
 @dataclass
@@ -125,8 +133,14 @@ class ParallelSection:
 @dataclass
 class CheckpointSection:
     every_steps: int = 1000
+    every_minutes: float = 0.0
+    """Also after so much time without one; 0: by steps alone."""
     keep: int = 3
     """Newest checkpoints kept."""
+    permanent_every_steps: int = 0
+    """Checkpoints at multiples of this are kept for ever; 0: none."""
+    asynchronous: bool = True
+    """Write in the background, from a copy in host memory, while training goes on."""
 
 
 @dataclass

@@ -1,13 +1,19 @@
 """Saves and restores a run: fragments, progress and the commit protocol in one place."""
 
 import logging
-from dataclasses import asdict, dataclass
+import shutil
+import threading
+import time
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pipeline.checkpoint import commit, store
+from pipeline.checkpoint.fragments import Fragment
 from pipeline.errors import CheckpointError
 from pipeline.parallel import zero
 from pipeline.parallel.engine import Engine
@@ -19,10 +25,12 @@ logger = logging.getLogger(__name__)
 class RunState:
     """Progress of a run and what its checkpoint depends on; JSON in the manifest.
 
-    data: state of the sample reader. model, objective: as dictionaries. tokenizer: fingerprint.
+    updates: optimizer updates applied, fewer than steps where a guard skipped some. data: state of
+    the sample reader. model, objective: as dictionaries. tokenizer: fingerprint.
     """
 
     step: int
+    updates: int
     consumed_samples: int
     tokens: int
     seq_len: int
@@ -32,69 +40,155 @@ class RunState:
     data_path: str
     tokenizer: str
 
+    @classmethod
+    def from_manifest(cls, manifest: commit.Manifest) -> "RunState":
+        return cls(**{field.name: manifest.run[field.name] for field in fields(cls)})
+
 
 class Checkpointer:
     """Checkpoints of one run directory. Every method is collective over all ranks."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        self.directory = directory
-        self.keep = keep
+    def __init__(self, directory: Path, retention: commit.Retention, asynchronous: bool) -> None:
+        self.directory, self.retention, self.asynchronous = directory, retention, asynchronous
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        # Plans and checksums are Python objects: they travel over gloo, also between GPUs' ranks.
-        self.group = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+        # A group of its own: plans and checksums are objects, which NCCL does not carry, and an
+        # asynchronous save talks while training does.
+        self.group = dist.new_group(backend="gloo")
+        self.durable_seconds: float | None = None
+        """From the start of the last save until it was durable."""
+        self._buffers: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._failure: str | None = None
 
-    def save(self, engine: Engine, state: RunState) -> Path:
-        """Writes and commits a checkpoint; on return it is durable and old ones are retired."""
-        staging = commit.step_directory(self.directory, state.step).with_suffix(".tmp")
-        if self.rank == 0:
-            commit.begin(self.directory, state.step)
-        dist.barrier(group=self.group)
-        store.write(staging, zero.fragments(engine), self.group)
-        files = self._digests(staging)
-        if self.rank == 0:
-            commit.commit(staging, commit.Manifest(state.step, files, asdict(state)))
-            commit.retain(self.directory, self.keep)
-        dist.barrier(group=self.group)
-        return commit.step_directory(self.directory, state.step)
+    def save(self, engine: Engine, state: RunState) -> float:
+        """Starts a checkpoint and returns the seconds that training was held up.
+
+        Asynchronous: on return the state is copied, and it is written in the background; ask
+        `wait` for the outcome. Else it is durable on return. Raises CheckpointError as `wait`.
+        """
+        started = time.perf_counter()
+        self.wait()
+        fragments = zero.fragments(engine)
+        if self.asynchronous:
+            fragments = [self._copy(fragment) for fragment in fragments if fragment.writes]
+            self._thread = threading.Thread(
+                target=self._write, args=(fragments, state, started), name="checkpoint"
+            )
+            self._thread.start()
+        else:
+            self._write(fragments, state, started)
+            self.wait()
+        return time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises CheckpointError if the last save failed.
+
+        Then nothing of it is left, and the checkpoints before it stand.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise CheckpointError(failure)
 
     def newest(self) -> tuple[Path, RunState] | None:
-        """The checkpoint to resume from, the same on every rank."""
-        found: list[Any] = [commit.newest_valid(self.directory) if self.rank == 0 else None]
-        dist.broadcast_object_list(found, src=0, group=self.group)
-        if found[0] is None:
-            return None
-        directory, manifest = found[0]
-        return directory, RunState(**manifest.run)
+        """The newest checkpoint that is whole to the last byte, the same on every rank.
+
+        Damaged ones are named in the log and passed over.
+        """
+        names = self._from_first(lambda: [str(path) for path in commit.committed(self.directory)])
+        for name in reversed(names):
+            directory = Path(name)
+            manifest, damage = self._from_first(lambda path=directory: _manifest_or_damage(path))
+            if manifest is not None:
+                damage = self._damaged_files(directory, manifest)
+            if not damage:
+                return directory, RunState.from_manifest(manifest)
+            if self.rank == 0:
+                logger.warning("checkpoint %s is passed over: %s", directory, "; ".join(damage))
+        return None
 
     def load(self, engine: Engine, directory: Path, state: RunState) -> None:
-        """Restores weights, moments and EMA into whatever layout the engine has.
-
-        Raises CheckpointError, on every rank, if a file's content is not what was written.
-        """
-        self._verify(directory)
+        """Restores weights, moments and EMA into whatever layout the engine has."""
         store.read(directory, zero.fragments(engine), self.group)
-        zero.publish_weights(engine, state.step)
+        zero.publish_weights(engine, state.updates)
+
+    def _copy(self, fragment: Fragment) -> Fragment:
+        """The fragment in host memory of its own, which is kept for the next save."""
+        copies = {}
+        for state, source in fragment.states.items():
+            key = f"{state}/{fragment.name}"
+            if key not in self._buffers or self._buffers[key].shape != source.shape:
+                self._buffers[key] = torch.empty(
+                    source.shape, dtype=source.dtype, pin_memory=source.is_cuda
+                )
+            copies[state] = self._buffers[key].copy_(source)
+        return replace(fragment, states=copies)
+
+    def _write(self, fragments: list[Fragment], state: RunState, started: float) -> None:
+        """Writes and commits; a failure on any rank is every rank's, and leaves nothing."""
+        staging = commit.step_directory(self.directory, state.step).with_suffix(".tmp")
+        try:
+            self._on_first(lambda: commit.begin(self.directory, state.step))
+            store.write(staging, fragments, self.group)
+            files = self._digests(staging)
+            manifest = commit.Manifest(state.step, files, asdict(state))
+            self._on_first(lambda: commit.commit(staging, manifest))
+            self._on_first(lambda: commit.retain(self.directory, self.retention))
+            self.durable_seconds = time.perf_counter() - started
+        except Exception as error:  # whatever it was, `wait` raises it on the main thread
+            logger.exception("the checkpoint of step %d failed", state.step)
+            if self.rank == 0:
+                shutil.rmtree(staging, ignore_errors=True)
+            self._failure = f"the checkpoint of step {state.step} could not be written: {error}"
 
     def _digests(self, staging: Path) -> dict[str, dict[str, Any]]:
         """Sizes and checksums of all files; each rank reads back those it wrote."""
         mine = sorted(staging.glob(f"__{self.rank}_*"))
         if self.rank == 0:
             mine.append(staging / ".metadata")
-        gathered: list[dict[str, dict[str, Any]]] = [{} for _ in range(self.world_size)]
-        dist.all_gather_object(
-            gathered, {path.name: commit.digest(path) for path in mine}, group=self.group
-        )
-        return {name: entry for part in gathered for name, entry in part.items()}
+        try:
+            part, problem = {path.name: commit.digest(path) for path in mine}, ""
+        except OSError as error:
+            part, problem = {}, str(error)
+        parts = self._gather((part, problem))
+        if problems := [problem for _, problem in parts if problem]:
+            raise CheckpointError("; ".join(problems))
+        return {name: entry for part, _ in parts for name, entry in part.items()}
 
-    def _verify(self, directory: Path) -> None:
-        manifest = commit.read_manifest(directory)
+    def _damaged_files(self, directory: Path, manifest: commit.Manifest) -> list[str]:
+        """Checks every file's content; the ranks share the reading."""
         mine = sorted(manifest.files)[self.rank :: self.world_size]
-        gathered: list[list[str]] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(
-            gathered, commit.verify_files(directory, manifest, mine), group=self.group
-        )
-        problems = [problem for part in gathered for problem in part]
-        if problems:
-            raise CheckpointError(
-                "\n".join(problems) + f"\nremove {directory} to resume from an older checkpoint"
-            )
+        parts = self._gather(commit.verify_files(directory, manifest, mine))
+        return [problem for part in parts for problem in part]
+
+    def _gather(self, mine: Any) -> list[Any]:
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, mine, group=self.group)
+        return gathered
+
+    def _from_first(self, ask: Any) -> Any:
+        """What rank 0 finds, on every rank."""
+        found = [ask() if self.rank == 0 else None]
+        dist.broadcast_object_list(found, src=0, group=self.group)
+        return found[0]
+
+    def _on_first(self, act: Any) -> None:
+        """Has rank 0 do something; if that fails, it fails on every rank."""
+        problem = None
+        if self.rank == 0:
+            try:
+                act()
+            except OSError as error:
+                problem = str(error)
+        problem = self._from_first(lambda: problem)
+        if problem is not None:
+            raise CheckpointError(problem)
+
+
+def _manifest_or_damage(directory: Path) -> tuple[commit.Manifest | None, list[str]]:
+    try:
+        return commit.read_manifest(directory), []
+    except CheckpointError as error:
+        return None, [str(error)]

@@ -36,6 +36,10 @@ def step_directory(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
 
 
+def step_of(directory: Path) -> int:
+    return int(directory.name.removeprefix("step_"))
+
+
 def begin(checkpoints: Path, step: int) -> Path:
     """A fresh directory to write the checkpoint of `step` into; called by one rank."""
     staging = step_directory(checkpoints, step).with_suffix(".tmp")
@@ -111,8 +115,7 @@ def committed(checkpoints: Path) -> list[Path]:
     """Directories that bear a checkpoint's name, oldest first, valid or not."""
     if not checkpoints.is_dir():
         return []
-    found = [path for path in checkpoints.iterdir() if _STEP.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted((p for p in checkpoints.iterdir() if _STEP.fullmatch(p.name)), key=step_of)
 
 
 def newest_valid(checkpoints: Path) -> tuple[Path, Manifest] | None:
@@ -125,10 +128,22 @@ def newest_valid(checkpoints: Path) -> tuple[Path, Manifest] | None:
     return None
 
 
-def retain(checkpoints: Path, keep: int) -> None:
-    """Removes all but the newest `keep` valid checkpoints; called after a commit."""
+@dataclass(frozen=True)
+class Retention:
+    """keep: newest checkpoints kept. permanent_every: steps whose multiples are kept for ever."""
+
+    keep: int
+    permanent_every: int = 0
+
+    def is_permanent(self, step: int) -> bool:
+        return self.permanent_every > 0 and step % self.permanent_every == 0
+
+
+def retain(checkpoints: Path, retention: Retention) -> None:
+    """Removes all valid checkpoints but the newest and the permanent; called after a commit."""
     valid = [path for path in committed(checkpoints) if _is_valid(path)]
-    for directory in valid[:-keep]:
+    rolling = [path for path in valid if not retention.is_permanent(step_of(path))]
+    for directory in rolling[: -retention.keep]:
         # Renamed first: a removal that is cut short must not leave half a checkpoint by that name.
         doomed = directory.with_suffix(".tmp")
         directory.rename(doomed)

@@ -1,8 +1,9 @@
 """One interface over DeepSpeed's two engines, so that the training loop never asks which it has."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,7 +57,13 @@ class EngineConfig:
             "steps_per_print": None,
             "zero_allow_untested_optimizer": True,
             "zero_optimization": {"stage": self.layout.zero},
-            "bf16": {"enabled": self.precision == "bf16", "immediate_grad_update": True},
+            "bf16": {
+                "enabled": self.precision == "bf16",
+                # Without it, BF16_Optimizer loses every gradient of a pipeline whose stages pass
+                # on two floating tensors (seen: norm 0, no error).
+                "immediate_grad_update": True,
+                "check_grad_overflow": True,
+            },
             "data_types": {"grad_accum_dtype": "fp32"},
             # Its partitioned pipes do not know that the lengths of micro-batches differ.
             "pipeline": {
@@ -70,10 +77,20 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss of each term, summed over the global batch, and the norm before clipping."""
+    """Loss of each term, summed over the global batch, and the gradient norm before clipping."""
 
     losses: dict[str, float]
     grad_norm: float
+    applied: bool = True
+    """False where the update was judged harmful and the weights are what they were."""
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses.values())
+
+
+Judge = Callable[[StepResult], bool]
+"""Whether a step may change the weights; asked with the same figures on every rank."""
 
 
 class Engine(ABC):
@@ -83,6 +100,7 @@ class Engine(ABC):
         self.config = config
         self.layout = config.layout
         self.recorded: list[Tensor] = []
+        self._verdict: StepResult | None = None
         self.deepspeed: Any = None
         """DeepSpeed's engine; set by the subclass."""
 
@@ -104,13 +122,32 @@ class Engine(ABC):
         """(canonical name, parameter) of what this rank holds."""
         return canonical_parameters(self.deepspeed.module, self.config.model.num_layers)
 
-    def train_step(self, batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
-        """One optimizer step over this replica's micro-batches of the global batch."""
+    def train_step(
+        self, batches: Sequence[MicroBatch], learning_rate: float, judge: Judge | None = None
+    ) -> StepResult:
+        """One optimizer step over this replica's micro-batches of the global batch.
+
+        The judge is asked when all gradients are there and before any weight changes. A gradient
+        that is not finite is never applied, with a judge or without.
+        """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
+        self._verdict = None
+        self.optimizer.veto = lambda: not self._judged(batches, judge).applied
         self._run(batches)
-        grad_norm = float(self.deepspeed.get_global_grad_norm())
-        return StepResult(self._reduce_losses(batches), grad_norm)
+        return self._judged(batches, judge)
+
+    def _judged(self, batches: Sequence[MicroBatch], judge: Judge | None) -> StepResult:
+        """The step's figures and the verdict on it, found once; collective the first time."""
+        if self._verdict is None:
+            wrapper = self.deepspeed.optimizer
+            norm = float(wrapper._global_grad_norm)
+            finite = math.isfinite(norm) and not wrapper.overflow
+            result = StepResult(self._reduce_losses(batches), norm, finite)
+            if finite and judge is not None:
+                result = replace(result, applied=judge(result))
+            self._verdict = result
+        return self._verdict
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> dict[str, float]:
         """Loss of each term, summed over all replicas; weights stay as they are."""

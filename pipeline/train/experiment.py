@@ -120,6 +120,7 @@ def _train_problems(config: RunConfig) -> list[str]:
     if train.precision == "fp16":
         problems[-1] += " (fp16 needs loss scaling, which skips steps: the run would not be exact)"
     problems += _choice("optimizer.schedule", optimizer.schedule, ["constant", "cosine", "wsd"])
+    problems += _choice("train.spike_policy", train.spike_policy, ["skip", "rollback"])
     problems += _choice("data.shuffle", config.data.shuffle, ["global", "none"])
     if config.parallel.sequence:
         problems.append("parallel.sequence is not available yet; set it to false")

@@ -29,6 +29,8 @@ class EmaAdamW(torch.optim.AdamW):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
         for group in self.param_groups:
             group["ema_decay"] = ema_decay
+        self.veto: Callable[[], bool] | None = None
+        """Asked before each update; where it says yes, nothing is changed."""
 
     def create_state(self, parameters: Iterable[Tensor]) -> None:
         """Makes the state of parameters that have none; needed before a checkpoint is loaded."""
@@ -38,6 +40,8 @@ class EmaAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        if self.veto is not None and self.veto():
+            return None
         for group in self.param_groups:
             self.create_state(group["params"])
         loss: float | None = super().step(closure)

@@ -35,7 +35,8 @@ def train(config: RunConfig) -> int:
     directory.log_to_files(info.rank)
     device = device_of(info)
     kernels = chosen_kernels(device)
-    timeout = timedelta(minutes=config.train.timeout_minutes)
+    # The watchdog comes first: a collective that times out would leave without any stack.
+    timeout = timedelta(minutes=2 * config.train.timeout_minutes)
     initialize_processes(info, experiment.layout, device, timeout)
     try:
         # Imported here: DeepSpeed must be set up for the device first.
@@ -46,7 +47,10 @@ def train(config: RunConfig) -> int:
         trainer = Trainer(experiment, directory, device, info.rank)
         if info.rank == 0:
             directory.describe(config, experiment.dataset.tokenizer_path.parent, kernels)
-        return trainer.run()
+        try:
+            return trainer.run()
+        finally:
+            trainer.close()
     finally:
         shutdown_processes()
 

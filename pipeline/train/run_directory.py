@@ -28,7 +28,12 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.tokenizer = self.path / "tokenizer"
+        self.incidents = self.path / "incidents.jsonl"
         self.done = self.path / "DONE"
+
+    def stacks(self, rank: int) -> Path:
+        """Where a rank that hangs leaves its stack traces."""
+        return self.path / "logs" / f"stacks_{rank}.txt"
 
     def lock(self) -> None:
         """Takes the run for this job until the process ends, however it ends; rank 0 only.

@@ -1,110 +1,129 @@
 """The training loop."""
 
 import logging
-import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 
 from pipeline.checkpoint.checkpointer import Checkpointer, RunState
+from pipeline.checkpoint.commit import Retention
 from pipeline.data.prefetch import Prefetcher, prefetch
 from pipeline.data.reader import SampleReader
-from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, ConfigError, EsolmError
+from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, CheckpointError, EsolmError
 from pipeline.parallel.build import build_engine
 from pipeline.parallel.engine import EngineConfig, MicroBatch, StepResult
 from pipeline.train.batches import BatchSource
 from pipeline.train.experiment import Experiment, optimizer_arguments
-from pipeline.train.metrics import MetricsWriter
-from pipeline.train.report import ProgressReport
+from pipeline.train.guards import SpikeGuard, Watchdog, check_replicas
+from pipeline.train.measures import Measures
+from pipeline.train.progress import Progress, check_same_run
+from pipeline.train.recorder import Recorder
 from pipeline.train.run_directory import RunDirectory
 from pipeline.train.schedule import learning_rate
-from pipeline.train.signals import StopRequest
-from pipeline.train.throughput import flops_per_token, peak_flops
+from pipeline.train.signals import RequestPoll
 from pipeline.train.validation import Validator
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One process of a run: engine, data, checkpoints and metrics, and the loop over them."""
+    """One process of a run: engine, data, checkpoints and guards, and the loop over them."""
 
     def __init__(
         self, experiment: Experiment, directory: RunDirectory, device: torch.device, rank: int
     ) -> None:
         self.experiment, self.config = experiment, experiment.config
+        train, saving = self.config.train, self.config.checkpoint
         self.directory, self.device, self.rank = directory, device, rank
-        train = self.config.train
+        self.watchdog = Watchdog(directory.stacks(rank), train.timeout_minutes * 60.0)
+        self.watchdog.progress()
         self.reader = SampleReader(
             experiment.dataset, train.seq_len, self.config.seed, self.config.data.shuffle
         )
-        self.source = BatchSource(
-            reader=self.reader,
-            objective=experiment.objective,
-            seed=self.config.seed,
-            global_batch_size=train.global_batch_size,
-            micro_batch_size=train.micro_batch_size,
-            dp_rank=parallel_state.get_data_parallel_rank(),
-            dp_size=experiment.layout.dp,
+        self.source = batch_source(experiment, self.reader)
+        self.checkpointer = Checkpointer(
+            directory.checkpoints,
+            Retention(saving.keep, saving.permanent_every_steps),
+            saving.asynchronous,
         )
-        self.checkpointer = Checkpointer(directory.checkpoints, self.config.checkpoint.keep)
-        self.step, self.consumed_samples, self.tokens = 0, 0, 0
-        resumable = self.checkpointer.newest()
-        if resumable is not None:
-            self._check_compatible(resumable[1])
-        self.engine = build_engine(self._engine_config())
-        if resumable is not None:
-            self._resume(*resumable)
+        self.progress = Progress()
+        found = self.checkpointer.newest()
+        if found is not None:
+            check_same_run(found[1], experiment, self.reader)
+        self.engine = build_engine(engine_config(experiment, device))
+        if found is not None:
+            self._restore(*found)
         self.validator = Validator.of(self.config, self.source, self.engine)
-        self.stop = StopRequest(device)
+        self.guard = SpikeGuard(train.spike_window, train.spike_sigmas)
+        self.measures = Measures(
+            self.config, experiment.model, device, experiment.layout.world_size
+        )
+        self.requests = RequestPoll(device, saving.every_minutes)
+        self.recorder = Recorder(directory, self.config, self.progress.step, rank)
+        self.batches = self._read_ahead()
 
     def run(self) -> int:
         """Trains to the last step or until asked to stop; returns the exit code."""
-        with self._reporting() as (report, writer), self._batches() as batches:
-            if self.step == 0:
-                self._validate(report, writer)
-            while self.step < self.config.train.steps:
-                started = time.perf_counter()
-                result = self.engine.train_step(next(batches), self._learning_rate())
-                self._advance(result)
-                report.advance(self.step)
-                if self._due(self.config.train.log_every_steps):
-                    seconds = time.perf_counter() - started
-                    self._log(report, writer, self._metrics(result, seconds, batches.reset_wait()))
+        steps = self.config.train.steps
+        with self.recorder:
+            if self.progress.step == 0:
+                self._validate()
+            while self.progress.step < steps:
+                self._step()
                 if self._due(self.config.train.valid_every_steps):
-                    self._validate(report, writer)
-                stopping = self.stop.agreed()
-                if stopping or self._due(self.config.checkpoint.every_steps):
-                    self._save()
-                if stopping and self.step < self.config.train.steps:
-                    logger.warning("stopped on request at step %d; resumable", self.step)
+                    self._validate()
+                if self._due(self.config.train.check_replicas_every_steps):
+                    check_replicas(self.engine)
+                requests = self.requests.agree()
+                last = requests.stop or self.progress.step == steps
+                if last or requests.save or self._due(self.config.checkpoint.every_steps):
+                    self._save(last)
+                if requests.stop and self.progress.step < steps:
+                    logger.warning("stopped on request at step %d", self.progress.step)
                     return EXIT_RESUME_ME
         if self.rank == 0:
-            self.directory.finish(self.step)
+            self.directory.finish(self.progress.step)
         return EXIT_DONE
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and (self.step % every == 0 or self.step == self.config.train.steps)
+    def close(self) -> None:
+        """Stops the threads of this process."""
+        self.batches.close()
+        self.watchdog.close()
+
+    def _step(self) -> None:
+        """One global batch, its figures, and what the guard makes of them."""
+        started, rate = time.perf_counter(), self._learning_rate()
+        result = self.engine.train_step(next(self.batches), rate, self.guard.judge)
+        self._advance(result)
+        self.watchdog.progress()
+        self.recorder.advance(self.progress.step)
+        if self._due(self.config.train.log_every_steps):
+            figures = self.measures.of(result, rate, time.perf_counter() - started)
+            figures["tokens"] = self.progress.tokens
+            figures["data_wait_seconds"] = self.batches.reset_wait()
+            figures["skipped_steps"] = self.progress.step - self.progress.updates
+            self.recorder.record(self.progress.step, figures)
+        if not result.applied:
+            self._handle_incident(result)
 
     def _advance(self, result: StepResult) -> None:
-        self.step += 1
-        self.consumed_samples += self.config.train.global_batch_size
-        self.tokens += self.config.train.global_batch_size * self.config.train.seq_len
-        if not math.isfinite(sum(result.losses.values())) or not math.isfinite(result.grad_norm):
-            raise EsolmError(
-                f"step {self.step}: loss {result.losses}, gradient norm {result.grad_norm}. "
-                "Nothing was saved after this; resume from the last checkpoint with a lower "
-                "optimizer.lr or a tighter optimizer.clip."
-            )
+        train = self.config.train
+        self.progress.step += 1
+        self.progress.updates += int(result.applied)
+        self.progress.consumed_samples += train.global_batch_size
+        self.progress.tokens += train.global_batch_size * train.seq_len
+
+    def _due(self, every: int) -> bool:
+        step = self.progress.step
+        return every > 0 and (step % every == 0 or step == self.config.train.steps)
 
     def _learning_rate(self) -> float:
         section = self.config.optimizer
         return learning_rate(
-            self.step,
+            self.progress.step,
             peak=section.lr,
             kind=section.schedule,
             warmup_steps=section.warmup_steps,
@@ -113,114 +132,91 @@ class Trainer:
             min_ratio=section.min_lr_ratio,
         )
 
-    def _metrics(self, result: StepResult, seconds: float, waited: float) -> dict[str, Any]:
-        loss = sum(result.losses.values())
-        tokens_per_second = (
-            self.config.train.global_batch_size * self.config.train.seq_len / seconds
-        )
-        peak = peak_flops(self.device)
-        mfu: float | str = "n/a"
-        if peak is not None:
-            flops = tokens_per_second * flops_per_token(self.config, self.experiment.model)
-            mfu = flops / (peak * self.experiment.layout.world_size)
-        # A low-variance training loss is not a bound on the likelihood.
-        is_bound = "diffusion" not in result.losses or not self.config.objective.low_variance
-        return {
-            "loss": loss,
-            **{f"loss_{term}": value for term, value in result.losses.items()},
-            "perplexity_bound": math.exp(min(loss, 700.0)) if is_bound else "n/a",
-            "grad_norm": result.grad_norm,
-            "lr": self.engine.deepspeed.optimizer.param_groups[0]["lr"],
-            "tokens": self.tokens,
-            "tokens_per_second": tokens_per_second,
-            "mfu": mfu,
-            "step_seconds": seconds,
-            "data_wait_seconds": waited,
-        }
-
-    def _validate(self, report: ProgressReport, writer: MetricsWriter | None) -> None:
+    def _validate(self) -> None:
         if self.validator is not None:
-            self._log(report, writer, self.validator.measure())
+            self.recorder.record(self.progress.step, self.validator.measure())
+            self.watchdog.progress()
 
-    def _log(
-        self, report: ProgressReport, writer: MetricsWriter | None, values: dict[str, Any]
-    ) -> None:
-        report.show(self.step, values)
-        if writer is not None:
-            writer.write(self.step, values)
-
-    def _save(self) -> None:
-        started = time.perf_counter()
-        path = self.checkpointer.save(self.engine, self._state())
-        logger.info("checkpoint %s in %.2f s", path, time.perf_counter() - started)
-
-    def _state(self) -> RunState:
-        return RunState(
-            step=self.step,
-            consumed_samples=self.consumed_samples,
-            tokens=self.tokens,
-            seq_len=self.config.train.seq_len,
-            model=asdict(self.experiment.model),
-            objective=asdict(self.config.objective),
-            data=self.reader.state(self.consumed_samples),
-            data_path=str(self.experiment.dataset.path.resolve()),
-            tokenizer=self.experiment.dataset.tokenizer_fingerprint,
-        )
-
-    def _check_compatible(self, state: RunState) -> None:
-        """Raises ConfigError with every way in which the checkpoint is of another network."""
-        here = asdict(self.experiment.model)
-        problems = [
-            f"model.{name} is {state.model.get(name)} in the checkpoint, {value} here"
-            for name, value in here.items()
-            if state.model.get(name) != value and name != "dropout"
-        ]
-        if state.tokenizer != self.experiment.dataset.tokenizer_fingerprint:
-            problems.append(
-                f"the checkpoint's vocabulary ({state.model.get('vocab_size')} ids, tokenizer "
-                f"{state.tokenizer[:12]}) is not that of {self.experiment.dataset.path} "
-                f"({here['vocab_size']} ids, tokenizer "
-                f"{self.experiment.dataset.tokenizer_fingerprint[:12]})"
-            )
-        if problems:
-            where = (
-                f"run.dir {self.directory.path} holds a checkpoint of another network; use another"
-            )
-            raise ConfigError([*problems, where])
-        self.reader.check_state(state.data)
-
-    def _resume(self, path: Any, state: RunState) -> None:
-        self.checkpointer.load(self.engine, path, state)
-        self.step, self.consumed_samples = state.step, state.consumed_samples
-        self.tokens = state.tokens
-        logger.info("resumed from %s at step %d", path, self.step)
-
-    def _engine_config(self) -> EngineConfig:
-        return EngineConfig(
-            model=self.experiment.model,
-            layout=self.experiment.layout,
-            device=self.device,
-            seed=self.config.seed,
-            micro_batch_size=self.config.train.micro_batch_size,
-            num_micro_batches=self.experiment.num_micro_batches,
-            precision=self.config.train.precision,
-            gradient_clipping=self.config.optimizer.clip,
-            optimizer=optimizer_arguments(self.config),
-            activation_checkpointing=self.config.parallel.activation_checkpointing,
-        )
-
-    def _batches(self) -> Prefetcher[list[MicroBatch]]:
-        return prefetch(self.source.batches(self.consumed_samples), self.config.data.prefetch)
-
-    @contextmanager
-    def _reporting(self) -> Iterator[tuple[ProgressReport, MetricsWriter | None]]:
-        """The progress report and, on rank 0, the metrics writer."""
-        writer = None
-        if self.rank == 0:
-            writer = MetricsWriter(self.directory.metrics, self.directory.tensorboard, self.step)
+    def _save(self, last: bool) -> None:
+        """Saves; before the process leaves, a checkpoint that failed is an error."""
+        state = self.progress.to_state(self.experiment, self.reader)
         try:
-            with ProgressReport(self.config.train.steps, self.step, self.rank == 0) as report:
-                yield report, writer
-        finally:
-            if writer is not None:
-                writer.close()
+            blocked = self.checkpointer.save(self.engine, state)
+            if last:
+                self.checkpointer.wait()
+        except CheckpointError as error:
+            if last:
+                raise
+            logger.error("%s; training goes on, the checkpoints before it stand", error)
+            return
+        self.requests.saved()
+        self.watchdog.progress()
+        figures: dict[str, Any] = {"checkpoint_blocked_seconds": blocked}
+        if self.checkpointer.durable_seconds is not None:
+            figures["checkpoint_durable_seconds"] = self.checkpointer.durable_seconds
+        self.recorder.record(self.progress.step, figures)
+
+    def _handle_incident(self, result: StepResult) -> None:
+        """Writes down the step that was not applied, and rolls back where that is the policy."""
+        reason = self.guard.reason(result) or "the gradient is not finite"
+        first_sample = self.progress.consumed_samples - self.config.train.global_batch_size
+        self.recorder.incident(self.progress.step, first_sample, reason, result)
+        if self.config.train.spike_policy == "rollback":
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """Back to the last checkpoint's weights, on to data that no step has seen."""
+        consumed = self.progress.consumed_samples
+        self.checkpointer.wait()
+        found = self.checkpointer.newest()
+        if found is None:
+            raise EsolmError(
+                f"step {self.progress.step} is to be rolled back, but there is no checkpoint yet; "
+                "use train.spike_policy=skip or a smaller checkpoint.every_steps"
+            )
+        self._restore(*found)
+        self.progress.consumed_samples = consumed
+        self.recorder.rewind(self.progress.step)
+        self.batches.close()
+        self.batches = self._read_ahead()
+
+    def _restore(self, path: Path, state: RunState) -> None:
+        self.checkpointer.load(self.engine, path, state)
+        self.progress = Progress.of(state)
+        self.watchdog.progress()
+        logger.info("resumed from %s at step %d", path, state.step)
+
+    def _read_ahead(self) -> Prefetcher[list[MicroBatch]]:
+        source = self.source.batches(self.progress.consumed_samples)
+        return prefetch(source, self.config.data.prefetch)
+
+
+def batch_source(experiment: Experiment, reader: SampleReader) -> BatchSource:
+    """The micro-batches of this rank's replica."""
+    train = experiment.config.train
+    return BatchSource(
+        reader=reader,
+        objective=experiment.objective,
+        seed=experiment.config.seed,
+        global_batch_size=train.global_batch_size,
+        micro_batch_size=train.micro_batch_size,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=experiment.layout.dp,
+    )
+
+
+def engine_config(experiment: Experiment, device: torch.device) -> EngineConfig:
+    """What the engine needs to know of the run."""
+    config = experiment.config
+    return EngineConfig(
+        model=experiment.model,
+        layout=experiment.layout,
+        device=device,
+        seed=config.seed,
+        micro_batch_size=config.train.micro_batch_size,
+        num_micro_batches=experiment.num_micro_batches,
+        precision=config.train.precision,
+        gradient_clipping=config.optimizer.clip,
+        optimizer=optimizer_arguments(config),
+        activation_checkpointing=config.parallel.activation_checkpointing,
+    )

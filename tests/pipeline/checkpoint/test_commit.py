@@ -76,7 +76,7 @@ def test_retention_never_removes_the_last_valid_one(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
     (tmp_path / "step_00000004" / "a").unlink()
-    commit.retain(tmp_path, 2)
+    commit.retain(tmp_path, commit.Retention(2))
     assert [path.name for path in commit.committed(tmp_path)] == [
         "step_00000002",
         "step_00000003",
@@ -84,3 +84,10 @@ def test_retention_never_removes_the_last_valid_one(tmp_path: Path) -> None:
     ]
     with pytest.raises(CheckpointError, match="is missing"):
         commit.read_manifest(tmp_path / "step_00000004")
+
+
+def test_permanent_checkpoints_stay(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        save(tmp_path, step)
+        commit.retain(tmp_path, commit.Retention(keep=1, permanent_every=3))
+    assert [commit.step_of(path) for path in commit.committed(tmp_path)] == [3, 6, 7]

@@ -1,0 +1,117 @@
+"""Guards against numbers that would spoil a run."""
+
+import faulthandler
+import math
+from collections import deque
+from pathlib import Path
+from typing import IO
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from model.sharding import is_sharded
+from pipeline.errors import EsolmError
+from pipeline.parallel.engine import Engine, StepResult
+
+
+class SpikeGuard:
+    """Judges a step by the loss and the gradient norm of the steps before it.
+
+    A step is a spike where either lies more than `sigmas` standard deviations above the mean of the
+    last `window` accepted steps. Every rank sees the same figures and comes to the same verdict.
+    """
+
+    def __init__(self, window: int, sigmas: float) -> None:
+        self.window, self.sigmas = window, sigmas
+        self._losses: deque[float] = deque(maxlen=window)
+        self._norms: deque[float] = deque(maxlen=window)
+
+    def judge(self, result: StepResult) -> bool:
+        """Whether the step may be applied; if so, it counts for those after it."""
+        if self.reason(result) is not None:
+            return False
+        self._losses.append(result.loss)
+        self._norms.append(result.grad_norm)
+        return True
+
+    def reason(self, result: StepResult) -> str | None:
+        """Why the step is not to be applied, None if it is sound."""
+        for name, value, history in (
+            ("loss", result.loss, self._losses),
+            ("gradient norm", result.grad_norm, self._norms),
+        ):
+            if not math.isfinite(value):
+                return f"the {name} is {value}"
+            if self.sigmas > 0 and len(history) == self.window:
+                mean = sum(history) / self.window
+                deviation = math.sqrt(sum((x - mean) ** 2 for x in history) / self.window)
+                if value > mean + self.sigmas * deviation:
+                    return (
+                        f"the {name} {value:.4g} is more than {self.sigmas:g} standard deviations "
+                        f"({deviation:.4g}) above its mean of {mean:.4g} over {self.window} steps"
+                    )
+        return None
+
+
+def check_replicas(engine: Engine) -> None:
+    """Compares what ranks hold in common, bit by bit: all weights over DP, whole ones over TP.
+
+    Collective over all ranks. Raises EsolmError naming the parameters that differ. Under ZeRO-3
+    weights have no replicas over DP.
+    """
+    names, sums, whole = [], [], []
+    for name, parameter in engine.parameters():
+        if engine.layout.zero < 3:
+            names.append(name)
+            sums.append(_bit_sum(parameter.data))
+            whole.append(not is_sharded(parameter))
+    if not names:
+        return
+    mine = torch.stack(sums)
+    differ = _differs(mine, parallel_state.get_data_parallel_group())
+    tensor_group = parallel_state.get_tensor_model_parallel_group()
+    differ |= _differs(mine, tensor_group) & torch.tensor(whole, device=mine.device)
+    found = [name for name, wrong in zip(names, differ.tolist(), strict=True) if wrong]
+    flag = torch.tensor([len(found)], device=mine.device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    if flag.item():
+        shown = ", ".join(found[:5]) if found else "see the logs of the other ranks"
+        raise EsolmError(
+            f"weights that must be equal on several ranks differ ({shown}): a memory error or a "
+            "faulty link. Resume from the last checkpoint, on other nodes if it comes again."
+        )
+
+
+def _bit_sum(tensor: Tensor) -> Tensor:
+    """A 64-bit sum over the bit patterns, each weighted by its place."""
+    bits = tensor.detach().contiguous().view(-1)
+    bits = bits.view(torch.int16 if bits.element_size() == 2 else torch.int32).to(torch.int64)
+    return (bits * (2 * torch.arange(bits.numel(), device=bits.device) + 1)).sum()
+
+
+def _differs(values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    low, high = values.clone(), values.clone()
+    dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)
+    dist.all_reduce(high, op=dist.ReduceOp.MAX, group=group)
+    return low != high
+
+
+class Watchdog:
+    """Ends a rank that makes no progress, with the stack of every thread on disk.
+
+    The timer runs outside the interpreter, so it also fires where a call into a library hangs.
+    """
+
+    def __init__(self, stacks: Path, seconds: float) -> None:
+        self._seconds = seconds
+        self._file: IO[str] = stacks.open("a")
+
+    def progress(self) -> None:
+        """Puts off the end by the full time again."""
+        faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
+
+    def close(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self._file.close()

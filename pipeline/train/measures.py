@@ -1,0 +1,54 @@
+"""The figures of a logged step."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from model.config import ModelConfig
+from pipeline.config import RunConfig
+from pipeline.parallel.engine import StepResult
+from pipeline.train.throughput import flops_per_token, peak_flops
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Turns a step's result and times into metrics; "n/a" for what is not known."""
+
+    config: RunConfig
+    model: ModelConfig
+    device: torch.device
+    world_size: int
+
+    def of(self, result: StepResult, learning_rate: float, seconds: float) -> dict[str, Any]:
+        train = self.config.train
+        tokens_per_second = train.global_batch_size * train.seq_len / seconds
+        # A low-variance training loss is not a bound on the likelihood.
+        is_bound = "diffusion" not in result.losses or not self.config.objective.low_variance
+        return {
+            "loss": result.loss,
+            **{f"loss_{term}": value for term, value in result.losses.items()},
+            "perplexity_bound": math.exp(min(result.loss, 700.0)) if is_bound else "n/a",
+            "grad_norm": result.grad_norm,
+            "lr": learning_rate,
+            "tokens_per_second": tokens_per_second,
+            "mfu": self._mfu(tokens_per_second),
+            "step_seconds": seconds,
+            "memory_bytes": self._peak_memory(),
+        }
+
+    def _mfu(self, tokens_per_second: float) -> float | str:
+        peak = peak_flops(self.device)
+        if peak is None:
+            return "n/a"
+        flops = tokens_per_second * flops_per_token(self.config, self.model)
+        return flops / (peak * self.world_size)
+
+    def _peak_memory(self) -> int | str:
+        """Peak bytes on this rank's GPU since the last call."""
+        if self.device.type != "cuda":
+            return "n/a"
+        peak = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return peak

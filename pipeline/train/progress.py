@@ -1,0 +1,57 @@
+"""How far a run has come, and whether a checkpoint is of the same run."""
+
+from dataclasses import asdict, dataclass
+
+from pipeline.checkpoint.checkpointer import RunState
+from pipeline.data.reader import SampleReader
+from pipeline.errors import ConfigError
+from pipeline.train.experiment import Experiment
+
+
+@dataclass
+class Progress:
+    """Counts since the start of the run, over all restarts.
+
+    updates: steps whose update was applied. consumed_samples: where in the data the next step is.
+    """
+
+    step: int = 0
+    updates: int = 0
+    consumed_samples: int = 0
+    tokens: int = 0
+
+    def to_state(self, experiment: Experiment, reader: SampleReader) -> RunState:
+        """What the checkpoint of this moment says of the run."""
+        return RunState(
+            **asdict(self),
+            seq_len=reader.seq_len,
+            model=asdict(experiment.model),
+            objective=asdict(experiment.config.objective),
+            data=reader.state(self.consumed_samples),
+            data_path=str(experiment.dataset.path.resolve()),
+            tokenizer=experiment.dataset.tokenizer_fingerprint,
+        )
+
+    @classmethod
+    def of(cls, state: RunState) -> "Progress":
+        return cls(state.step, state.updates, state.consumed_samples, state.tokens)
+
+
+def check_same_run(state: RunState, experiment: Experiment, reader: SampleReader) -> None:
+    """Raises ConfigError or DataError with every way in which the checkpoint is of another run."""
+    dataset, here = experiment.dataset, asdict(experiment.model)
+    problems = [
+        f"model.{name} is {state.model.get(name)} in the checkpoint, {value} here"
+        for name, value in here.items()
+        if state.model.get(name) != value and name != "dropout"
+    ]
+    if state.tokenizer != dataset.tokenizer_fingerprint:
+        problems.append(
+            f"the checkpoint's vocabulary ({state.model.get('vocab_size')} ids, tokenizer "
+            f"{state.tokenizer[:12]}) is not that of {dataset.path} ({here['vocab_size']} ids, "
+            f"tokenizer {dataset.tokenizer_fingerprint[:12]})"
+        )
+    if problems:
+        advice = "run.dir holds a checkpoint of another network; use another directory"
+        raise ConfigError([*problems, advice])
+    reader.check_state(state.data)

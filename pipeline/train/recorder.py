@@ -1,0 +1,78 @@
+"""What a run tells: to a person, to metrics.jsonl, to TensorBoard, to incidents.jsonl."""
+
+import json
+import logging
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline.config import RunConfig
+from pipeline.parallel.engine import StepResult
+from pipeline.train.metrics import MetricsWriter
+from pipeline.train.report import ProgressReport
+from pipeline.train.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Writes on rank 0 and is silent on the others."""
+
+    def __init__(self, directory: RunDirectory, config: RunConfig, step: int, rank: int) -> None:
+        self._directory, self._config = directory, config
+        self._writer: MetricsWriter | None = None
+        if rank == 0:
+            self._writer = MetricsWriter(directory.metrics, directory.tensorboard, step)
+        self._report = ProgressReport(config.train.steps, step, rank == 0)
+
+    def __enter__(self) -> Self:
+        self._report.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._report.__exit__(kind, error, trace)
+        if self._writer is not None:
+            self._writer.close()
+
+    def advance(self, step: int) -> None:
+        self._report.advance(step)
+
+    def record(self, step: int, figures: dict[str, Any]) -> None:
+        """figures: numbers by name, or "n/a" for what is not known."""
+        self._report.show(step, figures)
+        if self._writer is not None:
+            self._writer.write(step, figures)
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was recorded after a step that the run went back to."""
+        self._report.advance(step)
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = MetricsWriter(self._directory.metrics, self._directory.tensorboard, step)
+
+    def incident(self, step: int, first_sample: int, reason: str, result: StepResult) -> None:
+        """Notes a step whose update was not applied, with all that its draws are keyed by."""
+        logger.warning("step %d was not applied: %s", step, reason)
+        if self._writer is None:
+            return
+        entry = {
+            "step": step,
+            "reason": reason,
+            "policy": self._config.train.spike_policy,
+            "losses": {name: _json_number(loss) for name, loss in result.losses.items()},
+            "grad_norm": _json_number(result.grad_norm),
+            "seed": self._config.seed,
+            "first_sample": first_sample,
+            "global_batch_size": self._config.train.global_batch_size,
+        }
+        with self._directory.incidents.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _json_number(value: float) -> float | str:
+    """JSON has no infinities."""
+    return value if abs(value) < float("inf") else str(value)

@@ -1,0 +1,55 @@
+"""Every objective file under configs/ makes an objective; bad settings are named."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import RunConfig, load_config
+from pipeline.train.experiment import build_objective
+from pipeline.train.throughput import flops_per_token
+from tests.model.conftest import MASK_ID, small_config
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "objective"
+REQUIRED = ["run.dir=unused", "data.path=unused", "train.steps=1", "train.seq_len=32"]
+NAMES = {
+    "ar": "AutoRegressive",
+    "bd3lm": "BD3LM",
+    "esolm_a": "EsoLM",
+    "esolm_b": "EsoLM",
+    "mdlm": "MDLM",
+}
+
+
+def load(name: str, *overrides: str) -> RunConfig:
+    return load_config(CONFIGS / f"{name}.yaml", [*REQUIRED, *overrides])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_file_makes_an_objective(path: Path) -> None:
+    config = load(path.stem)
+    objective, problems = build_objective(config, MASK_ID, bos_id=1)
+    assert problems == []
+    assert type(objective).__name__ == NAMES[path.stem]
+    assert flops_per_token(config, small_config()) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("ar", "objective.name=gpt", "choose esolm, ar, mdlm or bd3lm"),
+        ("ar", "objective.prepend=eos", "choose none, bos or mask"),
+        ("bd3lm", "objective.block_size=5", "must divide train.seq_len 32"),
+        ("bd3lm", "objective.t_max=1.5", "must be in order"),
+        ("esolm_a", "objective.variant=C", "choose A or B"),
+    ],
+)
+def test_bad_settings_are_named(name: str, override: str, message: str) -> None:
+    _, problems = build_objective(load(name, override), MASK_ID, bos_id=1)
+    assert any(message in problem for problem in problems)
+
+
+def test_two_streams_cost_more_than_one() -> None:
+    model = small_config(hidden_size=96, num_heads=4, ffn_hidden_size=384, num_layers=6)
+    costs = {name: flops_per_token(load(name), model) for name in NAMES}
+    assert costs["ar"] < costs["mdlm"] < costs["bd3lm"]
+    assert costs["ar"] < costs["esolm_b"] < costs["esolm_a"] < costs["bd3lm"]

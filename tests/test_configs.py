@@ -1,0 +1,252 @@
+"""Every shipped configuration loads and holds together; every bad one ends in 64 and says why."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import RunConfig, load_config, to_yaml, valid_keys
+from pipeline.errors import ConfigError
+from pipeline.train.experiment import resolve
+from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_jsonl
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+RUN_CONFIGS = sorted((CONFIGS / "run").glob("*.yaml"))
+PARTIAL_CONFIGS = sorted(set(CONFIGS.rglob("*.yaml")) - set(RUN_CONFIGS))
+REQUIRED = ["run.dir=unused", "data.path=unused", "train.steps=1"]
+# What two CPU cores train in a moment, over any shipped configuration.
+SMALL = [
+    "model.hidden_size=32",
+    "model.num_layers=2",
+    "model.num_heads=2",
+    "model.ffn_hidden_size=32",
+    "model.cond_dim=8",
+    "train.steps=2",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=1",
+    "train.seq_len=32",
+    "train.valid_every_steps=2",
+    "train.valid_samples=4",
+    "parallel.tp=1",
+    "parallel.pp=1",
+]
+
+
+def stem(path: Path) -> str:
+    return path.relative_to(CONFIGS).with_suffix("").as_posix()
+
+
+def ranks_of(path: Path, config: RunConfig) -> int:
+    """The number in the file's comment `# Ranks: N`, else the fewest that the layout takes."""
+    stated = re.search(r"^# Ranks: (\d+)$", path.read_text(), re.MULTILINE)
+    return int(stated[1]) if stated else config.parallel.tp * config.parallel.pp
+
+
+@pytest.mark.parametrize("path", PARTIAL_CONFIGS, ids=stem)
+def test_a_part_of_a_configuration_loads(path: Path) -> None:
+    load_config(path, REQUIRED)
+
+
+@pytest.mark.parametrize("path", RUN_CONFIGS, ids=stem)
+def test_a_run_configuration_is_complete_and_resolves(
+    path: Path, dataset: Path, tmp_path: Path
+) -> None:
+    config = load_config(path, [f"data.path={dataset}"])
+    experiment = resolve(config, ranks_of(path, config))
+    assert experiment.num_micro_batches >= 1
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(to_yaml(config))
+    assert load_config(resolved, []) == config
+
+
+def test_every_run_configuration_takes_two_steps_at_reduced_size(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """One process for all of them: starting costs most."""
+    script = tmp_path / "train_all.py"
+    script.write_text(
+        "import sys\n"
+        "from pipeline.config import load_config\n"
+        "from pipeline.train.run import train\n"
+        "for path, *overrides in eval(sys.argv[1]):\n"
+        "    code = train(load_config(path, overrides))\n"
+        "    assert code == 0, (path, code)\n"
+    )
+    runs = {path: tmp_path / path.stem for path in RUN_CONFIGS}
+    settings = [[str(p), *SMALL, f"run.dir={r}", f"data.path={dataset}"] for p, r in runs.items()]
+    finished = process([str(script), repr(settings)])
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    for run in runs.values():
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert lines[-1]["step"] == 2
+        assert lines[-1]["valid_loss"] > 0
+
+
+def process(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", *arguments]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def config(dataset: Path, tmp_path: Path) -> Path:
+    """A small run over the test's dataset."""
+    path = tmp_path / "run.yaml"
+    lines = {"run.dir": tmp_path / "run", "data.path": dataset, "seed": 1}
+    settings = [f"{key}={value}" for key, value in lines.items()] + SMALL
+    path.write_text(to_yaml(load_config(CONFIGS / "run" / "demo.yaml", settings)))
+    return path
+
+
+def refused(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """What `esolm ARGUMENTS...` prints on stderr when it refuses them with exit code 64."""
+    from pipeline.cli.main import main
+
+    monkeypatch.setattr(sys, "argv", ["esolm", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 64
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.hiden_size=64"], ["'model.hiden_size'", "nearest", "'model.hidden_size'"]),
+        (["trian.steps=5"], ["'trian.steps'", "'train.steps'"]),
+        (["parallel.tensor=2"], ["'parallel.tensor'", "nearest"]),
+        (["train.steps=many"], ["train.steps", "many"]),
+        (["parallel.tp"], ["'parallel.tp' is not of the form key=value"]),
+        (["model=7"], ["'model'", "nearest"]),
+        (["train.precision=fp16"], ["choose fp32 or bf16", "loss scaling"]),
+        (["objective.kappa=1"], ["objective.kappa = 1 goes with objective.alpha_0 = 1"]),
+        (["parallel.sequence=true"], ["parallel.sequence is not available yet"]),
+    ],
+    ids=lambda value: value[0] if value[0].count("=") or value[0].count(".") == 1 else "",
+)
+def test_a_bad_setting_is_named(
+    overrides: list[str],
+    expected: list[str],
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = refused(["train", str(config), *overrides], monkeypatch, capsys)
+    for part in expected:
+        assert part in error
+
+
+def test_all_unknown_keys_are_reported_at_once(config: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(config, ["a.b=1", "sead=2", "train.steps=x"])
+    assert len(raised.value.problems) == 3
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("{}")
+    with pytest.raises(ConfigError) as raised:
+        load_config(tmp_path / "empty.yaml", [])
+    for key in ("run.dir", "data.path", "train.steps"):
+        assert f"'{key}' is missing" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a\n- b\n", "not a list"),
+        ("train: {steps: [", "not valid YAML"),
+        ("defaults: [run/nowhere]\n", "there is no run/nowhere.yaml"),
+        ("defaults: [bad]\n", "includes itself"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(path, REQUIRED)
+
+
+def test_a_missing_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(["train", str(tmp_path / "none.yaml")], monkeypatch, capsys)
+    assert f"no configuration file at {tmp_path / 'none.yaml'}" in error
+
+
+def test_everything_that_does_not_divide_is_in_one_message(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["parallel.tp=3", "parallel.pp=7", "parallel.zero=2", "objective.kappa=0.3"]
+    arguments = ["train", str(config), "--ranks", "4", *overrides, "train.micro_batch_size=3"]
+    error = refused(arguments, monkeypatch, capsys)
+    for part in (
+        "4 ranks do not divide by parallel.tp 3 x parallel.pp 7",
+        "parallel.zero=2 does not go with parallel.pp=7",
+        "model.num_heads 2 does not divide by parallel.tp 3",
+        "model.ffn_hidden_size 32 does not divide by parallel.tp 3",
+        "parallel.pp 7 has more stages",
+        "the diffusion term takes 1 of train.global_batch_size 4 rows",
+    ):
+        assert part in error
+    assert not (config.parent / "run").exists()
+
+
+def test_a_batch_that_does_not_divide_among_the_replicas(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(["train", str(config), "--ranks", "3"], monkeypatch, capsys)
+    assert "train.global_batch_size 4 does not divide by train.micro_batch_size 1 x 3" in error
+
+
+def test_a_dataset_without_its_manifest(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    arguments = ["train", str(config), f"data.path={tmp_path}", "parallel.tp=3"]
+    error = refused(arguments, monkeypatch, capsys)
+    assert "manifest.json" in error
+    assert "esolm prep merge" in error
+    assert "parallel.tp 3" in error, "the dataset's problem must not hide the others"
+
+
+def test_a_truncated_shard(
+    dataset: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    damaged = tmp_path / "damaged"
+    shutil.copytree(dataset, damaged)
+    shard = next(iter(sorted((damaged / "shards").glob("train-*.tar"))))
+    os.truncate(shard, shard.stat().st_size - 512)
+    error = refused(["train", str(config), f"data.path={damaged}"], monkeypatch, capsys)
+    assert shard.name in error
+
+
+def test_a_vocabulary_that_is_not_the_checkpoints(
+    dataset: Path, config: Path, tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer(tmp_path / "tokenizer", vocab_size=380)
+    source = write_jsonl(tmp_path / "text.jsonl", 60)
+    run_job(make_job(source, tokenizer, tmp_path / "other", valid_fraction=0.2), tokenizer)
+    train = ["-m", "pipeline", "train", str(config)]
+    assert process(train).returncode == 0
+    finished = process([*train, "train.steps=4", f"data.path={tmp_path / 'other'}"])
+    assert finished.returncode == 64, finished.stderr[-3000:]
+    assert "vocabulary (400 ids" in finished.stderr
+    assert "(380 ids" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_the_documents_name_every_key() -> None:
+    text = (ROOT / "docs" / "training.md").read_text()
+    missing = [key for key in valid_keys() if f"`{key}`" not in text]
+    assert not missing, f"docs/training.md does not mention {missing}"

@@ -1,0 +1,63 @@
+"""Rules that hold for the repository as a whole."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MOST_LINES = 600
+# In pieces, so that this file passes its own test.
+MACHINE_PATHS = ["/" + "work/", "/" + "root/"]
+
+
+def files() -> list[Path]:
+    """Every file of the repository: tracked, or new and not ignored."""
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout: what belongs to the repository is not known")
+    return [ROOT / name for name in listed.splitlines() if (ROOT / name).is_file()]
+
+
+def test_imports_point_one_way() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    finished = subprocess.run(
+        [str(linter), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_no_python_file_is_longer_than_a_person_reads() -> None:
+    lengths = {
+        path: len(path.read_text().splitlines()) for path in files() if path.suffix == ".py"
+    }
+    assert {path: length for path, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def test_no_file_speaks_of_one_machine() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {machine_path}"
+        for path in files()
+        for machine_path in MACHINE_PATHS
+        if machine_path.encode() in path.read_bytes()
+    ]
+    assert not found, found
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    broken = []
+    for document in (path for path in files() if path.suffix == ".md"):
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text()):
+            if "://" not in target and not (document.parent / target).exists():
+                broken.append(f"{document.relative_to(ROOT)} -> {target}")
+    assert not broken, broken
+
+
+def test_every_document_is_reachable_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    documents = [path.name for path in (ROOT / "docs").glob("*.md")]
+    assert [name for name in documents if f"docs/{name}" not in readme] == []
