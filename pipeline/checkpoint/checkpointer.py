@@ -64,10 +64,10 @@ class Checkpointer:
         """Starts a checkpoint and returns the seconds that training was held up.
 
         Asynchronous: on return the state is copied, and it is written in the background; ask
-        `wait` for the outcome. Else it is durable on return. Raises CheckpointError as `wait`.
+        `wait` for the outcome. Else it is durable on return, or CheckpointError is raised.
         """
         started = time.perf_counter()
-        self.wait()
+        self._finish_last()
         fragments = zero.fragments(engine)
         if self.asynchronous:
             fragments = [self._copy(fragment) for fragment in fragments if fragment.writes]
@@ -85,12 +85,17 @@ class Checkpointer:
 
         Then nothing of it is left, and the checkpoints before it stand.
         """
+        failure = self._finish_last()
+        if failure is not None:
+            raise CheckpointError(failure)
+
+    def _finish_last(self) -> str | None:
+        """Until nothing is being written; what went wrong with it, which the log has said."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise CheckpointError(failure)
+        failure, self._failure = self._failure, None
+        return failure
 
     def newest(self) -> tuple[Path, RunState] | None:
         """The newest checkpoint that is whole to the last byte, the same on every rank.

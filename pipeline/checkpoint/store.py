@@ -1,10 +1,13 @@
 """Fragments through torch.distributed.checkpoint: every rank writes and reads its own boxes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
@@ -32,14 +35,26 @@ def write(directory: Path, fragments: list[Fragment], group: dist.ProcessGroup |
     """Writes this rank's fragments; collective over the group (of all ranks)."""
     planner = _SavePlanner(_boxed([f for f in fragments if f.writes]))
     writer = FileSystemWriter(directory, single_file_per_rank=True, sync_files=True)
-    save({}, storage_writer=writer, planner=planner, process_group=group)
+    with _told_plainly(f"write {directory}"):
+        save({}, storage_writer=writer, planner=planner, process_group=group)
 
 
 def read(directory: Path, fragments: list[Fragment], group: dist.ProcessGroup | None) -> None:
     """Fills this rank's fragments in place; collective over the group (of all ranks)."""
     planner = _LoadPlanner(_boxed(fragments))
     reader = FileSystemReader(directory)
-    load({}, storage_reader=reader, planner=planner, process_group=group)
+    with _told_plainly(f"read {directory}"):
+        load({}, storage_reader=reader, planner=planner, process_group=group)
+
+
+@contextmanager
+def _told_plainly(attempt: str) -> Iterator[None]:
+    """Turns what torch raises for a failure on any rank, a BaseException, into CheckpointError."""
+    try:
+        yield
+    except CheckpointException as error:
+        reasons = "; ".join(f"rank {rank}: {why[0]}" for rank, why in error.failures.items())
+        raise CheckpointError(f"could not {attempt}: {reasons}") from error
 
 
 def read_full(directory: Path, state: str) -> dict[str, Tensor]:

@@ -19,20 +19,9 @@ def run_ranks(worker: str, num_ranks: int, arguments: Any, folder: Path, timeout
     """
     folder.mkdir(parents=True, exist_ok=True)
     answer = folder / "answer.json"
-    port = _free_port()
     processes, logs = [], []
-    for rank in range(num_ranks):
+    for rank, environment in enumerate(rank_environment(num_ranks)):
         logs.append(folder / f"rank_{rank}.log")
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(num_ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
         command = [sys.executable, "-W", "ignore", "-m", "tests.dist.workers"]
         command += [worker, json.dumps(arguments), str(answer)]
         with logs[-1].open("w") as log:
@@ -49,6 +38,24 @@ def run_ranks(worker: str, num_ranks: int, arguments: Any, folder: Path, timeout
         texts = "\n".join(f"--- {log}\n{log.read_text()[-4000:]}" for log in logs)
         raise AssertionError(f"{worker} on {num_ranks} ranks: {failed}\n{texts}")
     return json.loads(answer.read_text())
+
+
+def rank_environment(num_ranks: int) -> list[dict[str, str]]:
+    """The environment of each rank of one job."""
+    port = _free_port()
+    return [
+        {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        for rank in range(num_ranks)
+    ]
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> str:

@@ -16,6 +16,7 @@ from megatron.core import parallel_state
 from model.config import ModelConfig
 from model.objectives import AutoRegressive, EsoLM, Objective
 from pipeline.checkpoint import store
+from pipeline.errors import EsolmError
 from pipeline.parallel import zero
 from pipeline.parallel.bootstrap import (
     device_of,
@@ -27,6 +28,7 @@ from pipeline.parallel.bootstrap import (
 from pipeline.parallel.engine import Engine, EngineConfig, MicroBatch
 from pipeline.parallel.layout import Layout
 from pipeline.train.batches import BatchSource
+from pipeline.train.guards import check_replicas
 
 VOCAB_SIZE, MASK_ID, SEQ_LEN, GLOBAL_BATCH = 51, 50, 12, 8
 LEARNING_RATE = 2e-3
@@ -161,6 +163,64 @@ def resume_to_five(arguments: dict[str, Any]) -> Any:
                 answers.append(train_steps(engine, source, 0, 5)[3:])
             store.write(Path(case["out"]), zero.fragments(engine), None)
     return answers
+
+
+def guards(cases: list[dict[str, Any]]) -> Any:
+    """Per case: what a vetoed step and one with an infinite loss change, and the replica check."""
+    answers = []
+    for case in cases:
+        with engine_of(case) as (engine, source):
+            train_steps(engine, source, 0, 1)
+            before = _weights_and_moments(engine)
+            vetoed = engine.train_step(batch_of(source, 1), LEARNING_RATE, lambda result: False)
+            after_veto = _weights_and_moments(engine)
+            infinite = engine.train_step(_infinite(batch_of(source, 2)), LEARNING_RATE)
+            after_infinite = _weights_and_moments(engine)
+            sound = engine.train_step(batch_of(source, 3), LEARNING_RATE, lambda result: True)
+            after_sound = _weights_and_moments(engine)
+            check_replicas(engine)
+            answers.append(
+                {
+                    "applied": [vetoed.applied, infinite.applied, sound.applied],
+                    "unchanged": [
+                        _same(before, after_veto),
+                        _same(before, after_infinite),
+                        _same(before, after_sound),
+                    ],
+                    "flip": _flip_one_weight(engine),
+                }
+            )
+    return answers
+
+
+def _infinite(batches: list[MicroBatch]) -> list[MicroBatch]:
+    index, labels, weights = batches[0].targets
+    first = MicroBatch(batches[0].inputs, (index, labels, weights * torch.inf), batches[0].term)
+    return [first, *batches[1:]]
+
+
+def _weights_and_moments(engine: Engine) -> list[torch.Tensor]:
+    return [tensor.clone() for part in zero.fragments(engine) for tensor in part.states.values()]
+
+
+def _same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    """On every rank, bit by bit."""
+    mine = all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    everywhere = torch.tensor([int(mine)])
+    dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+    return bool(everywhere.item())
+
+
+def _flip_one_weight(engine: Engine) -> str:
+    """Changes one weight on the last rank; returns what the replica check says."""
+    if dist.get_rank() == dist.get_world_size() - 1:
+        parameter = engine.parameters()[0][1]
+        parameter.data.view(-1)[3] += 1e-3
+    try:
+        check_replicas(engine)
+    except EsolmError as error:
+        return str(error)
+    return ""
 
 
 def main() -> None:

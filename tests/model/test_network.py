@@ -20,10 +20,13 @@ LENGTH = 6
 def make_input(
     pattern: AttentionPattern, length: int = LENGTH, block_size: int = 2
 ) -> NetworkInput:
-    """Three rows with random orders and different prefix lengths."""
+    """Three rows with random orders and different prefix lengths.
+
+    The streams have different positions here, so that taking one for the other shows.
+    """
     generator = torch.Generator().manual_seed(pattern.index)
     streams = pattern.num_streams
-    order = torch.rand(3, length, generator=generator).argsort(1).repeat(1, streams)
+    order = torch.rand(3, streams, length, generator=generator).argsort(2).flatten(1)
     tokens = torch.randint(11, (3, length * streams), generator=generator)
     prefix = torch.tensor([0, length // 2, length])
     keys = torch.tensor([5, 6, 7])
@@ -137,6 +140,22 @@ def test_dropout_depends_on_the_row_and_not_on_the_batch(
     )
     torch.testing.assert_close(network.all_logits(swapped).flip(0), together)
     assert not torch.allclose(network.eval().all_logits(inputs), together)
+
+
+def test_every_dropout_of_the_network_has_a_site_of_its_own(
+    make_network: Callable[..., Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = []
+
+    def record(hidden: Tensor, keys: Tensor, site: int, probability: float) -> Tensor:
+        assert keys.tolist() == [5, 6, 7]
+        assert probability == 0.3
+        sites.append(site)
+        return hidden
+
+    monkeypatch.setattr("model.network.keyed_dropout", record)
+    make_network(dropout=0.3, num_layers=3).train().all_logits(make_input(AttentionPattern.CAUSAL))
+    assert sites == [0, 1, 2, 3, 4, 5]
 
 
 def test_bf16_stays_near_float32(make_network: Callable[..., Network]) -> None:

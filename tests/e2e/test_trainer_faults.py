@@ -1,0 +1,129 @@
+"""Things that go wrong inside a run: a hung rank, a full disk, bad numbers, damaged checkpoints."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint.commit import committed, newest_valid
+from tests.dist.ranks import rank_environment
+from tests.e2e.runs import different, finish, losses, start, write_config
+
+pytestmark = pytest.mark.dist
+
+
+def start_faulty(
+    kind: str, config: Path, *overrides: str, ranks: int = 1
+) -> list[subprocess.Popen[str]]:
+    return [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "tests.e2e.faulty",
+                kind,
+                str(config),
+                *overrides,
+            ],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for environment in rank_environment(ranks)
+    ]
+
+
+def test_a_hung_rank_leaves_the_stacks_of_every_rank(dataset: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, dataset, steps=100)
+    processes = start_faulty("hang", config, "train.timeout_minutes=0.2", ranks=2)
+    for process in processes:
+        finish(process, 1)
+    for rank in (0, 1):
+        stacks = (tmp_path / "run" / "logs" / f"stacks_{rank}.txt").read_text()
+        assert "trainer.py" in stacks
+    assert "in never" in stacks, "the stack of rank 1 shows where it hangs"
+    assert newest_valid(tmp_path / "run" / "checkpoints") is not None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for one checkpoint and a half."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs the right to mount a small file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
+    dataset: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    """A checkpoint of this network has 6 MB, and the disk 9."""
+    config = write_config(small_disk, dataset, steps=12, save_every=4)
+    (process,) = start_faulty("none", config, "parallel.tp=1")
+    output = finish(process, 1)
+    assert "No space left on device" in output
+    found = newest_valid(small_disk / "run" / "checkpoints")
+    assert found is not None
+    assert found[1].step == 4
+    left = sorted(str(path) for path in (small_disk / "run" / "checkpoints").rglob("*"))
+    assert len(left) == 4, f"one directory with three files, not {left}"
+
+
+def test_an_infinite_loss_is_skipped_or_rolled_back(dataset: Path, tmp_path: Path) -> None:
+    incidents = {}
+    for policy in ("skip", "rollback"):
+        config = write_config(tmp_path / policy, dataset, steps=10)
+        options = ["parallel.tp=1", f"train.spike_policy={policy}"]
+        (process,) = start_faulty("infinite_loss", config, *options)
+        finish(process, 0)
+        run = tmp_path / policy / "run"
+        incidents[policy] = [
+            json.loads(x) for x in (run / "incidents.jsonl").read_text().splitlines()
+        ]
+        assert [step for step, _ in losses(run)] == list(range(1, 11)), policy
+        found = newest_valid(run / "checkpoints")
+        assert found is not None
+        state = found[1].run
+        assert state["step"] == 10
+        # A roll-back from step 7 to the checkpoint at 4 goes on with the data after step 7.
+        assert state["updates"] == (9 if policy == "skip" else 10)
+        assert state["consumed_samples"] == (40 if policy == "skip" else 52)
+    for (entry,) in incidents.values():
+        assert (entry["step"], entry["first_sample"], entry["losses"]["diffusion"]) == (
+            7,
+            24,
+            "inf",
+        )
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "missing"])
+def test_a_damaged_checkpoint_is_passed_over(damage: str, dataset: Path, tmp_path: Path) -> None:
+    reference = write_config(tmp_path / "reference", dataset, steps=8)
+    finish(start("train", str(reference), "parallel.tp=1"), 0)
+    config = write_config(tmp_path / "damaged", dataset, steps=8)
+    run = tmp_path / "damaged" / "run"
+    finish(start("train", str(config), "parallel.tp=1"), 0)
+    (run / "DONE").unlink()
+    file = next(committed(run / "checkpoints")[-1].glob("*.distcp"))
+    content = bytearray(file.read_bytes())
+    if damage == "bit":
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+    elif damage == "truncated":
+        file.write_bytes(content[:-100])
+    else:
+        file.unlink()
+    output = finish(start("train", str(config), "parallel.tp=1"), 0)
+    assert "is passed over" in output
+    assert str(file) in output
+    assert "at step 4" in output
+    assert different(run, tmp_path / "reference" / "run") == []
