@@ -28,15 +28,23 @@ def _salt(index: Tensor) -> Tensor:
     return (index + 1) * _GAMMA
 
 
-def keyed_dropout(hidden_TD: Tensor, keys_B: Tensor, site: int, probability: float) -> Tensor:
+def keyed_dropout(
+    hidden_TD: Tensor,
+    keys_B: Tensor,
+    site: int,
+    probability: float,
+    seq_len: int,
+    first_token: int = 0,
+) -> Tensor:
     """Zeroes elements with the given probability and scales the rest.
 
-    hidden_TD: [B * S, D]. keys_B: int64, one per row. site: which dropout of the network this is.
+    hidden_TD: T consecutive tokens of the [B * S, D] of all rows. keys_B: int64, one per row. site:
+    which dropout of the network this is. seq_len: S. first_token: place of the first one in B * S.
     """
     (tokens, width), device = hidden_TD.shape, hidden_TD.device
-    seq_len = tokens // keys_B.shape[0]
+    token = torch.arange(first_token, first_token + tokens, device=device)
     row_keys = _mix(keys_B + _salt(torch.tensor(site)))
-    token_keys = _mix(row_keys[:, None] + _salt(torch.arange(seq_len, device=device)))
-    bits = _mix(token_keys.view(-1, 1) + _salt(torch.arange(width, device=device)))
+    token_keys = _mix(row_keys[token // seq_len] + _salt(token % seq_len))
+    bits = _mix(token_keys[:, None] + _salt(torch.arange(width, device=device)))
     keep = _shift_right(bits, 40) >= int(probability * (1 << 24))
     return hidden_TD * keep / (1.0 - probability)

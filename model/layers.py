@@ -4,6 +4,7 @@ Hidden states are flat, [T, D] with T = B * S: norms and residuals are per token
 attention needs to know the rows. Shape letters: H heads of this rank, K head dim, F feed-forward.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -25,6 +26,24 @@ def column_linear(
     """A linear layer whose outputs are split over the tensor-parallel ranks."""
     layer = ColumnParallelLinear(
         inputs, outputs, config=parallel, init_method=nn.init.zeros_, bias=bias, gather_output=False
+    )
+    return sharded(layer, 0)
+
+
+def output_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig) -> nn.Module:
+    """As `column_linear`, for inputs that sequence parallelism has gathered already.
+
+    The gather also sums the ranks' shares of the inputs' gradient, so the layer must not.
+    """
+    gathered = parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1
+    layer = ColumnParallelLinear(
+        inputs,
+        outputs,
+        config=replace(parallel, sequence_parallel=False),
+        init_method=nn.init.zeros_,
+        bias=bias,
+        gather_output=False,
+        disable_grad_reduce=gathered,
     )
     return sharded(layer, 0)
 

@@ -14,12 +14,14 @@ from model.attention import MaskBuilder
 from model.config import ModelConfig
 from model.dropout import keyed_dropout
 from model.inputs import NetworkInput
-from model.layers import Attention, Conditioning, FeedForward, Norm, column_linear
+from model.layers import Attention, Conditioning, FeedForward, Norm, output_linear
 from model.numerics import at_least_float32
 from model.rotary import rotary_angles
+from model.sequence_parallel import TokenSplit
 from model.sharding import sharded
 
 # (hidden [B * S, D], positions [B, S], rows [B, 4]) and, with adaLN, the conditioning vector [C].
+# Under sequence parallelism a rank holds its part of the hidden states' B * S tokens.
 Flow = tuple[Tensor, ...]
 
 
@@ -37,10 +39,11 @@ class Embedding(nn.Module):
         )
         sharded(self.tokens, 0)
         self.conditioning = Conditioning(config.cond_dim) if config.adaln else None
+        self.split = TokenSplit(parallel)
 
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Flow:
         tokens, positions, rows = inputs
-        hidden = self.tokens(tokens).flatten(0, 1)
+        hidden = self.split.scatter(self.tokens(tokens).flatten(0, 1))
         if self.conditioning is None:
             return hidden, positions, rows
         return hidden, positions, rows, self.conditioning()
@@ -59,6 +62,7 @@ class Block(nn.Module):
         super().__init__()
         self.config, self.layer, self.masks = config, layer, masks
         self.last = layer == config.num_layers - 1
+        self.split = TokenSplit(parallel)
         self.norm1, self.norm2 = Norm(config), Norm(config)
         self.attention = Attention(config, parallel)
         self.mlp = FeedForward(config, parallel)
@@ -73,30 +77,36 @@ class Block(nn.Module):
             modulation = self.modulation(conditioning[0]).chunk(6)
             shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
             attended = self.attention(self.norm1(hidden) * (1 + scale_1) + shift_1, angles, mask)
-            hidden, positions = queries_of(hidden, positions, mask.num_queries)
-            hidden = hidden + self._dropout(gate_1 * attended, rows, 0)
+            hidden, positions = self._queries(hidden, positions, mask.num_queries)
+            hidden = hidden + self._dropout(gate_1 * attended, positions, rows, 0)
             changed = self.mlp(self.norm2(hidden) * (1 + scale_2) + shift_2)
-            hidden = hidden + self._dropout(gate_2 * changed, rows, 1)
+            hidden = hidden + self._dropout(gate_2 * changed, positions, rows, 1)
         else:
             attended = self.attention(self.norm1(hidden), angles, mask)
-            hidden, positions = queries_of(hidden, positions, mask.num_queries)
-            hidden = hidden + self._dropout(attended, rows, 0)
-            hidden = hidden + self._dropout(self.mlp(self.norm2(hidden)), rows, 1)
+            hidden, positions = self._queries(hidden, positions, mask.num_queries)
+            hidden = hidden + self._dropout(attended, positions, rows, 0)
+            hidden = hidden + self._dropout(self.mlp(self.norm2(hidden)), positions, rows, 1)
         return hidden, positions, rows, *conditioning
 
-    def _dropout(self, hidden: Tensor, rows: Tensor, half: int) -> Tensor:
+    def _queries(
+        self, hidden: Tensor, positions: Tensor, num_queries: int
+    ) -> tuple[Tensor, Tensor]:
+        """The first tokens of every row: [B * S, D] and [B, S] -> [B * Q, D] and [B, Q]."""
+        batch, seq_len = positions.shape
+        if num_queries == seq_len:
+            return hidden, positions
+        rows = self.split.gather(hidden).view(batch, seq_len, -1)
+        first = self.split.scatter(rows[:, :num_queries].flatten(0, 1))
+        return first, positions[:, :num_queries].contiguous()
+
+    def _dropout(self, hidden: Tensor, positions: Tensor, rows: Tensor, half: int) -> Tensor:
         if not self.training or self.config.dropout == 0.0:
             return hidden
-        return keyed_dropout(hidden, rows[:, 3], 2 * self.layer + half, self.config.dropout)
-
-
-def queries_of(hidden: Tensor, positions: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
-    """The first tokens of every row: [B * S, D] and [B, S] -> [B * Q, D] and [B, Q]."""
-    batch, seq_len = positions.shape
-    if num_queries == seq_len:
-        return hidden, positions
-    first = hidden.view(batch, seq_len, -1)[:, :num_queries].flatten(0, 1)
-    return first, positions[:, :num_queries].contiguous()
+        first_token = self.split.first_token(hidden.shape[0])
+        site, seq_len = 2 * self.layer + half, positions.shape[1]
+        return keyed_dropout(
+            hidden, rows[:, 3], site, self.config.dropout, seq_len, first_token
+        )
 
 
 class Head(nn.Module):
@@ -113,7 +123,8 @@ class Head(nn.Module):
         if config.adaln:
             self.modulation = nn.Linear(config.cond_dim, 2 * config.hidden_size)
         vocab_size = config.padded_vocab_size(parallel.tensor_model_parallel_size)
-        self.output = column_linear(config.hidden_size, vocab_size, config.output_bias, parallel)
+        self.split = TokenSplit(parallel)
+        self.output = output_linear(config.hidden_size, vocab_size, config.output_bias, parallel)
         self.excluded = excluded_columns(config, vocab_size, self.output)
 
     def forward(self, flow: Flow) -> Tensor:
@@ -122,7 +133,7 @@ class Head(nn.Module):
         if conditioning:
             shift, scale = self.modulation(conditioning[0]).chunk(2)
             hidden = hidden * (1 + scale) + shift
-        return hidden
+        return self.split.gather_for_split_layer(hidden)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """At least float32 [N, V of this rank]; ids that are never predicted are -inf."""

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from data_prep.errors import DataError, EsolmError
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "EsolmError", "ExportError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "EsolmError",
+    "ExportError",
+    "ImportCheckpointError",
+]
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -28,3 +35,9 @@ class CheckpointError(EsolmError):
 
 class ExportError(EsolmError):
     """A bundle failed its gate or cannot be read."""
+
+
+class ImportCheckpointError(EsolmError):
+    """A published checkpoint is damaged, hostile, or not what an import can represent."""
+
+    exit_code = EXIT_BAD_INPUT

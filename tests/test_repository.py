@@ -32,9 +32,7 @@ def test_imports_point_one_way() -> None:
 
 
 def test_no_python_file_is_longer_than_a_person_reads() -> None:
-    lengths = {
-        path: len(path.read_text().splitlines()) for path in files() if path.suffix == ".py"
-    }
+    lengths = {path: len(path.read_text().splitlines()) for path in files() if path.suffix == ".py"}
     assert {path: length for path, length in lengths.items() if length > MOST_LINES} == {}
 
 

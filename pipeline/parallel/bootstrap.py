@@ -95,6 +95,9 @@ def initialize_processes(
 
 def initialize_groups(layout: Layout) -> None:
     """megatron-core's tensor, pipeline and data groups of the layout."""
+    if layout.sequence and not torch.cuda.is_available():
+        # megatron-core asks CUDA for the device of its gather buffers, also where there is none.
+        torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore
     from megatron.core import parallel_state
 
     parallel_state.initialize_model_parallel(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.initialize import initialize
 from model.loss import SparseTargets
+from model.sequence_parallel import sum_partial_gradients
 from pipeline.parallel.layout import Layout
 from pipeline.parallel.names import canonical_parameters
 from pipeline.train.optimizer import EmaAdamW
@@ -192,6 +193,7 @@ def parallel_config(layout: Layout) -> ModelParallelConfig:
         pipeline_dtype=torch.float32 if layout.pp > 1 else None,
         use_cpu_initialization=True,
         perform_initialization=False,
+        sequence_parallel=layout.sequence,
     )
 
 
@@ -204,6 +206,7 @@ def initialize_module(module: nn.Module, config: EngineConfig) -> None:
         parallel_state.get_tensor_model_parallel_rank(),
         config.layout.tp,
     )
+    sum_partial_gradients(module, parallel_config(config.layout))
 
 
 def build_optimizer(module: nn.Module, config: EngineConfig) -> EmaAdamW:

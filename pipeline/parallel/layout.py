@@ -15,22 +15,29 @@ class Layout:
     pp: int
     dp: int
     zero: int
+    sequence: bool = False
+    """Sequence parallelism among the tensor-parallel ranks."""
 
     @property
     def world_size(self) -> int:
         return self.tp * self.pp * self.dp
 
     def __str__(self) -> str:
-        return f"TP{self.tp} x PP{self.pp} x DP{self.dp}, ZeRO-{self.zero}"
+        tensor = f"TP{self.tp}{'+SP' if self.sequence else ''}"
+        return f"{tensor} x PP{self.pp} x DP{self.dp}, ZeRO-{self.zero}"
 
 
-def fit_layout(tp: int, pp: int, zero: int, world_size: int) -> tuple[Layout | None, list[str]]:
+def fit_layout(
+    tp: int, pp: int, zero: int, sequence: bool, world_size: int
+) -> tuple[Layout | None, list[str]]:
     """The layout of `world_size` ranks, or every reason why there is none."""
     problems = []
     if tp < 1 or pp < 1:
         problems.append(f"parallel.tp is {tp} and parallel.pp is {pp}; both must be at least 1")
     if zero not in (1, 2, 3):
         problems.append(f"parallel.zero is {zero}; choose 1, 2 or 3")
+    if sequence and tp == 1:
+        problems.append("parallel.sequence=true splits tokens among tensor-parallel ranks; tp is 1")
     if pp > 1 and zero > 1:
         problems.append(
             f"parallel.zero={zero} does not go with parallel.pp={pp}: gradients of a stage "
@@ -42,4 +49,4 @@ def fit_layout(tp: int, pp: int, zero: int, world_size: int) -> tuple[Layout | N
         )
     if problems:
         return None, problems
-    return Layout(tp, pp, world_size // (tp * pp), zero), []
+    return Layout(tp, pp, world_size // (tp * pp), zero, sequence), []

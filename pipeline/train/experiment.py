@@ -35,7 +35,9 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
     Raises ConfigError with every problem at once.
     """
     parallel = config.parallel
-    layout, problems = fit_layout(parallel.tp, parallel.pp, parallel.zero, world_size)
+    layout, problems = fit_layout(
+        parallel.tp, parallel.pp, parallel.zero, parallel.sequence, world_size
+    )
     problems += _train_problems(config)
     dataset = None
     try:
@@ -50,7 +52,7 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
     )
     problems += model.problems() + objective_problems + _sharing_problems(config, model)
     if objective is not None and not objective_problems:
-        problems += _term_problems(config, objective)
+        problems += _term_problems(config, objective) + _sequence_problems(config, objective)
     if layout is not None:
         problems += _batch_problems(config, layout)
     if problems:
@@ -122,8 +124,6 @@ def _train_problems(config: RunConfig) -> list[str]:
     problems += _choice("optimizer.schedule", optimizer.schedule, ["constant", "cosine", "wsd"])
     problems += _choice("train.spike_policy", train.spike_policy, ["skip", "rollback"])
     problems += _choice("data.shuffle", config.data.shuffle, ["global", "none"])
-    if config.parallel.sequence:
-        problems.append("parallel.sequence is not available yet; set it to false")
     if config.parallel.activation_checkpointing and config.parallel.pp == 1:
         problems.append("parallel.activation_checkpointing needs pipeline stages so far")
     return problems
@@ -148,6 +148,19 @@ def _sharing_problems(config: RunConfig, model: ModelConfig) -> list[str]:
             "blocks, an embedding and a head"
         )
     return problems
+
+
+def _sequence_problems(config: RunConfig, objective: Objective) -> list[str]:
+    """Tokens of a micro-batch must divide among the ranks that share them."""
+    train, tp = config.train, config.parallel.tp
+    shortened = isinstance(objective, AutoRegressive) and objective.prepend_id is None
+    tokens = train.micro_batch_size * (train.seq_len - int(shortened))
+    if config.parallel.sequence and tokens % tp:
+        return [
+            f"parallel.sequence: the {tokens} tokens of a micro-batch do not divide by "
+            f"parallel.tp {tp}"
+        ]
+    return []
 
 
 def _term_problems(config: RunConfig, objective: Objective) -> list[str]:

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from model.config import ModelConfig
+from model.flops import flops_per_token
+from model.objectives import Objective
 from pipeline.config import RunConfig
 from pipeline.parallel.engine import StepResult
-from pipeline.train.throughput import flops_per_token, peak_flops
+from pipeline.train.hardware import peak_flops
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,15 @@ class Measures:
 
     config: RunConfig
     model: ModelConfig
+    objective: Objective
     device: torch.device
     world_size: int
 
     def of(self, result: StepResult, learning_rate: float, seconds: float) -> dict[str, Any]:
         train = self.config.train
         tokens_per_second = train.global_batch_size * train.seq_len / seconds
-        # A low-variance training loss is not a bound on the likelihood.
-        is_bound = "diffusion" not in result.losses or not self.config.objective.low_variance
+        # Low-variance weights or a clipped range of t do not bound the likelihood.
+        is_bound = self.objective == self.objective.for_validation()
         return {
             "loss": result.loss,
             **{f"loss_{term}": value for term, value in result.losses.items()},
@@ -42,8 +45,9 @@ class Measures:
         peak = peak_flops(self.device)
         if peak is None:
             return "n/a"
-        flops = tokens_per_second * flops_per_token(self.config, self.model)
-        return flops / (peak * self.world_size)
+        seq_len = self.config.train.seq_len
+        flops = flops_per_token(self.model, self.objective.work(seq_len), seq_len)
+        return flops * tokens_per_second / (peak * self.world_size)
 
     def _peak_memory(self) -> int | str:
         """Peak bytes on this rank's GPU since the last call."""

@@ -4,6 +4,7 @@ import json
 import logging
 from datetime import timedelta
 
+from model.flops import flops_per_token
 from pipeline.accelerators import chosen_kernels
 from pipeline.config import RunConfig
 from pipeline.errors import EXIT_DONE
@@ -15,7 +16,6 @@ from pipeline.parallel.bootstrap import (
 )
 from pipeline.train.experiment import Experiment, resolve
 from pipeline.train.run_directory import RunDirectory
-from pipeline.train.throughput import flops_per_token
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,9 @@ def _announce(experiment: Experiment, kernels: dict[str, str]) -> None:
         tokens,
         tokens * train.steps,
     )
-    logger.info("%.3g training FLOPs per token", flops_per_token(config, experiment.model))
+    work = experiment.objective.work(train.seq_len)
+    flops = flops_per_token(experiment.model, work, train.seq_len)
+    logger.info("%.3g training FLOPs per token", flops)
     logger.info("dataset %s: %d tokens", experiment.dataset.path, experiment.dataset.num_tokens)
     for name, choice in kernels.items():
         logger.info("%s: %s", name, choice)

@@ -59,7 +59,11 @@ class Trainer:
         self.validator = Validator.of(self.config, self.source, self.engine)
         self.guard = SpikeGuard(train.spike_window, train.spike_sigmas)
         self.measures = Measures(
-            self.config, experiment.model, device, experiment.layout.world_size
+            self.config,
+            experiment.model,
+            experiment.objective,
+            device,
+            experiment.layout.world_size,
         )
         self.requests = RequestPoll(device, saving.every_minutes)
         self.recorder = Recorder(directory, self.config, self.progress.step, rank)

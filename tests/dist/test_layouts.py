@@ -10,6 +10,7 @@ from tests.dist.ranks import run_ranks
 SINGLE = {"tp": 1, "pp": 1, "dp": 1, "zero": 1}
 TWO_RANKS = {
     "TP2": {"tp": 2, "pp": 1, "dp": 1, "zero": 1},
+    "TP2+SP": {"tp": 2, "pp": 1, "dp": 1, "zero": 1, "sequence": True},
     "PP2": {"tp": 1, "pp": 2, "dp": 1, "zero": 1},
     "DP2 ZeRO-1": {"tp": 1, "pp": 1, "dp": 2, "zero": 1},
     "DP2 ZeRO-2": {"tp": 1, "pp": 1, "dp": 2, "zero": 2},
@@ -17,6 +18,8 @@ TWO_RANKS = {
 }
 FOUR_RANKS = {
     "TP2 x PP2": {"tp": 2, "pp": 2, "dp": 1, "zero": 1},
+    "TP2+SP x PP2": {"tp": 2, "pp": 2, "dp": 1, "zero": 1, "sequence": True},
+    "TP2+SP x DP2 ZeRO-3": {"tp": 2, "pp": 1, "dp": 2, "zero": 3, "sequence": True},
     "TP2 x DP2 ZeRO-1": {"tp": 2, "pp": 1, "dp": 2, "zero": 1},
     "TP2 x DP2 ZeRO-3": {"tp": 2, "pp": 1, "dp": 2, "zero": 3},
     "PP2 x DP2": {"tp": 1, "pp": 2, "dp": 2, "zero": 1},
@@ -27,6 +30,9 @@ KINDS: dict[str, tuple[dict[str, Any], float]] = {
     "esolm_b": ({}, 1e-5),
     "esolm_b, micro-batches of 2": ({"micro_batch_size": 2}, 1e-5),
     "ar, modern": ({"objective": "ar", "model": "modern"}, 1e-5),
+    "esolm_a": ({"objective": "esolm_a"}, 1e-5),
+    "mdlm, modern": ({"objective": "mdlm", "model": "modern"}, 1e-5),
+    "bd3lm": ({"objective": "bd3lm"}, 1e-5),
     "esolm_b, bf16": ({"precision": "bf16"}, 1e-2),
 }
 

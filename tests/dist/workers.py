@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from model.config import ModelConfig
-from model.objectives import AutoRegressive, EsoLM, Objective
+from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
 from pipeline.checkpoint import store
 from pipeline.errors import EsolmError
 from pipeline.parallel import zero
@@ -62,7 +62,10 @@ MODELS = {
 }
 OBJECTIVES: dict[str, Objective] = {
     "esolm_b": EsoLM(MASK_ID, alpha_0=0.5, kappa=0.5),
-    "ar": AutoRegressive(),
+    "esolm_a": EsoLM(MASK_ID, alpha_0=0.25, kappa=0.5, variant="A"),
+    "mdlm": MDLM(MASK_ID),
+    "bd3lm": BD3LM(MASK_ID, block_size=4, t_min=0.3, t_max=0.8),
+    "ar": AutoRegressive(prepend_id=1),
 }
 
 

@@ -104,11 +104,13 @@ def test_commands_of_the_documents_exist(document: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(subcommands()))
 def test_help_has_an_example_that_parses(name: str) -> None:
-    shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200"})
+    shown = CliRunner().invoke(app, [*name.split(), "--help"])
     assert shown.exit_code == 0
-    example = re.search(r"Example:\s+esolm (.+)", shown.output)
-    assert example is not None, shown.output
-    assert_parses(shlex.split(example[1].strip(" │")))
+    assert "Example:" in shown.output
+    # From the text itself: what is shown is broken at the width of the terminal.
+    example = re.search(r"Example:\s+esolm (.+)", subcommands()[name].help)
+    assert example is not None
+    assert_parses(shlex.split(example[1]))
 
 
 @pytest.mark.parametrize("arguments", [[], ["prep"]], ids=["esolm", "esolm prep"])
@@ -188,8 +190,8 @@ def test_the_demo_at_reduced_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     text = write_jsonl(tmp_path / "text.jsonl", 400)
-    settings = [*SMALL_MODEL, "train.seq_len=64", "train.steps=400", "checkpoint.every_steps=20"]
-    settings += ["train.valid_every_steps=200", "train.global_batch_size=8"]
+    settings = [*SMALL_MODEL, "train.seq_len=64", "train.steps=240", "checkpoint.every_steps=20"]
+    settings += ["train.valid_every_steps=120", "train.global_batch_size=8"]
     summary = demo.run_demo(tmp_path / "demo", [text], settings)
     assert summary["valid_loss_last"] < summary["valid_loss_first"]
     assert summary["gate"] == "passed"
@@ -199,5 +201,5 @@ def test_the_demo_at_reduced_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     log = (tmp_path / "demo" / "train" / "logs" / "rank_0.log").read_text()
     resumed = re.search(r"resumed from \S+ at step (\d+)", log)
     assert resumed is not None
-    assert 0 < int(resumed[1]) < 400
+    assert 0 < int(resumed[1]) < 240
     assert (tmp_path / "demo" / "train" / "DONE").exists()

@@ -6,7 +6,6 @@ import pytest
 
 from pipeline.config import RunConfig, load_config
 from pipeline.train.experiment import build_objective
-from pipeline.train.throughput import flops_per_token
 from tests.model.conftest import MASK_ID, small_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "objective"

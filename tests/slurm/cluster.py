@@ -19,7 +19,6 @@ import psutil
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "shellcheck")
 NODES = ("node1", "node2", "node3", "node4")
 GPUS_PER_NODE = 2
-ACCOUNT = "esolm"
 
 SLURM_CONF = """
 ClusterName=mini
@@ -52,6 +51,8 @@ ReturnToService=2
 JobRequeue=1
 EnforcePartLimits=ALL
 {slurmctld_parameters}
+# The defaults are made for thousands of jobs: up to half a minute before one that waits is looked at.
+SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=200000
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdTimeout=20
@@ -64,9 +65,10 @@ JobCompLoc={root}/log/jobcomp.log
 AccountingStorageType=accounting_storage/none
 {nodes}
 PartitionName=low Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 State=UP PriorityTier=1 \
-PreemptMode=REQUEUE GraceTime={grace_seconds} OverSubscribe=NO AllowAccounts={account}
+PreemptMode=REQUEUE GraceTime={grace_seconds} OverSubscribe=NO
 PartitionName=high Nodes=ALL MaxTime=60 DefaultTime=10 State=UP PriorityTier=10 \
-PreemptMode=OFF OverSubscribe=NO AllowAccounts={account}
+PreemptMode=OFF OverSubscribe=NO
+PartitionName=billed Nodes=node4 MaxTime=60 State=UP PriorityTier=1 AllowAccounts=physics
 """
 NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 Boards=1 "
@@ -220,7 +222,6 @@ class MiniCluster:
             slurmctld_parameters=slurmctld_parameters,
             nodes="\n".join(nodes),
             grace_seconds=self._grace_seconds,
-            account=ACCOUNT,
         )
         (etc / "slurm.conf").write_text(content)
         (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")

@@ -1,0 +1,69 @@
+"""Sequence parallelism: between the split layers each tensor-parallel rank holds part of the tokens.
+
+Norms, residuals and dropout then work on T / tp tokens per rank, and the all-reduce after each
+split layer becomes a reduce-scatter there and an all-gather before the next (Korthikanti et al.,
+arXiv 2205.05198). Without it every function here hands its argument back.
+"""
+
+from megatron.core import ModelParallelConfig, parallel_state
+from megatron.core.tensor_parallel import (
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from model.sharding import is_sharded
+
+
+class TokenSplit:
+    """Moves hidden states between "all tokens" [T, D] and "this rank's tokens" [T / tp, D]."""
+
+    def __init__(self, parallel: ModelParallelConfig) -> None:
+        self.enabled = parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1
+
+    def scatter(self, hidden_TD: Tensor) -> Tensor:
+        """This rank's tokens of hidden states that every rank has."""
+        if not self.enabled:
+            return hidden_TD
+        part: Tensor = scatter_to_sequence_parallel_region(hidden_TD)
+        return part
+
+    def gather(self, hidden_TD: Tensor) -> Tensor:
+        """All tokens, for work whose gradient is the same on every rank."""
+        if not self.enabled:
+            return hidden_TD
+        whole: Tensor = gather_from_sequence_parallel_region(
+            hidden_TD, tensor_parallel_output_grad=False
+        )
+        return whole
+
+    def gather_for_split_layer(self, hidden_TD: Tensor) -> Tensor:
+        """All tokens, for a split layer that leaves its share of the gradient on each rank."""
+        if not self.enabled:
+            return hidden_TD
+        whole: Tensor = gather_from_sequence_parallel_region(hidden_TD)
+        return whole
+
+    def first_token(self, num_local: int) -> int:
+        """Which of all tokens this rank's first one is."""
+        return parallel_state.get_tensor_model_parallel_rank() * num_local if self.enabled else 0
+
+
+def sum_partial_gradients(module: nn.Module, parallel: ModelParallelConfig) -> None:
+    """Has the gradients of whole parameters summed over the tensor-parallel ranks.
+
+    Each rank's tokens give only part of the gradient of norms, row biases and modulations.
+    """
+    if not TokenSplit(parallel).enabled:
+        return
+    group = parallel_state.get_tensor_model_parallel_group()
+
+    def total(gradient: Tensor) -> Tensor:
+        summed = gradient.clone()
+        dist.all_reduce(summed, group=group)
+        return summed
+
+    for parameter in module.parameters():
+        if not is_sharded(parameter):
+            parameter.register_hook(total)

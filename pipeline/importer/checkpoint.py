@@ -1,0 +1,81 @@
+"""A training checkpoint of full tensors, written and committed by one process."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from pipeline.checkpoint import commit, store
+from pipeline.checkpoint.checkpointer import RunState
+from pipeline.checkpoint.fragments import STATES, Fragment
+from pipeline.importer.network import Network
+
+
+def write_checkpoint(directory: Path, network: Network, tokenizer: str) -> Path:
+    """Commits DIRECTORY/checkpoints/step_N and returns it.
+
+    tokenizer: fingerprint, or "" where the dataset to come decides. Without the optimizer's moments
+    they are zero and no update has been counted, so that Adam corrects for their bias anew.
+    """
+    checkpoints = directory / "checkpoints"
+    staging = commit.begin(checkpoints, network.step)
+    store.write(staging, _fragments(network), None)
+    files = {path.name: commit.digest(path) for path in sorted(staging.iterdir())}
+    state = RunState(
+        step=network.step,
+        updates=network.step if network.moments else 0,
+        consumed_samples=0,
+        tokens=0,
+        seq_len=network.seq_len,
+        model=asdict(network.model),
+        objective=asdict(network.objective),
+        data={},
+        data_path="",
+        tokenizer=tokenizer,
+    )
+    return commit.commit(staging, commit.Manifest(network.step, files, asdict(state)))
+
+
+def _fragments(network: Network) -> list[Fragment]:
+    averages = network.weights if network.ema is None else network.ema
+    fragments = []
+    for name, weight in network.weights.items():
+        moments = network.moments or {key: {name: torch.zeros_like(weight)} for key in STATES[1:3]}
+        tensors = [weight, moments["exp_avg"][name], moments["exp_avg_sq"][name], averages[name]]
+        states = {key: t.flatten() for key, t in zip(STATES, tensors, strict=True)}
+        shape = tuple(weight.shape)
+        fragments.append(Fragment(name, shape, shape, (0,) * len(shape), 0, states, True))
+    return fragments
+
+
+@dataclass(frozen=True)
+class ImportedSource:
+    """The imported network as an export sees it."""
+
+    network: Network
+    tokenizer_path: Path | None = None
+    data_path: Path | None = None
+
+    @property
+    def step(self) -> int:
+        return self.network.step
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.network.model
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        return asdict(self.network.objective)
+
+    @property
+    def seq_len(self) -> int:
+        return self.network.seq_len
+
+    def tensors(self, state: str) -> dict[str, Tensor]:
+        """Of the state `weights` or `ema`."""
+        averages = self.network.ema if state == "ema" else None
+        return averages if averages is not None else self.network.weights

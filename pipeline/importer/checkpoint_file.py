@@ -1,0 +1,169 @@
+"""The Lightning file: which tensors it holds, and the states of training made of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from model.config import ModelConfig
+from pipeline.errors import ImportCheckpointError
+from pipeline.importer import published
+from pipeline.importer.archive import Archive
+from pipeline.importer.inert import Inert, LazyTensor
+from pipeline.importer.published import Parameter
+from pipeline.importer.stored_config import StoredConfig
+
+# Where each state of a training checkpoint comes from, for the report.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class PublishedFile:
+    """An opened file. Raises ImportCheckpointError unless it holds a `state_dict` of tensors."""
+
+    def __init__(self, path: Path) -> None:
+        self.archive = Archive(path)
+        content = self.archive.content
+        self.content: dict[Any, Any] = content if isinstance(content, dict) else {}
+        state = self.content.get("state_dict")
+        if not isinstance(state, dict) or not all(
+            isinstance(key, str) and isinstance(value, LazyTensor) for key, value in state.items()
+        ):
+            self.archive.close()
+            raise self.problem("is no Lightning checkpoint: it has no 'state_dict' of tensors")
+        self.tensors: dict[str, LazyTensor] = {}
+        for key, value in state.items():
+            self.tensors[published.clean_key(key)] = value
+        if len(self.tensors) != len(state):
+            self.archive.close()
+            raise self.problem("has the same key twice once '_orig_mod.' is taken out of its keys")
+
+    def __enter__(self) -> "PublishedFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.archive.close()
+
+    def problem(self, text: str) -> ImportCheckpointError:
+        return self.archive.problem(text)
+
+    @property
+    def config(self) -> StoredConfig:
+        return StoredConfig(self._hyper_parameter("config"))
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._hyper_parameter("tokenizer")
+
+    @property
+    def step(self) -> int:
+        step = self.content.get("global_step")
+        return step if type(step) is int and step >= 0 else 0
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: tensor.size for key, tensor in self.tensors.items()}
+
+    def scalar(self, key: str) -> float | None:
+        """A 0-d tensor of the state dict."""
+        tensor = self.tensors.get(key)
+        if tensor is None:
+            return None
+        if tensor.size != ():
+            raise self.problem(f"has '{key}' of shape {list(tensor.size)}; a single number is due")
+        return float(self.archive.read(tensor))
+
+    def weights(self, model: ModelConfig) -> dict[str, Tensor]:
+        """The raw weights by our names. Raises ImportCheckpointError for any difference in keys."""
+        expected = published.parameters(model)
+        known = {p.published for p in expected} | {published.ROTARY, *published.CLIPS}
+        missing = [p.published for p in expected if p.published not in self.tensors]
+        extra = sorted(self.tensors.keys() - known)
+        if missing or extra:
+            lines = [f"lacks '{key}'" for key in missing[:5]] + [f"has '{key}'" for key in extra[:5]]
+            raise self.problem(
+                f"does not hold the tensors of a published network ({len(missing)} missing, "
+                f"{len(extra)} unknown): its state_dict {', '.join(lines)}"
+            )
+        return self._states(
+            [self.tensors[p.published] for p in expected],
+            expected,
+            model,
+            lambda p: f"state_dict['{p.published}']",
+        )
+
+    def ema(self, model: ModelConfig) -> dict[str, Tensor] | None:
+        """The averaged weights by our names; None where the file has none."""
+        record = self.content.get("ema")
+        if record is None:
+            return None
+        shadows = record.get("shadow_params") if isinstance(record, dict) else None
+        if not isinstance(shadows, list):
+            raise self.problem("is damaged: its 'ema' has no list 'shadow_params'")
+        expected = published.parameters(model)
+        if len(shadows) != len(expected):
+            raise self.problem(
+                f"has {len(shadows)} averaged tensors in ema.shadow_params for {len(expected)} "
+                "parameters; import --weights raw from a file without 'ema', or mend the file"
+            )
+        return self._states(
+            shadows, expected, model, lambda p: f"ema.shadow_params ({p.published})"
+        )
+
+    def moments(self, model: ModelConfig) -> tuple[dict[str, dict[str, Tensor]] | None, str]:
+        """Both moments of Adam by our names, and a word on where they come from.
+
+        None where the optimizer's state is absent or not of these parameters in this order.
+        """
+        states = self.content.get("optimizer_states")
+        if not isinstance(states, list) or not states:
+            return None, "zero (the file holds no optimizer state)"
+        slots = states[0].get("state") if isinstance(states[0], dict) else None
+        expected = published.parameters(model)
+        if (
+            not isinstance(slots, dict)
+            or list(slots) != list(range(len(expected)))
+            or not all(isinstance(slot, dict) for slot in slots.values())
+        ):
+            return None, "zero (the file's optimizer state is not one entry per parameter)"
+        found = {}
+        for name in MOMENTS:
+            values = [slots[index].get(name) for index in range(len(expected))]
+            if [getattr(v, "size", None) for v in values] != [p.shape for p in expected]:
+                return None, f"zero (the file's '{name}' does not fit the parameters)"
+            where = f"optimizer_states '{name}' of"
+            found[name] = self._states(
+                values, expected, model, lambda p, where=where: f"{where} {p.published}"
+            )
+        return found, "of the file's optimizer"
+
+    def _states(
+        self,
+        values: list[Any],
+        expected: list[Parameter],
+        model: ModelConfig,
+        place: Callable[[Parameter], str],
+    ) -> dict[str, Tensor]:
+        """Reads one tensor per parameter; raises ImportCheckpointError for shapes and NaNs."""
+        found = {}
+        for value, parameter in zip(values, expected, strict=True):
+            if not isinstance(value, LazyTensor) or value.size != parameter.shape:
+                size = list(value.size) if isinstance(value, LazyTensor) else "no tensor"
+                raise self.problem(
+                    f"has {size} at {place(parameter)}, where the network has "
+                    f"{list(parameter.shape)}"
+                )
+            tensor = self.archive.read(value)
+            bad = int((~tensor.isfinite()).sum())
+            if bad:
+                raise self.problem(
+                    f"has {bad} values that are NaN or infinite at {place(parameter)}; "
+                    "the download is damaged or the run had diverged"
+                )
+            found[parameter.name] = published.to_here(parameter, tensor, model)
+        return found
+
+    def _hyper_parameter(self, name: str) -> Any:
+        held = self.content.get("hyper_parameters")
+        if isinstance(held, Inert):
+            held = held.entries or held.state
+        return held.get(name) if isinstance(held, dict) else None

@@ -1,0 +1,154 @@
+"""What an untrusted pickle may become: plain data, tensors by reference, and inert records.
+
+A global that a pickle names is never looked up, let alone imported. It is its name and no more.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pipeline.errors import ImportCheckpointError
+
+
+@dataclass(frozen=True)
+class Global:
+    """A module-level name in a pickle, such as `torch.FloatStorage`."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class Inert:
+    """An object that a pickle wants made: what it should be called with and filled with."""
+
+    name: str
+    args: Any = ()
+    state: Any = None
+    entries: dict[Any, Any] = field(default_factory=dict)
+    elements: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """`numel` elements in the record `data/KEY` of the archive."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is not read yet."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+STORAGES = {
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+# Names that pickles of Python 2's protocols use for modules of Python 3.
+OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+# Of the standard library and torch, what honest checkpoints make objects of. Making one here means
+# writing down its name, so this list decides what is reported, not what is safe.
+ORDINARY = frozenset(
+    ["builtins." + name for name in (
+        "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list",
+        "long", "object", "range", "set", "slice", "str", "tuple", "unicode",
+    )]
+    + ["collections." + name for name in ("Counter", "OrderedDict", "defaultdict", "deque")]
+    + ["datetime." + name for name in ("date", "datetime", "time", "timedelta", "timezone")]
+    + ["pathlib." + name for name in (
+        "Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath",
+    )]
+    + ["_codecs.encode", "copyreg.__newobj__", "copyreg._reconstructor", "decimal.Decimal"]
+    + ["argparse.Namespace", "types.SimpleNamespace", "uuid.UUID"]
+    + ["torch.Size", "torch.Tensor", "torch.device", "torch.dtype"]
+    + ["torch.nn.parameter.Parameter", "torch.torch_version.TorchVersion"]
+)  # fmt: skip
+
+
+def global_of(module: str, name: str) -> Global:
+    """The global by its name in Python 3."""
+    return Global(f"{OLD_MODULES.get(module, module)}.{name}")
+
+
+def call(callee: Any, args: Any) -> Any:
+    """What a pickle's call becomes. Nothing but the tensor rules below is ever computed.
+
+    Raises ImportCheckpointError for a call that no checkpoint needs and an exploit does: functions
+    of the standard library or of torch.
+    """
+    if not isinstance(callee, Global):
+        return Inert(type(callee).__name__, args)
+    if callee.name in RULES:
+        try:
+            return RULES[callee.name](*args)
+        except (TypeError, ValueError) as error:
+            raise ImportCheckpointError(f"it calls {callee.name} in a wrong way: {error}") from None
+    package = callee.name.partition(".")[0]
+    if callee.name in ORDINARY or package not in (sys.stdlib_module_names | {"torch"}):
+        return Inert(callee.name, args)
+    raise ImportCheckpointError(
+        f"it asks for a call of `{callee.name}`, which no checkpoint needs: it looks hostile. "
+        "Nothing of it was executed; do not load it with other tools"
+    )
+
+
+def storage(reference: Any) -> Storage:
+    """The storage that a persistent id of torch names."""
+    match reference:
+        case ("storage", Global(name=kind), str() as key, _, int() as numel) if kind in STORAGES:
+            return Storage(key, STORAGES[kind], numel)
+    raise ImportCheckpointError("it refers to a storage in a way that torch.save does not")
+
+
+def _tensor(source: Any, offset: Any, size: Any, stride: Any, *_: Any) -> LazyTensor:
+    """A view of a storage; raises ValueError unless it lies within the storage."""
+    if not isinstance(source, Storage) or not isinstance(size, tuple | list):
+        raise ValueError("a tensor needs a storage and a size")
+    numbers = [offset, *size, *stride]
+    if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+        raise ValueError("offset, size and stride of a tensor must be whole numbers")
+    elements, last = 1, offset
+    for length, step in zip(size, stride, strict=True):
+        elements *= length
+        last += (length - 1) * step
+    if elements > source.numel or (elements and last >= source.numel):
+        raise ValueError(f"a tensor of size {list(size)} does not fit its storage")
+    return LazyTensor(source, offset, tuple(size), tuple(stride))
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+    return dict(pairs) if isinstance(pairs, list | tuple | dict) else {}
+
+
+def _size(sizes: Any) -> tuple[Any, ...]:
+    return tuple(sizes)
+
+
+RULES: dict[str, Any] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch.Size": _size,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+}

@@ -1,0 +1,129 @@
+"""From a published file to the network, the objective and the states of training."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from model.config import ModelConfig
+from pipeline.config import ObjectiveSection
+from pipeline.errors import ImportCheckpointError
+from pipeline.importer import published, recognise
+from pipeline.importer.checkpoint_file import PublishedFile
+from pipeline.importer.recognise import Options, Reading
+from pipeline.importer.stored_config import stored_mask_id
+
+DEFAULT_LENGTH = 1024
+# Tokenizers of the paper that have a mask token of their own: name, vocabulary, mask id.
+OWN_MASK = ("bert-base-uncased", 30522, 103)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a file holds. states: `weights`, `ema` (None if absent) and both moments, by name."""
+
+    step: int
+    model: ModelConfig
+    objective: ObjectiveSection
+    seq_len: int
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    moments: dict[str, dict[str, Tensor]] | None
+    notes: list[str]
+
+
+def read_network(file: PublishedFile, options: Options, tokenizer_mask: int | None) -> Network:
+    """Reads and checks everything.
+
+    tokenizer_mask: the mask's row according to a tokenizer that the user gave. Raises
+    ImportCheckpointError with the file's name in it.
+    """
+    reading = Reading(file.config, options)
+    try:
+        objective, model, seq_len = _describe(file, reading, tokenizer_mask)
+    except ImportCheckpointError as error:
+        text = str(error)
+        raise (error if str(file.archive.path) in text else file.problem(f"cannot be used: {text}")) from None
+    weights, ema = file.weights(model), file.ema(model)
+    moments, origin = file.moments(model)
+    reading.notes.append(f"moments: {origin}")
+    if ema is None:
+        if options.weights == "ema":
+            raise file.problem("holds no averaged weights ('ema'); pass --weights raw")
+        reading.notes.append("ema: the raw weights (the file holds no average)")
+    return Network(file.step, model, objective, seq_len, weights, ema, moments, reading.notes)
+
+
+def _describe(
+    file: PublishedFile, reading: Reading, tokenizer_mask: int | None
+) -> tuple[ObjectiveSection, ModelConfig, int]:
+    shapes, options = file.shapes(), reading.options
+    rope_base = published.ROPE_BASE
+    head_dim = None
+    if published.ROTARY in file.tensors:
+        inv_freq = file.archive.read(file.tensors[published.ROTARY])
+        if inv_freq.dim() != 1 or not len(inv_freq):
+            raise ImportCheckpointError(f"its '{published.ROTARY}' holds no rotary frequencies")
+        rope_base, head_dim = published.rope_base_of(inv_freq), 2 * len(inv_freq)
+    embedding = shapes.get("backbone.vocab_embed.embedding", ())
+    rows, size = embedding if len(embedding) == 2 else (1, 1)
+    model = published.architecture(
+        shapes,
+        _num_heads(reading, size, head_dim),
+        _mask_id(file, reading, rows, tokenizer_mask),
+        rope_base,
+    )
+    clips = {key: value for key in published.CLIPS if (value := file.scalar(key)) is not None}
+    name = recognise.objective_name(reading, model.adaln, bool(clips))
+    objective = recognise.objective_of(reading, name, clips)
+    given = options.seq_len
+    seq_len = int(reading.value("model.length", given, DEFAULT_LENGTH, "the length"))
+    if name == "bd3lm" and seq_len % objective.block_size:
+        raise ImportCheckpointError(
+            f"its length {seq_len} does not divide by its block size {objective.block_size}"
+        )
+    return objective, _with_dropout(model, reading), seq_len
+
+
+def _with_dropout(model: ModelConfig, reading: Reading) -> ModelConfig:
+    from dataclasses import replace
+
+    dropout = reading.config.number("model.dropout")
+    return replace(model, dropout=dropout) if dropout is not None and 0 <= dropout < 1 else model
+
+
+def _num_heads(reading: Reading, size: int, head_dim: int | None) -> int:
+    """Shapes of weights do not tell the heads; the rotary buffer and the configuration do."""
+    stored, given = reading.config.count("model.n_heads"), reading.options.num_heads
+    by_rotary = size // head_dim if head_dim and size % head_dim == 0 else None
+    known = {
+        f"{count} by {source}": count
+        for source, count in {
+            "model.n_heads": stored, "--num-heads": given, "the rotary buffer": by_rotary
+        }.items()
+        if count is not None
+    }  # fmt: skip
+    if not known:
+        raise ImportCheckpointError("the number of heads is not stored in it: pass --num-heads")
+    if len(set(known.values())) > 1:
+        raise ImportCheckpointError(f"its number of heads is unclear: {', '.join(known)}")
+    return next(iter(known.values()))
+
+
+def _mask_id(
+    file: PublishedFile, reading: Reading, rows: int, tokenizer_mask: int | None
+) -> int:
+    """The last row, but where the tokenizer has a mask token of its own."""
+    found: dict[str, Any] = {
+        "--mask-id": reading.options.mask_id,
+        "--tokenizer": tokenizer_mask,
+        "the tokenizer in the file": stored_mask_id(file.tokenizer, rows),
+    }
+    name = str(reading.config.get("data.tokenizer_name_or_path") or "")
+    if name.endswith(OWN_MASK[0]) and rows == OWN_MASK[1]:
+        found[f"the tokenizer's name {name}"] = OWN_MASK[2]
+    known = {source: index for source, index in found.items() if index is not None}
+    if len(set(known.values())) > 1:
+        told = ", ".join(f"{index} by {source}" for source, index in known.items())
+        raise ImportCheckpointError(f"its mask id is unclear: {told}")
+    return next(iter(known.values()), rows - 1)

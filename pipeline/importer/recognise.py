@@ -1,0 +1,191 @@
+"""Which of the paper's systems a checkpoint holds: from its configuration, its keys, and options."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.objectives import BD3LM, EsoLM
+from model.objectives.noise import EPSILON
+from pipeline.config import ObjectiveSection
+from pipeline.errors import ImportCheckpointError
+from pipeline.importer.stored_config import StoredConfig
+
+# Attention modes of the published configuration: (diffusion phase, sequential phase).
+MODES = {"A": ("mixed2", "mixed"), "B": ("causal", "causal")}
+NAMES = ("esolm", "ar", "mdlm", "bd3lm")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user says of a checkpoint; None where the file is to say it.
+
+    weights, dtype: of the bundle. objective: only for files without a configuration.
+    """
+
+    variant: str | None = None
+    weights: str = "ema"
+    dtype: str = "bf16"
+    objective: str | None = None
+    alpha_0: float | None = None
+    block_size: int | None = None
+    seq_len: int | None = None
+    num_heads: int | None = None
+    mask_id: int | None = None
+
+    def problems(self) -> list[str]:
+        """What is out of range, in words."""
+        choices = {
+            "--variant": (self.variant, (None, "A", "B")),
+            "--weights": (self.weights, ("ema", "raw")),
+            "--dtype": (self.dtype, ("fp32", "bf16")),
+            "--objective": (self.objective, (None, *NAMES)),
+        }
+        return [
+            f"{name} is '{given}'; choose {' or '.join(c for c in allowed if c is not None)}"
+            for name, (given, allowed) in choices.items()
+            if given not in allowed
+        ]
+
+
+@dataclass
+class Reading:
+    """What was found out, and what had to be assumed: the notes are for the user."""
+
+    config: StoredConfig
+    options: Options
+    notes: list[str] = field(default_factory=list)
+
+    def value(self, path: str, given: Any, otherwise: Any, what: str) -> Any:
+        """Of the configuration, else the option, else an assumption that is noted.
+
+        Raises ImportCheckpointError where configuration and option contradict each other.
+        """
+        stored = self.config.number(path)
+        if stored is not None:
+            stored = type(otherwise)(stored)
+            if given is not None and given != stored:
+                raise ImportCheckpointError(
+                    f"its configuration says {path} = {stored}, the option says {given}; leave the "
+                    "option out"
+                )
+            return stored
+        if given is not None:
+            return given
+        self.notes.append(f"{what} is not stored in the file; {otherwise} is assumed")
+        return otherwise
+
+
+def objective_name(reading: Reading, has_adaln: bool, has_clips: bool) -> str:
+    """`esolm`, `ar`, `mdlm` or `bd3lm`; raises ImportCheckpointError if it cannot be told."""
+    stored, given = reading.config.get("algo.name"), reading.options.objective
+    if stored is not None and stored not in NAMES:
+        raise ImportCheckpointError(
+            f"it was trained as '{stored}'; an import knows {', '.join(NAMES)}"
+        )
+    by_keys = None if has_adaln and not has_clips else "bd3lm" if has_adaln else "ar"
+    by_option = given or ("esolm" if reading.options.variant else None)
+    name = stored or by_option or by_keys
+    if name is None:
+        raise ImportCheckpointError(
+            "it holds no configuration, and Eso-LM and MDLM have the same tensors: pass --variant A "
+            "or --variant B, or --objective mdlm"
+        )
+    if by_option not in (None, name):
+        raise ImportCheckpointError(f"it was trained as '{name}', not as '{by_option}'")
+    if (name == "ar") == has_adaln:
+        found = "has" if has_adaln else "lacks"
+        raise ImportCheckpointError(f"'{name}' does not fit: the network {found} adaLN tensors")
+    return str(name)
+
+
+def objective_of(reading: Reading, name: str, clips: dict[str, float]) -> ObjectiveSection:
+    """The objective as a run's configuration would state it."""
+    section = ObjectiveSection(name=name)
+    section.low_variance = reading.config.get("algo.loss_type") == "low_var"
+    if name == "esolm":
+        return _esolm(reading, section)
+    if name == "ar":
+        section.prepend = str(reading.config.get("algo.prepend_token") or "none")
+        if section.prepend not in ("none", "bos", "mask"):
+            raise ImportCheckpointError(f"it prepends '{section.prepend}', not bos or mask")
+    elif name == "bd3lm":
+        _bd3lm(reading, section, clips)
+    return section
+
+
+def _esolm(reading: Reading, section: ObjectiveSection) -> ObjectiveSection:
+    options = reading.options
+    section.alpha_0 = reading.value("algo.alpha_0", options.alpha_0, 1.0, "alpha_0")
+    pure = section.alpha_0 in (0.0, 1.0)
+    split = reading.config.number("algo.batch_split")
+    section.kappa = section.alpha_0 if pure else (0.5 if split is None else split)
+    modes = [reading.config.get(f"algo.{phase}_attn_mode") for phase in ("diffusion", "sequential")]
+    # A phase that never happens has a mode that means nothing.
+    if section.alpha_0 == 0.0:
+        modes[0] = None
+    if section.alpha_0 == 1.0:
+        modes[1] = None
+    if modes[0] == "bidirectional" and section.alpha_0 == 1.0:
+        reading.notes.append("Eso-LM with bidirectional attention and alpha_0 = 1 is MDLM")
+        return ObjectiveSection(name="mdlm", low_variance=section.low_variance)
+    section.variant = _variant(modes, options.variant)
+    _note_shuffling(reading, section)
+    problems = EsoLM(0, section.alpha_0, section.kappa, section.variant).problems(0)
+    if problems:
+        raise ImportCheckpointError("its configuration is impossible: " + "; ".join(problems))
+    return section
+
+
+def _variant(modes: list[Any], given: str | None) -> str:
+    """A or B by the attention modes of the phases (None: unknown or without meaning)."""
+    known = [mode for mode in modes if mode is not None]
+    fitting = [
+        name
+        for name, expected in MODES.items()
+        if all(m in (None, e) for m, e in zip(modes, expected, strict=True))
+    ]
+    if known and not fitting:
+        raise ImportCheckpointError(
+            f"its attention modes {' and '.join(map(str, known))} are neither those of Eso-LM (A), "
+            "mixed2 and mixed, nor of (B), causal and causal"
+        )
+    if known and given not in (None, *fitting):
+        raise ImportCheckpointError(f"it was trained as Eso-LM ({fitting[0]}), not as ({given})")
+    if not known and given is None:
+        raise ImportCheckpointError(
+            "its variant is not stored in the file: pass --variant A or --variant B"
+        )
+    return given if given is not None else fitting[0]
+
+
+def _note_shuffling(reading: Reading, section: ObjectiveSection) -> None:
+    """Where the run kept the natural order and attention is causal, training here differs."""
+    for phase, happens in (("diffusion", section.alpha_0 > 0), ("sequential", section.alpha_0 < 1)):
+        shuffled = reading.config.get(f"algo.{phase}_shuffle")
+        if shuffled is False and happens and section.variant == "B":
+            reading.notes.append(
+                f"{phase} steps were trained in natural order, unlike Eso-LM (B): the network is "
+                "imported as it is, but training goes on in random order"
+            )
+
+
+def _bd3lm(reading: Reading, section: ObjectiveSection, clips: dict[str, float]) -> None:
+    config, options = reading.config, reading.options
+    section.block_size = int(reading.value("block_size", options.block_size, 4, "the block size"))
+    low, high = (
+        clips.get(key, config.number(f"training.{key}")) for key in ("sampling_eps_min", "sampling_eps_max")
+    )
+    # Stored as float32: 0.001 is not quite 0.001.
+    section.t_min = min(max(EPSILON, round(low if low is not None else EPSILON, 6)), 1.0)
+    section.t_max = min(max(section.t_min, round(high if high is not None else 1.0, 6)), 1.0)
+    section.resample = bool(config.get("training.resample") or False)
+    keep_first = config.get("algo.ignore_bos")
+    section.keep_first = True if keep_first is None else bool(keep_first)
+    # The published loss drops its weight where t is never small.
+    section.low_variance = section.t_min > 0.5
+    if section.t_min == section.t_max == 1.0:
+        section.resample = False
+    problems = BD3LM(0, section.block_size, section.t_min, section.t_max).problems(
+        section.block_size
+    )
+    if problems:
+        raise ImportCheckpointError("its configuration is impossible: " + "; ".join(problems))

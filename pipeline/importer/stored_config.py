@@ -1,0 +1,115 @@
+"""Values of a pickled omegaconf configuration and tokenizer, read out of their inert records."""
+
+import json
+import re
+from typing import Any
+
+from pipeline.importer.inert import Inert
+
+_INTERPOLATION = re.compile(r"\$\{(\.*)([\w.]+)\}")
+# Deeper wrapping or longer chains of interpolations do not occur; a hostile file could loop.
+_MAX_DEPTH = 16
+
+
+class StoredConfig:
+    """The configuration of the published code, whether stored as a DictConfig or as plain dicts."""
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+
+    def get(self, path: str) -> Any:
+        """The plain value at a dotted path, interpolations followed; None where there is none."""
+        for _ in range(_MAX_DEPTH):
+            value = self._node(path)
+            if not isinstance(value, str | int | float):
+                return None
+            match = _INTERPOLATION.fullmatch(value) if isinstance(value, str) else None
+            if match is None:
+                unknown = isinstance(value, str) and ("${" in value or value == "???")
+                return None if unknown else value
+            dots, name = match.groups()
+            parents = path.split(".")[: -len(dots)] if dots else []
+            path = ".".join([*parents, name])
+        return None
+
+    def number(self, path: str) -> float | None:
+        """The number at a path."""
+        value = self.get(path)
+        try:
+            return None if value is None else float(value)
+        except ValueError:
+            return None
+
+    def count(self, path: str) -> int | None:
+        """The positive whole number at a path."""
+        value = self.number(path)
+        return int(value) if value is not None and value >= 1 and value == int(value) else None
+
+    def _node(self, path: str) -> Any:
+        node = _unwrap(self._root)
+        for part in path.split("."):
+            if not isinstance(node, dict):
+                return None
+            node = _unwrap(node.get(part))
+        return node
+
+
+def _unwrap(node: Any) -> Any:
+    """The dict, list or value inside a node of omegaconf, or of an object with plain attributes."""
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(node, Inert):
+            return node
+        state = node.state if isinstance(node.state, dict) else {}
+        if "_val" in state:
+            node = state["_val"]
+        elif "_content" in state:
+            node = state["_content"]
+        else:
+            return state or node.entries
+    return None
+
+
+def stored_mask_id(tokenizer: Any, rows: int) -> int | None:
+    """The row of the mask according to a pickled tokenizer; None if it cannot be told.
+
+    The published code takes the tokenizer's own mask token, and adds a last row where it has none.
+    """
+    if not isinstance(tokenizer, Inert) or not isinstance(tokenizer.state, dict):
+        return None
+    state = tokenizer.state
+    special = _unwrap(state.get("_special_tokens_map"))
+    named = special if isinstance(special, dict) else {}
+    if "_mask_token" not in state and "mask_token" not in named:
+        # Newer tokenizers list only the special tokens that they have.
+        return rows - 1 if named else None
+    token = _token_text(state.get("_mask_token", named.get("mask_token")))
+    if token is None:
+        return rows - 1
+    index = _vocabulary(state).get(token)
+    return index if isinstance(index, int) and 0 <= index < rows else None
+
+
+def _token_text(token: Any) -> str | None:
+    """The text of a special token: a string, or an AddedToken's `content`."""
+    if isinstance(token, Inert) and isinstance(token.state, dict):
+        token = token.state.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _vocabulary(state: dict[Any, Any]) -> dict[Any, Any]:
+    """Ids by token, as far as the tokenizer's state lists them."""
+    for name in ("vocab", "encoder"):
+        found = _unwrap(state.get(name))
+        if isinstance(found, dict) and found:
+            return found
+    backend = state.get("_tokenizer")
+    content = backend.state if isinstance(backend, Inert) else None
+    if isinstance(content, Inert) and content.name == "_codecs.encode" and content.args:
+        content = content.args[0]
+    if not isinstance(content, str | bytes):
+        return {}
+    try:
+        record = json.loads(content)
+        return {entry["content"]: entry["id"] for entry in record["added_tokens"]}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
