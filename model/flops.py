@@ -44,8 +44,8 @@ def visible_pairs(work: RowWork) -> tuple[float, float]:
     return noised + clean + prefix, noised
 
 
-def row_flops(config: ModelConfig, work: RowWork) -> float:
-    """Forward and backward of one row."""
+def layer_flops(config: ModelConfig, work: RowWork) -> list[float]:
+    """Forward and backward of one row, by layer: the embedding, every block, the head."""
     width, streams = config.hidden_size, work.pattern.num_streams
     matrices = 3 if config.activation == "swiglu" else 2
     keys_values = 2 * width * width
@@ -53,10 +53,16 @@ def row_flops(config: ModelConfig, work: RowWork) -> float:
     all_pairs, output_pairs = visible_pairs(work)
     block = streams * work.length * (keys_values + others) + 2 * width * all_pairs
     last = work.length * (streams * keys_values + others) + 2 * width * output_pairs
-    blocks = (config.num_layers - 1) * block + last
-    return 6.0 * (blocks + work.scored * width * config.vocab_size)
+    head = work.scored * width * config.vocab_size
+    return [0.0, *[6.0 * block] * (config.num_layers - 1), 6.0 * last, 6.0 * head]
+
+
+def layer_costs(config: ModelConfig, works: Iterable[RowWork]) -> list[float]:
+    """FLOPs of each layer for a mean row, as the kinds of rows share a global batch."""
+    rows = [[work.share * cost for cost in layer_flops(config, work)] for work in works]
+    return [sum(costs) for costs in zip(*rows, strict=True)]
 
 
 def flops_per_token(config: ModelConfig, works: Iterable[RowWork], seq_len: int) -> float:
     """Of a token of the data (not per token fed), as the kinds of rows share a global batch."""
-    return sum(work.share * row_flops(config, work) for work in works) / seq_len
+    return sum(layer_costs(config, works)) / seq_len

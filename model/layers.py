@@ -30,7 +30,9 @@ def column_linear(
     return sharded(layer, 0)
 
 
-def output_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig) -> nn.Module:
+def output_linear(
+    inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig
+) -> nn.Module:
     """As `column_linear`, for inputs that sequence parallelism has gathered already.
 
     The gather also sums the ranks' shares of the inputs' gradient, so the layer must not.

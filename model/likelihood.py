@@ -36,7 +36,7 @@ def order_log_likelihood(
     rows = MaskedRows.in_order(tokens, np.ones(order.shape, dtype=np.bool_), order)
     unused = SampleKeys(0, np.zeros(len(order), np.int64), np.zeros(len(order), np.int64), 1)
     inputs = rows.two_streams(mask_id, AttentionPattern.TWO_STREAM, unused)
-    return _log_p(logits, inputs, rows.labels)
+    return token_log_p(logits, inputs, rows.labels)
 
 
 def left_to_right_log_likelihood(
@@ -48,7 +48,7 @@ def left_to_right_log_likelihood(
     """
     first = np.zeros(len(tokens), np.int64)
     inputs, targets = objective.corrupt(tokens, SampleKeys(0, first, first, 1))
-    return _log_p(logits, inputs, targets.labels)
+    return token_log_p(logits, inputs, targets.labels)
 
 
 def draw_orders(
@@ -119,13 +119,13 @@ def nelbo(
 
 def _weighted_nll(logits: Logits, inputs: NetworkInput, targets: Targets) -> Tensor:
     """float64 [B]; the labels of unweighted positions may be impossible and do not count."""
-    log_p = _log_p(logits, inputs, targets.labels)
+    log_p = token_log_p(logits, inputs, targets.labels)
     return -torch.where(targets.weights > 0, log_p * targets.weights, 0.0).sum(1)
 
 
 @torch.no_grad()
-def _log_p(logits: Logits, inputs: NetworkInput, labels: Tensor) -> Tensor:
-    """float64 [B, L] on the CPU, whatever device the network computes on."""
+def token_log_p(logits: Logits, inputs: NetworkInput, labels: Tensor) -> Tensor:
+    """log p of each label [B, L], float64 on the CPU, whatever device the network computes on."""
     all_logits = logits(inputs)
     labels = labels.to(all_logits.device)
     chosen = all_logits.gather(-1, labels[..., None])[..., 0].double()

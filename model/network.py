@@ -104,9 +104,7 @@ class Block(nn.Module):
             return hidden
         first_token = self.split.first_token(hidden.shape[0])
         site, seq_len = 2 * self.layer + half, positions.shape[1]
-        return keyed_dropout(
-            hidden, rows[:, 3], site, self.config.dropout, seq_len, first_token
-        )
+        return keyed_dropout(hidden, rows[:, 3], site, self.config.dropout, seq_len, first_token)
 
 
 class Head(nn.Module):

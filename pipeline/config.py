@@ -3,12 +3,14 @@
 import difflib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import ConfigError
+
+Schema = TypeVar("Schema")
 
 
 @dataclass
@@ -126,8 +128,10 @@ class ParallelSection:
     zero: int = 1
     sequence: bool = False
     """Split the tokens between the tensor-parallel layers among the tensor-parallel ranks."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass (pipeline stages only so far)."""
+    activation_checkpointing: str = "none"
+    """`none`, `selective` (attention is computed again in the backward pass) or `full` (blocks)."""
+    offload: bool = False
+    """Keep the optimizer's states in host memory and update there."""
 
 
 @dataclass
@@ -144,6 +148,42 @@ class CheckpointSection:
 
 
 @dataclass
+class PrepSection:
+    """The corpus that data.path is made from; only `esolm submit --stages prep` reads it."""
+
+    inputs: list[str] = field(default_factory=list)
+    """Text files, directories of them, or JSONL; .gz and .zst as well."""
+    from_python_stdlib: bool = False
+    """Also take the library of the running Python."""
+    text_key: str = "text"
+    """The key of JSONL objects that holds the text."""
+    on_bad_document: str = "error"
+    """`error` or `skip`."""
+    tokenizer: str = ""
+    """A tokenizer's directory; it is trained on the same corpus if it does not exist."""
+    vocab_size: int = 32_000
+    """Pieces of a tokenizer that has to be trained."""
+    tasks: int = 16
+    """Tasks of the job array."""
+    valid_fraction: float = 0.01
+    """Share of documents to validate on."""
+    shard_tokens: int = 100_000_000
+    """Tokens after which a shard ends."""
+
+
+@dataclass
+class SlurmSection:
+    """What the run asks of a cluster; what the cluster is like stands in configs/cluster/."""
+
+    nodes: str = "1"
+    """Nodes to train on: a number, or MIN-MAX to start with as few as MIN when more are busy."""
+    time: str = ""
+    """Time limit of one training job as Slurm writes it, e.g. 1-12:00:00; else the cluster's."""
+    max_restarts: int = 100
+    """Most requeues of the training job, for whatever reason."""
+
+
+@dataclass
 class RunConfig:
     run: RunSection = field(default_factory=RunSection)
     seed: int = 1
@@ -154,6 +194,8 @@ class RunConfig:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    prep: PrepSection = field(default_factory=PrepSection)
+    slurm: SlurmSection = field(default_factory=SlurmSection)
 
 
 def load_config(path: str | Path, overrides: list[str]) -> RunConfig:
@@ -162,18 +204,24 @@ def load_config(path: str | Path, overrides: list[str]) -> RunConfig:
     Raises ConfigError with every unknown key (and the nearest valid one), every value of the wrong
     type and every missing value at once.
     """
+    return load_structured(RunConfig, path, overrides)
+
+
+def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]) -> Schema:
+    """As `load_config`, for any dataclass of keys with defaults."""
     layers = _layers(Path(path), [])
     layers.append(_parse_overrides(overrides))
     problems: list[str] = []
-    config = OmegaConf.structured(RunConfig)
+    config = OmegaConf.structured(schema)
+    known = _keys_of(schema, "")
     for layer in layers:
-        for key, value in _leaves(layer):
-            problems += _set(config, key, value)
+        for key, value in _leaves(layer, known):
+            problems += _set(config, known, key, value)
     problems += [f"'{key}' is missing" for key in sorted(OmegaConf.missing_keys(config))]
     if problems:
         raise ConfigError(problems)
     resolved = OmegaConf.to_object(config)
-    assert isinstance(resolved, RunConfig)
+    assert isinstance(resolved, schema)
     return resolved
 
 
@@ -223,20 +271,19 @@ def _parse_overrides(overrides: list[str]) -> DictConfig:
     return OmegaConf.from_dotlist(overrides)
 
 
-def _leaves(layer: DictConfig, prefix: str = "") -> list[tuple[str, Any]]:
+def _leaves(layer: DictConfig, known: list[str], prefix: str = "") -> list[tuple[str, Any]]:
     leaves = []
     for key in layer:
         value = layer[key]
         name = f"{prefix}{key!s}"
-        if isinstance(value, DictConfig):
-            leaves += _leaves(value, f"{name}.")
+        if isinstance(value, DictConfig) and name not in known:
+            leaves += _leaves(value, known, f"{name}.")
         else:
             leaves.append((name, value))
     return leaves
 
 
-def _set(config: DictConfig, key: str, value: Any) -> list[str]:
-    known = valid_keys()
+def _set(config: DictConfig, known: list[str], key: str, value: Any) -> list[str]:
     if key not in known:
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
         return [f"unknown key '{key}'; the nearest valid one is '{nearest}'"]

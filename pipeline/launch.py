@@ -15,7 +15,7 @@ from types import FrameType
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
 
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
-from pipeline.train.signals import STOP_SIGNALS
+from pipeline.train.stop import STOP_SIGNALS
 
 LAUNCHER = "ESOLM_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1

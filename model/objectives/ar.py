@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.attention import AttentionPattern
@@ -30,6 +32,9 @@ class AutoRegressive:
 
     def terms(self, global_batch_size: int) -> dict[str, range]:
         return {SEQUENTIAL: range(global_batch_size)}
+
+    def times(self, seq_len: int, keys: SampleKeys) -> NDArray[np.float64] | None:
+        return None
 
     def for_validation(self) -> Self:
         return self

@@ -2,6 +2,8 @@
 
 from typing import Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.flops import RowWork
@@ -28,6 +30,10 @@ class Objective(Protocol):
 
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
         """Makes the network's input and targets of int64 tokens [B, L], all of one term."""
+        ...
+
+    def times(self, seq_len: int, keys: SampleKeys) -> NDArray[np.float64] | None:
+        """t of every output position as `corrupt` draws it, [B, L]; None in a term without time."""
         ...
 
     def for_validation(self) -> Self:

@@ -59,6 +59,10 @@ class BD3LM:
     def terms(self, global_batch_size: int) -> dict[str, range]:
         return {DIFFUSION: range(global_batch_size)}
 
+    def times(self, seq_len: int, keys: SampleKeys) -> Array:
+        t = self._times(keys, seq_len // self.block_size)
+        return np.repeat(t, self.block_size, axis=1)
+
     def for_validation(self) -> Self:
         """The full range of t; blocks of one token have the exact likelihood at t = 1."""
         t_min = 1.0 if self.block_size == 1 else EPSILON
@@ -66,8 +70,7 @@ class BD3LM:
 
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
         length = tokens.shape[1]
-        t = self._times(keys, length // self.block_size)
-        t_of_token = np.repeat(t, self.block_size, axis=1)
+        t_of_token = self.times(length, keys)
         masked = self._draw_masked(keys, t_of_token)
         if self.keep_first:
             masked[:, 0] = False

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.attention import AttentionPattern
@@ -64,6 +65,12 @@ class EsoLM:
         split = int(self.kappa * global_batch_size)
         spans = {DIFFUSION: range(split), SEQUENTIAL: range(split, global_batch_size)}
         return {name: span for name, span in spans.items() if len(span)}
+
+    def times(self, seq_len: int, keys: SampleKeys) -> NDArray[np.float64] | None:
+        if term_of(self, keys) != DIFFUSION:
+            return None
+        t = noise.row_times(keys, len(self.terms(keys.global_batch_size)[DIFFUSION]))
+        return np.broadcast_to(t, (len(t), seq_len))
 
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
         term = term_of(self, keys)

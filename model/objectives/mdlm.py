@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.attention import AttentionPattern
@@ -29,6 +31,10 @@ class MDLM:
 
     def terms(self, global_batch_size: int) -> dict[str, range]:
         return {DIFFUSION: range(global_batch_size)}
+
+    def times(self, seq_len: int, keys: SampleKeys) -> NDArray[np.float64] | None:
+        t = noise.row_times(keys, keys.global_batch_size)
+        return np.broadcast_to(t, (len(t), seq_len))
 
     def for_validation(self) -> Self:
         return replace(self, low_variance=False)

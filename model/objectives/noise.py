@@ -36,6 +36,11 @@ def stratified_t(
     return (t_max - t_min) * (uniform + slot) / num_slots + t_min
 
 
+def row_times(keys: SampleKeys, num_rows: int) -> Array:
+    """t of each row, [B, 1], stratified over the num_rows that take the diffusion term."""
+    return stratified_t(keys.uniforms(Purpose.TIME, 1)[:, 0], keys.slot, num_rows)[:, None]
+
+
 def mean_alpha(alpha_0: float, power: int = 1) -> float:
     """Mean of alpha_t, or of its square, over t uniform on [eps, 1]; alpha_t is linear in t."""
     first, last = alpha(np.array([EPSILON, 1.0]), alpha_0).tolist()
@@ -52,7 +57,7 @@ def draw_masked(
     num_rows: rows of the global batch that take the diffusion term; t is stratified over them and
     the weights sum over them. Source: Eso-LM section 3 (arXiv 2506.01928); alpha_0 = 1 is MDLM.
     """
-    t = stratified_t(keys.uniforms(Purpose.TIME, 1)[:, 0], keys.slot, num_rows)[:, None]
+    t = row_times(keys, num_rows)
     masked = keys.uniforms(Purpose.MASK, length) < 1.0 - alpha(t, alpha_0)
     weights = np.ones_like(t) if low_variance else elbo_weight(t, alpha_0)
     return masked, weights / (num_rows * length)

@@ -24,6 +24,13 @@ def train_command(
 
     Example: esolm train configs/run/demo.yaml --ranks 2 parallel.tp=2
     """
+    import signal
+
+    from pipeline.train.stop import ignore_stop_signals, note_stop_signals
+
+    if ranks is None:  # before anything heavy: a request to stop may come at any moment
+        note_stop_signals((signal.SIGTERM, signal.SIGUSR1))
+
     from pipeline.config import load_config
     from pipeline.launch import die_with_launcher, launch
 
@@ -33,7 +40,9 @@ def train_command(
     if ranks is None:
         from pipeline.train.run import train
 
-        raise typer.Exit(train(resolved))
+        code = train(resolved)
+        ignore_stop_signals()
+        raise typer.Exit(code)
     from pipeline.train.experiment import resolve
 
     resolve(resolved, ranks)  # one message for a bad configuration, not one from each rank

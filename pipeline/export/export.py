@@ -17,7 +17,7 @@ from pipeline.export.manifest import write_manifest
 from pipeline.export.writer import DTYPES, bundle_config, load_model, write_bundle
 
 if TYPE_CHECKING:
-    from data_prep.tokenizer import Tokenizer
+    from pipeline.export.writer import AnyTokenizer
 
 FORMAT = 1
 
@@ -83,7 +83,7 @@ def _build(
     source: Source, directory: Path, out: Path, weights: str, dtype: str, tokenizer: Path | None
 ) -> ExportReport:
     tensors = load_tensors(source, weights)
-    loaded_tokenizer = _load_tokenizer(tokenizer or source.tokenizer_path)
+    loaded_tokenizer = load_any_tokenizer(tokenizer or source.tokenizer_path)
     model = load_model(
         bundle_config(source, loaded_tokenizer), fold(tensors, source.model, DTYPES[dtype])
     )
@@ -117,13 +117,15 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _load_tokenizer(path: Path | None) -> "Tokenizer | None":
-    """path: a tokenizer directory or the model file in it."""
+def load_any_tokenizer(path: Path | None) -> "AnyTokenizer | None":
+    """path: a tokenizer directory (ours, or one of transformers) or the model file in it."""
     if path is None:
         return None
     from data_prep.tokenizer import load_tokenizer
+    from pipeline.export.foreign_tokenizer import ForeignTokenizer, is_foreign
 
-    return load_tokenizer(path.parent if path.is_file() else path)
+    directory = path.parent if path.is_file() else path
+    return ForeignTokenizer(directory) if is_foreign(directory) else load_tokenizer(directory)
 
 
 def _refuse_existing(out: Path, overwrite: bool) -> None:

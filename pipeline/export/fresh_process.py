@@ -51,17 +51,20 @@ def main(bundle: Path, work: Path) -> None:
 
 
 def compare_texts(bundle: Path, texts: list[list[Any]], options: dict[str, Any]) -> dict[str, Any]:
-    """texts: pairs of a text and the token ids that training would give it."""
+    """texts: a text, the ids that training would give it, what they decode to, and the same
+    without special tokens.
+    """
     if not texts:
         return {"ids_differing": [], "texts_differing": []}
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(bundle, **options)
     ids_differing, texts_differing = [], []
-    for number, (text, ids) in enumerate(texts):
+    for number, (text, ids, whole, plain) in enumerate(texts):
         if tokenizer(text)["input_ids"] != ids:
             ids_differing.append(number)
-        if tokenizer.decode(ids) != text or tokenizer.decode(ids, skip_special_tokens=True) != text:
+        decoded = [tokenizer.decode(ids), tokenizer.decode(ids, skip_special_tokens=True)]
+        if decoded != [whole, plain]:
             texts_differing.append(number)
     return {"ids_differing": ids_differing, "texts_differing": texts_differing}
 

@@ -19,7 +19,7 @@ from pipeline.export.gate_reload import check_reload
 from pipeline.export.writer import read_model
 
 if TYPE_CHECKING:
-    from data_prep.tokenizer import Tokenizer
+    from pipeline.export.writer import AnyTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def run_gate(
     source: Source,
     tensors: dict[str, Tensor],
     dtype: torch.dtype,
-    tokenizer: "Tokenizer | None",
+    tokenizer: "AnyTokenizer | None",
 ) -> dict[str, dict[str, Any]]:
     """Figures of every check by its name; for export.json."""
     figures: dict[str, dict[str, Any]] = {}

@@ -24,8 +24,10 @@ from pipeline.export.gate_network import (
 )
 
 if TYPE_CHECKING:
-    from data_prep.tokenizer import Tokenizer
+    from pipeline.export.writer import AnyTokenizer
 
+# A text, the ids that training gives it, and what they decode to with and without special tokens.
+Text = tuple[str, list[int], str, str]
 SCRIPT = Path(__file__).with_name("fresh_process.py")
 TIMEOUT_SECONDS = 1800
 MAX_DOCUMENTS = 1000
@@ -40,7 +42,7 @@ EDGE_TEXTS = (
 
 
 def check_reload(
-    directory: Path, source: Source, stored: Any, tokenizer: "Tokenizer | None"
+    directory: Path, source: Source, stored: Any, tokenizer: "AnyTokenizer | None"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures of the reload and of the tokenizer.
 
@@ -73,9 +75,7 @@ def check_reload(
     return reload, {"documents": len(texts) - edge, "edge_texts": edge, "differing": 0}
 
 
-def _write_task(
-    work: Path, source: Source, stored: Any, texts: list[tuple[str, list[int]]]
-) -> None:
+def _write_task(work: Path, source: Source, stored: Any, texts: list[Text]) -> None:
     length = min(source.seq_len, MAX_LENGTH)
     inputs = parity_inputs(source.model, length, AttentionPattern.CAUSAL)
     tensors = {
@@ -113,13 +113,19 @@ def _run(directory: Path, work: Path) -> None:
         raise ExportError(f"reload: a fresh process cannot load the bundle:\n{tail}")
 
 
-def _texts(source: Source, tokenizer: "Tokenizer") -> Iterator[tuple[str, list[int]]]:
-    """Edge texts and documents, each with the ids that training gives it."""
+def _texts(source: Source, tokenizer: "AnyTokenizer") -> Iterator[Text]:
+    """Edge texts and documents. Our own tokenizer gives back each; another may not."""
+    from pipeline.export.foreign_tokenizer import ForeignTokenizer
+
     for text in (*EDGE_TEXTS, *_documents(source, tokenizer)):
-        yield text, tokenizer.encode(text)
+        ids = tokenizer.encode(text)
+        if isinstance(tokenizer, ForeignTokenizer):
+            yield text, ids, tokenizer.decode(ids), tokenizer.decode(ids, skip_special=True)
+        else:
+            yield text, ids, text, text
 
 
-def _documents(source: Source, tokenizer: "Tokenizer") -> list[str]:
+def _documents(source: Source, tokenizer: "AnyTokenizer") -> list[str]:
     """Up to 1,000 documents of the training data; random text where that is not at hand."""
     if source.data_path is None or not source.data_path.exists():
         generator = torch.Generator().manual_seed(0)

@@ -13,10 +13,13 @@ from torch import Tensor
 from model.config import ModelConfig
 from pipeline.errors import ExportError
 from pipeline.export.consolidate import Source
+from pipeline.export.foreign_tokenizer import ForeignTokenizer
 
 if TYPE_CHECKING:
     from data_prep.tokenizer import Tokenizer
     from pipeline.export.bundle.configuration_esolm import EsoLMConfig
+
+    AnyTokenizer = Tokenizer | ForeignTokenizer
 
 CODE = Path(__file__).parent / "bundle"
 CODE_FILES = (
@@ -58,7 +61,7 @@ the sha256 of every file.
 """
 
 
-def bundle_config(source: Source, tokenizer: "Tokenizer | None") -> "EsoLMConfig":
+def bundle_config(source: Source, tokenizer: "AnyTokenizer | None") -> "EsoLMConfig":
     """The bundle's configuration of a trained network."""
     from pipeline.export.bundle.configuration_esolm import EsoLMConfig
 
@@ -77,7 +80,7 @@ def bundle_config(source: Source, tokenizer: "Tokenizer | None") -> "EsoLMConfig
     return config
 
 
-def _prepend_id(source: Source, tokenizer: "Tokenizer | None") -> int | None:
+def _prepend_id(source: Source, tokenizer: "AnyTokenizer | None") -> int | None:
     """The token that stood before every sequence in training, where there was one."""
     objective = source.objective
     prepend = objective.get("prepend", "none") if objective["name"] == "ar" else "none"
@@ -148,7 +151,7 @@ def no_transformers_bars() -> Iterator[None]:
 
 
 def write_bundle(
-    directory: Path, source: Source, model: Any, tokenizer: "Tokenizer | None"
+    directory: Path, source: Source, model: Any, tokenizer: "AnyTokenizer | None"
 ) -> None:
     """Everything but `export.json` into an existing empty directory."""
     model.generation_config = _generation_config(source)
@@ -156,7 +159,9 @@ def write_bundle(
         model.save_pretrained(directory)
     for name in CODE_FILES:
         shutil.copyfile(CODE / name, directory / name)
-    if tokenizer is not None:
+    if isinstance(tokenizer, ForeignTokenizer):
+        tokenizer.write(directory, source.model)
+    elif tokenizer is not None:
         _write_tokenizer(directory, tokenizer, source.model)
     card = CARD.format(
         title=f"Network trained with the objective {source.objective['name']}",

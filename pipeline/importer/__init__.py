@@ -1,1 +1,1 @@
-"""Published Lightning checkpoints become a training checkpoint and a bundle; nothing is executed."""
+"""Published Lightning checkpoints become a training checkpoint and a bundle."""

@@ -37,7 +37,9 @@ class Archive:
         except ImportCheckpointError as error:
             self.close()
             text = str(error)
-            raise (error if str(path) in text else self.problem(f"is not imported: {text}")) from None
+            raise (
+                error if str(path) in text else self.problem(f"is not imported: {text}")
+            ) from None
 
     def __enter__(self) -> "Archive":
         return self
@@ -88,4 +90,6 @@ class Archive:
         try:
             return self._zip.read(entry)
         except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
-            raise self.problem(f"is damaged in record {name} ({error}); download it again") from None
+            raise self.problem(
+                f"is damaged in record {name} ({error}); download it again"
+            ) from None

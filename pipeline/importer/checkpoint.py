@@ -12,6 +12,7 @@ from pipeline.checkpoint import commit, store
 from pipeline.checkpoint.checkpointer import RunState
 from pipeline.checkpoint.fragments import STATES, Fragment
 from pipeline.importer.network import Network
+from pipeline.parallel.single import single_process
 
 
 def write_checkpoint(directory: Path, network: Network, tokenizer: str) -> Path:
@@ -20,6 +21,7 @@ def write_checkpoint(directory: Path, network: Network, tokenizer: str) -> Path:
     tokenizer: fingerprint, or "" where the dataset to come decides. Without the optimizer's moments
     they are zero and no update has been counted, so that Adam corrects for their bias anew.
     """
+    single_process()
     checkpoints = directory / "checkpoints"
     staging = commit.begin(checkpoints, network.step)
     store.write(staging, _fragments(network), None)
@@ -53,9 +55,14 @@ def _fragments(network: Network) -> list[Fragment]:
 
 @dataclass(frozen=True)
 class ImportedSource:
-    """The imported network as an export sees it."""
+    """The imported network as an export sees it.
+
+    knows_bos: whether there is a tokenizer that says which token bos is. Without one, a bundle of a
+    network that was fed bos in front says that nothing is: it then asks for a prompt.
+    """
 
     network: Network
+    knows_bos: bool
     tokenizer_path: Path | None = None
     data_path: Path | None = None
 
@@ -69,7 +76,10 @@ class ImportedSource:
 
     @property
     def objective(self) -> dict[str, Any]:
-        return asdict(self.network.objective)
+        objective = asdict(self.network.objective)
+        if objective["prepend"] == "bos" and not self.knows_bos:
+            objective["prepend"] = "none"
+        return objective
 
     @property
     def seq_len(self) -> int:

@@ -1,6 +1,5 @@
 """The Lightning file: which tensors it holds, and the states of training made of them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,9 @@ class PublishedFile:
         missing = [p.published for p in expected if p.published not in self.tensors]
         extra = sorted(self.tensors.keys() - known)
         if missing or extra:
-            lines = [f"lacks '{key}'" for key in missing[:5]] + [f"has '{key}'" for key in extra[:5]]
+            lines = [f"lacks '{key}'" for key in missing[:5]] + [
+                f"has '{key}'" for key in extra[:5]
+            ]
             raise self.problem(
                 f"does not hold the tensors of a published network ({len(missing)} missing, "
                 f"{len(extra)} unknown): its state_dict {', '.join(lines)}"
@@ -88,7 +89,7 @@ class PublishedFile:
             [self.tensors[p.published] for p in expected],
             expected,
             model,
-            lambda p: f"state_dict['{p.published}']",
+            "state_dict",
         )
 
     def ema(self, model: ModelConfig) -> dict[str, Tensor] | None:
@@ -105,9 +106,7 @@ class PublishedFile:
                 f"has {len(shadows)} averaged tensors in ema.shadow_params for {len(expected)} "
                 "parameters; import --weights raw from a file without 'ema', or mend the file"
             )
-        return self._states(
-            shadows, expected, model, lambda p: f"ema.shadow_params ({p.published})"
-        )
+        return self._states(shadows, expected, model, "ema.shadow_params")
 
     def moments(self, model: ModelConfig) -> tuple[dict[str, dict[str, Tensor]] | None, str]:
         """Both moments of Adam by our names, and a word on where they come from.
@@ -121,7 +120,7 @@ class PublishedFile:
         expected = published.parameters(model)
         if (
             not isinstance(slots, dict)
-            or list(slots) != list(range(len(expected)))
+            or set(slots) != set(range(len(expected)))
             or not all(isinstance(slot, dict) for slot in slots.values())
         ):
             return None, "zero (the file's optimizer state is not one entry per parameter)"
@@ -130,10 +129,8 @@ class PublishedFile:
             values = [slots[index].get(name) for index in range(len(expected))]
             if [getattr(v, "size", None) for v in values] != [p.shape for p in expected]:
                 return None, f"zero (the file's '{name}' does not fit the parameters)"
-            where = f"optimizer_states '{name}' of"
-            found[name] = self._states(
-                values, expected, model, lambda p, where=where: f"{where} {p.published}"
-            )
+            where = f"optimizer_states[0] '{name}' of"
+            found[name] = self._states(values, expected, model, where)
         return found, "of the file's optimizer"
 
     def _states(
@@ -141,7 +138,7 @@ class PublishedFile:
         values: list[Any],
         expected: list[Parameter],
         model: ModelConfig,
-        place: Callable[[Parameter], str],
+        where: str,
     ) -> dict[str, Tensor]:
         """Reads one tensor per parameter; raises ImportCheckpointError for shapes and NaNs."""
         found = {}
@@ -149,14 +146,14 @@ class PublishedFile:
             if not isinstance(value, LazyTensor) or value.size != parameter.shape:
                 size = list(value.size) if isinstance(value, LazyTensor) else "no tensor"
                 raise self.problem(
-                    f"has {size} at {place(parameter)}, where the network has "
+                    f"has {size} at {where} '{parameter.published}', where the network has "
                     f"{list(parameter.shape)}"
                 )
             tensor = self.archive.read(value)
             bad = int((~tensor.isfinite()).sum())
             if bad:
                 raise self.problem(
-                    f"has {bad} values that are NaN or infinite at {place(parameter)}; "
+                    f"has {bad} values that are NaN or infinite at {where} '{parameter.published}'; "
                     "the download is damaged or the run had diverged"
                 )
             found[parameter.name] = published.to_here(parameter, tensor, model)

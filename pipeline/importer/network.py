@@ -1,6 +1,6 @@
 """From a published file to the network, the objective and the states of training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -43,7 +43,9 @@ def read_network(file: PublishedFile, options: Options, tokenizer_mask: int | No
         objective, model, seq_len = _describe(file, reading, tokenizer_mask)
     except ImportCheckpointError as error:
         text = str(error)
-        raise (error if str(file.archive.path) in text else file.problem(f"cannot be used: {text}")) from None
+        raise (
+            error if str(file.archive.path) in text else file.problem(f"cannot be used: {text}")
+        ) from None
     weights, ema = file.weights(model), file.ema(model)
     moments, origin = file.moments(model)
     reading.notes.append(f"moments: {origin}")
@@ -86,8 +88,6 @@ def _describe(
 
 
 def _with_dropout(model: ModelConfig, reading: Reading) -> ModelConfig:
-    from dataclasses import replace
-
     dropout = reading.config.number("model.dropout")
     return replace(model, dropout=dropout) if dropout is not None and 0 <= dropout < 1 else model
 
@@ -110,9 +110,7 @@ def _num_heads(reading: Reading, size: int, head_dim: int | None) -> int:
     return next(iter(known.values()))
 
 
-def _mask_id(
-    file: PublishedFile, reading: Reading, rows: int, tokenizer_mask: int | None
-) -> int:
+def _mask_id(file: PublishedFile, reading: Reading, rows: int, tokenizer_mask: int | None) -> int:
     """The last row, but where the tokenizer has a mask token of its own."""
     found: dict[str, Any] = {
         "--mask-id": reading.options.mask_id,

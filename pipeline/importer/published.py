@@ -126,7 +126,6 @@ def architecture(
     block = f"{PREFIX}blocks."
     layers = {key.removeprefix(block).partition(".")[0] for key in shapes if key.startswith(block)}
     adaln = any(key.startswith(f"{PREFIX}sigma_map.") for key in shapes)
-    conditioning = {"cond_dim": dimension("sigma_map.mlp.0.weight")} if adaln else {}
     model = ModelConfig(
         vocab_size=dimension("vocab_embed.embedding"),
         mask_id=mask_id,
@@ -136,7 +135,7 @@ def architecture(
         ffn_hidden_size=dimension("blocks.0.mlp.0.weight"),
         adaln=adaln,
         rope_base=rope_base,
-        **conditioning,
+        cond_dim=dimension("sigma_map.mlp.0.weight") if adaln else ModelConfig.cond_dim,
     )
     if problems := model.problems():
         raise ImportCheckpointError("its network is impossible: " + "; ".join(problems))

@@ -1,4 +1,4 @@
-"""Which of the paper's systems a checkpoint holds: from its configuration, its keys, and options."""
+"""Which of the paper's systems a checkpoint holds: by configuration, keys and options."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,8 +86,8 @@ def objective_name(reading: Reading, has_adaln: bool, has_clips: bool) -> str:
     name = stored or by_option or by_keys
     if name is None:
         raise ImportCheckpointError(
-            "it holds no configuration, and Eso-LM and MDLM have the same tensors: pass --variant A "
-            "or --variant B, or --objective mdlm"
+            "it holds no configuration, and Eso-LM and MDLM have the same tensors: pass "
+            "--variant A or --variant B, or --objective mdlm"
         )
     if by_option not in (None, name):
         raise ImportCheckpointError(f"it was trained as '{name}', not as '{by_option}'")
@@ -172,7 +172,8 @@ def _bd3lm(reading: Reading, section: ObjectiveSection, clips: dict[str, float])
     config, options = reading.config, reading.options
     section.block_size = int(reading.value("block_size", options.block_size, 4, "the block size"))
     low, high = (
-        clips.get(key, config.number(f"training.{key}")) for key in ("sampling_eps_min", "sampling_eps_max")
+        clips.get(key, config.number(f"training.{key}"))
+        for key in ("sampling_eps_min", "sampling_eps_max")
     )
     # Stored as float32: 0.001 is not quite 0.001.
     section.t_min = min(max(EPSILON, round(low if low is not None else EPSILON, 6)), 1.0)

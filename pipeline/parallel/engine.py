@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.initialize import initialize
 from model.loss import SparseTargets
+from model.recompute import set_recompute
 from model.sequence_parallel import sum_partial_gradients
 from pipeline.parallel.layout import Layout
 from pipeline.parallel.names import canonical_parameters
@@ -47,7 +48,12 @@ class EngineConfig:
     gradient_clipping: float
     optimizer: dict[str, Any]
     """Arguments of EmaAdamW."""
-    activation_checkpointing: bool = False
+    layer_costs: Sequence[float] = ()
+    """Relative cost of the embedding, every block and the head: what stages are balanced by."""
+    recompute: str = "none"
+    """What the backward pass computes again instead of keeping it; see `model.recompute`."""
+    offload: bool = False
+    """Keep the optimizer's states and do its update in host memory."""
 
     def deepspeed(self) -> dict[str, Any]:
         """DeepSpeed's own configuration."""
@@ -57,7 +63,11 @@ class EngineConfig:
             "gradient_clipping": self.gradient_clipping,
             "steps_per_print": None,
             "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": self.layout.zero},
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": {
+                "stage": self.layout.zero,
+                **({"offload_optimizer": {"device": "cpu"}} if self.offload else {}),
+            },
             "bf16": {
                 "enabled": self.precision == "bf16",
                 # Without it, BF16_Optimizer loses every gradient of a pipeline whose stages pass
@@ -70,8 +80,6 @@ class EngineConfig:
             "pipeline": {
                 "pipe_partitioned": False,
                 "grad_partitioned": False,
-                "use_reentrant": False,
-                "activation_checkpoint_interval": int(self.activation_checkpointing),
             },
         }
 
@@ -207,6 +215,7 @@ def initialize_module(module: nn.Module, config: EngineConfig) -> None:
         config.layout.tp,
     )
     sum_partial_gradients(module, parallel_config(config.layout))
+    set_recompute(module, config.recompute)
 
 
 def build_optimizer(module: nn.Module, config: EngineConfig) -> EmaAdamW:

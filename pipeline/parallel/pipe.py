@@ -1,6 +1,7 @@
 """The engine with pipeline stages: DeepSpeed's 1F1B schedule, with ZeRO-1."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from megatron.core import parallel_state
 from torch import Tensor
@@ -26,7 +27,7 @@ class PipeEngine(Engine):
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
         deepspeed = import_deepspeed()
-        from deepspeed.pipe import LayerSpec, PipelineModule
+        from deepspeed.pipe import LayerSpec
         from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
         layout, parallel, masks = config.layout, parallel_config(config.layout), MaskBuilder()
@@ -38,7 +39,7 @@ class PipeEngine(Engine):
             LayerSpec(Block, config.model, parallel, layer, masks)
             for layer in range(config.model.num_layers)
         ]
-        module = PipelineModule(
+        module = _balanced_pipeline(config.layer_costs)(
             [
                 LayerSpec(Embedding, config.model, parallel),
                 *blocks,
@@ -46,7 +47,6 @@ class PipeEngine(Engine):
             ],
             topology=topology,
             loss_fn=self._loss,
-            partition_method="parameters",
             # Rows of one and of two streams differ in length within a step.
             dynamic_shape=True,
         )
@@ -72,6 +72,26 @@ class PipeEngine(Engine):
             iterate(batches), num_micro_batches=len(batches), reduce_output=None, bcast_loss=False
         )
         self.deepspeed.total_loss = None
+
+
+def _balanced_pipeline(layer_costs: Sequence[float]) -> Any:
+    """PipelineModule cut where the stages' costs are most alike.
+
+    By its own measure, parameters, the embedding weighs as much as the output layer, although it
+    computes nothing.
+    """
+    from deepspeed.pipe import PipelineModule
+    from deepspeed.runtime.utils import partition_balanced
+
+    class BalancedPipeline(PipelineModule):  # type: ignore[misc]
+        def _partition_layers(self, method: str) -> None:
+            # partition_balanced takes whole numbers, and no layer may be free.
+            weights = [max(1, round(1000 * cost / max(layer_costs))) for cost in layer_costs]
+            self.parts = partition_balanced(weights=weights, num_parts=self.num_stages)
+            stage = self._topo.get_coord(self.global_rank).pipe
+            self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+    return BalancedPipeline
 
 
 def _check_rank_order(topology: object) -> None:

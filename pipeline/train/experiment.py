@@ -6,6 +6,7 @@ from typing import Any
 from data_prep.errors import DataError
 from model.config import ModelConfig
 from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
+from model.recompute import RECOMPUTE
 from pipeline.config import RunConfig
 from pipeline.data.dataset import TokenDataset
 from pipeline.errors import ConfigError
@@ -34,16 +35,31 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
 
     Raises ConfigError with every problem at once.
     """
+    dataset, problems = None, []
+    try:
+        dataset = TokenDataset(config.data.path, "train")
+    except DataError as error:
+        problems.append(str(error))
+    experiment, others = _assemble(config, world_size, dataset)
+    if experiment is None:
+        raise ConfigError(problems + others)
+    return experiment
+
+
+def problems_before_data(config: RunConfig, world_size: int) -> list[str]:
+    """Everything wrong with a configuration whose dataset is yet to be made."""
+    return _assemble(config, world_size, None)[1]
+
+
+def _assemble(
+    config: RunConfig, world_size: int, dataset: TokenDataset | None
+) -> tuple[Experiment | None, list[str]]:
+    """The experiment (None without a dataset, or if it cannot be) and the problems found."""
     parallel = config.parallel
     layout, problems = fit_layout(
         parallel.tp, parallel.pp, parallel.zero, parallel.sequence, world_size
     )
     problems += _train_problems(config)
-    dataset = None
-    try:
-        dataset = TokenDataset(config.data.path, "train")
-    except DataError as error:
-        problems.append(str(error))
     mask_id = dataset.mask_id if dataset else 0
     vocab_size = dataset.vocab_size if dataset else mask_id + 1
     model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
@@ -55,12 +71,11 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
         problems += _term_problems(config, objective) + _sequence_problems(config, objective)
     if layout is not None:
         problems += _batch_problems(config, layout)
-    if problems:
-        raise ConfigError(problems)
-    assert dataset is not None
+    if problems or dataset is None:
+        return None, problems
     assert objective is not None
     assert layout is not None
-    return Experiment(config, dataset, model, objective, layout)
+    return Experiment(config, dataset, model, objective, layout), []
 
 
 def build_objective(
@@ -124,8 +139,8 @@ def _train_problems(config: RunConfig) -> list[str]:
     problems += _choice("optimizer.schedule", optimizer.schedule, ["constant", "cosine", "wsd"])
     problems += _choice("train.spike_policy", train.spike_policy, ["skip", "rollback"])
     problems += _choice("data.shuffle", config.data.shuffle, ["global", "none"])
-    if config.parallel.activation_checkpointing and config.parallel.pp == 1:
-        problems.append("parallel.activation_checkpointing needs pipeline stages so far")
+    recompute = config.parallel.activation_checkpointing
+    problems += _choice("parallel.activation_checkpointing", recompute, list(RECOMPUTE))
     return problems
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.config import RunConfig, to_yaml
 from pipeline.errors import ConfigError
 
+REVISION = "REVISION"
 PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "transformers")
 
 
@@ -97,7 +98,7 @@ def environment(kernels: dict[str, str]) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "kernels": kernels,
         "slurm": {key: value for key, value in os.environ.items() if key in SLURM_KEYS},
     }
@@ -112,9 +113,15 @@ SLURM_KEYS = (
 )
 
 
-def _git_revision() -> str:
-    """The revision of this code, or "n/a" outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+def git_revision() -> str:
+    """The revision of this code, or "n/a" outside a git checkout.
+
+    A copy that `esolm submit` made carries it in a file.
+    """
+    package = Path(__file__).parents[1]
+    if (package.parent / REVISION).exists():
+        return (package.parent / REVISION).read_text().strip()
+    command = ["git", "-C", str(package), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

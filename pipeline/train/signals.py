@@ -1,14 +1,12 @@
 """What all ranks must decide together between two steps: to stop, and to save by the clock."""
 
-import signal
 import time
 from dataclasses import dataclass
-from types import FrameType
 
 import torch
 import torch.distributed as dist
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from pipeline.train.stop import note_stop_signals, stop_asked
 
 
 @dataclass(frozen=True)
@@ -26,24 +24,19 @@ class RequestPoll:
     """
 
     def __init__(self, device: torch.device, save_every_minutes: float) -> None:
-        self._stop = False
         self._save_every = save_every_minutes * 60.0
         self._flags = torch.zeros(2, dtype=torch.int32, device=device)
         self.saved()
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
+        note_stop_signals()
 
     def saved(self) -> None:
         """Starts the time to the next save anew."""
         self._saved_at = time.monotonic()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._stop = True
-
     def agree(self) -> Requests:
         """Collective over all ranks."""
         due = self._save_every > 0 and time.monotonic() - self._saved_at >= self._save_every
-        self._flags[0] = int(self._stop)
+        self._flags[0] = int(stop_asked())
         self._flags[1] = int(due and dist.get_rank() == 0)
         dist.all_reduce(self._flags, op=dist.ReduceOp.MAX)
         stop, save = self._flags.tolist()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
+from model.flops import layer_costs
 from pipeline.checkpoint.checkpointer import Checkpointer, RunState
 from pipeline.checkpoint.commit import Retention
 from pipeline.data.prefetch import Prefetcher, prefetch
@@ -222,5 +223,7 @@ def engine_config(experiment: Experiment, device: torch.device) -> EngineConfig:
         precision=config.train.precision,
         gradient_clipping=config.optimizer.clip,
         optimizer=optimizer_arguments(config),
-        activation_checkpointing=config.parallel.activation_checkpointing,
+        layer_costs=layer_costs(experiment.model, experiment.objective.work(config.train.seq_len)),
+        recompute=config.parallel.activation_checkpointing,
+        offload=config.parallel.offload,
     )

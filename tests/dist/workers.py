@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from model.config import ModelConfig
+from model.flops import layer_costs
 from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
 from pipeline.checkpoint import store
 from pipeline.errors import EsolmError
@@ -97,6 +98,12 @@ def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
             num_micro_batches=GLOBAL_BATCH // (micro_batch_size * layout.dp),
             precision=case.get("precision", "fp32"),
             gradient_clipping=0.5,
+            layer_costs=layer_costs(
+                MODELS[case.get("model", "paper")],
+                OBJECTIVES[case.get("objective", "esolm_b")].work(SEQ_LEN),
+            ),
+            recompute=case.get("recompute", "none"),
+            offload=case.get("offload", False),
             optimizer={
                 "lr": LEARNING_RATE,
                 "betas": (0.9, 0.95),

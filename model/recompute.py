@@ -1,0 +1,29 @@
+"""Activation checkpointing: what the backward pass computes again instead of keeping it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from model.layers import Attention
+from model.network import Block
+
+RECOMPUTE = ("none", "selective", "full")
+"""none: keep everything. selective: the attention of each block. full: whole blocks."""
+
+
+def set_recompute(module: nn.Module, mode: str) -> None:
+    """Sets what the blocks in a module compute again; to be called before any parallel wrapper."""
+    recomputed = {"none": (), "selective": (Attention,), "full": (Block,)}[mode]
+    for part in module.modules():
+        if isinstance(part, recomputed):
+            part.forward = _recomputed(part.forward)
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    # Dropout is keyed by the data, so there is no generator state to restore.
+    def run(*inputs: Any) -> Any:
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    return run

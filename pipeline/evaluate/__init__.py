@@ -1,0 +1,1 @@
+"""Measuring trained networks: likelihoods, samples, zero-shot suites."""

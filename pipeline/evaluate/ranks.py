@@ -1,0 +1,38 @@
+"""Several processes that share out rows; each holds the whole network."""
+
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from pipeline.parallel.bootstrap import ProcessInfo, device_of, process_info
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(hours=12)
+
+
+def join() -> tuple[ProcessInfo, torch.device]:
+    """Enters the job over gloo, and alone where there is no launcher; this rank's device."""
+    info = process_info()
+    if not dist.is_initialized():
+        if info.world_size == 1:
+            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(
+                "gloo", rank=info.rank, world_size=info.world_size, timeout=TIMEOUT
+            )
+    return info, device_of(info)
+
+
+def gather(mine: T, info: ProcessInfo) -> list[T] | None:
+    """Every rank's object on rank 0, in the order of ranks; None on the others."""
+    if info.world_size == 1:
+        return [mine]
+    everything: list[T | None] | None = [None] * info.world_size if info.rank == 0 else None
+    dist.gather_object(mine, everything)
+    if everything is None:
+        return None
+    return [each for each in everything if each is not None]

@@ -1,0 +1,108 @@
+"""The rows that are measured: token sequences by their number, and their size as text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.data.dataset import TokenDataset
+from pipeline.data.reader import SampleReader
+from pipeline.errors import ConfigError
+from pipeline.evaluate.subject import Subject
+from pipeline.evaluate.text import Int64Array, TextCodec, load_codec
+
+
+class Rows(Protocol):
+    """Sequences 0 .. num_rows - 1, each of seq_len tokens."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def seq_len(self) -> int: ...
+
+    @property
+    def codec(self) -> TextCodec:
+        """The tokenizer that made the tokens."""
+        ...
+
+    def read(self, index: Int64Array) -> Int64Array:
+        """Tokens [N, L] of rows [N]."""
+        ...
+
+
+@dataclass(frozen=True)
+class DatasetRows:
+    """The first sequences of a split of a prepared dataset, in the order of the stream."""
+
+    name: str
+    num_rows: int
+    reader: SampleReader
+    codec: TextCodec
+
+    @property
+    def seq_len(self) -> int:
+        return self.reader.seq_len
+
+    def read(self, index: Int64Array) -> Int64Array:
+        return self.reader.read(index)
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """Rows in memory: tokens int64 [N, L]."""
+
+    name: str
+    tokens: Int64Array
+    codec: TextCodec
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def seq_len(self) -> int:
+        return self.tokens.shape[1]
+
+    def read(self, index: Int64Array) -> Int64Array:
+        rows: Int64Array = self.tokens[index]
+        return rows
+
+
+def dataset_rows(
+    path: Path, split: str, subject: Subject, seq_len: int | None, limit: int | None
+) -> DatasetRows:
+    """Raises DataError for a bad dataset and ConfigError for one of another vocabulary."""
+    dataset = TokenDataset(path, split)
+    known = subject.tokenizer
+    differs = bool(known) and known != dataset.tokenizer_fingerprint
+    if differs or dataset.mask_id != subject.mask_id or dataset.vocab_size > subject.vocab_size:
+        raise ConfigError(
+            f"{path} has another vocabulary ({dataset.vocab_size} ids, mask {dataset.mask_id}, "
+            f"tokenizer {dataset.tokenizer_fingerprint[:12]}) than {subject.path} "
+            f"({subject.vocab_size} ids, mask {subject.mask_id}, tokenizer "
+            f"{(known or 'not known')[:12]})"
+        )
+    reader = SampleReader(dataset, seq_len or subject.seq_len, seed=0, shuffle="none")
+    return DatasetRows(
+        f"{path} ({split})",
+        limited(reader.num_sequences, limit),
+        reader,
+        load_codec(dataset.tokenizer_path.parent),
+    )
+
+
+def limited(num_rows: int, limit: int | None) -> int:
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--samples-limit is {limit}; it must be at least 1")
+    return num_rows if limit is None else min(num_rows, limit)
+
+
+def chunks(num_rows: int, rows_per_chunk: int) -> list[Int64Array]:
+    """Row numbers in pieces that depend on nothing but these two numbers."""
+    starts = range(0, num_rows, rows_per_chunk)
+    return [np.arange(i, min(i + rows_per_chunk, num_rows), dtype=np.int64) for i in starts]

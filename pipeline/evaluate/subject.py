@@ -1,0 +1,159 @@
+"""What is measured: a trained network behind one function, wherever it comes from."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.inputs import NetworkInput
+from model.likelihood import Logits
+from model.objectives import EsoLM, Objective
+from pipeline.checkpoint.reader import CheckpointReader
+from pipeline.config import ObjectiveSection, RunConfig
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.evaluate.text import TextCodec, load_codec
+from pipeline.export.consolidate import load_tensors
+from pipeline.export.manifest import NAME as BUNDLE_RECORD
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in fp32. logits: as `model.likelihood` reads it. codec: its tokenizer, if any.
+
+    tokenizer: fingerprint of the tokenizer that it was trained with, where that is known.
+    """
+
+    path: Path
+    kind: str
+    step: int
+    weights: str
+    logits: Logits
+    objective: Objective
+    seq_len: int
+    vocab_size: int
+    mask_id: int
+    tokenizer: str | None
+    codec: TextCodec | None
+
+
+def open_subject(
+    path: Path, weights: str | None, device: torch.device, tokenizer: Path | None = None
+) -> Subject:
+    """A run directory's newest checkpoint, one checkpoint directory, or a bundle.
+
+    weights: `ema` (the default) or `raw`; a bundle has but one kind. tokenizer: a directory to take
+    in place of its own. Raises CheckpointError, ExportError or ConfigError.
+    """
+    if (path / BUNDLE_RECORD).is_file():
+        return _open_bundle(path, weights, device, tokenizer)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; name a run, a checkpoint or a bundle")
+    return _open_checkpoint(path, weights or "ema", device, tokenizer)
+
+
+def _open_checkpoint(
+    path: Path, weights: str, device: torch.device, tokenizer: Path | None
+) -> Subject:
+    """Through the training network, whole in this process."""
+    from model.network import Network
+    from pipeline.parallel.single import whole_network
+
+    reader = CheckpointReader(path)
+    tensors = load_tensors(reader, weights)
+    network = Network(reader.model, whole_network()).float().eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(tensors[name])
+    network.to(device)
+    directory = tokenizer or reader.tokenizer_path
+    codec = load_codec(directory) if directory else None
+    return Subject(
+        path=reader.directory,
+        kind="checkpoint",
+        step=reader.step,
+        weights=weights,
+        logits=network.all_logits,
+        objective=objective_of(reader.objective, reader.model.mask_id, codec),
+        seq_len=reader.seq_len,
+        vocab_size=reader.model.vocab_size,
+        mask_id=reader.model.mask_id,
+        tokenizer=reader.manifest.run.get("tokenizer"),
+        codec=codec,
+    )
+
+
+def _open_bundle(
+    path: Path, weights: str | None, device: torch.device, tokenizer: Path | None
+) -> Subject:
+    from pipeline.export.manifest import verify_bundle
+    from pipeline.export.writer import read_model
+
+    record = verify_bundle(path)
+    if weights not in (None, record["weights"]):
+        raise ConfigError(f"{path} holds {record['weights']} weights, not {weights}")
+    model = read_model(path, torch.float32).to(device)
+    config = model.config
+    has_tokenizer = (path / "tokenizer_config.json").is_file()
+    directory = tokenizer or (path if has_tokenizer else None)
+    codec = load_codec(directory) if directory else None
+    return Subject(
+        path=path,
+        kind="bundle",
+        step=record["step"],
+        weights=record["weights"],
+        logits=BundleLogits(model),
+        objective=objective_of(record["objective"], config.mask_token_id, codec),
+        seq_len=record["seq_len"],
+        vocab_size=config.vocab_size,
+        mask_id=config.mask_token_id,
+        tokenizer=record.get("tokenizer"),
+        codec=codec,
+    )
+
+
+@dataclass(frozen=True)
+class BundleLogits:
+    """A bundle's forward as a function NetworkInput -> logits [B, L, V]."""
+
+    model: Any
+
+    @torch.no_grad()
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        device = self.model.device
+        logits: Tensor = self.model(
+            inputs.tokens.to(device),
+            inputs.positions.to(device),
+            attention_pattern=inputs.pattern.value,
+            prefix_length=inputs.prefix_length.to(device),
+            block_size=inputs.block_size,
+        ).logits
+        return logits
+
+
+def objective_of(stored: dict[str, Any], mask_id: int, codec: TextCodec | None) -> Objective:
+    """The objective that a checkpoint or bundle says it was trained with."""
+    from pipeline.train.experiment import build_objective
+
+    known = {field.name for field in fields(ObjectiveSection)}
+    section = ObjectiveSection(**{key: stored[key] for key in known & stored.keys()})
+    bos_id = codec.bos_id if codec else None
+    if section.name == "ar" and section.prepend == "bos" and bos_id is None:
+        raise ConfigError("the network was trained with bos in front: name its --tokenizer")
+    objective, _ = build_objective(RunConfig(objective=section), mask_id, bos_id or 0)
+    if objective is None:
+        raise ConfigError(f"the network was trained with an unknown objective '{section.name}'")
+    return objective
+
+
+def with_alpha_0(objective: Objective, alpha_0: float | None) -> Objective:
+    """The same Eso-LM at another share of diffusion; raises ConfigError for any other objective."""
+    if alpha_0 is None:
+        return objective
+    if not isinstance(objective, EsoLM):
+        raise ConfigError("--alpha-0 goes with networks trained as an Eso-LM")
+    if not 0.0 <= alpha_0 <= 1.0:
+        raise ConfigError(f"--alpha-0 is {alpha_0}; it must lie in [0, 1]")
+    kappa = alpha_0 if alpha_0 in (0.0, 1.0) else 0.5
+    return replace(objective, alpha_0=alpha_0, kappa=kappa)

@@ -1,0 +1,104 @@
+"""Text to token ids and back, under a dataset's or a network's tokenizer, and its size in bytes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError
+
+Int64Array = NDArray[np.int64]
+
+
+class TextCodec:
+    """bos_id, eos_id: None where the tokenizer has none. `encode` adds no special tokens."""
+
+    bos_id: int | None
+    eos_id: int | None
+    vocab_size: int
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def decode(self, ids: list[int]) -> str:
+        """The text; special tokens leave no trace."""
+        raise NotImplementedError
+
+    def num_bytes(self, tokens: Int64Array) -> Int64Array:
+        """UTF-8 bytes of the text of each row: [N, L] -> [N]."""
+        lengths = [len(self.decode(row).encode()) for row in tokens.tolist()]
+        return np.array(lengths, dtype=np.int64)
+
+
+class OwnCodec(TextCodec):
+    """A SentencePiece tokenizer of `esolm prep`, also one inside a bundle."""
+
+    def __init__(self, directory: Path) -> None:
+        from data_prep.tokenizer import Tokenizer
+
+        self._tokenizer = Tokenizer(directory)
+        info = self._tokenizer.info
+        self.bos_id, self.eos_id = info.bos_id, info.eos_id
+        self.vocab_size, self.fingerprint = info.vocab_size, info.fingerprint
+        self._bytes_of_id = np.array([self._bytes(i) for i in range(info.vocab_size)], np.int64)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+    def num_bytes(self, tokens: Int64Array) -> Int64Array:
+        """Exact also where a row begins or ends within a character spelled by its bytes."""
+        rows: Int64Array = self._bytes_of_id[tokens].sum(axis=1)
+        return rows
+
+    def _bytes(self, token: int) -> int:
+        processor: Any = self._tokenizer._processor
+        if processor.is_byte(token):
+            return 1
+        if processor.is_control(token) or processor.is_unknown(token):
+            return 0
+        return len(processor.id_to_piece(token).replace("\u2581", " ").encode())
+
+
+class TransformersCodec(TextCodec):
+    """A tokenizer directory of transformers, such as that of gpt2."""
+
+    def __init__(self, directory: Path) -> None:
+        from pipeline.export.foreign_tokenizer import ForeignTokenizer
+
+        foreign = ForeignTokenizer(directory)
+        self._tokenizer = foreign._tokenizer
+        # The published conventions: [CLS] and [SEP] stand in where there is no bos and eos.
+        self.bos_id = _first(foreign.info.bos_id, self._tokenizer.cls_token_id)
+        self.eos_id = _first(foreign.info.eos_id, self._tokenizer.sep_token_id)
+        self.vocab_size, self.fingerprint = foreign.info.vocab_size, foreign.info.fingerprint
+
+    def encode(self, text: str) -> list[int]:
+        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [int(i) for i in ids]
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _first(*candidates: int | None) -> int | None:
+    return next((candidate for candidate in candidates if candidate is not None), None)
+
+
+def load_codec(directory: Path) -> TextCodec:
+    """The tokenizer of a dataset, a run, a bundle, or a directory of transformers.
+
+    Raises ConfigError if there is none.
+    """
+    config, model = directory / "tokenizer_config.json", directory / "tokenizer.model"
+    named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
+    if model.is_file() and named in (None, "EsoLMTokenizer"):
+        return OwnCodec(directory)
+    if config.is_file() or (directory / "tokenizer.json").is_file():
+        return TransformersCodec(directory)
+    raise ConfigError(f"{directory} holds no tokenizer; name a directory with one by --tokenizer")

@@ -1,0 +1,144 @@
+"""A published checkpoint file -> a run directory with one checkpoint, and a bundle."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.files import sha256_of_file, write_json
+from pipeline.errors import ImportCheckpointError
+from pipeline.export.export import ExportReport, export_source, load_any_tokenizer
+from pipeline.export.foreign_tokenizer import ForeignTokenizer
+from pipeline.importer.checkpoint import ImportedSource, write_checkpoint
+from pipeline.importer.checkpoint_file import PublishedFile
+from pipeline.importer.network import Network, read_network
+from pipeline.importer.recognise import Options
+
+if TYPE_CHECKING:
+    from pipeline.export.writer import AnyTokenizer
+
+RECORD = "import.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What was imported. checkpoint, bundle: where it lies. notes: what was assumed, in words."""
+
+    checkpoint: Path
+    bundle: Path
+    system: str
+    network: Network
+    export: ExportReport
+    notes: list[str]
+
+
+def import_checkpoint(
+    file: Path, out: Path, options: Options, tokenizer: Path | None = None
+) -> ImportReport:
+    """Writes OUT/checkpoints/step_N, OUT/bundle, OUT/import.json and, if given, OUT/tokenizer.
+
+    Raises ImportCheckpointError for a file or options that cannot be imported, ExportError if the
+    bundle fails its gate. Then nothing is left behind.
+    """
+    if problems := options.problems():
+        raise ImportCheckpointError("; ".join(problems))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ImportCheckpointError(f"{out} exists and is not empty; choose another --out")
+    with PublishedFile(file) as opened:
+        vocabulary = None if tokenizer is None else load_any_tokenizer(tokenizer)
+        mask = _tokenizer_mask(opened, vocabulary, tokenizer)
+        network = read_network(opened, options, mask)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    staging.mkdir()
+    try:
+        report = _write(file, staging, network, options, tokenizer, vocabulary)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return ImportReport(
+        checkpoint=out / report.checkpoint.relative_to(staging),
+        bundle=out / "bundle",
+        system=report.system,
+        network=network,
+        export=report.export,
+        notes=report.notes,
+    )
+
+
+def system_name(network: Network) -> str:
+    """What the paper calls it."""
+    objective = network.objective
+    names = {"ar": "AR", "mdlm": "MDLM", "bd3lm": f"BD3-LM (blocks of {objective.block_size})"}
+    return names.get(objective.name) or f"Eso-LM ({objective.variant}), alpha_0 {objective.alpha_0}"
+
+
+def _tokenizer_mask(
+    file: PublishedFile, vocabulary: "AnyTokenizer | None", path: Path | None
+) -> int | None:
+    """The mask's row by a given tokenizer; raises ImportCheckpointError if it does not fit."""
+    if vocabulary is None:
+        return None
+    size, mask = vocabulary.info.vocab_size, vocabulary.info.mask_id
+    rows = size + (mask is None)
+    shape = file.shapes().get("backbone.vocab_embed.embedding", ())
+    if shape and shape[0] != rows:
+        raise ImportCheckpointError(
+            f"{path} has a vocabulary of {size} tokens "
+            f"{'and no mask of its own' if mask is None else f'with the mask at {mask}'}, which "
+            f"makes {rows} rows; the network in {file.archive.path} has {shape[0]}: give the "
+            "tokenizer that it was trained with"
+        )
+    return size if mask is None else mask
+
+
+def _write(
+    file: Path,
+    directory: Path,
+    network: Network,
+    options: Options,
+    tokenizer: Path | None,
+    vocabulary: "AnyTokenizer | None",
+) -> ImportReport:
+    notes = list(network.notes)
+    # The run's tokenizer is compared with that of its dataset, which is one of our own.
+    own = vocabulary is not None and not isinstance(vocabulary, ForeignTokenizer)
+    fingerprint = vocabulary.info.fingerprint if vocabulary is not None and own else ""
+    checkpoint = write_checkpoint(directory, network, fingerprint)
+    source = ImportedSource(network, knows_bos=vocabulary is not None)
+    if network.objective.prepend == "bos" and vocabulary is None:
+        notes.append(
+            "bos stood in front of every sequence: begin prompts with it, or give --tokenizer"
+        )
+    if tokenizer is not None:
+        folder = tokenizer.parent if tokenizer.is_file() else tokenizer
+        (directory / "tokenizer").mkdir()
+        for path in sorted(folder.iterdir()):
+            if path.is_file():
+                shutil.copyfile(path, directory / "tokenizer" / path.name)
+    report = export_source(source, directory / "bundle", options.weights, options.dtype, tokenizer)
+    write_json(directory / RECORD, _record(file, network, options, report, notes))
+    return ImportReport(
+        checkpoint, directory / "bundle", system_name(network), network, report, notes
+    )
+
+
+def _record(
+    file: Path, network: Network, options: Options, report: ExportReport, notes: list[str]
+) -> dict[str, Any]:
+    """What was imported from what, for import.json."""
+    return {
+        "format": FORMAT,
+        "file": file.name,
+        "sha256": sha256_of_file(file),
+        "system": system_name(network),
+        "step": network.step,
+        "seq_len": network.seq_len,
+        "bundle": {"weights": options.weights, "dtype": options.dtype},
+        "parameters": report.parameters,
+        "has_ema": network.ema is not None,
+        "has_moments": network.moments is not None,
+        "notes": notes,
+    }

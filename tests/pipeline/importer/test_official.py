@@ -1,0 +1,98 @@
+"""The checkpoint that the published code wrote, against the logits that it computed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.attention import AttentionPattern
+from model.inputs import NetworkInput
+from pipeline.checkpoint.reader import CheckpointReader
+from pipeline.export.gate_network import bundle_logits, training_logits
+from pipeline.export.manifest import verify_bundle
+from pipeline.export.writer import read_model
+from pipeline.importer.importing import import_checkpoint
+from pipeline.importer.recognise import Options
+
+DATA = Path(__file__).parents[2] / "data"
+FILE = DATA / "official_tiny.ckpt"
+# Largest difference in the logits, which reach 9.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Tensor]:
+    return load_file(DATA / "official_tiny_expected.safetensors")
+
+
+@pytest.fixture(scope="module")
+def inputs(expected: dict[str, Tensor]) -> NetworkInput:
+    zeros = torch.zeros(len(expected["sort_idx"]), dtype=torch.int64)
+    return NetworkInput(
+        expected["zt_sorted"], expected["sort_idx"], AttentionPattern.CAUSAL, zeros, zeros
+    )
+
+
+def difference(logits: Tensor, expected: Tensor) -> float:
+    """Over all columns but the mask's, which the published backbone leaves as it is."""
+    assert (logits[..., 50] == -torch.inf).all()
+    return float((logits - expected)[..., :50].abs().max())
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_logits_of_checkpoint_and_bundle(
+    tmp_path: Path,
+    quick: None,
+    expected: dict[str, Tensor],
+    inputs: NetworkInput,
+    weights: str,
+) -> None:
+    out = tmp_path / "imported"
+    import_checkpoint(FILE, out, Options(weights=weights, dtype="fp32"))
+    reader = CheckpointReader(out)
+    for state, name in (("weights", "raw"), ("ema", "ema")):
+        (logits,) = training_logits(reader.model, reader.tensors(state), [inputs])
+        assert difference(logits, expected[f"logits_{name}"]) < TOLERANCE
+    bundle = read_model(out / "bundle", torch.float32)
+    assert difference(bundle_logits(bundle, inputs), expected[f"logits_{weights}"]) < TOLERANCE
+
+
+def test_ema_list_is_in_the_order_of_registration(tmp_path: Path, quick: None) -> None:
+    """The state dict of this file is sorted by name: its order says nothing."""
+    values = json.loads((DATA / "official_tiny_expected.json").read_text())["values"]
+    from pipeline.importer.published import parameters
+
+    import_checkpoint(FILE, tmp_path / "imported", Options())
+    model = CheckpointReader(tmp_path / "imported").model
+    order = [p.published.removeprefix("backbone.") for p in parameters(model)]
+    assert order == values["shadow_params_order"]
+
+
+def test_command_with_the_whole_gate(tmp_path: Path) -> None:
+    out = tmp_path / "imported"
+    command = [sys.executable, "-W", "ignore", "-m", "pipeline", "import", str(FILE)]
+    done = subprocess.run(
+        [*command, "--out", str(out), "--variant", "B"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Eso-LM (B), alpha_0 0.25, step 250000" in done.stdout
+    assert sorted(path.name for path in out.iterdir()) == ["bundle", "checkpoints", "import.json"]
+    record = verify_bundle(out / "bundle")
+    assert list(record["gate"]) == ["coverage", "logit_parity", "decoding", "reload", "tokenizer"]
+    assert record["gate"]["decoding"]["schedules"] == 5
+    assert record["tokenizer"] is None
+    again = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
+    assert again.returncode == 64
+    assert "not empty" in again.stderr
+    wrong = subprocess.run(
+        [*command, "--out", str(tmp_path / "other"), "--variant", "A"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert wrong.returncode == 64
+    assert "was trained as Eso-LM (B), not as (A)" in wrong.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["imported"]
