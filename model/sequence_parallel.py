@@ -1,4 +1,4 @@
-"""Sequence parallelism: between the split layers each tensor-parallel rank holds part of the tokens.
+"""Sequence parallelism: between the split layers each rank of a group holds part of the tokens.
 
 Norms, residuals and dropout then work on T / tp tokens per rank, and the all-reduce after each
 split layer becomes a reduce-scatter there and an all-gather before the next (Korthikanti et al.,
@@ -66,4 +66,4 @@ def sum_partial_gradients(module: nn.Module, parallel: ModelParallelConfig) -> N
 
     for parameter in module.parameters():
         if not is_sharded(parameter):
-            parameter.register_hook(total)
+            parameter.register_hook(total)  # type: ignore[no-untyped-call]

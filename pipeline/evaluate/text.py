@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.tokenizer import MODEL_NAME, WHITESPACE_MARK, Tokenizer
 from pipeline.errors import ConfigError
 
 Int64Array = NDArray[np.int64]
@@ -37,9 +38,10 @@ class OwnCodec(TextCodec):
     """A SentencePiece tokenizer of `esolm prep`, also one inside a bundle."""
 
     def __init__(self, directory: Path) -> None:
-        from data_prep.tokenizer import Tokenizer
+        from sentencepiece import SentencePieceProcessor
 
         self._tokenizer = Tokenizer(directory)
+        self._pieces: Any = SentencePieceProcessor(model_file=str(directory / MODEL_NAME))
         info = self._tokenizer.info
         self.bos_id, self.eos_id = info.bos_id, info.eos_id
         self.vocab_size, self.fingerprint = info.vocab_size, info.fingerprint
@@ -57,22 +59,23 @@ class OwnCodec(TextCodec):
         return rows
 
     def _bytes(self, token: int) -> int:
-        processor: Any = self._tokenizer._processor
-        if processor.is_byte(token):
+        if self._pieces.is_byte(token):
             return 1
-        if processor.is_control(token) or processor.is_unknown(token):
+        if self._pieces.is_control(token) or self._pieces.is_unknown(token):
             return 0
-        return len(processor.id_to_piece(token).replace("\u2581", " ").encode())
+        return len(self._pieces.id_to_piece(token).replace(WHITESPACE_MARK, " ").encode())
 
 
 class TransformersCodec(TextCodec):
     """A tokenizer directory of transformers, such as that of gpt2."""
 
     def __init__(self, directory: Path) -> None:
+        from transformers import AutoTokenizer
+
         from pipeline.export.foreign_tokenizer import ForeignTokenizer
 
-        foreign = ForeignTokenizer(directory)
-        self._tokenizer = foreign._tokenizer
+        foreign = ForeignTokenizer(directory)  # whatever is wrong with it is said here
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         # The published conventions: [CLS] and [SEP] stand in where there is no bos and eos.
         self.bos_id = _first(foreign.info.bos_id, self._tokenizer.cls_token_id)
         self.eos_id = _first(foreign.info.eos_id, self._tokenizer.sep_token_id)
@@ -95,7 +98,7 @@ def load_codec(directory: Path) -> TextCodec:
 
     Raises ConfigError if there is none.
     """
-    config, model = directory / "tokenizer_config.json", directory / "tokenizer.model"
+    config, model = directory / "tokenizer_config.json", directory / MODEL_NAME
     named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
     if model.is_file() and named in (None, "EsoLMTokenizer"):
         return OwnCodec(directory)

@@ -150,9 +150,13 @@ def load_profile(name: str) -> ClusterProfile:
 
 
 def time_problems(name: str, value: str) -> list[str]:
-    if seconds_of(value) is not None:
+    """A bare number is refused: YAML reads an unquoted 1:00:00 as 3600, Slurm that as minutes."""
+    if seconds_of(value) is not None and not value.isdigit():
         return []
-    return [f"{name} is '{value}'; write MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS, in quotes"]
+    return [
+        f"{name} is '{value}'; write DAYS-HOURS:MINUTES such as 0-01:30, or HOURS:MINUTES:SECONDS "
+        "in quotes"
+    ]
 
 
 def seconds_of(time: str) -> int | None:

@@ -64,7 +64,7 @@ def _is_finished(directory: RunDirectory, steps: int) -> bool:
 
 def _announce(experiment: Experiment, kernels: dict[str, str]) -> None:
     """The arithmetic of the run, for a person to check."""
-    config, train = experiment.config, experiment.config.train
+    train = experiment.config.train
     tokens = train.global_batch_size * train.seq_len
     logger.info("layout %s, %s", experiment.layout, train.precision)
     logger.info(

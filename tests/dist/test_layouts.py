@@ -33,6 +33,9 @@ KINDS: dict[str, tuple[dict[str, Any], float]] = {
     "esolm_a": ({"objective": "esolm_a"}, 1e-5),
     "mdlm, modern": ({"objective": "mdlm", "model": "modern"}, 1e-5),
     "bd3lm": ({"objective": "bd3lm"}, 1e-5),
+    "esolm_b, selective": ({"recompute": "selective"}, 1e-5),
+    "esolm_b, full": ({"recompute": "full"}, 1e-5),
+    "esolm_b, offload": ({"offload": True}, 1e-5),
     "esolm_b, bf16": ({"precision": "bf16"}, 1e-2),
 }
 

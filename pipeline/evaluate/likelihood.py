@@ -1,0 +1,195 @@
+"""Likelihoods and bounds of a network over rows of text, shared out among processes."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.likelihood import importance_bound
+from model.objectives import AutoRegressive, EsoLM, Objective
+from pipeline.errors import ConfigError
+from pipeline.evaluate.passes import (
+    NUM_BUCKETS,
+    ChunkResult,
+    Float64Array,
+    Passes,
+    Schedule,
+    follows_orders,
+    is_exact,
+)
+from pipeline.evaluate.progress import Progress
+from pipeline.evaluate.ranks import gather
+from pipeline.evaluate.rows import Rows, chunks
+from pipeline.evaluate.subject import Subject
+from pipeline.parallel.bootstrap import ProcessInfo
+
+
+@dataclass(frozen=True)
+class Settings:
+    """num_draws: of the bound. num_orders: K of the importance-weighted bound, 0 for none.
+
+    tokens_per_pass: most tokens fed to the network at once, two streams counted.
+    """
+
+    num_draws: int = 4
+    num_orders: int = 0
+    seed: int = 0
+    tokens_per_pass: int = 4096
+
+
+def measure(
+    subject: Subject, objective: Objective, rows: Rows, settings: Settings, info: ProcessInfo
+) -> dict[str, Any] | None:
+    """The report of `esolm evaluate` on rank 0, None on the others. Everything in it is JSON.
+
+    The result does not depend on the number of processes: rows are cut into the same chunks, and
+    sums are taken in float64 over rows in their order. Raises ConfigError.
+    """
+    objective = objective.for_validation()
+    _check(objective, rows, settings)
+    num_draws = 1 if is_exact(objective) else settings.num_draws
+    schedule = Schedule(objective, rows.num_rows, rows.seq_len, settings.seed)
+    passes = Passes(subject, objective, schedule, num_draws, settings.num_orders)
+    given = rows.seq_len - objective.predicted_tokens(rows.seq_len)
+    pieces = chunks(rows.num_rows, max(1, settings.tokens_per_pass // (2 * rows.seq_len)))
+    mine: dict[int, ChunkResult] = {}
+    numbers = range(info.rank, len(pieces), info.world_size)
+    with Progress("evaluate", len(numbers), info.rank == 0) as progress:
+        for number in numbers:
+            tokens = rows.read(pieces[number])
+            num_bytes = rows.codec.num_bytes(tokens[:, given:])
+            mine[number] = passes.run(tokens, pieces[number], num_bytes)
+            progress.advance()
+    everything = gather(mine, info)
+    if everything is None:
+        return None
+    found = {number: result for part in everything for number, result in part.items()}
+    return _report(subject, objective, rows, settings, [found[i] for i in range(len(pieces))])
+
+
+def _check(objective: Objective, rows: Rows, settings: Settings) -> None:
+    problems = objective.problems(rows.seq_len)
+    if settings.num_draws < 1:
+        problems.append(f"--draws is {settings.num_draws}; it must be at least 1")
+    if settings.num_orders < 0:
+        problems.append(f"--orders is {settings.num_orders}; it must not be negative")
+    if settings.num_orders and not follows_orders(objective):
+        problems.append("--orders goes with networks trained as an Eso-LM (B)")
+    if settings.seed < 0:
+        problems.append(f"--seed is {settings.seed}; it must not be negative")
+    if rows.seq_len < 2:
+        problems.append(f"sequences of {rows.seq_len} tokens are too short; take at least 2")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _report(
+    subject: Subject, objective: Objective, rows: Rows, settings: Settings,
+    results: list[ChunkResult],
+) -> dict[str, Any]:  # fmt: skip
+    tokens = rows.num_rows * objective.predicted_tokens(rows.seq_len)
+    num_bytes = int(np.concatenate([result.num_bytes for result in results]).sum())
+    unit = Unit(tokens, num_bytes)
+    names = list(results[0].terms)
+    terms = {name: np.concatenate([r.terms[name] for r in results]) for name in names}
+    exact = np.concatenate([result.left_to_right for result in results])
+    if isinstance(objective, AutoRegressive):
+        terms = {"sequential": -exact[:, None]}
+    return {
+        "network": {
+            "path": str(subject.path),
+            "kind": subject.kind,
+            "step": subject.step,
+            "weights": subject.weights,
+            "objective": {"name": type(objective).__name__, **asdict(objective)},  # type: ignore[call-overload]
+        },
+        "data": {
+            "name": rows.name,
+            "rows": rows.num_rows,
+            "seq_len": rows.seq_len,
+            "tokens": tokens,
+            "bytes": num_bytes,
+        },
+        "seed": settings.seed,
+        "nelbo": _bound_report(terms, unit, is_exact(objective)),
+        "phases": {
+            name: unit.of_nats(float(values.mean(axis=1).sum())) for name, values in terms.items()
+        },
+        "t_buckets": _bucket_report(np.stack([result.buckets for result in results]).sum(axis=0)),
+        "left_to_right": unit.of_nats(-float(exact.sum())) if len(exact) else None,
+        "orders": _order_report(objective, np.concatenate([r.orders for r in results]), unit),
+    }
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The text that nats are shared out over: predicted tokens, and their bytes."""
+
+    tokens: int
+    num_bytes: int
+
+    def of_nats(self, nats: float) -> dict[str, float | None]:
+        """Loss in nats per token, perplexity, bits per token and per byte (None without text)."""
+        loss = nats / self.tokens
+        bits = nats / math.log(2.0)
+        return {
+            "nats_per_token": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "bits_per_token": bits / self.tokens,
+            "bits_per_byte": bits / self.num_bytes if self.num_bytes else None,
+        }
+
+
+def _bound_report(terms: dict[str, Float64Array], unit: Unit, exact: bool) -> dict[str, Any]:
+    """The bound: mean over draws, and the standard error of that mean."""
+    per_draw = np.stack([values.sum(axis=0) for values in terms.values()]).sum(axis=0)
+    per_row = np.stack([values.mean(axis=1) for values in terms.values()]).sum(axis=0)
+    num_draws, num_rows = len(per_draw), len(per_row)
+    error: float | None = 0.0 if exact else None
+    if num_draws > 1:
+        error = float(per_draw.std(ddof=1)) / math.sqrt(num_draws) / unit.tokens
+    spread = None
+    if num_rows > 1:
+        spread = float(per_row.std(ddof=1)) * math.sqrt(num_rows) / unit.tokens
+    return {
+        **unit.of_nats(float(per_draw.mean())),
+        "exact": exact,
+        "draws": num_draws,
+        "standard_error": error,
+        "standard_error_over_rows": spread,
+    }
+
+
+def _bucket_report(buckets: Float64Array) -> list[dict[str, Any]]:
+    """One entry per tenth of t that was drawn; empty for a network without a diffusion term."""
+    found = []
+    for number, (tokens, masked, weighted, plain) in enumerate(buckets.tolist()):
+        if tokens:
+            found.append(
+                {
+                    "t_from": number / NUM_BUCKETS,
+                    "t_to": (number + 1) / NUM_BUCKETS,
+                    "tokens": int(tokens),
+                    "masked": int(masked),
+                    "bound_nats_per_token": weighted / tokens,
+                    "nats_per_masked_token": plain / masked if masked else None,
+                }
+            )
+    return found
+
+
+def _order_report(objective: Objective, log_p: Float64Array, unit: Unit) -> dict[str, Any] | None:
+    """The bound of one drawn order (mean over all), and the importance-weighted one over K."""
+    num_orders = log_p.shape[1]
+    if not num_orders:
+        return None
+    assert isinstance(objective, EsoLM)
+    bound = importance_bound(torch.from_numpy(log_p)).numpy()
+    return {
+        "k": num_orders,
+        "alpha_0": objective.alpha_0,
+        "single": unit.of_nats(-float(log_p.mean(axis=1).sum())),
+        "importance_weighted": unit.of_nats(float(bound.sum())),
+    }

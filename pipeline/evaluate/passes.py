@@ -1,0 +1,168 @@
+"""What one chunk of rows is put through, and what is kept of it: sums per row, in nats.
+
+Every draw is keyed by (seed, row, draw, term), and chunks are cut without regard to the number of
+processes, so a row's values are the same whoever computes them.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.likelihood import (
+    draw_orders,
+    left_to_right_log_likelihood,
+    order_log_likelihood,
+    orders_log_likelihood,
+    token_log_p,
+)
+from model.objectives import BD3LM, AutoRegressive, EsoLM, Objective, SampleKeys
+from pipeline.evaluate.subject import Subject
+from pipeline.train.batches import VALIDATION_SEED
+
+Int64Array = NDArray[np.int64]
+Float64Array = NDArray[np.float64]
+
+NUM_BUCKETS = 10
+# Rows of a split are counted below this; a draw's samples are numbered from a multiple of it.
+_ROWS_PER_DRAW = 1 << 40
+# Columns of the t-buckets: tokens, masked tokens, weighted nats (of the bound), plain nats.
+BUCKET_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """terms: nats of the bound by loss term, [rows, draws]. buckets: [NUM_BUCKETS, BUCKET_COLUMNS].
+
+    orders: log p under each drawn order, [rows, K]. left_to_right: log p, [rows], or empty where
+    the network has no exact likelihood. num_bytes: of the predicted tokens, [rows].
+    """
+
+    terms: dict[str, Float64Array]
+    buckets: Float64Array
+    orders: Float64Array
+    left_to_right: Float64Array
+    num_bytes: Int64Array
+
+
+def is_exact(objective: Objective) -> bool:
+    """Whether the validation loss draws nothing: it is the negative log-likelihood itself."""
+    if isinstance(objective, BD3LM):
+        return objective.block_size == 1
+    is_sequential = isinstance(objective, EsoLM) and objective.alpha_0 == 0.0
+    return isinstance(objective, AutoRegressive) or is_sequential
+
+
+def follows_orders(objective: Objective) -> bool:
+    """Whether the network has a likelihood under any order: Eso-LM (B)."""
+    return isinstance(objective, EsoLM) and objective.variant == "B"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which rows of a global batch of the whole split a draw takes each loss term at.
+
+    All rows take every term in every draw. t is stratified over the rows; which row has which
+    stratum is turned by a random amount in each draw, so that draws are independent of each other
+    and unbiased.
+    """
+
+    objective: Objective
+    num_rows: int
+    seq_len: int
+    seed: int
+    global_batch_size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        size, num_terms = self.num_rows, len(self.objective.work(self.seq_len))
+        while not self._fits(size, num_terms):
+            size *= 2
+        object.__setattr__(self, "global_batch_size", size)
+
+    def _fits(self, size: int, num_terms: int) -> bool:
+        spans = self.objective.terms(size)
+        return len(spans) == num_terms and min(map(len, spans.values())) >= self.num_rows
+
+    def keys(self, term: str, draw: int, index: Int64Array) -> SampleKeys:
+        """The identity of rows [N] in one term of one draw."""
+        spans = self.objective.terms(self.global_batch_size)
+        number, span = list(spans).index(term), spans[term]
+        generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, draw], "u8")))
+        turned = (index + generator.integers(self.num_rows)) % self.num_rows
+        # Where a term has more slots than there are rows, a row's slot is random in its stratum.
+        within = (generator.random(self.num_rows)[index] * len(span)).astype(np.int64)
+        slot = span.start + (turned * len(span) + within) // self.num_rows
+        sample = (draw * len(spans) + number) * _ROWS_PER_DRAW + index
+        return SampleKeys(self.seed ^ VALIDATION_SEED, sample, slot, self.global_batch_size)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """All forward passes over one chunk. objective: with the weights of the bound."""
+
+    subject: Subject
+    objective: Objective
+    schedule: Schedule
+    num_draws: int
+    num_orders: int
+
+    def run(self, tokens: Int64Array, index: Int64Array, num_bytes: Int64Array) -> ChunkResult:
+        """tokens: [rows, L] of rows `index`."""
+        rows, logits = torch.from_numpy(tokens), self.subject.logits
+        buckets = np.zeros((NUM_BUCKETS, BUCKET_COLUMNS))
+        terms: dict[str, list[Float64Array]] = {}
+        orders, exact = np.zeros((len(rows), 0)), np.zeros(0)
+        if isinstance(self.objective, AutoRegressive):
+            log_p = left_to_right_log_likelihood(logits, self.objective, rows)
+            exact = log_p.sum(1).numpy()
+        else:
+            for draw in range(self.num_draws):
+                for term in self.objective.terms(self.schedule.global_batch_size):
+                    nats, counted = self._bound(rows, self.schedule.keys(term, draw, index))
+                    terms.setdefault(term, []).append(nats)
+                    buckets += counted
+        if follows_orders(self.objective):
+            natural = np.tile(np.arange(tokens.shape[1]), (len(rows), 1))
+            log_p = order_log_likelihood(logits, rows, natural, self.subject.mask_id)
+            exact = log_p.sum(1).numpy()
+            orders = self._orders(rows, index)
+        columns = {term: np.stack(draws, axis=1) for term, draws in terms.items()}
+        return ChunkResult(columns, buckets, orders, exact, num_bytes)
+
+    def _bound(self, rows: Tensor, keys: SampleKeys) -> tuple[Float64Array, Float64Array]:
+        """One term of one draw: nats per row, [rows], and its share of the buckets."""
+        length = rows.shape[1]
+        predicted = self.objective.predicted_tokens(length)
+        inputs, targets = self.objective.corrupt(rows, keys)
+        log_p = token_log_p(self.subject.logits, inputs, targets.labels)
+        masked = targets.weights > 0
+        # The weights share out one mean over a global batch; a row's own sum is wanted here.
+        terms = self.objective.terms(keys.global_batch_size).values()
+        share = next(len(span) for span in terms if int(keys.slot[0]) in span) * predicted
+        plain = -torch.where(masked, log_p, 0.0).numpy()
+        weighted = plain * targets.weights.double().numpy() * share
+        times = self.objective.times(length, keys)
+        buckets = np.zeros((NUM_BUCKETS, BUCKET_COLUMNS))
+        if times is not None:
+            given = length - predicted
+            parts = (np.ones_like(plain), masked.numpy().astype(float), weighted, plain)
+            place = np.minimum((times[:, given:] * NUM_BUCKETS).astype(int), NUM_BUCKETS - 1)
+            for column, values in enumerate(parts):
+                buckets[:, column] = np.bincount(
+                    place.ravel(), values[:, given:].ravel(), minlength=NUM_BUCKETS
+                )
+        nats: Float64Array = weighted.sum(axis=1)
+        return nats, buckets
+
+    def _orders(self, rows: Tensor, index: Int64Array) -> Float64Array:
+        if not self.num_orders:
+            return np.zeros((len(rows), 0))
+        assert isinstance(self.objective, EsoLM)
+        orders = draw_orders(
+            self.schedule.seed, index, rows.shape[1], self.objective.alpha_0, self.num_orders
+        )
+        log_p = orders_log_likelihood(self.subject.logits, rows, orders, self.subject.mask_id)
+        drawn: Float64Array = log_p.numpy()
+        return drawn
