@@ -23,7 +23,7 @@ demo: $(STAMP)  ## real text -> tars -> parallel training, killed and resumed ->
 	$(BIN)/python -W ignore -m pipeline.demo
 
 test: $(STAMP)  ## every test that needs no GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(STAMP)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -29,7 +29,7 @@ def export_command(
 
     Example:
 
-        esolm export runs/demo --out bundles/demo
+        esolm export runs/demo/train --out bundles/demo
     """
     import logging
 

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from data_prep.errors import EsolmError
+from pipeline.cli.evaluate import evaluate_command
 from pipeline.cli.export import export_command
 from pipeline.cli.generate import generate_command
 from pipeline.cli.import_checkpoint import import_command
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(prep_app, name="prep")
 app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)
 app.command("import")(import_command)
 app.command("generate")(generate_command)

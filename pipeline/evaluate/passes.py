@@ -19,6 +19,7 @@ from model.likelihood import (
     token_log_p,
 )
 from model.objectives import BD3LM, AutoRegressive, EsoLM, Objective, SampleKeys
+from model.objectives.draws import Purpose
 from pipeline.evaluate.subject import Subject
 from pipeline.train.batches import VALIDATION_SEED
 
@@ -28,6 +29,8 @@ Float64Array = NDArray[np.float64]
 NUM_BUCKETS = 10
 # Rows of a split are counted below this; a draw's samples are numbered from a multiple of it.
 _ROWS_PER_DRAW = 1 << 40
+# Second half of the key that a draw's turn is drawn from; the purposes of `SampleKeys` are below it.
+_TURNS = 1 << 32
 # Columns of the t-buckets: tokens, masked tokens, weighted nats (of the bound), plain nats.
 BUCKET_COLUMNS = 4
 
@@ -89,13 +92,18 @@ class Schedule:
         """The identity of rows [N] in one term of one draw."""
         spans = self.objective.terms(self.global_batch_size)
         number, span = list(spans).index(term), spans[term]
-        generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, draw], "u8")))
-        turned = (index + generator.integers(self.num_rows)) % self.num_rows
-        # Where a term has more slots than there are rows, a row's slot is random in its stratum.
-        within = (generator.random(self.num_rows)[index] * len(span)).astype(np.int64)
-        slot = span.start + (turned * len(span) + within) // self.num_rows
         sample = (draw * len(spans) + number) * _ROWS_PER_DRAW + index
+        turned = (index + self._turn(draw)) % self.num_rows
+        within = np.zeros_like(index)
+        if len(span) > self.num_rows:  # a row's slot is random within its stratum
+            uniform = SampleKeys(self.seed, sample, index, 1).uniforms(Purpose.TIME, 1)[:, 0]
+            within = (uniform * len(span)).astype(np.int64)
+        slot = span.start + (turned * len(span) + within) // self.num_rows
         return SampleKeys(self.seed ^ VALIDATION_SEED, sample, slot, self.global_batch_size)
+
+    def _turn(self, draw: int) -> int:
+        key = np.array([self.seed ^ VALIDATION_SEED, _TURNS + draw], dtype=np.uint64)
+        return int(np.random.Generator(np.random.Philox(key=key)).integers(self.num_rows))
 
 
 @dataclass(frozen=True)

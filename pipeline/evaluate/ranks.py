@@ -7,7 +7,12 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from pipeline.parallel.bootstrap import ProcessInfo, device_of, process_info
+from pipeline.parallel.bootstrap import (
+    ProcessInfo,
+    device_of,
+    process_info,
+    shutdown_processes,
+)
 
 T = TypeVar("T")
 
@@ -36,3 +41,9 @@ def gather(mine: T, info: ProcessInfo) -> list[T] | None:
     if everything is None:
         return None
     return [each for each in everything if each is not None]
+
+
+def leave(info: ProcessInfo) -> None:
+    """Leaves a job of several processes together."""
+    if info.world_size > 1:
+        shutdown_processes()

@@ -66,7 +66,7 @@ class ArrayRows:
 
     @property
     def seq_len(self) -> int:
-        return self.tokens.shape[1]
+        return int(self.tokens.shape[1])
 
     def read(self, index: Int64Array) -> Int64Array:
         rows: Int64Array = self.tokens[index]

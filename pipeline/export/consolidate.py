@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from model.config import ModelConfig
-from pipeline.errors import ExportError
+from pipeline.errors import ConfigError
 
 # How the command line names the states of a checkpoint.
 STATES = {"ema": "ema", "raw": "weights"}
@@ -52,7 +52,7 @@ def open_source(checkpoint: Path) -> Source:
 
 
 def load_tensors(source: Source, weights: str) -> dict[str, Tensor]:
-    """The tensors of `ema` or `raw` weights. Raises ExportError for any other name."""
+    """The tensors of `ema` or `raw` weights. Raises ConfigError for any other name."""
     if weights not in STATES:
-        raise ExportError(f"weights '{weights}' is unknown; choose of {', '.join(STATES)}")
+        raise ConfigError(f"weights '{weights}' is unknown; choose of {', '.join(STATES)}")
     return source.tensors(STATES[weights])

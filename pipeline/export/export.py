@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import ExportError
+from pipeline.errors import ConfigError, ExportError
 from pipeline.export.consolidate import Source, load_tensors, open_source
 from pipeline.export.fold import fold
 from pipeline.export.gate import run_gate
@@ -66,7 +66,7 @@ def export_source(
     fails, or if `out` exists and may not be replaced.
     """
     if dtype not in DTYPES:
-        raise ExportError(f"dtype '{dtype}' is unknown; choose of {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype '{dtype}' is unknown; choose of {', '.join(DTYPES)}")
     _refuse_existing(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")

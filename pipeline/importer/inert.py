@@ -4,6 +4,7 @@ A global that a pickle names is never looked up, let alone imported. It is its n
 """
 
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,8 +62,6 @@ STORAGES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
-# Names that pickles of Python 2's protocols use for modules of Python 3.
-OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 # Of the standard library and torch, what honest checkpoints make objects of. Making one here means
 # writing down its name, so this list decides what is reported, not what is safe.
 ORDINARY = frozenset(
@@ -83,8 +82,9 @@ ORDINARY = frozenset(
 
 
 def global_of(module: str, name: str) -> Global:
-    """The global by its name in Python 3."""
-    return Global(f"{OLD_MODULES.get(module, module)}.{name}")
+    """The global by its name in Python 3: pickles up to protocol 2 use those of Python 2."""
+    module, name = NAME_MAPPING.get((module, name), (module, name))
+    return Global(f"{IMPORT_MAPPING.get(module, module)}.{name}")
 
 
 def call(callee: Any, args: Any) -> Any:

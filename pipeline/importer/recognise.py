@@ -39,11 +39,14 @@ class Options:
             "--dtype": (self.dtype, ("fp32", "bf16")),
             "--objective": (self.objective, (None, *NAMES)),
         }
-        return [
+        found = [
             f"{name} is '{given}'; choose {' or '.join(c for c in allowed if c is not None)}"
             for name, (given, allowed) in choices.items()
             if given not in allowed
         ]
+        if self.variant is not None and self.objective not in (None, "esolm"):
+            found.append("--variant and --objective: Eso-LM alone has variants")
+        return found
 
 
 @dataclass

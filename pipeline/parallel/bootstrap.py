@@ -36,7 +36,12 @@ def process_info() -> ProcessInfo:
         return ProcessInfo(
             int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", env["RANK"]))
         )
-    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and "MASTER_ADDR" in env:
+    if "SLURM_STEP_ID" in env and int(env["SLURM_NTASKS"]) > 1:
+        if "MASTER_ADDR" not in env:
+            raise ConfigError(
+                f"srun started {env['SLURM_NTASKS']} tasks, but MASTER_ADDR is not set: export it "
+                "(the job's first node) and MASTER_PORT, as the templates of `esolm submit` do"
+            )
         return ProcessInfo(
             int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"])
         )

@@ -11,6 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.data.dataset import TokenDataset
 from pipeline.errors import ConfigError
 from pipeline.parallel.layout import Layout, fit_layout
+from pipeline.train.ranges import range_problems
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
     dataset, problems = None, []
     try:
         dataset = TokenDataset(config.data.path, "train")
+        problems += _split_problems(config, dataset)
     except DataError as error:
         problems.append(str(error))
     experiment, others = _assemble(config, world_size, dataset)
@@ -78,6 +80,19 @@ def _assemble(
     return Experiment(config, dataset, model, objective, layout), []
 
 
+def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
+    """Splits that are missing or hold no whole sequence."""
+    splits = [dataset]
+    if config.train.valid_every_steps > 0:
+        splits.append(TokenDataset(config.data.path, "valid"))
+    return [
+        f"split '{split.split}' of {config.data.path} has {split.num_tokens} tokens, too few for "
+        f"one sequence of train.seq_len {config.train.seq_len}"
+        for split in splits
+        if split.num_tokens < config.train.seq_len
+    ]
+
+
 def build_objective(
     config: RunConfig, mask_id: int, bos_id: int
 ) -> tuple[Objective | None, list[str]]:
@@ -116,23 +131,7 @@ def build_objective(
 
 def _train_problems(config: RunConfig) -> list[str]:
     train, optimizer = config.train, config.optimizer
-    problems = [
-        f"{name} is {value}; it must be at least 1"
-        for name, value in {
-            "train.steps": train.steps,
-            "train.global_batch_size": train.global_batch_size,
-            "train.micro_batch_size": train.micro_batch_size,
-            "train.log_every_steps": train.log_every_steps,
-            "checkpoint.every_steps": config.checkpoint.every_steps,
-            "checkpoint.keep": config.checkpoint.keep,
-            "data.prefetch": config.data.prefetch,
-        }.items()
-        if value < 1
-    ]
-    if train.seq_len < 2:
-        problems.append(f"train.seq_len is {train.seq_len}; it must be at least 2")
-    if config.seed < 0:
-        problems.append(f"seed is {config.seed}; it must not be negative")
+    problems = range_problems(config)
     problems += _choice("train.precision", train.precision, ["fp32", "bf16"])
     if train.precision == "fp16":
         problems[-1] += " (fp16 needs loss scaling, which skips steps: the run would not be exact)"

@@ -1,13 +1,14 @@
 """One rank of a training run, from configuration to exit code."""
 
-import json
 import logging
 from datetime import timedelta
+
+import torch.distributed as dist
 
 from model.flops import flops_per_token
 from pipeline.accelerators import chosen_kernels
 from pipeline.config import RunConfig
-from pipeline.errors import EXIT_DONE
+from pipeline.errors import EXIT_DONE, ConfigError
 from pipeline.parallel.bootstrap import (
     device_of,
     initialize_processes,
@@ -28,17 +29,16 @@ def train(config: RunConfig) -> int:
     info = process_info()
     experiment = resolve(config, info.world_size)
     directory = RunDirectory(config.run.dir)
-    if _is_finished(directory, config.train.steps):
+    if directory.is_finished(config.train.steps):
         return EXIT_DONE
-    if info.rank == 0:
-        directory.lock()
-    directory.log_to_files(info.rank)
     device = device_of(info)
     kernels = chosen_kernels(device)
     # The watchdog comes first: a collective that times out would leave without any stack.
     timeout = timedelta(minutes=2 * config.train.timeout_minutes)
     initialize_processes(info, experiment.layout, device, timeout)
     try:
+        _lock(directory, info.rank)
+        directory.log_to_files(info.rank)
         # Imported here: DeepSpeed must be set up for the device first.
         from pipeline.train.trainer import Trainer
 
@@ -55,11 +55,17 @@ def train(config: RunConfig) -> int:
         shutdown_processes()
 
 
-def _is_finished(directory: RunDirectory, steps: int) -> bool:
-    """Whether DONE says that the asked-for steps are behind us; more steps continue the run."""
-    if not directory.done.exists():
-        return False
-    return bool(json.loads(directory.done.read_text())["step"] >= steps)
+def _lock(directory: RunDirectory, rank: int) -> None:
+    """Rank 0 takes the run; if it cannot, every rank hears why."""
+    refusal: list[ConfigError | None] = [None]
+    if rank == 0:
+        try:
+            directory.lock()
+        except ConfigError as error:
+            refusal[0] = error
+    dist.broadcast_object_list(refusal, src=0)
+    if refusal[0] is not None:
+        raise refusal[0]
 
 
 def _announce(experiment: Experiment, kernels: dict[str, str]) -> None:

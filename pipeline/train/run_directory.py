@@ -55,6 +55,16 @@ class RunDirectory:
         self._lock.write(f"host {platform.node()}, process {os.getpid()}")
         self._lock.flush()
 
+    def unlock(self) -> None:
+        """Gives the run back before the process ends."""
+        self._lock.close()
+
+    def is_finished(self, steps: int) -> bool:
+        """Whether DONE says that the asked-for steps are behind us; more steps continue the run."""
+        if not self.done.exists():
+            return False
+        return bool(json.loads(self.done.read_text())["step"] >= steps)
+
     def log_to_files(self, rank: int) -> None:
         """Sends this rank's log to logs/rank_N.log, appended over restarts.
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from model.dropout import keyed_dropout
 
@@ -9,9 +10,14 @@ KEYS = torch.tensor([1, -9, 2**62])
 ONES = torch.ones(3 * 50, 200)
 
 
+def rows_dropout(hidden: Tensor, keys: Tensor, site: int, probability: float) -> Tensor:
+    """Dropout of whole rows: every token of every key."""
+    return keyed_dropout(hidden, keys, site, probability, hidden.shape[0] // keys.shape[0])
+
+
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 def test_rate_and_expectation(probability: float) -> None:
-    out = keyed_dropout(ONES, KEYS, 0, probability)
+    out = rows_dropout(ONES, KEYS, 0, probability)
     assert out.unique().tolist() == [0.0, pytest.approx(1.0 / (1.0 - probability))]
     dropped = float((out == 0).float().mean())
     assert dropped == pytest.approx(probability, abs=4 * 0.5 / ONES.numel() ** 0.5)
@@ -23,15 +29,15 @@ def test_rate_and_expectation(probability: float) -> None:
 
 
 def test_values_are_frozen() -> None:
-    out = keyed_dropout(torch.ones(4, 6), torch.tensor([1, -9]), 3, 0.5)
+    out = rows_dropout(torch.ones(4, 6), torch.tensor([1, -9]), 3, 0.5)
     expected = [[2, 0, 0, 2, 0, 0], [0, 0, 0, 2, 0, 2], [2, 0, 2, 0, 2, 2], [2, 2, 2, 0, 2, 2]]
     assert out.tolist() == expected
 
 
 def test_same_key_same_mask_and_all_else_differs() -> None:
-    out = keyed_dropout(ONES, KEYS, 0, 0.5)
-    assert torch.equal(out, keyed_dropout(ONES, KEYS, 0, 0.5))
-    sites = keyed_dropout(ONES, KEYS, 1, 0.5)
+    out = rows_dropout(ONES, KEYS, 0, 0.5)
+    assert torch.equal(out, rows_dropout(ONES, KEYS, 0, 0.5))
+    sites = rows_dropout(ONES, KEYS, 1, 0.5)
     rows = out.view(3, 50, 200)
     for one, other in (
         (out, sites),
@@ -44,15 +50,21 @@ def test_same_key_same_mask_and_all_else_differs() -> None:
 
 
 def test_a_row_keeps_its_mask_in_another_batch_and_when_it_is_cut() -> None:
-    rows = keyed_dropout(ONES, KEYS, 2, 0.3).view(3, 50, 200)
-    alone = keyed_dropout(ONES[:50], KEYS[1:2], 2, 0.3)
+    rows = rows_dropout(ONES, KEYS, 2, 0.3).view(3, 50, 200)
+    alone = rows_dropout(ONES[:50], KEYS[1:2], 2, 0.3)
     assert torch.equal(alone, rows[1])
-    cut = keyed_dropout(ONES[:75], KEYS, 2, 0.3).view(3, 25, 200)
+    cut = rows_dropout(ONES[:75], KEYS, 2, 0.3).view(3, 25, 200)
     assert torch.equal(cut, rows[:, :25])
+
+
+def test_a_rank_with_part_of_the_tokens_draws_its_part_of_the_mask() -> None:
+    whole = rows_dropout(ONES, KEYS, 2, 0.3)
+    parts = [keyed_dropout(ONES[i : i + 30], KEYS, 2, 0.3, 50, i) for i in range(0, 150, 30)]
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_gradient_is_the_mask() -> None:
     hidden = torch.randn(6, 4, requires_grad=True)
-    out = keyed_dropout(hidden, KEYS, 0, 0.5)
+    out = rows_dropout(hidden, KEYS, 0, 0.5)
     (gradient,) = torch.autograd.grad(out.sum(), hidden)
-    assert torch.equal(gradient, keyed_dropout(torch.ones(6, 4), KEYS, 0, 0.5))
+    assert torch.equal(gradient, rows_dropout(torch.ones(6, 4), KEYS, 0, 0.5))

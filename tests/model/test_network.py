@@ -10,7 +10,7 @@ from torch import Tensor
 from model.attention import AttentionPattern
 from model.inputs import NetworkInput, Targets
 from model.loss import weighted_loss
-from model.network import Network, queries_of
+from model.network import Network
 from tests.model.conftest import MASK_ID, small_config
 from tests.model.reference import ReferenceNetwork
 
@@ -60,7 +60,7 @@ def test_outputs_nobody_reads_are_skipped_exactly(
     last.last = False  # type: ignore[assignment]
     both = last(before)
     assert both[0].shape == (3 * 2 * LENGTH, 12)
-    noised, _ = queries_of(both[0], both[1], LENGTH)
+    noised = both[0].view(3, 2 * LENGTH, -1)[:, :LENGTH].flatten(0, 1)
     torch.testing.assert_close(flow[0], noised, rtol=1e-12, atol=1e-12)
 
 
@@ -147,9 +147,11 @@ def test_every_dropout_of_the_network_has_a_site_of_its_own(
 ) -> None:
     sites = []
 
-    def record(hidden: Tensor, keys: Tensor, site: int, probability: float) -> Tensor:
+    def record(
+        hidden: Tensor, keys: Tensor, site: int, probability: float, seq_len: int, first: int
+    ) -> Tensor:
         assert keys.tolist() == [5, 6, 7]
-        assert probability == 0.3
+        assert (probability, seq_len, first) == (0.3, LENGTH, 0)
         sites.append(site)
         return hidden
 

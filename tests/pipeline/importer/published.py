@@ -79,9 +79,7 @@ class PublishedNetwork:
             rows.append(self.logits(inputs.tokens[row], inputs.positions[row], rule)[:length])
         return torch.stack(rows)
 
-    def logits(
-        self, tokens: Tensor, positions: Tensor, rule: Callable[[int, int], bool]
-    ) -> Tensor:
+    def logits(self, tokens: Tensor, positions: Tensor, rule: Callable[[int, int], bool]) -> Tensor:
         """[S, V] of one row; the mask's column is -inf."""
         count = len(tokens)
         seen = torch.tensor([[rule(q, k) for k in range(count)] for q in range(count)])

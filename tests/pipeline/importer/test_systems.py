@@ -133,9 +133,7 @@ def test_system(tmp_path: Path, quick: None, name: str) -> None:
         ("bd3lm", Options(dtype="fp32", block_size=2)),
     ],
 )
-def test_without_a_configuration(
-    tmp_path: Path, quick: None, name: str, options: Options
-) -> None:
+def test_without_a_configuration(tmp_path: Path, quick: None, name: str, options: Options) -> None:
     raw, ema = published.save(tmp_path / "a.ckpt", SYSTEMS[name], config=None)
     report = import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", options)
     assert report.network.objective.name == EXPECTED[name]["name"]
@@ -151,8 +149,9 @@ def test_without_a_configuration(
     ("system", "options", "message"),
     [
         ("esolm_b", Options(), "pass --variant A or --variant B, or --objective mdlm"),
-        ("esolm_b", Options(variant="A", objective="mdlm"), "was trained as|variant"),
+        ("esolm_b", Options(variant="A", objective="mdlm"), "Eso-LM alone has variants"),
         ("ar", Options(variant="B"), "lacks adaLN"),
+        ("mdlm", Options(variant="B", weights="half"), "--weights is 'half'"),
         ("mdlm", Options(objective="ar"), "has adaLN"),
         ("mdlm", Options(variant="C"), "choose A or B"),
         ("mdlm", Options(objective="mdlm", num_heads=2), "number of heads is unclear"),

@@ -1,0 +1,200 @@
+"""`esolm evaluate`: likelihoods, sample quality, zero-shot suites."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def evaluate_command(
+    context: typer.Context,
+    network: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint directory or a bundle.")
+    ],
+    dataset: Annotated[
+        Path | None, typer.Argument(help="A dataset made by esolm prep merge.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="train|valid", help="Of the dataset.")] = "valid",
+    draws: Annotated[int, typer.Option(help="Draws of the bound; its error needs two.")] = 4,
+    orders: Annotated[
+        int, typer.Option(help="K of the importance-weighted bound, Eso-LM (B); 0: none.")
+    ] = 0,
+    samples_limit: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="ema|raw", help="Of a checkpoint; ema by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    alpha_0: Annotated[
+        str | None,
+        typer.Option(help="Share of diffusion in place of the trained one; a list for --samples."),
+    ] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens of a row, as in training.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A tokenizer in place of the network's.")
+    ] = None,
+    tokens_per_pass: Annotated[
+        int, typer.Option(min=1, help="Most tokens fed to the network at once.")
+    ] = 4096,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Share the rows among so many processes here.")
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="A zero-shot corpus: a name in configs/suite/ or a YAML file."),
+    ] = None,
+    files: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the corpora of --suite lie.")
+    ] = None,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Measure what a bundle writes, not likelihoods.")
+    ] = False,
+    num_samples: Annotated[int, typer.Option(min=1, help="Samples of each setting.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples written at once.")] = 8,
+    steps: Annotated[
+        str | None, typer.Option(help="Diffusion steps; several, as in 8,32,128, make a sweep.")
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens of a sample.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus; 1 keeps all tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the samples.")] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A causal LM of transformers: generative perplexity."),
+    ] = None,
+    featuriser: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A model of transformers: MAUVE against DATASET."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where a sweep's CSV and PNG are written.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure a trained network on a dataset, on a zero-shot suite, or by what it writes.
+
+    Example:
+
+        esolm evaluate runs/demo/train data/py --draws 8 --orders 16 --ranks 2
+    """
+    import json
+
+    from pipeline.evaluate import show
+
+    if ranks is not None:
+        from pipeline.launch import launch
+
+        raise typer.Exit(launch(["evaluate", *arguments_of(context, without="ranks")], ranks))
+    if samples:
+        from pipeline.evaluate.sampling import SampleSettings, measure_samples
+
+        report: dict[str, Any] | None = measure_samples(
+            network,
+            SampleSettings(
+                alphas=_floats("--alpha-0", alpha_0),
+                steps=_integers("--steps", steps),
+                num_samples=num_samples,
+                batch_size=batch_size,
+                length=length,
+                top_p=top_p,
+                temperature=temperature,
+                seed=seed,
+            ),
+            judge=judge,
+            featuriser=featuriser,
+            references=dataset,
+            split=split,
+            out=out,
+        )
+        text = show.samples_text
+    else:
+        target = Target(network, dataset, split, suite, files, tokenizer, weights)
+        report = _likelihoods(
+            target, draws, orders, seed, tokens_per_pass, samples_limit, seq_len, alpha_0
+        )
+        text = show.likelihood_text
+    if report is not None:
+        typer.echo(json.dumps(report, ensure_ascii=False) if as_json else text(report))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to open: the network, and the rows of a dataset or of a suite's file."""
+
+    network: Path
+    dataset: Path | None
+    split: str
+    suite: str | None
+    files: Path | None
+    tokenizer: Path | None
+    weights: str | None
+
+
+def _likelihoods(
+    target: Target, draws: int, orders: int, seed: int, tokens_per_pass: int,
+    limit: int | None, seq_len: int | None, alpha_0: str | None,
+) -> dict[str, Any] | None:  # fmt: skip
+    """The report on rank 0, None on the others."""
+    import warnings
+
+    # It says at import which optional kernels it has not found; nothing here would use them.
+    warnings.filterwarnings("ignore", module="megatron")
+    from pipeline.errors import ConfigError, EsolmError
+    from pipeline.evaluate import likelihood, ranks, rows, subject, suites
+    from pipeline.launch import die_with_launcher
+
+    if (target.dataset is None) == (target.suite is None):
+        raise ConfigError("name either a DATASET or a --suite")
+    alphas = _floats("--alpha-0", alpha_0)
+    if len(alphas) > 1:
+        raise ConfigError("--alpha-0 takes a list only with --samples")
+    die_with_launcher()
+    info, device = ranks.join()
+    try:
+        found = subject.open_subject(target.network, target.weights, device, target.tokenizer)
+        objective = subject.with_alpha_0(found.objective, alphas[0] if alphas else None)
+        text: rows.Rows
+        if target.suite is not None:
+            text = suites.suite_rows(target.suite, target.files, found, seq_len, limit)
+        else:
+            assert target.dataset is not None
+            text = rows.dataset_rows(target.dataset, target.split, found, seq_len, limit)
+        settings = likelihood.Settings(draws, orders, seed, tokens_per_pass)
+        return likelihood.measure(found, objective, text, settings, info)
+    except EsolmError as error:
+        if info.rank:  # one message is enough
+            raise typer.Exit(error.exit_code) from None
+        raise
+    finally:
+        ranks.leave(info)
+
+
+def arguments_of(context: typer.Context, without: str) -> list[str]:
+    """The command line that gives these parameters, one option left out."""
+    positional, options = [], []
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.name == without or value is None or value == parameter.default:
+            continue
+        if parameter.param_type_name == "argument":
+            positional.append(str(value))
+        else:
+            options += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+    return [*positional, *options]
+
+
+def _floats(option: str, text: str | None) -> list[float]:
+    from pipeline.errors import ConfigError
+
+    try:
+        return [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ConfigError(f"{option} is '{text}'; give numbers, as in 0,0.25,1") from None
+
+
+def _integers(option: str, text: str | None) -> list[int]:
+    from pipeline.errors import ConfigError
+
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ConfigError(f"{option} is '{text}'; give whole numbers, as in 8,32,128") from None

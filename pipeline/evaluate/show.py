@@ -1,0 +1,79 @@
+"""Reports of `esolm evaluate` as text for a person."""
+
+from typing import Any
+
+COLUMNS = ("nats/token", "perplexity", "bits/token", "bits/byte")
+
+
+def likelihood_text(report: dict[str, Any]) -> str:
+    """The report of `pipeline.evaluate.likelihood.measure`, one line per figure."""
+    network, data, bound = report["network"], report["data"], report["nelbo"]
+    objective = dict(network["objective"])
+    name = objective.pop("name")
+    options = ", ".join(f"{key} {value}" for key, value in objective.items())
+    lines = [
+        f"{network['path']}: {network['kind']}, step {network['step']}, {network['weights']} "
+        f"weights, {name} ({options})",
+        f"{data['name']}: {data['rows']:,} rows of {data['seq_len']} tokens, "
+        f"{data['tokens']:,} predicted, {data['bytes']:,} bytes",
+        "",
+        f"{'':30}" + "".join(f"{column:>13}" for column in COLUMNS),
+        _line(_name_of_bound(name, bound), bound),
+    ]
+    if len(report["phases"]) > 1:
+        lines += [f"{'  ' + k:30}{v['nats_per_token']:13.5f}" for k, v in report["phases"].items()]
+    if report["left_to_right"] is not None and name != "AutoRegressive":
+        lines.append(_line("exact, left to right", report["left_to_right"]))
+    if report["orders"] is not None:
+        orders = report["orders"]
+        drawn = f"(alpha_0 {orders['alpha_0']:g})"
+        lines.append(_line(f"exact, one drawn order {drawn}", orders["single"]))
+        bounded = f"bound of {orders['k']} orders {drawn}"
+        lines.append(_line(bounded, orders["importance_weighted"]))
+    lines += ["", *_errors(bound), *_buckets(report["t_buckets"])]
+    return "\n".join(lines).rstrip()
+
+
+def _name_of_bound(objective: str, bound: dict[str, Any]) -> str:
+    if objective == "AutoRegressive":
+        return "exact, left to right"
+    return "exact" if bound["exact"] else "bound (NELBO)"
+
+
+def _line(label: str, figures: dict[str, Any]) -> str:
+    values = (
+        f"{figures['nats_per_token']:13.5f}",
+        f"{figures['perplexity']:13.4f}",
+        f"{figures['bits_per_token']:13.5f}",
+        _or_unknown(figures["bits_per_byte"], "13.5f"),
+    )
+    return f"{label:30}" + "".join(values)
+
+
+def _or_unknown(value: float | None, style: str) -> str:
+    return f"{'n/a':>{style.partition('.')[0]}}" if value is None else f"{value:{style}}"
+
+
+def _errors(bound: dict[str, Any]) -> list[str]:
+    if bound["exact"]:
+        return []
+    over_draws = _or_unknown(bound["standard_error"], ".5f")
+    over_rows = _or_unknown(bound["standard_error_over_rows"], ".5f")
+    return [
+        f"standard error of the bound: {over_draws} nats/token over {bound['draws']} draws of the "
+        f"noise, {over_rows} over the choice of rows"
+    ]
+
+
+def _buckets(buckets: list[dict[str, Any]]) -> list[str]:
+    if not buckets:
+        return []
+    lines = ["", f"{'t':>10}{'tokens':>12}{'masked':>12}{'bound/token':>14}{'nats/masked':>14}"]
+    for each in buckets:
+        span = f"{each['t_from']:.1f}-{each['t_to']:.1f}"
+        plain = _or_unknown(each["nats_per_masked_token"], "14.4f")
+        lines.append(
+            f"{span:>10}{each['tokens']:12,}{each['masked']:12,}"
+            f"{each['bound_nats_per_token']:14.4f}{plain}"
+        )
+    return lines

@@ -1,0 +1,140 @@
+"""Zero-shot corpora: a configuration file says which local file holds one and how it is cut."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data_prep.documents import BadDocuments, find_files, iterate_documents
+from data_prep.errors import DataError
+from pipeline.errors import ConfigError
+from pipeline.evaluate.detokenize import DETOKENIZERS
+from pipeline.evaluate.rows import ArrayRows, limited
+from pipeline.evaluate.subject import Subject
+from pipeline.evaluate.text import Int64Array, TextCodec
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "suite"
+
+
+@dataclass
+class SuiteConfig:
+    """One corpus; a file under configs/suite/ holds these keys."""
+
+    title: str = MISSING
+    file: str = MISSING
+    """What is expected in the folder of --files: a file, or a folder of files. .gz and .zst too."""
+    source: str = MISSING
+    """Where a person finds it, for the message when it is missing."""
+    text_key: str = "text"
+    """JSONL files: the key that holds the text."""
+    unit: str = "document"
+    """Text files: `document` (the whole file), `line`, or `line_with_break` (its end kept)."""
+    detokenizer: str = "none"
+    """A key of `pipeline.evaluate.detokenize.DETOKENIZERS`."""
+    first_character: int = 0
+    """Text files as one document: where the part that is measured begins."""
+    seq_len: int = 0
+    """Tokens of a row; 0: as many as the network was trained on."""
+    wrap_special: bool = True
+    """Begin every row with bos and end it with eos, as the published zero-shot figures do."""
+    end_of_text: bool = False
+    """Put eos after every text."""
+
+
+def load_suite(name: str) -> SuiteConfig:
+    """The suite of a name in configs/suite/, or of a YAML file. Raises ConfigError."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.yaml")))
+        raise ConfigError(f"there is no suite '{name}'; choose of {known}, or name a YAML file")
+    try:
+        content = OmegaConf.load(path)
+        merged = OmegaConf.merge(OmegaConf.structured(SuiteConfig), content)
+        assert isinstance(merged, DictConfig)
+        suite = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+    assert isinstance(suite, SuiteConfig)
+    problems = [
+        f"{path}: {key} is '{value}'; choose of {', '.join(allowed)}"
+        for key, value, allowed in (
+            ("unit", suite.unit, ("document", "line", "line_with_break")),
+            ("detokenizer", suite.detokenizer, tuple(DETOKENIZERS)),
+        )
+        if value not in allowed
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return suite
+
+
+def suite_rows(
+    name: str, files: Path | None, subject: Subject, seq_len: int | None, limit: int | None
+) -> ArrayRows:
+    """A corpus under the network's own tokenizer, packed into rows; the rest is dropped.
+
+    Raises DataError, naming what to put where, if its file is missing or too short for one row.
+    """
+    suite = load_suite(name)
+    if files is None:
+        raise ConfigError("--suite needs --files DIR, the folder that holds its corpora")
+    if subject.codec is None:
+        raise ConfigError(f"{subject.path} carries no tokenizer; name one by --tokenizer")
+    length = seq_len or suite.seq_len or subject.seq_len
+    tokens = _pack(suite, files, subject.codec, length, limit)
+    if not len(tokens):
+        raise DataError(f"{files / suite.file} is too short for a single row of {length} tokens")
+    return ArrayRows(suite.title, tokens[: limited(len(tokens), limit)], subject.codec)
+
+
+def _texts(suite: SuiteConfig, files: Path) -> Iterator[str]:
+    path = files / suite.file
+    if not path.exists():
+        raise DataError(
+            f"{path} is missing. Put {suite.title} there ({suite.source}); nothing is downloaded."
+        )
+    detokenize = DETOKENIZERS[suite.detokenizer]
+    for document in iterate_documents(find_files([path]), BadDocuments(), suite.text_key):
+        text = document.text[suite.first_character :]
+        if suite.unit == "document":
+            yield detokenize(text)
+        else:
+            for line in text.splitlines(keepends=suite.unit == "line_with_break"):
+                yield detokenize(line)
+
+
+def _pack(
+    suite: SuiteConfig, files: Path, codec: TextCodec, length: int, limit: int | None
+) -> Int64Array:
+    """All texts end to end, cut into rows: int64 [N, length]; no more than `limit` rows."""
+    bos, eos = codec.bos_id, codec.eos_id
+    if (suite.wrap_special and bos is None) or (eos is None and _needs_eos(suite)):
+        raise ConfigError("the tokenizer has no bos or eos, which this suite puts between rows")
+    content = length - 2 if suite.wrap_special else length
+    if content < 1:
+        raise ConfigError(f"rows of {length} tokens leave no room between bos and eos")
+    stream: list[int] = []
+    for text in _texts(suite, files):
+        stream += codec.encode(text)
+        if suite.end_of_text and eos is not None:
+            stream.append(eos)
+        if limit is not None and len(stream) >= limit * content:
+            break
+    count = len(stream) // content
+    rows = np.array(stream[: count * content], dtype=np.int64).reshape(count, content)
+    if suite.wrap_special:
+        ends = np.ones((count, 1), dtype=np.int64)
+        rows = np.concatenate([ends * (bos or 0), rows, ends * (eos or 0)], axis=1)
+    return rows
+
+
+def _needs_eos(suite: SuiteConfig) -> bool:
+    return suite.wrap_special or suite.end_of_text
+
+
+def to_record(suite: SuiteConfig) -> dict[str, object]:
+    """The suite as the report states it."""
+    return asdict(suite)

@@ -1,0 +1,99 @@
+"""From templates under slurm/ to sbatch scripts that a person can read."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.config import RunConfig
+from pipeline.slurm.profile import ClusterProfile
+from pipeline.slurm.stages import Job, Paths, partition_of
+
+TEMPLATES = Path(__file__).parents[2] / "slurm"
+
+
+def render(
+    job: Job,
+    config: RunConfig,
+    profile: ClusterProfile,
+    paths: Paths,
+    usable_nodes: list[int],
+    revision: str,
+) -> str:
+    """The sbatch script of a job. usable_nodes: most first, those that training can run on."""
+    template = _environment().get_template(f"{job.stage}.sbatch.j2")
+    return template.render(
+        job=_job_values(job, config, profile, paths),
+        config=config,
+        profile=profile,
+        run_dir=paths.run,
+        code=paths.code,
+        revision=revision,
+        python=profile.python or sys.executable,
+        mounts=_mounts(config, profile, paths),
+        usable_nodes=usable_nodes,
+        gpus=lambda count: f"{profile.gpu_type}:{count}" if profile.gpu_type else str(count),
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["sh"] = lambda value: shlex.quote(str(value))
+    return environment
+
+
+def _job_values(
+    job: Job, config: RunConfig, profile: ClusterProfile, paths: Paths
+) -> dict[str, Any]:
+    """What differs between jobs; `log`, `events` and `id` are shell words of the script."""
+    logs, name = paths.slurm / "logs", job.stage
+    array = bool(job.array)
+    task = "-${SLURM_ARRAY_TASK_ID}" if array else ""
+    number = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "${SLURM_JOB_ID}"
+    values: dict[str, Any] = {
+        "name": f"{paths.run.name}-{name}",
+        "purpose": job.purpose,
+        "command": job.command,
+        "partition": partition_of(job, profile),
+        "array": _array(job.array, profile.cpu.concurrent_tasks),
+        "output": logs / f"{name}-{'%A_%a' if array else '%j'}.log",
+        "log": f'"$run_dir/slurm/logs/{name}-{number}.log"',
+        "events": f'"$run_dir/slurm/events/{name}{task}.tsv"',
+        "id": f'"{number}"',
+    }
+    if job.stage == "train":
+        values["time"] = config.slurm.time or profile.time
+    else:
+        values["time"] = profile.cpu.time
+    section: Any = profile if job.gpu else profile.cpu
+    values["cpus_per_task"], values["memory"] = section.cpus_per_task, section.memory
+    return values
+
+
+def _array(tasks: tuple[int, ...], concurrent: int) -> str:
+    """Tasks as Slurm writes them, runs of numbers joined, at most `concurrent` at a time."""
+    runs: list[list[int]] = []
+    for task in tasks:
+        if runs and task == runs[-1][1] + 1:
+            runs[-1][1] = task
+        else:
+            runs.append([task, task])
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    return f"{','.join(words)}%{concurrent}"
+
+
+def _mounts(config: RunConfig, profile: ClusterProfile, paths: Paths) -> list[str]:
+    """FROM:TO of all that a container must see."""
+    folders = [*profile.container.mounts, str(paths.run), config.data.path]
+    folders += [*config.prep.inputs, config.prep.tokenizer]
+    pairs = [folder if ":" in folder else f"{folder}:{folder}" for folder in folders if folder]
+    return list(dict.fromkeys(pairs))

@@ -1,0 +1,149 @@
+"""From a run and a cluster to the jobs of its chain: what each runs, asks for and waits for."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.documents import find_files
+from data_prep.errors import DataError
+from data_prep.jobs import TokenizeJob, check_settings, is_finished
+from data_prep.manifest import MANIFEST_NAME
+from data_prep.tokenizer import MODEL_NAME, load_tokenizer
+from pipeline.config import RunConfig
+from pipeline.slurm.profile import ClusterProfile
+
+STAGES = ("prep", "train", "evaluate", "export")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sbatch script. command: what follows `esolm`, as shell words.
+
+    array: the tasks of a job array, empty for a plain job. gpu: runs on the training partition.
+    """
+
+    stage: str
+    purpose: str
+    command: str
+    array: tuple[int, ...] = ()
+    gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a run keeps what belongs to its jobs; `submission` is of one submit."""
+
+    run: Path
+    submission: Path
+
+    @property
+    def slurm(self) -> Path:
+        return self.run / "slurm"
+
+    @property
+    def config(self) -> Path:
+        return self.submission / "config.yaml"
+
+    @property
+    def code(self) -> Path:
+        return self.submission / "code"
+
+
+def plan_jobs(config: RunConfig, stages: list[str], paths: Paths) -> tuple[list[Job], list[str]]:
+    """The jobs of the chain in their order, and what is skipped because it is done already.
+
+    Raises DataError if the corpus cannot be what `prep` says.
+    """
+    jobs: list[Job] = []
+    notes: list[str] = []
+    if "prep" in stages:
+        jobs, notes = _prep_jobs(config)
+    if "train" in stages:
+        train = f"train {_words(paths.config)}"
+        jobs.append(Job("train", "Trains, or resumes where the run was.", train, gpu=True))
+    if "evaluate" in stages:
+        evaluate = f"evaluate {_words(paths.run)} {_words(config.data.path)}"
+        purpose = "Measures the trained network on the validation split."
+        jobs.append(Job("evaluate", purpose, evaluate, gpu=True))
+    if "export" in stages:
+        export = f"export {_words(paths.run)} --out {_words(paths.run / 'bundle')} --overwrite"
+        jobs.append(Job("export", "Turns the newest checkpoint into a self-verified bundle.", export))
+    return jobs, notes
+
+
+def _prep_jobs(config: RunConfig) -> tuple[list[Job], list[str]]:
+    """Tokenizer, array and merge, each only as far as it is still to be done."""
+    prep, data = config.prep, Path(config.data.path)
+    inputs = [*prep.inputs, *(["--from-python-stdlib"] if prep.from_python_stdlib else [])]
+    corpus = f"{_words(*inputs)} --text-key {_words(prep.text_key)}"
+    corpus += f" --on-bad-document {prep.on_bad_document}"
+    jobs = []
+    if not (Path(prep.tokenizer) / MODEL_NAME).exists():
+        train = f"prep tokenizer {corpus} --vocab-size {prep.vocab_size}"
+        train += f" --out {_words(prep.tokenizer)}"
+        jobs.append(Job("tokenizer", "Trains the tokenizer.", train))
+    missing = _missing_tasks(config)
+    if missing:
+        tokenize = f"prep tokenize {corpus} --tokenizer {_words(prep.tokenizer)}"
+        tokenize += f" --out {_words(data)} --valid-fraction {prep.valid_fraction}"
+        tokenize += f" --shard-tokens {prep.shard_tokens} --tasks {prep.tasks}"
+        tokenize += ' --task "$SLURM_ARRAY_TASK_ID"'
+        purpose = "Turns one part of the corpus into token tars."
+        jobs.append(Job("prep", purpose, tokenize, tuple(missing)))
+    if missing or not (data / MANIFEST_NAME).exists():
+        merge = "Checks that every part is complete and writes the dataset's manifest."
+        jobs.append(Job("merge", merge, f"prep merge {_words(data)}"))
+    done = prep.tasks - len(missing)
+    notes = [f"prep: {done} of {prep.tasks} tasks are finished and are skipped"] if done else []
+    return jobs, notes
+
+
+def _missing_tasks(config: RunConfig) -> list[int]:
+    """Tasks of the array without a complete result.
+
+    Raises DataError if inputs are missing or the dataset was begun with other settings.
+    """
+    prep = config.prep
+    files = find_files([Path(path) for path in prep.inputs], prep.from_python_stdlib)
+    if not (Path(prep.tokenizer) / MODEL_NAME).exists():
+        return list(range(prep.tasks))
+    job = TokenizeJob(
+        out=Path(config.data.path),
+        files=tuple(files),
+        tokenizer=load_tokenizer(Path(prep.tokenizer)).info,
+        num_tasks=prep.tasks,
+        valid_fraction=prep.valid_fraction,
+        shard_tokens=prep.shard_tokens,
+        text_key=prep.text_key,
+        on_bad_document=prep.on_bad_document,
+    )
+    check_settings(job)
+    return [task for task in range(prep.tasks) if not is_finished(job, task)]
+
+
+def prep_problems(config: RunConfig) -> list[str]:
+    """Everything wrong with the `prep` section."""
+    prep = config.prep
+    problems = []
+    if not prep.inputs and not prep.from_python_stdlib:
+        problems.append("prep.inputs names no text; give files, or prep.from_python_stdlib=true")
+    if not prep.tokenizer:
+        problems.append("prep.tokenizer is missing: a tokenizer's directory, or where to make one")
+    if prep.tasks < 1:
+        problems.append(f"prep.tasks is {prep.tasks}; it must be at least 1")
+    if prep.on_bad_document not in ("error", "skip"):
+        problems.append(f"prep.on_bad_document is '{prep.on_bad_document}'; choose error or skip")
+    if not problems:
+        try:
+            _missing_tasks(config)
+        except DataError as error:
+            problems.append(str(error))
+    return problems
+
+
+def partition_of(job: Job, profile: ClusterProfile) -> str:
+    return profile.partition if job.gpu else profile.cpu_partition
+
+
+def _words(*values: str | Path) -> str:
+    return " ".join(shlex.quote(str(value)) for value in values)

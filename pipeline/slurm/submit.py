@@ -1,0 +1,231 @@
+"""`esolm submit`: check everything, then queue the whole chain or nothing."""
+
+import fcntl
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.config import RunConfig, load_config, to_yaml
+from pipeline.errors import ConfigError
+from pipeline.slurm import client
+from pipeline.slurm.chain import CANCELLED, Chain, ChainJob, refuse_if_live, write_chain
+from pipeline.slurm.check import cluster_problems
+from pipeline.slurm.lint import lint_script
+from pipeline.slurm.profile import ClusterProfile, load_profile, time_problems
+from pipeline.slurm.render import render
+from pipeline.slurm.stages import STAGES, Job, Paths, plan_jobs, prep_problems
+from pipeline.train.experiment import problems_before_data, resolve
+from pipeline.train.run_directory import REVISION, RunDirectory, git_revision
+
+PACKAGES = ("data_prep", "model", "pipeline")
+_PLAIN_PATH = re.compile(r"[\w./+@=-]+")
+_NODES = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """All that a submit would queue. scripts: by stage, in the order of the chain."""
+
+    config: RunConfig
+    cluster: str
+    revision: str
+    paths: Paths
+    jobs: list[Job]
+    scripts: dict[str, str]
+    notes: list[str]
+
+
+def prepare(
+    config_path: Path, overrides: list[str], cluster: str, stages: list[str]
+) -> Submission:
+    """Checks configuration, profile and cluster, and renders the scripts; writes nothing.
+
+    Raises ConfigError with every problem at once.
+    """
+    config = _absolute(load_config(config_path, overrides))
+    profile = load_profile(cluster)
+    problems = _stage_problems(stages) + profile.problems()
+    fewest, most = _node_range(config)
+    if config.slurm.time:
+        problems += time_problems("slurm.time", config.slurm.time)
+    if config.slurm.max_restarts < 0:
+        problems.append(f"slurm.max_restarts is {config.slurm.max_restarts}; 0 is the least")
+    if not _PLAIN_PATH.fullmatch(config.run.dir):
+        problems.append(f"run.dir {config.run.dir} holds characters that Slurm would misread")
+    if "prep" in stages:
+        problems += prep_problems(config)
+    usable: list[int] = []
+    if "train" in stages and profile.ranks_per_node > 0:
+        usable, found = _usable_nodes(config, profile, fewest, most, "prep" in stages)
+        problems += found
+    paths = Paths(Path(config.run.dir), _next_submission(Path(config.run.dir)))
+    jobs, notes = plan_jobs(config, stages, paths) if not problems else ([], [])
+    jobs, notes = _without_finished(config, jobs, notes)
+    if client.is_available():
+        asked = jobs or [Job(stage, "", "", gpu=stage != "prep") for stage in stages]
+        problems += cluster_problems(config, profile, asked, most)
+    else:
+        notes.append("no Slurm on this machine: nothing was checked against a cluster")
+    if problems:
+        raise ConfigError(problems)
+    revision = git_revision()
+    scripts = {
+        job.stage: render(job, config, profile, paths, usable, revision) for job in jobs
+    }
+    _check_scripts(scripts)
+    return Submission(config, cluster, revision, paths, jobs, scripts, notes)
+
+
+def submit(submission: Submission) -> Chain:
+    """Queues the chain, each job after the one before it; if one is refused, none stays.
+
+    Raises ConfigError if the run is live already, SlurmError if sbatch fails.
+    """
+    if not client.is_available():
+        raise ConfigError(f"{', '.join(client.PROGRAMS)} are needed to submit; try --dry-run")
+    with _locked(submission.paths):
+        refuse_if_live(submission.paths.run)
+        _refuse_if_training_here(submission.paths.run)
+        _write(submission)
+        queued: list[ChainJob] = []
+        try:
+            for job in submission.jobs:
+                queued.append(_queue(submission.paths, job, queued))
+        except client.SlurmError:
+            if queued:
+                client.cancel([job.job_id for job in queued])
+            raise
+        chain = Chain(
+            run=str(submission.paths.run),
+            cluster=submission.cluster,
+            revision=submission.revision,
+            submitted=datetime.now(UTC).isoformat(timespec="seconds"),
+            submission=str(submission.paths.submission),
+            jobs=queued,
+        )
+        write_chain(chain)
+    return chain
+
+
+def _queue(paths: Paths, job: Job, queued: list[ChainJob]) -> ChainJob:
+    after = queued[-1].job_id if queued else None
+    job_id = client.submit(paths.submission / f"{job.stage}.sbatch", after)
+    name = f"{job.stage}-{job_id}{'_*' if job.array else ''}.log"
+    return ChainJob(job.stage, job_id, after, len(job.array), str(paths.slurm / "logs" / name))
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Every path from the root on: jobs run in a folder of their own."""
+    config.run.dir = str(Path(config.run.dir).resolve())
+    config.data.path = str(Path(config.data.path).resolve())
+    config.prep.inputs = [str(Path(path).resolve()) for path in config.prep.inputs]
+    if config.prep.tokenizer:
+        config.prep.tokenizer = str(Path(config.prep.tokenizer).resolve())
+    return config
+
+
+def _stage_problems(stages: list[str]) -> list[str]:
+    known = ", ".join(STAGES)
+    problems = [f"'{stage}' is no stage; choose from {known}" for stage in stages if stage not in STAGES]
+    if not stages:
+        problems.append(f"no stage is given; choose from {known}")
+    return problems
+
+
+def _node_range(config: RunConfig) -> tuple[int, int]:
+    match = _NODES.fullmatch(config.slurm.nodes)
+    fewest = int(match[1]) if match else 0
+    most = int(match[2] or fewest) if match else 0
+    if not 1 <= fewest <= most:
+        raise ConfigError(f"slurm.nodes is '{config.slurm.nodes}'; write a number or MIN-MAX")
+    return fewest, most
+
+
+def _usable_nodes(
+    config: RunConfig, profile: ClusterProfile, fewest: int, most: int, data_follows: bool
+) -> tuple[list[int], list[str]]:
+    """Numbers of nodes that layout and batch divide by, most first, and what is wrong."""
+    per_node = profile.ranks_per_node
+    found = {n: problems_before_data(config, n * per_node) for n in range(fewest, most + 1)}
+    usable = [nodes for nodes, problems in found.items() if not problems]
+    problems = found[fewest]
+    if problems and usable:
+        counts = ", ".join(map(str, usable))
+        problems = [*problems, f"slurm.nodes could begin with {usable[0]} (of {counts} that fit)"]
+    if not problems and not data_follows:
+        try:
+            resolve(config, fewest * per_node)
+        except ConfigError as error:
+            problems = error.problems
+    return usable[::-1], problems
+
+
+def _without_finished(
+    config: RunConfig, jobs: list[Job], notes: list[str]
+) -> tuple[list[Job], list[str]]:
+    """Leaves out the training of a run that is done: it is never started again."""
+    directory = RunDirectory(config.run.dir)
+    if not directory.is_finished(config.train.steps):
+        return jobs, notes
+    notes = [*notes, f"train: {directory.done} says that all steps are done; it is skipped"]
+    return [job for job in jobs if job.stage != "train"], notes
+
+
+def _check_scripts(scripts: dict[str, str]) -> None:
+    """Own lint first, then sbatch's opinion; every problem of every script at once."""
+    problems = []
+    for stage, script in scripts.items():
+        problems += lint_script(f"{stage}.sbatch", script)
+        if client.is_available():
+            refusal = client.test_only(script)
+            problems += [f"{stage}.sbatch: {refusal}"] if refusal else []
+    if problems:
+        raise ConfigError(problems)
+
+
+def _next_submission(run: Path) -> Path:
+    taken = [int(path.name[-3:]) for path in (run / "slurm").glob("submission_[0-9][0-9][0-9]")]
+    return run / "slurm" / f"submission_{max(taken, default=0) + 1:03d}"
+
+
+@contextmanager
+def _locked(paths: Paths) -> Iterator[None]:
+    """Two submits of one run at once would both find it idle."""
+    paths.slurm.mkdir(parents=True, exist_ok=True)
+    with (paths.slurm / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{paths.run} is being submitted by someone else") from None
+        yield
+
+
+def _refuse_if_training_here(run: Path) -> None:
+    """Raises ConfigError if a process that is no job of this chain trains the run."""
+    directory = RunDirectory(run)
+    if directory.path.joinpath(".lock").exists():
+        directory.lock()
+        directory.unlock()
+
+
+def _write(submission: Submission) -> None:
+    """Configuration, code and scripts of this submit, kept for as long as the run is."""
+    paths = submission.paths
+    for folder in ("logs", "events", "health"):
+        (paths.slurm / folder).mkdir(exist_ok=True)
+    (paths.slurm / CANCELLED).unlink(missing_ok=True)
+    paths.code.mkdir(parents=True)
+    paths.config.write_text(to_yaml(submission.config))
+    source = Path(__file__).parents[2]
+    for package in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source / package, paths.code / package, ignore=ignored)
+    (paths.code / REVISION).write_text(submission.revision + "\n")
+    for stage, script in submission.scripts.items():
+        path = paths.submission / f"{stage}.sbatch"
+        path.write_text(script)
+        path.chmod(0o755)

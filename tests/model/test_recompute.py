@@ -1,0 +1,38 @@
+"""Activation checkpointing computes the same gradients, and really computes again."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from model.attention import AttentionPattern
+from model.network import Network
+from model.recompute import RECOMPUTE, set_recompute
+from tests.model.test_network import make_input
+
+
+@pytest.mark.parametrize("mode", RECOMPUTE)
+def test_recompute(
+    mode: str, make_network: Callable[..., Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*tensors: object, **options: object) -> object:
+        calls.append(1)
+        return attend(*tensors, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("model.attention.F.scaled_dot_product_attention", counted)
+    gradients = []
+    for chosen in ("none", mode):
+        network = make_network(num_layers=3, dropout=0.3).train()
+        set_recompute(network, chosen)
+        calls.clear()
+        logits = network.all_logits(make_input(AttentionPattern.TWO_STREAM))
+        logits.nan_to_num(neginf=0.0).square().sum().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    assert len(calls) == (3 if mode == "none" else 6)
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert plain is not None
+        assert recomputed is not None
+        assert torch.equal(plain, recomputed)
