@@ -89,6 +89,8 @@ class TrainSection:
     """0: no validation."""
     valid_samples: int = 512
     """Rows per validation, rounded down to whole global batches (at least one)."""
+    valid_ema: bool = True
+    """Also with the average of the weights, the one that exports take."""
     timeout_minutes: float = 30.0
     """A rank without progress for so long writes its stacks to logs/ and ends the run."""
     spike_sigmas: float = 6.0
@@ -99,6 +101,12 @@ class TrainSection:
     """`skip` the update, or `rollback`: to the last checkpoint, going on with data after it."""
     check_replicas_every_steps: int = 1000
     """Compare what ranks hold in common, bit by bit; 0: never."""
+    profile_steps: str = ""
+    """FIRST:END, steps whose profile is written to profile/, END left out; empty: none."""
+    init_from: str = ""
+    """Weights to start from: a run, a checkpoint or a bundle; empty: random ones."""
+    init_weights: str = "ema"
+    """Which of a checkpoint's: `ema` or `raw`."""
 
 
 @dataclass

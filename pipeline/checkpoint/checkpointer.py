@@ -119,12 +119,22 @@ class Checkpointer:
         store.read(directory, zero.fragments(engine), self.group)
         zero.publish_weights(engine, state.updates)
 
+    def reserve(self, engine: Engine) -> None:
+        """Takes the host memory for asynchronous saves now, so that not even the first one waits.
+
+        The system hands out memory page by page as it is written, which is slower than copying.
+        """
+        if self.asynchronous:
+            for fragment in zero.fragments(engine):
+                if fragment.writes:
+                    self._copy(fragment)
+
     def _copy(self, fragment: Fragment) -> Fragment:
         """The fragment in host memory of its own, which is kept for the next save."""
         copies = {}
         for state, source in fragment.states.items():
             key = f"{state}/{fragment.name}"
-            if key not in self._buffers or self._buffers[key].shape != source.shape:
+            if key not in self._buffers:
                 self._buffers[key] = torch.empty(
                     source.shape, dtype=source.dtype, pin_memory=source.is_cuda
                 )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-WEIGHTS = "weights"
-STATES = (WEIGHTS, "exp_avg", "exp_avg_sq", "ema")
+WEIGHTS, AVERAGE = "weights", "ema"
+STATES = (WEIGHTS, "exp_avg", "exp_avg_sq", AVERAGE)
 """Saved of every parameter, all in fp32."""
 
 
@@ -45,12 +45,19 @@ class Fragment:
 
     @property
     def numel(self) -> int:
-        return self.states[WEIGHTS].numel()
+        return next(iter(self.states.values())).numel()
 
     def boxes(self) -> list[Box]:
         """Boxes that tile the fragment, cut to the full shape."""
         cut = (self._place(*box) for box in _tile(self.start, self.numel, self.local_shape))
         return [box for box in cut if box is not None]
+
+    def fill(self, state: str, full: Tensor) -> None:
+        """Copies this rank's part of a full tensor into a state."""
+        for box in self.boxes():
+            place = zip(box.offsets, box.sizes, strict=True)
+            part = full[tuple(slice(start, start + size) for start, size in place)]
+            self.states[state].narrow(0, box.start, box.numel).view(box.sizes).copy_(part)
 
     def _place(self, row: int, column: int, rows: int, columns: int, start: int) -> Box | None:
         """A box of the local part, moved into the full tensor and cut at its last row."""

@@ -138,6 +138,7 @@ def _likelihoods(
 
     # It says at import which optional kernels it has not found; nothing here would use them.
     warnings.filterwarnings("ignore", module="megatron")
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     from pipeline.errors import ConfigError, EsolmError
     from pipeline.evaluate import likelihood, ranks, rows, subject, suites
     from pipeline.launch import die_with_launcher

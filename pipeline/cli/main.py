@@ -5,11 +5,14 @@ import sys
 import typer
 
 from data_prep.errors import EsolmError
+from pipeline.cli.checkpoint import app as checkpoint_app
 from pipeline.cli.evaluate import evaluate_command
 from pipeline.cli.export import export_command
 from pipeline.cli.generate import generate_command
 from pipeline.cli.import_checkpoint import import_command
 from pipeline.cli.prep import app as prep_app
+from pipeline.cli.status import status_command
+from pipeline.cli.submit import cancel_command, submit_command
 from pipeline.cli.train import train_command
 
 app = typer.Typer(
@@ -21,10 +24,14 @@ app = typer.Typer(
 )
 app.add_typer(prep_app, name="prep")
 app.command("train")(train_command)
+app.command("status")(status_command)
+app.add_typer(checkpoint_app, name="checkpoint")
 app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)
 app.command("import")(import_command)
 app.command("generate")(generate_command)
+app.command("submit")(submit_command)
+app.command("cancel")(cancel_command)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ Float64Array = NDArray[np.float64]
 NUM_BUCKETS = 10
 # Rows of a split are counted below this; a draw's samples are numbered from a multiple of it.
 _ROWS_PER_DRAW = 1 << 40
-# Second half of the key that a draw's turn is drawn from; the purposes of `SampleKeys` are below it.
+# Keys of the draws' turns count from here; the purposes of `SampleKeys` are below.
 _TURNS = 1 << 32
 # Columns of the t-buckets: tokens, masked tokens, weighted nats (of the bound), plain nats.
 BUCKET_COLUMNS = 4

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+LABEL = 38
 COLUMNS = ("nats/token", "perplexity", "bits/token", "bits/byte")
 
 
@@ -17,11 +18,13 @@ def likelihood_text(report: dict[str, Any]) -> str:
         f"{data['name']}: {data['rows']:,} rows of {data['seq_len']} tokens, "
         f"{data['tokens']:,} predicted, {data['bytes']:,} bytes",
         "",
-        f"{'':30}" + "".join(f"{column:>13}" for column in COLUMNS),
+        f"{'':{LABEL}}" + "".join(f"{column:>13}" for column in COLUMNS),
         _line(_name_of_bound(name, bound), bound),
     ]
     if len(report["phases"]) > 1:
-        lines += [f"{'  ' + k:30}{v['nats_per_token']:13.5f}" for k, v in report["phases"].items()]
+        lines += [
+            f"{'  ' + k:{LABEL}}{v['nats_per_token']:13.5f}" for k, v in report["phases"].items()
+        ]
     if report["left_to_right"] is not None and name != "AutoRegressive":
         lines.append(_line("exact, left to right", report["left_to_right"]))
     if report["orders"] is not None:
@@ -47,11 +50,15 @@ def _line(label: str, figures: dict[str, Any]) -> str:
         f"{figures['bits_per_token']:13.5f}",
         _or_unknown(figures["bits_per_byte"], "13.5f"),
     )
-    return f"{label:30}" + "".join(values)
+    return f"{label:{LABEL}}" + "".join(values)
+
+
+def _width(style: str) -> str:
+    return style.partition(".")[0].rstrip("dg")
 
 
 def _or_unknown(value: float | None, style: str) -> str:
-    return f"{'n/a':>{style.partition('.')[0]}}" if value is None else f"{value:{style}}"
+    return f"{'n/a':>{_width(style)}}" if value is None else f"{value:{style}}"
 
 
 def _errors(bound: dict[str, Any]) -> list[str]:
@@ -77,3 +84,28 @@ def _buckets(buckets: list[dict[str, Any]]) -> list[str]:
             f"{each['bound_nats_per_token']:14.4f}{plain}"
         )
     return lines
+
+
+def samples_text(report: dict[str, Any]) -> str:
+    """The report of `pipeline.evaluate.sampling.measure_samples` as a table."""
+    columns = {
+        "alpha_0": ("alpha_0", "8g"),
+        "steps": ("steps", "8d"),
+        "nfe": ("NFE", "8.1f"),
+        "seconds_per_sample": ("s/sample", "10.4f"),
+        "entropy": ("entropy", "9.3f"),
+        "distinct_1": ("dist-1", "9.4f"),
+        "distinct_2": ("dist-2", "9.4f"),
+        "distinct_3": ("dist-3", "9.4f"),
+        "generative_perplexity": ("gen. ppl", "12.2f"),
+        "mauve": ("MAUVE", "9.4f"),
+    }
+    first = report["settings"][0]
+    lines = [
+        f"{report['bundle']}: {first['samples']} samples of {first['length']} tokens per setting",
+        "",
+        "".join(f"{name:>{_width(style)}}" for name, style in columns.values()),
+    ]
+    for each in report["settings"]:
+        lines.append("".join(_or_unknown(each[key], style) for key, (_, style) in columns.items()))
+    return "\n".join([*lines, *("", *report["files"])] if "files" in report else lines)

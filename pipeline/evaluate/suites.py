@@ -1,7 +1,7 @@
 """Zero-shot corpora: a configuration file says which local file holds one and how it is cut."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -133,8 +133,3 @@ def _pack(
 
 def _needs_eos(suite: SuiteConfig) -> bool:
     return suite.wrap_special or suite.end_of_text
-
-
-def to_record(suite: SuiteConfig) -> dict[str, object]:
-    """The suite as the report states it."""
-    return asdict(suite)

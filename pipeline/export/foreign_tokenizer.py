@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig
-from pipeline.errors import ExportError
+from pipeline.errors import DataError, ExportError
 
 CONFIG_NAME = "tokenizer_config.json"
 # Any of these makes a directory one of transformers.
@@ -28,7 +28,7 @@ class ForeignInfo:
 class ForeignTokenizer:
     """It is whatever transformers makes of the directory; no code of the directory is run.
 
-    Raises ExportError if transformers cannot load it.
+    Raises DataError if transformers cannot load it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -41,9 +41,7 @@ class ForeignTokenizer:
             )
         except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ExportError(
-                f"{directory} holds no tokenizer of transformers ({reason})"
-            ) from None
+            raise DataError(f"{directory} holds no tokenizer of transformers ({reason})") from None
         self.info = ForeignInfo(
             vocab_size=int(self._tokenizer.vocab_size),
             bos_id=self._tokenizer.bos_token_id,

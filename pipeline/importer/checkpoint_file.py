@@ -153,8 +153,8 @@ class PublishedFile:
             bad = int((~tensor.isfinite()).sum())
             if bad:
                 raise self.problem(
-                    f"has {bad} values that are NaN or infinite at {where} '{parameter.published}'; "
-                    "the download is damaged or the run had diverged"
+                    f"has {bad} values that are NaN or infinite at {where} "
+                    f"'{parameter.published}'; the download is damaged or the run had diverged"
                 )
             found[parameter.name] = published.to_here(parameter, tensor, model)
         return found

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,12 +25,14 @@ from pipeline.train.optimizer import EmaAdamW
 class MicroBatch:
     """Tensors of one micro-batch and the name of its loss term.
 
-    inputs: (tokens, positions, rows). targets: see `model.loss.SparseTargets`.
+    inputs: (tokens, positions, rows). targets: see `model.loss.SparseTargets`. bucket: the part of
+    the range of t that all its rows lie in, None if there is no such.
     """
 
     inputs: tuple[Tensor, Tensor, Tensor]
     targets: SparseTargets
     term: str
+    bucket: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class StepResult:
     grad_norm: float
     applied: bool = True
     """False where the update was judged harmful and the weights are what they were."""
+    buckets: dict[int, float] = field(default_factory=dict)
+    """What the term's loss would be, were all its rows like those with t in this bucket."""
 
     @property
     def loss(self) -> float:
@@ -152,7 +156,8 @@ class Engine(ABC):
             wrapper = self.deepspeed.optimizer
             norm = float(wrapper._global_grad_norm)
             finite = math.isfinite(norm) and not wrapper.overflow
-            result = StepResult(self._reduce_losses(batches), norm, finite)
+            losses, buckets = self._reduce_losses(batches)
+            result = StepResult(losses, norm, finite, buckets)
             if finite and judge is not None:
                 result = replace(result, applied=judge(result))
             self._verdict = result
@@ -161,7 +166,7 @@ class Engine(ABC):
     def evaluate(self, batches: Sequence[MicroBatch]) -> dict[str, float]:
         """Loss of each term, summed over all replicas; weights stay as they are."""
         self._run_without_update(batches)
-        return self._reduce_losses(batches)
+        return self._reduce_losses(batches)[0]
 
     def _record(self, loss: Tensor) -> Tensor:
         """Notes a micro-batch's loss and scales it for backward.
@@ -172,25 +177,46 @@ class Engine(ABC):
         self.recorded.append(loss.detach())
         return loss * (self.config.num_micro_batches * self.layout.dp)
 
-    def _reduce_losses(self, batches: Sequence[MicroBatch]) -> dict[str, float]:
-        """Sums the recorded losses by term over the replicas and tells every stage."""
-        terms = sorted({batch.term for batch in batches})
+    def _reduce_losses(
+        self, batches: Sequence[MicroBatch]
+    ) -> tuple[dict[str, float], dict[int, float]]:
+        """Sums the recorded losses over the replicas and tells every stage: by term, by bucket."""
+        kinds = sorted({(batch.term, batch.bucket) for batch in batches}, key=str)
         if self.layout.dp > 1:
-            gathered: list[list[str]] = [[] for _ in range(self.layout.dp)]
+            gathered: list[list[tuple[str, int | None]]] = [[] for _ in range(self.layout.dp)]
             group = parallel_state.get_data_parallel_group()
-            dist.all_gather_object(gathered, terms, group=group)
-            terms = sorted(set().union(*gathered))
-        sums = torch.zeros(len(terms), dtype=torch.float64, device=self.config.device)
+            dist.all_gather_object(gathered, kinds, group=group)
+            kinds = sorted(set().union(*gathered), key=str)
+        # Of each kind the loss and the number of micro-batches.
+        sums = torch.zeros(len(kinds), 2, dtype=torch.float64, device=self.config.device)
         if parallel_state.is_pipeline_last_stage():
             for batch, loss in zip(batches, self.recorded, strict=True):
-                sums[terms.index(batch.term)] += loss.double()
+                row = sums[kinds.index((batch.term, batch.bucket))]
+                row += torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
             if self.layout.dp > 1:
                 dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
         if self.layout.pp > 1:
             source = parallel_state.get_pipeline_model_parallel_last_rank()
             dist.broadcast(sums, source, group=parallel_state.get_pipeline_model_parallel_group())
         self.recorded.clear()
-        return dict(zip(terms, sums.tolist(), strict=True))
+        return _by_term_and_bucket(kinds, sums)
+
+
+def _by_term_and_bucket(
+    kinds: list[tuple[str, int | None]], sums: Tensor
+) -> tuple[dict[str, float], dict[int, float]]:
+    """kinds: (term, bucket). sums: of each its loss and number of micro-batches, all of one size."""
+    terms = {term: 0.0 for term, _ in kinds}
+    counts = dict.fromkeys(terms, 0.0)
+    for (term, _), (loss, count) in zip(kinds, sums.tolist(), strict=True):
+        terms[term] += loss
+        counts[term] += count
+    buckets = {
+        bucket: loss * counts[term] / count
+        for (term, bucket), (loss, count) in zip(kinds, sums.tolist(), strict=True)
+        if bucket is not None
+    }
+    return terms, buckets
 
 
 def parallel_config(layout: Layout) -> ModelParallelConfig:

@@ -1,5 +1,7 @@
 """Where DeepSpeed's ZeRO optimizers keep the parts of the training state that this rank owns."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -7,7 +9,7 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from model.sharding import full_shape, is_sharded
-from pipeline.checkpoint.fragments import STATES, WEIGHTS, Fragment
+from pipeline.checkpoint.fragments import AVERAGE, STATES, WEIGHTS, Fragment
 from pipeline.parallel.engine import Engine
 
 
@@ -30,6 +32,33 @@ def publish_weights(engine: Engine, step: int) -> None:
     """
     for state in engine.optimizer.state.values():
         state["step"].fill_(step)
+    _publish(engine)
+
+
+@contextmanager
+def averaged_weights(engine: Engine) -> Iterator[None]:
+    """Within the block the network computes with the average of the weights; collective.
+
+    Afterwards everything is bit by bit what it was.
+    """
+    _exchange_weights_and_average(engine)
+    try:
+        yield
+    finally:
+        _exchange_weights_and_average(engine)
+
+
+def _exchange_weights_and_average(engine: Engine) -> None:
+    for fragment in fragments(engine):
+        weights, average = fragment.states[WEIGHTS], fragment.states[AVERAGE]
+        held = weights.clone()
+        weights.copy_(average)
+        average.copy_(held)
+    _publish(engine)
+
+
+def _publish(engine: Engine) -> None:
+    """The fp32 weights, in the precision and the places that the network computes with."""
     if engine.layout.zero == 3:
         _publish_stage_3(engine)
     else:
@@ -92,9 +121,10 @@ def _stage_3(engine: Engine, parameter: Any) -> tuple[torch.Size, int, dict[str,
     numel = min(size, parameter.ds_numel - start)
     if numel <= 0:
         return None
-    read = parameter._z3_optimizer.get_local_fp32_param
+    # Its public reader copies to the device what is offloaded; these are the states themselves.
+    read = parameter._z3_optimizer._get_fp32_opt_state_partition
     states = {
-        name: read(parameter, None if name == WEIGHTS else name).data.narrow(0, 0, numel)
+        name: read(parameter, True, None if name == WEIGHTS else name)[0].data.narrow(0, 0, numel)
         for name in STATES
     }
     return parameter.ds_shape, start, states

@@ -67,7 +67,9 @@ def plan_jobs(config: RunConfig, stages: list[str], paths: Paths) -> tuple[list[
         jobs.append(Job("evaluate", purpose, evaluate, gpu=True))
     if "export" in stages:
         export = f"export {_words(paths.run)} --out {_words(paths.run / 'bundle')} --overwrite"
-        jobs.append(Job("export", "Turns the newest checkpoint into a self-verified bundle.", export))
+        jobs.append(
+            Job("export", "Turns the newest checkpoint into a self-verified bundle.", export)
+        )
     return jobs, notes
 
 

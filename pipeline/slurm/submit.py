@@ -39,9 +39,7 @@ class Submission:
     notes: list[str]
 
 
-def prepare(
-    config_path: Path, overrides: list[str], cluster: str, stages: list[str]
-) -> Submission:
+def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[str]) -> Submission:
     """Checks configuration, profile and cluster, and renders the scripts; writes nothing.
 
     Raises ConfigError with every problem at once.
@@ -73,9 +71,7 @@ def prepare(
     if problems:
         raise ConfigError(problems)
     revision = git_revision()
-    scripts = {
-        job.stage: render(job, config, profile, paths, usable, revision) for job in jobs
-    }
+    scripts = {job.stage: render(job, config, profile, paths, usable, revision) for job in jobs}
     _check_scripts(scripts)
     return Submission(config, cluster, revision, paths, jobs, scripts, notes)
 
@@ -130,7 +126,9 @@ def _absolute(config: RunConfig) -> RunConfig:
 
 def _stage_problems(stages: list[str]) -> list[str]:
     known = ", ".join(STAGES)
-    problems = [f"'{stage}' is no stage; choose from {known}" for stage in stages if stage not in STAGES]
+    problems = [
+        f"'{stage}' is no stage; choose from {known}" for stage in stages if stage not in STAGES
+    ]
     if not stages:
         problems.append(f"no stage is given; choose from {known}")
     return problems

@@ -5,14 +5,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from model.objectives import Objective, SampleKeys
 from model.objectives.base import term_of
+from model.objectives.noise import EPSILON
 from pipeline.data.reader import SampleReader
 from pipeline.parallel.engine import MicroBatch
 
 # Validation draws its noise from another key than training does.
 VALIDATION_SEED = 1 << 63
+# Equal parts of the range of t whose losses are reported apart.
+NUM_TIME_BUCKETS = 4
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,21 @@ class BatchSource:
         slots = np.arange(first_slot, first_slot + self.micro_batch_size, dtype=np.int64)
         keys = SampleKeys(self.seed, first_sample + slots, slots, self.global_batch_size)
         tokens = torch.from_numpy(self.reader.read(keys.sample_index))
+        times = self.objective.times(tokens.shape[1], keys)
         inputs, targets = self.objective.corrupt(tokens, keys)
         return MicroBatch(
             inputs=(inputs.tokens, inputs.positions, inputs.rows()),
             targets=targets.sparse(),
             term=term_of(self.objective, keys),
+            bucket=None if times is None else _bucket_of(times),
         )
+
+
+def _bucket_of(times: NDArray[np.float64]) -> int | None:
+    """The equal part of the range of t that all of these lie in, None if they lie in several.
+
+    t is stratified over the slots, so the rows of a micro-batch are neighbours in t.
+    """
+    numbers = ((times - EPSILON) / (1.0 - EPSILON) * NUM_TIME_BUCKETS).astype(np.int64)
+    first, last = int(numbers.min()), int(numbers.max())
+    return min(first, NUM_TIME_BUCKETS - 1) if first == last else None

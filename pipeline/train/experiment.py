@@ -1,6 +1,7 @@
 """From a configuration to the things it describes, and everything that is wrong with it."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from data_prep.errors import DataError
@@ -11,6 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.data.dataset import TokenDataset
 from pipeline.errors import ConfigError
 from pipeline.parallel.layout import Layout, fit_layout
+from pipeline.train.profiling import steps_problems
 from pipeline.train.ranges import range_problems
 
 
@@ -137,6 +139,10 @@ def _train_problems(config: RunConfig) -> list[str]:
         problems[-1] += " (fp16 needs loss scaling, which skips steps: the run would not be exact)"
     problems += _choice("optimizer.schedule", optimizer.schedule, ["constant", "cosine", "wsd"])
     problems += _choice("train.spike_policy", train.spike_policy, ["skip", "rollback"])
+    problems += _choice("train.init_weights", train.init_weights, ["ema", "raw"])
+    problems += steps_problems(train.profile_steps)
+    if train.init_from and not Path(train.init_from).is_dir():
+        problems.append(f"train.init_from: there is no directory {train.init_from}")
     problems += _choice("data.shuffle", config.data.shuffle, ["global", "none"])
     recompute = config.parallel.activation_checkpointing
     problems += _choice("parallel.activation_checkpointing", recompute, list(RECOMPUTE))

@@ -2,7 +2,10 @@
 
 import faulthandler
 import math
+import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -102,16 +105,32 @@ class Watchdog:
     """Ends a rank that makes no progress, with the stack of every thread on disk.
 
     The timer runs outside the interpreter, so it also fires where a call into a library hangs.
+    Shortly before, a thread calls `last_words`, if the interpreter still lets it.
     """
 
-    def __init__(self, stacks: Path, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(
+        self, stacks: Path, seconds: float, last_words: Callable[[], None] | None = None
+    ) -> None:
+        self._seconds, self._last_words = seconds, last_words
         self._file: IO[str] = stacks.open("a")
+        self._moved = time.monotonic()
+        self._closed = threading.Event()
+        if last_words is not None:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def progress(self) -> None:
         """Puts off the end by the full time again."""
+        self._moved = time.monotonic()
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
 
     def close(self) -> None:
+        self._closed.set()
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
+
+    def _watch(self) -> None:
+        assert self._last_words is not None
+        while not self._closed.wait(self._moved + 0.9 * self._seconds - time.monotonic()):
+            if time.monotonic() - self._moved >= 0.9 * self._seconds:
+                self._last_words()
+                return

@@ -11,7 +11,14 @@ from model.flops import flops_per_token
 from model.objectives import Objective
 from pipeline.config import RunConfig
 from pipeline.parallel.engine import StepResult
+from pipeline.train.batches import NUM_TIME_BUCKETS
 from pipeline.train.hardware import peak_flops
+
+
+def bucket_name(bucket: int) -> str:
+    """As in loss_t_25_50: the loss at t between 25 and 50 % of its range."""
+    width = 100 // NUM_TIME_BUCKETS
+    return f"loss_t_{bucket * width:02}_{(bucket + 1) * width:02}"
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Measures:
         return {
             "loss": result.loss,
             **{f"loss_{term}": value for term, value in result.losses.items()},
+            **{bucket_name(bucket): value for bucket, value in result.buckets.items()},
             "perplexity_bound": math.exp(min(result.loss, 700.0)) if is_bound else "n/a",
             "grad_norm": result.grad_norm,
             "lr": learning_rate,

@@ -7,7 +7,9 @@ from typing import Any, Self
 
 from pipeline.config import RunConfig
 from pipeline.parallel.engine import StepResult
+from pipeline.train.history import History
 from pipeline.train.metrics import MetricsWriter
+from pipeline.train.progress import Progress
 from pipeline.train.report import ProgressReport
 from pipeline.train.run_directory import RunDirectory
 
@@ -47,10 +49,15 @@ class Recorder:
         if self._writer is not None:
             self._writer.write(step, figures)
 
-    def rewind(self, step: int) -> None:
-        """Forgets what was recorded after a step that the run went back to."""
+    def rewind(self, from_step: int, progress: Progress) -> None:
+        """Forgets what was recorded after a step that the run went back to, and notes where."""
+        step = progress.step
         self._report.advance(step)
         if self._writer is not None:
+            global_batch_size = self._config.train.global_batch_size
+            History(self._directory).roll_back(
+                from_step, step, progress.consumed_samples, global_batch_size
+            )
             self._writer.close()
             self._writer = MetricsWriter(self._directory.metrics, self._directory.tensorboard, step)
 

@@ -2,21 +2,27 @@
 
 import logging
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from model.flops import flops_per_token
 from pipeline.accelerators import chosen_kernels
 from pipeline.config import RunConfig
-from pipeline.errors import EXIT_DONE, ConfigError
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from pipeline.parallel.bootstrap import (
     device_of,
     initialize_processes,
     process_info,
     shutdown_processes,
 )
+from pipeline.parallel.flight_recorder import record_collectives
 from pipeline.train.experiment import Experiment, resolve
+from pipeline.train.history import History
 from pipeline.train.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from pipeline.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +41,7 @@ def train(config: RunConfig) -> int:
     kernels = chosen_kernels(device)
     # The watchdog comes first: a collective that times out would leave without any stack.
     timeout = timedelta(minutes=2 * config.train.timeout_minutes)
+    record_collectives(directory.logs)
     initialize_processes(info, experiment.layout, device, timeout)
     try:
         _lock(directory, info.rank)
@@ -47,12 +54,40 @@ def train(config: RunConfig) -> int:
         trainer = Trainer(experiment, directory, device, info.rank)
         if info.rank == 0:
             directory.describe(config, experiment.dataset.tokenizer_path.parent, kernels)
-        try:
-            return trainer.run()
-        finally:
-            trainer.close()
+        return _run(trainer, History(directory))
     finally:
         shutdown_processes()
+
+
+def _run(trainer: "Trainer", history: History) -> int:
+    """Trains; rank 0 writes down the start and how it ended."""
+    progress, config, layout = trainer.progress, trainer.config, trainer.experiment.layout
+    if trainer.rank == 0:
+        history.start(
+            progress.step,
+            progress.consumed_samples,
+            config.train.global_batch_size,
+            str(layout),
+            layout.world_size,
+        )
+    code, reason = EXIT_FAILED, ""
+    try:
+        code = trainer.run()
+    except BaseException as error:
+        code, reason = getattr(error, "exit_code", code), f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        trainer.close()
+        if trainer.rank == 0:
+            _note_end(history, trainer.progress.step, code, reason)
+    return code
+
+
+def _note_end(history: History, step: int, code: int, reason: str) -> None:
+    try:
+        history.end(step, code, reason)
+    except OSError as error:  # a full disk must not hide why the run ended
+        logger.error("the end of the run could not be written down: %s", error)
 
 
 def _lock(directory: RunDirectory, rank: int) -> None:

@@ -8,14 +8,17 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.config import RunConfig, to_yaml
 from pipeline.errors import ConfigError
 
+# `esolm status` holds the lock for an instant when it looks whether a run is alive.
+LOCK_ATTEMPTS, LOCK_PAUSE_SECONDS = 5, 0.1
 REVISION = "REVISION"
 PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "transformers")
 
@@ -30,11 +33,16 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.tokenizer = self.path / "tokenizer"
         self.incidents = self.path / "incidents.jsonl"
+        self.logs = self.path / "logs"
         self.done = self.path / "DONE"
 
     def stacks(self, rank: int) -> Path:
         """Where a rank that hangs leaves its stack traces."""
-        return self.path / "logs" / f"stacks_{rank}.txt"
+        return self.logs / f"stacks_{rank}.txt"
+
+    def profile(self, rank: int) -> Path:
+        """The trace of the steps that a rank was asked to profile."""
+        return self.path / "profile" / f"rank_{rank}.json"
 
     def lock(self) -> None:
         """Takes the run for this job until the process ends, however it ends; rank 0 only.
@@ -44,7 +52,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("a+")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(self._lock)
         except BlockingIOError:
             self._lock.seek(0)
             raise ConfigError(
@@ -54,6 +62,17 @@ class RunDirectory:
         self._lock.truncate(0)
         self._lock.write(f"host {platform.node()}, process {os.getpid()}")
         self._lock.flush()
+
+    def is_locked(self) -> bool:
+        """Whether a process holds the run, on whatever node that shares these files' locks."""
+        try:
+            with (self.path / ".lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     def unlock(self) -> None:
         """Gives the run back before the process ends."""
@@ -70,9 +89,8 @@ class RunDirectory:
 
         Rank 0 shows its own messages on stderr as well; what libraries say stays in the file.
         """
-        logs = self.path / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        handlers: list[logging.Handler] = [logging.FileHandler(logs / f"rank_{rank}.log")]
+        self.logs.mkdir(parents=True, exist_ok=True)
+        handlers: list[logging.Handler] = [logging.FileHandler(self.logs / f"rank_{rank}.log")]
         if rank == 0:
             console = logging.StreamHandler(sys.stderr)
             console.addFilter(_is_for_people)
@@ -96,6 +114,17 @@ class RunDirectory:
         """Marks the training as complete."""
         moment = datetime.now(UTC).isoformat(timespec="seconds")
         self.done.write_text(json.dumps({"step": step, "time": moment}) + "\n")
+
+
+def _take(lock: IO[str]) -> None:
+    for _ in range(LOCK_ATTEMPTS - 1):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_SECONDS)
+        else:
+            return
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _is_for_people(record: logging.LogRecord) -> bool:

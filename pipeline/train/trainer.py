@@ -16,10 +16,13 @@ from pipeline.data.reader import SampleReader
 from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, CheckpointError, EsolmError
 from pipeline.parallel.build import build_engine
 from pipeline.parallel.engine import EngineConfig, MicroBatch, StepResult
+from pipeline.parallel.flight_recorder import dump_collectives
 from pipeline.train.batches import BatchSource
 from pipeline.train.experiment import Experiment, optimizer_arguments
 from pipeline.train.guards import SpikeGuard, Watchdog, check_replicas
+from pipeline.train.initial_weights import start_from
 from pipeline.train.measures import Measures
+from pipeline.train.profiling import StepProfiler, parse_steps
 from pipeline.train.progress import Progress, check_same_run
 from pipeline.train.recorder import Recorder
 from pipeline.train.run_directory import RunDirectory
@@ -39,7 +42,11 @@ class Trainer:
         self.experiment, self.config = experiment, experiment.config
         train, saving = self.config.train, self.config.checkpoint
         self.directory, self.device, self.rank = directory, device, rank
-        self.watchdog = Watchdog(directory.stacks(rank), train.timeout_minutes * 60.0)
+        self.watchdog = Watchdog(
+            directory.stacks(rank),
+            train.timeout_minutes * 60.0,
+            lambda: dump_collectives(directory.logs, rank, device),
+        )
         self.watchdog.progress()
         self.reader = SampleReader(
             experiment.dataset, train.seq_len, self.config.seed, self.config.data.shuffle
@@ -57,6 +64,9 @@ class Trainer:
         self.engine = build_engine(engine_config(experiment, device))
         if found is not None:
             self._restore(*found)
+        self.checkpointer.reserve(self.engine)
+        elif train.init_from:
+            start_from(experiment, self.engine, self.checkpointer.group)
         self.validator = Validator.of(self.config, self.source, self.engine)
         self.guard = SpikeGuard(train.spike_window, train.spike_sigmas)
         self.measures = Measures(
@@ -66,6 +76,7 @@ class Trainer:
             device,
             experiment.layout.world_size,
         )
+        self.profiler = StepProfiler(parse_steps(train.profile_steps), directory.profile(rank))
         self.requests = RequestPoll(device, saving.every_minutes)
         self.recorder = Recorder(directory, self.config, self.progress.step, rank)
         self.batches = self._read_ahead()
@@ -95,11 +106,13 @@ class Trainer:
 
     def close(self) -> None:
         """Stops the threads of this process."""
+        self.profiler.close()
         self.batches.close()
         self.watchdog.close()
 
     def _step(self) -> None:
         """One global batch, its figures, and what the guard makes of them."""
+        self.profiler.before(self.progress.step + 1)
         started, rate = time.perf_counter(), self._learning_rate()
         result = self.engine.train_step(next(self.batches), rate, self.guard.judge)
         self._advance(result)
@@ -171,7 +184,7 @@ class Trainer:
 
     def _roll_back(self) -> None:
         """Back to the last checkpoint's weights, on to data that no step has seen."""
-        consumed = self.progress.consumed_samples
+        from_step, consumed = self.progress.step, self.progress.consumed_samples
         self.checkpointer.wait()
         found = self.checkpointer.newest()
         if found is None:
@@ -181,7 +194,7 @@ class Trainer:
             )
         self._restore(*found)
         self.progress.consumed_samples = consumed
-        self.recorder.rewind(self.progress.step)
+        self.recorder.rewind(from_step, self.progress)
         self.batches.close()
         self.batches = self._read_ahead()
 

@@ -7,6 +7,7 @@ from typing import Self
 from pipeline.config import RunConfig
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
+from pipeline.parallel import zero
 from pipeline.parallel.engine import Engine
 from pipeline.train.batches import BatchSource
 
@@ -18,6 +19,7 @@ class Validator:
     source: BatchSource
     engine: Engine
     num_batches: int
+    with_average: bool
 
     @classmethod
     def of(cls, config: RunConfig, source: BatchSource, engine: Engine) -> Self | None:
@@ -27,18 +29,29 @@ class Validator:
         dataset = TokenDataset(config.data.path, "valid")
         reader = SampleReader(dataset, config.train.seq_len, config.seed, "none")
         num_batches = max(1, config.train.valid_samples // config.train.global_batch_size)
-        return cls(source.for_validation(reader), engine, num_batches)
+        return cls(source.for_validation(reader), engine, num_batches, config.train.valid_ema)
 
     def measure(self) -> dict[str, float]:
-        """valid_loss (nats per token), its terms, and exp of it; collective over all ranks."""
+        """valid_loss (nats per token), its terms, and exp of it; collective over all ranks.
+
+        valid_loss_ema: the same of the averaged weights, if asked for.
+        """
+        terms = self._terms()
+        loss = sum(terms.values())
+        figures = {
+            "valid_loss": loss,
+            **{f"valid_loss_{term}": value for term, value in terms.items()},
+            "valid_perplexity_bound": math.exp(min(loss, 700.0)),
+        }
+        if self.with_average:
+            with zero.averaged_weights(self.engine):
+                figures["valid_loss_ema"] = sum(self._terms().values())
+        return figures
+
+    def _terms(self) -> dict[str, float]:
         terms: dict[str, float] = {}
         for number in range(self.num_batches):
             batch = self.source.batch(number * self.source.global_batch_size)
             for term, loss in self.engine.evaluate(batch).items():
                 terms[term] = terms.get(term, 0.0) + loss / self.num_batches
-        loss = sum(terms.values())
-        return {
-            "valid_loss": loss,
-            **{f"valid_loss_{term}": value for term, value in terms.items()},
-            "valid_perplexity_bound": math.exp(min(loss, 700.0)),
-        }
+        return terms

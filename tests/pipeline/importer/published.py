@@ -233,10 +233,13 @@ def checkpoint(
     return content
 
 
-def save(path: Path, system: System, **changes: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def save(
+    path: Path, system: System, vocab: int = VOCAB, **changes: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Writes a checkpoint with random weights; returns the raw and the averaged ones."""
-    raw, ema = (random_weights(system.adaln, seed) for seed in (1, 2))
+    raw, ema = (random_weights(system.adaln, seed, vocab) for seed in (1, 2))
     config = changes.pop("config", configuration(system))
-    content = checkpoint(system, raw, ema, config) | changes
+    tokenizer = changes.pop("tokenizer", "a tokenizer")
+    content = checkpoint(system, raw, ema, config, tokenizer) | changes
     torch.save(content, path)
     return raw, ema

@@ -161,7 +161,7 @@ def test_command_refuses_an_exploit(tmp_path: Path) -> None:
 
 
 def test_an_object_that_acts_when_it_is_filled_stays_inert(tmp_path: Path, quick: None) -> None:
-    """A class outside the standard library is a name and a state: an honest tokenizer is one too."""
+    """A class outside the standard library is a name and a state, like an honest tokenizer."""
     canary = tmp_path / "canary"
     published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"], callbacks={"trap": Trap(str(canary))})
     import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())

@@ -134,7 +134,7 @@ def test_system(tmp_path: Path, quick: None, name: str) -> None:
     ],
 )
 def test_without_a_configuration(tmp_path: Path, quick: None, name: str, options: Options) -> None:
-    raw, ema = published.save(tmp_path / "a.ckpt", SYSTEMS[name], config=None)
+    _, ema = published.save(tmp_path / "a.ckpt", SYSTEMS[name], config=None)
     report = import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", options)
     assert report.network.objective.name == EXPECTED[name]["name"]
     assert any("length is not stored" in note for note in report.notes) == (options.seq_len is None)

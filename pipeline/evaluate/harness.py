@@ -1,0 +1,128 @@
+"""A bundle as a model of lm-evaluation-harness; needs the optional extra `lm-eval`.
+
+Importing this module registers the name `esolm`, for `--model esolm --model_args path=BUNDLE`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.evaluate.progress import Progress
+from pipeline.evaluate.scoring import Scorer, windows
+from pipeline.evaluate.text import load_codec
+from pipeline.generate import Request, load_bundle
+
+try:
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+except ImportError as error:
+    raise ConfigError(
+        "the harness needs the package lm-eval: pip install 'esolm[lm-eval]'"
+    ) from error
+
+Pair = tuple[list[int], list[int]]
+
+
+@register_model("esolm")
+class EsoLMHarness(LM):  # type: ignore[misc]
+    """Left-to-right likelihoods of Eso-LM (B) and `ar` networks, and two-phase generation.
+
+    path: a bundle with a tokenizer. batch_size: requests per forward pass. alpha_0, num_steps,
+    top_p, temperature: of `generate_until`; by default greedy, left to right.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        batch_size: int | str = 8,
+        alpha_0: float = 0.0,
+        num_steps: int = 64,
+        top_p: float = 1.0,
+        temperature: float = 0.0,
+        max_gen_toks: int = 256,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self._bundle = load_bundle(Path(path))
+        self._codec = load_codec(Path(path))
+        self._length: int = self._bundle.model.config.seq_len
+        first_id = self._codec.bos_id if self._codec.bos_id is not None else self._codec.eos_id
+        self._scorer = Scorer(self._bundle.model, first_id)
+        self._batch_size = int(batch_size) if str(batch_size).isdigit() else 8
+        self._decoding = Request(
+            alpha_0=alpha_0, num_steps=num_steps, top_p=top_p, temperature=temperature
+        )
+        self._max_gen_toks = max_gen_toks
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """(log p of the continuation given the context, whether it is the greedy one)."""
+        pairs = [self._encode(*request.args) for request in requests]
+        return self._score(pairs)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """log p of whole texts, cut into windows of the training length."""
+        totals = []
+        for request in requests:
+            pairs = windows(self._codec.encode(request.args[0]), self._length)
+            totals.append(sum(log_p for log_p, _ in self._score(pairs)))
+        return totals
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """Text after each context, up to the first of its `until` strings."""
+        texts = []
+        with Progress("generate", len(requests)) as progress:
+            for request in requests:
+                texts.append(self._generate(request.args[0], dict(request.args[1])))
+                progress.advance()
+        return texts
+
+    def _encode(self, context: str, continuation: str) -> Pair:
+        """Token ids; spaces at the end of the context belong to the continuation.
+
+        What is too long for the training length loses the beginning of its context.
+        """
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        whole = self._codec.encode(stripped + continuation)
+        front = self._codec.encode(stripped)
+        if whole[: len(front)] == front:
+            back = whole[len(front) :]
+        else:  # a token reaches over the boundary
+            back = self._codec.encode(continuation)
+        back = back[-self._length :]
+        return front[max(0, len(front) + len(back) - self._length) :], back
+
+    def _score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+        """Longest first, so that a batch holds requests of like length; answers in order."""
+        order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
+        answers: dict[int, tuple[float, bool]] = {}
+        with Progress("score", -(-len(order) // self._batch_size)) as progress:
+            for start in range(0, len(order), self._batch_size):
+                batch = order[start : start + self._batch_size]
+                scores = self._scorer.score([pairs[i] for i in batch])
+                for number, score in zip(batch, scores, strict=True):
+                    answers[number] = (score.log_p, score.is_greedy)
+                progress.advance()
+        return [answers[number] for number in range(len(pairs))]
+
+    def _generate(self, context: str, options: dict[str, Any]) -> str:
+        until = options.get("until") or []
+        stops = [until] if isinstance(until, str) else list(until)
+        new = min(int(options.get("max_gen_toks", self._max_gen_toks)), self._length - 1)
+        prompt = self._codec.encode(context)[-(self._length - new) :]
+        written = self._write(prompt, len(prompt) + new)
+        if self._codec.eos_id in written:
+            written = written[: written.index(self._codec.eos_id)]
+        text = self._codec.decode(written)
+        ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+        return text[: min(ends)] if ends else text
+
+    def _write(self, prompt: list[int], length: int) -> list[int]:
+        import torch
+
+        ids = torch.tensor([prompt], dtype=torch.int64) if prompt else None
+        options = {**self._decoding.options(), "length": length}
+        output = self._bundle.model.generate(ids, **options)
+        tokens: list[int] = output.sequences[0, len(prompt) :].tolist()
+        return tokens

@@ -1,0 +1,157 @@
+"""The quality of what a bundle writes, against the seconds it takes, over decoding settings."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.dataset import TokenDataset
+from pipeline.data.reader import SampleReader
+from pipeline.errors import ConfigError
+from pipeline.evaluate import pareto
+from pipeline.evaluate.judge import Judge
+from pipeline.evaluate.mauve_score import check_available, mauve
+from pipeline.evaluate.progress import Progress
+from pipeline.evaluate.quality import distinct, unigram_entropy
+from pipeline.evaluate.text import TextCodec, load_codec
+from pipeline.generate import Bundle, Request, generate, load_bundle
+
+Int64Array = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """alphas x steps are the settings of a sweep; empty or None takes the bundle's default.
+
+    num_samples: of each setting, batch_size at once.
+    """
+
+    alphas: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    num_samples: int = 16
+    batch_size: int = 8
+    length: int | None = None
+    top_p: float | None = None
+    temperature: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What judges the texts; None where it is not asked for."""
+
+    codec: TextCodec | None
+    judge: Judge | None
+    featuriser: Path | None
+    references: list[str]
+
+
+def measure_samples(
+    path: Path,
+    settings: SampleSettings,
+    judge: Path | None = None,
+    featuriser: Path | None = None,
+    references: Path | None = None,
+    split: str = "valid",
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """The report of `esolm evaluate --samples`; everything in it is JSON.
+
+    references: a dataset whose rows MAUVE compares with. out: a folder for pareto.csv, pareto.png.
+    Raises ConfigError, DataError or ExportError.
+    """
+    bundle = load_bundle(path)
+    codec = load_codec(path) if (path / "tokenizer_config.json").is_file() else None
+    if codec is None and (judge or featuriser):
+        raise ConfigError(f"{path} carries no tokenizer, so its samples are no text to be judged")
+    texts: list[str] = []
+    if featuriser is not None:
+        check_available()
+        if references is None:
+            raise ConfigError("--featuriser needs a DATASET whose text the samples are compared to")
+        texts = reference_texts(bundle, references, split, settings)
+    device = bundle.model.device
+    loaded = Judge(judge, device) if judge else None
+    tools = Tools(codec, loaded, featuriser, texts)
+    grid = settings_of(bundle, settings)
+    # The first pass of a process pays for memory and kernels.
+    generate(bundle, Request(length=8, num_samples=1, num_steps=2, alpha_0=0.5))
+    found = []
+    with Progress("settings", len(grid)) as progress:
+        for alpha_0, steps in grid:
+            found.append(_measure(bundle, settings, alpha_0, steps, tools))
+            progress.advance()
+    report: dict[str, Any] = {"bundle": str(path), "settings": found}
+    if out is not None:
+        report["files"] = [str(each) for each in pareto.write(found, out)]
+    return report
+
+
+def settings_of(bundle: Bundle, settings: SampleSettings) -> list[tuple[float, int]]:
+    """The sweep: every alpha_0 with every step count, but left-to-right decoding only once."""
+    defaults, objective = bundle.model.generation_config, bundle.model.config.objective
+    alphas = [0.0] if objective == "ar" else settings.alphas or [defaults.alpha_0]
+    steps = settings.steps or [defaults.num_steps]
+    grid = [(alpha, count) for alpha in alphas for count in (steps if alpha else steps[:1])]
+    return list(dict.fromkeys(grid))
+
+
+def reference_texts(bundle: Bundle, data: Path, split: str, settings: SampleSettings) -> list[str]:
+    """As many rows of a dataset as there are samples, of the samples' length."""
+    dataset = TokenDataset(data, split)
+    length = settings.length or bundle.model.generation_config.length
+    reader = SampleReader(dataset, length, seed=0, shuffle="none")
+    count = min(settings.num_samples, reader.num_sequences)
+    codec = load_codec(dataset.tokenizer_path.parent)
+    return [codec.decode(row) for row in reader.read(np.arange(count)).tolist()]
+
+
+def _measure(
+    bundle: Bundle, settings: SampleSettings, alpha_0: float, steps: int, tools: Tools
+) -> dict[str, Any]:
+    tokens, nfes, seconds = _write(bundle, settings, alpha_0, steps)
+    report: dict[str, Any] = {
+        "alpha_0": alpha_0,
+        "steps": steps if alpha_0 else None,
+        "samples": len(tokens),
+        "length": tokens.shape[1],
+        "nfe": float(np.mean(nfes)),
+        "seconds_per_sample": seconds / len(tokens),
+        "tokens_per_second": tokens.size / seconds,
+        "entropy": unigram_entropy(tokens),
+        **{f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)},
+        "generative_perplexity": None,
+        "mauve": None,
+    }
+    if tools.codec is not None and (tools.judge or tools.featuriser):
+        texts = [tools.codec.decode(row) for row in tokens.tolist()]
+        if tools.judge is not None:
+            report["generative_perplexity"] = tools.judge.perplexity(texts)["perplexity"]
+        if tools.featuriser is not None:
+            device = bundle.model.device
+            report["mauve"] = mauve(texts, tools.references, tools.featuriser, device)
+    return report
+
+
+def _write(
+    bundle: Bundle, settings: SampleSettings, alpha_0: float, steps: int
+) -> tuple[Int64Array, list[int], float]:
+    """Samples [N, L], forward passes of each batch, seconds of all batches."""
+    rows, nfes, seconds = [], [], 0.0
+    for number, first in enumerate(range(0, settings.num_samples, settings.batch_size)):
+        request = Request(
+            alpha_0=alpha_0,
+            num_steps=steps,
+            length=settings.length,
+            top_p=settings.top_p,
+            temperature=settings.temperature,
+            seed=settings.seed + number,
+            num_samples=min(settings.batch_size, settings.num_samples - first),
+        )
+        result = generate(bundle, request)
+        rows.append(result.sequences.numpy())
+        nfes.append(result.nfe)
+        seconds += result.seconds
+    return np.concatenate(rows), nfes, seconds

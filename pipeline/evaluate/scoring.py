@@ -1,0 +1,130 @@
+"""Exact log-likelihoods of continuations under a bundle's network, each in one forward pass.
+
+Shape letters: B requests, S tokens fed, C tokens of the longest continuation, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.export.bundle.modeling_esolm import at_least_float32, rotary_angles
+
+
+@dataclass(frozen=True)
+class Score:
+    """log_p: log-likelihood of the continuation, in nats. is_greedy: each token is the likeliest.
+
+    A continuation without tokens has log_p 0 and is greedy.
+    """
+
+    log_p: float
+    is_greedy: bool
+
+
+class Scorer:
+    """Scores continuations left to right. For networks trained as an Eso-LM (B) or `ar`.
+
+    model: the bundle's EsoLMForMaskedLM. first_id: what stands before the first token of a text
+    under an `ar` network that was fed nothing in front of its sequences.
+    """
+
+    def __init__(self, model: Any, first_id: int | None = None) -> None:
+        config = model.config
+        self._is_ar = config.objective == "ar"
+        if not self._is_ar and (config.objective, config.variant) != ("esolm", "B"):
+            name = f"{config.objective} {config.variant or ''}".strip()
+            raise ConfigError(
+                f"only networks trained as an Eso-LM (B) or as ar have left-to-right likelihoods, "
+                f"this one was trained as {name}"
+            )
+        self._model, self._mask_id = model, config.mask_token_id
+        self._front = first_id if config.prepend_token_id is None else config.prepend_token_id
+        self._always_in_front = config.prepend_token_id is not None
+
+    def score(self, requests: Sequence[tuple[list[int], list[int]]]) -> list[Score]:
+        """One forward for all (context, continuation) pairs of token ids.
+
+        Raises ConfigError where an `ar` network has nothing to predict a first token from.
+        """
+        if not any(continuation for _, continuation in requests):
+            return [Score(0.0, True)] * len(requests)
+        logits = (self._ar_logits if self._is_ar else self._esolm_logits)(requests)
+        scores = []
+        for row, (_, continuation) in zip(logits, requests, strict=True):
+            log_p = row[: len(continuation)].double().log_softmax(-1)
+            labels = torch.tensor(continuation, dtype=torch.int64, device=log_p.device)
+            chosen = log_p.gather(1, labels[:, None])
+            is_greedy = bool((log_p.argmax(1) == labels).all())
+            scores.append(Score(float(chosen.sum()), is_greedy))
+        return scores
+
+    def _esolm_logits(self, requests: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+        """[B, C, V]. A row is fed [context | continuation[:-1] | padding | C masks].
+
+        Mask j stands at the place of continuation[j] and sees the context, continuation[:j] and
+        itself: what decoding one token per step would feed it.
+        """
+        clean = [context + continuation[:-1] for context, continuation in requests]
+        width, masks = max(map(len, clean)), max(len(c) for _, c in requests)
+        tokens = torch.full((len(requests), width + masks), self._mask_id)
+        positions = torch.zeros_like(tokens)
+        visible = torch.eye(width + masks, dtype=torch.bool).repeat(len(requests), 1, 1)
+        for row, (context, _) in enumerate(requests):
+            size = len(clean[row])
+            tokens[row, :size] = torch.tensor(clean[row], dtype=torch.int64)
+            positions[row, :size] = torch.arange(size)
+            positions[row, width:] = len(context) + torch.arange(masks)
+            place = torch.arange(size)
+            visible[row, :size, :size] |= place <= place[:, None]
+            before = len(context) + torch.arange(masks)
+            visible[row, width:, :size] |= place < before[:, None]
+        return self._forward(tokens, positions, visible, masks)
+
+    def _ar_logits(self, requests: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+        """[B, C, V]: the prediction for each token of a continuation is the output before it."""
+        longest = max(len(continuation) for _, continuation in requests)
+        rows = []
+        for context, continuation in requests:
+            front = [] if context and not self._always_in_front else [self._front]
+            if front == [None]:
+                raise ConfigError("the network predicts no first token: give a context or a bos")
+            rows.append([*front, *context, *continuation])
+        width = max(map(len, rows)) - 1
+        tokens = torch.full((len(rows), width), self._mask_id)
+        for number, row in enumerate(rows):  # padding is behind everything that is read
+            tokens[number, : len(row) - 1] = torch.tensor(row[:-1], dtype=torch.int64)
+        with torch.no_grad():
+            logits: Tensor = self._model(tokens.to(self._model.device)).logits
+        found = logits.new_zeros(len(rows), longest, logits.shape[-1])
+        for number, (_, continuation) in enumerate(requests):
+            end = len(rows[number]) - 1
+            found[number, : len(continuation)] = logits[number, end - len(continuation) : end]
+        return found
+
+    @torch.no_grad()
+    def _forward(self, tokens: Tensor, positions: Tensor, visible: Tensor, keep: int) -> Tensor:
+        """Logits of the last `keep` places under a mask of one's own, [B, S, S]."""
+        model, config, device = self._model, self._model.config, self._model.device
+        mask = visible[:, None].to(device)
+        angles = rotary_angles(positions.to(device), config.head_dim, config.rope_base)
+        hidden = model.model.embed_tokens(tokens.to(device))
+        for block in model.model.layers:
+            hidden = block(hidden, angles, mask, False, None, 0)
+        logits = at_least_float32(model.lm_head(model.model.norm(hidden[:, -keep:])))
+        logits[..., config.mask_token_id] = float("-inf")
+        return logits
+
+
+def windows(ids: list[int], size: int) -> list[tuple[list[int], list[int]]]:
+    """A long text as (context, continuation) pairs that score every token once.
+
+    The first window has no context; the next ones are given the last token before them.
+    """
+    found: list[tuple[list[int], list[int]]] = [([], ids[:size])] if ids else []
+    for start in range(size, len(ids), size - 1):
+        found.append((ids[start - 1 : start], ids[start : start + size - 1]))
+    return found

@@ -1,0 +1,39 @@
+"""The last collectives of every rank, kept in memory and written down where a run hangs.
+
+`torchfrtrace` of torch reads the files of all ranks and says which collective whom waits for.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+# What torch keeps; an entry has a few hundred bytes.
+NUM_COLLECTIVES = 2000
+
+
+def trace_prefix(logs: Path) -> Path:
+    """The rank's number comes after it."""
+    return logs / "nccl_trace_rank_"
+
+
+def record_collectives(logs: Path) -> None:
+    """Turns the recorder on; called before the process groups are made.
+
+    NCCL writes its own record where a collective times out. The watchdog, which comes first, has
+    it written by `dump_collectives`.
+    """
+    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", str(NUM_COLLECTIVES))
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(trace_prefix(logs)))
+
+
+def dump_collectives(logs: Path, rank: int, device: torch.device) -> None:
+    """Writes this rank's record. The main thread may hang meanwhile."""
+    import torch._C._distributed_c10d as c10d
+
+    # NCCL has a recorder of its own, which builds without CUDA do not know.
+    name = "_dump_nccl_trace" if device.type == "cuda" else "_dump_fr_trace"
+    trace_prefix(logs).with_name(f"{trace_prefix(logs).name}{rank}").write_bytes(
+        getattr(c10d, name)()
+    )

@@ -1,0 +1,127 @@
+"""What became of a chain: Slurm's own records, and what the jobs wrote down themselves."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.slurm import client
+from pipeline.slurm.chain import ChainJob, chain_path, read_chain
+
+# Slurm forgets a job minutes after its end; what the job wrote down last stays.
+_STATE_OF_EVENT = {"finished": "COMPLETED", "failed": "FAILED", "stopped": "CANCELLED"}
+_ORDER = ("FAILED", "CANCELLED", "RUNNING", "PENDING")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of RUN/slurm/events/STAGE.tsv. job: JOB, or ARRAY_TASK."""
+
+    time: str
+    job: str
+    restart: int
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage of the chain, for a table or JSON.
+
+    state: as Slurm says (PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT ...), UNKNOWN if
+    nobody does. detail: why, and what came last.
+    """
+
+    stage: str
+    job_id: str
+    state: str
+    detail: str
+    restarts: int
+    log: str
+
+
+def chain_status(run: str | Path) -> list[StageStatus]:
+    """The stages of a run's newest chain in their order.
+
+    Raises ConfigError if the run was never submitted.
+    """
+    run = Path(run).resolve()
+    chain = read_chain(run)
+    if chain is None:
+        raise ConfigError(f"{run} was never submitted: there is no {chain_path(run)}")
+    statuses: list[StageStatus] = []
+    for job in chain.jobs:
+        statuses.append(_status_of(run, job, statuses))
+    return statuses
+
+
+def format_chain(statuses: list[StageStatus]) -> str:
+    """One line per stage, as `esolm status` and `esolm submit` print it."""
+    rows = [(s.stage, s.job_id, s.state, s.detail) for s in statuses]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
+        lines.append("  ".join([*cells, row[3]]).rstrip())
+    return "\n".join(lines)
+
+
+def read_events(run: Path, stage: str) -> list[Event]:
+    """Everything that jobs of a stage wrote down, over all submits, oldest first."""
+    events = []
+    folder = run / "slurm" / "events"
+    for path in [*folder.glob(f"{stage}.tsv"), *folder.glob(f"{stage}-*.tsv")]:
+        for line in path.read_text().splitlines():
+            time, job, restart, name, detail = line.split("\t", 4)
+            events.append(Event(time, job, int(restart), name, detail))
+    return sorted(events, key=lambda event: event.time)
+
+
+def _status_of(run: Path, job: ChainJob, before: list[StageStatus]) -> StageStatus:
+    records = client.records(job.job_id) if client.is_available() else None
+    last = _last_events(run, job)
+    if records:
+        states = [record.state for record in records]
+        restarts = sum(record.restarts for record in records)
+    else:
+        states = [_STATE_OF_EVENT.get(event.name, "UNKNOWN") for event in last.values()]
+        restarts = sum(event.restart for event in last.values())
+    state = _overall(states) if states else "UNKNOWN"
+    culprit = next((s for s in before if s.state not in ("COMPLETED", "RUNNING", "PENDING")), None)
+    detail = _detail(job, state, records, last)
+    if not last and culprit is not None and state in ("CANCELLED", "UNKNOWN", "PENDING"):
+        state, detail = "CANCELLED", f"never started, because {culprit.stage} did not succeed"
+    return StageStatus(job.stage, job.job_id, state, detail, restarts, job.log)
+
+
+def _last_events(run: Path, job: ChainJob) -> dict[str, Event]:
+    """The last event of the job, or of each task of the array."""
+    return {
+        event.job: event
+        for event in read_events(run, job.stage)
+        if event.job.split("_")[0] == job.job_id
+    }
+
+
+def _overall(states: list[str]) -> str:
+    """The state of an array by the worst of its tasks; of a plain job its own."""
+    for state in _ORDER:
+        if state in states:
+            return state
+    return next((state for state in states if state != "COMPLETED"), "COMPLETED")
+
+
+def _detail(
+    job: ChainJob, state: str, records: list[client.JobRecord] | None, last: dict[str, Event]
+) -> str:
+    parts = []
+    if job.tasks:
+        done = sum(event.name == "finished" for event in last.values())
+        parts.append(f"{done} of {job.tasks} tasks done")
+        failed = {key: event for key, event in last.items() if event.name in ("failed", "stopped")}
+        parts += [f"task {key.split('_')[-1]}: {event.detail}" for key, event in failed.items()]
+    elif last:
+        event = next(iter(last.values()))
+        parts.append(f"{event.name}: {event.detail}")
+    if records and state == "PENDING":
+        parts.insert(0, f"waits ({records[0].reason})")
+    return "; ".join(parts)

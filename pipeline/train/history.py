@@ -1,0 +1,107 @@
+"""What a run writes down about itself: every start, how each ended, and where it went back.
+
+Reading it needs neither torch nor the run to be over.
+"""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.train.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Start:
+    """One line of starts.jsonl: from which step and sample on, in which layout, as which job."""
+
+    time: str
+    step: int
+    consumed_samples: int
+    global_batch_size: int
+    layout: str
+    world_size: int
+    host: str
+    slurm_job_id: str | None
+
+
+@dataclass(frozen=True)
+class End:
+    """One line of ends.jsonl. start: which one ended, from 1. A run that is killed leaves none."""
+
+    time: str
+    start: int
+    step: int
+    exit_code: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """One line of rollbacks.jsonl: the step the run went back from, and where it went on."""
+
+    time: str
+    from_step: int
+    step: int
+    consumed_samples: int
+    global_batch_size: int
+
+
+class History:
+    """The three files of a run; rank 0 alone writes."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._starts = directory.path / "starts.jsonl"
+        self._ends = directory.path / "ends.jsonl"
+        self._rollbacks = directory.path / "rollbacks.jsonl"
+
+    def start(
+        self, step: int, consumed_samples: int, global_batch_size: int, layout: str, world_size: int
+    ) -> None:
+        job = os.environ.get("SLURM_JOB_ID")
+        host = platform.node()
+        _append(
+            self._starts,
+            Start(now(), step, consumed_samples, global_batch_size, layout, world_size, host, job),
+        )
+
+    def end(self, step: int, exit_code: int, reason: str) -> None:
+        _append(self._ends, End(now(), len(self.starts()), step, exit_code, reason))
+
+    def roll_back(
+        self, from_step: int, step: int, consumed_samples: int, global_batch_size: int
+    ) -> None:
+        entry = Rollback(now(), from_step, step, consumed_samples, global_batch_size)
+        _append(self._rollbacks, entry)
+
+    def starts(self) -> list[Start]:
+        return [Start(**line) for line in read_lines(self._starts)]
+
+    def ends(self) -> list[End]:
+        return [End(**line) for line in read_lines(self._ends)]
+
+    def rollbacks(self) -> list[Rollback]:
+        return [Rollback(**line) for line in read_lines(self._rollbacks)]
+
+
+def now() -> str:
+    """The moment as these files write it; such strings sort by time."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; none where it does not exist.
+
+    A last line without its end belongs to a process that is writing it, or was killed there.
+    """
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
+
+
+def _append(path: Path, entry: Any) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(entry)) + "\n")

@@ -1,0 +1,143 @@
+"""Starting a run from the weights of another: a checkpoint, or an exported bundle."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.checkpoint import store
+from pipeline.checkpoint.fragments import AVERAGE, WEIGHTS, Fragment
+from pipeline.checkpoint.reader import CheckpointReader
+from pipeline.errors import ConfigError, EsolmError
+from pipeline.export.consolidate import STATES
+from pipeline.export.manifest import NAME as BUNDLE_RECORD
+from pipeline.export.manifest import verify_bundle
+from pipeline.export.unfold import bundle_architecture, unfold
+from pipeline.parallel import zero
+from pipeline.parallel.engine import Engine
+from pipeline.train.experiment import Experiment
+
+logger = logging.getLogger(__name__)
+
+# They change nothing about the weights' shapes and meaning.
+FREE = ("dropout", "init_std", "rope_base")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from. model: fields of ModelConfig, as far as it fixes them."""
+
+    path: str
+    is_bundle: bool
+    model: dict[str, Any]
+    seq_len: int
+    tokenizer: str | None
+    weights: str
+
+
+def start_from(experiment: Experiment, engine: Engine, group: dist.ProcessGroup) -> None:
+    """Fills a fresh engine with the weights of train.init_from; collective over the group (of all).
+
+    The average starts at the same weights, the moments at zero. Raises ConfigError, on every rank,
+    if they are damaged or of another network or vocabulary.
+    """
+    train = experiment.config.train
+    answer: list[Origin | str] = [""]
+    if dist.get_rank() == 0:
+        answer = [_verified(Path(train.init_from), train.init_weights, experiment)]
+    dist.broadcast_object_list(answer, src=0, group=group)
+    origin = answer[0]
+    if isinstance(origin, str):
+        raise ConfigError(origin)
+    fragments = zero.fragments(engine)
+    if origin.is_bundle:
+        _fill(fragments, _bundle_tensors(Path(origin.path), experiment))
+    else:
+        state = STATES[origin.weights]
+        sources = [replace(part, states={state: part.states[WEIGHTS]}) for part in fragments]
+        store.read(Path(origin.path), sources, group)
+    for part in fragments:
+        part.states[AVERAGE].copy_(part.states[WEIGHTS])
+    zero.publish_weights(engine, 0)
+    logger.info("%s weights of %s, step 0", origin.weights, origin.path)
+
+
+def _verified(path: Path, weights: str, experiment: Experiment) -> Origin | str:
+    """The origin, every byte of it checked, or what stands against it."""
+    try:
+        is_bundle = (path / BUNDLE_RECORD).is_file()
+        origin = _bundle_origin(path) if is_bundle else _checkpoint_origin(path, weights)
+    except EsolmError as error:
+        return f"train.init_from: {error}"
+    problems = _problems(origin, experiment)
+    if problems:
+        return "\n".join(f"train.init_from: {problem}" for problem in problems)
+    for note in _notes(origin, experiment):
+        logger.info("%s", note)
+    return origin
+
+
+def _checkpoint_origin(path: Path, weights: str) -> Origin:
+    reader = CheckpointReader(path)
+    tokenizer = reader.manifest.run["tokenizer"]
+    model = asdict(reader.model)
+    return Origin(str(reader.directory), False, model, reader.seq_len, tokenizer, weights)
+
+
+def _bundle_origin(path: Path) -> Origin:
+    record = verify_bundle(path)
+    model = bundle_architecture(json.loads((path / "config.json").read_text()))
+    seq_len, tokenizer = record["seq_len"], record["tokenizer"]
+    return Origin(str(path), True, model, seq_len, tokenizer, record["weights"])
+
+
+def _problems(origin: Origin, experiment: Experiment) -> list[str]:
+    here = asdict(experiment.model)
+    problems = [
+        f"model.{name} is {value} in {origin.path}, {here[name]} here"
+        for name, value in origin.model.items()
+        if name not in FREE and here[name] != value
+    ]
+    if origin.is_bundle and origin.model["adaln"] != here["adaln"]:
+        problems.append(
+            "a bundle whose norms have biases starts a network with model.adaln=true, any other "
+            "bundle one without: nothing else computes exactly what it computes"
+        )
+    dataset = experiment.dataset
+    if origin.tokenizer not in (None, dataset.tokenizer_fingerprint):
+        problems.append(
+            f"the vocabulary of {origin.path} (tokenizer {str(origin.tokenizer)[:12]}) is not that "
+            f"of {dataset.path} (tokenizer {dataset.tokenizer_fingerprint[:12]})"
+        )
+    return problems
+
+
+def _notes(origin: Origin, experiment: Experiment) -> list[str]:
+    """What differs and may."""
+    notes, config = [], experiment.config
+    rope_base = origin.model["rope_base"]
+    if rope_base != config.model.rope_base:
+        notes.append(f"model.rope_base: trained with {rope_base}, now {config.model.rope_base}")
+    if origin.seq_len != config.train.seq_len:
+        notes.append(f"train.seq_len: trained with {origin.seq_len}, now {config.train.seq_len}")
+    return notes
+
+
+def _bundle_tensors(path: Path, experiment: Experiment) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    parameters: dict[str, Tensor] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        parameters |= load_file(file)
+    return unfold(parameters, experiment.model)
+
+
+def _fill(fragments: list[Fragment], tensors: dict[str, Tensor]) -> None:
+    """What has no tensor, the conditioning of adaLN, stays as it was initialised."""
+    for part in fragments:
+        if part.name in tensors:
+            part.fill(WEIGHTS, tensors[part.name])

@@ -1,0 +1,61 @@
+"""Traces of chosen steps by PyTorch's profiler."""
+
+import logging
+import re
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+logger = logging.getLogger(__name__)
+
+
+def parse_steps(text: str) -> range:
+    """FIRST:END as the steps it names, counted from 1; empty text names none.
+
+    Raises ValueError.
+    """
+    if not text:
+        return range(0)
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None or not 0 < int(match[1]) < int(match[2]):
+        raise ValueError(f"'{text}' is not FIRST:END with 0 < FIRST < END")
+    return range(int(match[1]), int(match[2]))
+
+
+def steps_problems(text: str) -> list[str]:
+    """What is wrong with the setting, in words."""
+    try:
+        parse_steps(text)
+    except ValueError as error:
+        return [f"train.profile_steps: {error}"]
+    return []
+
+
+class StepProfiler:
+    """Profiles the steps of this process that are asked for, into one trace file."""
+
+    def __init__(self, steps: range, trace: Path) -> None:
+        self._steps, self._trace = steps, trace
+        self._profile: profile | None = None
+
+    def before(self, step: int) -> None:
+        """Called before each step, with its number."""
+        if step in self._steps and self._profile is None:
+            activities = [ProfilerActivity.CPU]
+            if torch.cuda.is_available():
+                activities.append(ProfilerActivity.CUDA)
+            self._profile = profile(activities=activities, record_shapes=True)
+            self._profile.start()
+        elif step not in self._steps:
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace, if one is being made."""
+        if self._profile is None:
+            return
+        self._profile.stop()
+        self._trace.parent.mkdir(parents=True, exist_ok=True)
+        self._profile.export_chrome_trace(str(self._trace))
+        logger.info("profile written to %s", self._trace)
+        self._profile = None

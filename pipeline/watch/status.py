@@ -1,0 +1,176 @@
+"""The state of a run, from its files alone: no torch, no word with the processes."""
+
+import json
+import statistics
+import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
+from pipeline.config import RunConfig, load_config
+from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, ConfigError
+from pipeline.train.history import History, read_lines
+from pipeline.train.run_directory import RunDirectory
+
+RECENT_LINES = 20
+# A run is stalled once it has said nothing for so many of its usual pauses, at least a minute.
+SILENT_PAUSES, SILENT_SECONDS = 10, 60.0
+
+
+@dataclass(frozen=True)
+class Health:
+    """state: running, stalled, stopped, failed, done or new. reason: what it is known by."""
+
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Everything that `esolm status` tells; None where it is not known.
+
+    loss, tokens_per_second: of the last logged step; the speed as the median of the last ones.
+    eta_seconds: of the training steps that are left, at that speed. checkpoint: the newest valid
+    one. damaged: names of those that are not. restarts: starts after the first.
+    """
+
+    run: str
+    health: Health
+    resumable: bool
+    step: int
+    steps: int
+    tokens: int | None
+    loss: float | None
+    valid_loss: float | None
+    tokens_per_second: float | None
+    eta_seconds: float | None
+    checkpoint: CheckpointInfo | None
+    checkpoint_age_seconds: float | None
+    damaged: list[str]
+    starts: int
+    restarts: int
+    rollbacks: int
+    layout: str | None
+    slurm_job_id: str | None
+    incidents: int
+    last_incident: dict[str, Any] | None
+    skipped_steps: int
+
+
+def run_status(path: Path) -> RunStatus:
+    """Raises ConfigError if the path is no run directory."""
+    directory = RunDirectory(path)
+    settings = directory.path / "config.yaml"
+    if not settings.is_file():
+        raise ConfigError(f"{path} is no run directory: it has no config.yaml")
+    config, history = load_config(settings, []), History(directory)
+    metrics, starts = _Metrics.read(directory.metrics), history.starts()
+    checkpoints = list_checkpoints(directory.checkpoints)
+    newest = next((c for c in reversed(checkpoints) if c.valid), None)
+    incidents = read_lines(directory.incidents)
+    step = max([metrics.last.get("step", 0), *(s.step for s in starts[-1:])])
+    return RunStatus(
+        run=str(path),
+        health=_health(directory, config, history, metrics, newest),
+        resumable=newest is not None and not directory.is_finished(config.train.steps),
+        step=step,
+        steps=config.train.steps,
+        tokens=metrics.last.get("tokens"),
+        loss=metrics.last.get("loss"),
+        valid_loss=metrics.valid_loss,
+        tokens_per_second=metrics.median("tokens_per_second"),
+        eta_seconds=metrics.seconds_of(config.train.steps - step),
+        checkpoint=newest,
+        checkpoint_age_seconds=None if newest is None else _age(newest.time),
+        damaged=[c.name for c in checkpoints if not c.valid],
+        starts=len(starts),
+        restarts=max(0, len(starts) - 1),
+        rollbacks=len(history.rollbacks()),
+        layout=starts[-1].layout if starts else None,
+        slurm_job_id=starts[-1].slurm_job_id if starts else None,
+        incidents=len(incidents),
+        last_incident=incidents[-1] if incidents else None,
+        skipped_steps=metrics.last.get("skipped_steps", 0),
+    )
+
+
+@dataclass(frozen=True)
+class _Metrics:
+    """The last lines of training steps, the very last of them, and the last validation."""
+
+    recent: list[dict[str, Any]]
+    valid_loss: float | None
+
+    @classmethod
+    def read(cls, path: Path) -> "_Metrics":
+        """Lines are picked by their text, and only the last ones parsed: a run may log for weeks."""
+        steps: deque[str] = deque(maxlen=RECENT_LINES)
+        validation = None
+        if path.exists():
+            with path.open() as file:
+                for line in file:
+                    if '"loss": ' in line and line.endswith("\n"):
+                        steps.append(line)
+                    elif '"valid_loss": ' in line and line.endswith("\n"):
+                        validation = line
+        valid_loss = None if validation is None else json.loads(validation)["valid_loss"]
+        return cls([json.loads(line) for line in steps], valid_loss)
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.recent[-1] if self.recent else {}
+
+    def median(self, name: str) -> float | None:
+        values = [line[name] for line in self.recent if name in line]
+        return statistics.median(values) if values else None
+
+    def seconds_of(self, num_steps: int) -> float | None:
+        step = self.median("step_seconds")
+        return None if step is None else max(0, num_steps) * step
+
+
+def _health(
+    directory: RunDirectory,
+    config: RunConfig,
+    history: History,
+    metrics: _Metrics,
+    newest: CheckpointInfo | None,
+) -> Health:
+    if directory.is_locked():
+        return _alive(directory, config, metrics)
+    if directory.is_finished(config.train.steps):
+        return Health("done", f"all {config.train.steps} steps")
+    num_starts = len(history.starts())
+    ends = [end for end in history.ends() if end.start == num_starts]
+    if not num_starts:
+        return Health("stopped" if newest else "new", "no process has trained here yet")
+    if not ends:
+        return Health("failed", "ended without a word: killed, or its node was lost")
+    if ends[-1].exit_code == EXIT_RESUME_ME:
+        return Health("stopped", f"on request at step {ends[-1].step}")
+    if ends[-1].exit_code == EXIT_DONE:
+        return Health("stopped", f"train.steps was raised after step {ends[-1].step}")
+    return Health("failed", f"exit code {ends[-1].exit_code}: {ends[-1].reason}")
+
+
+def _alive(directory: RunDirectory, config: RunConfig, metrics: _Metrics) -> Health:
+    """running or stalled, by the time since anything was written."""
+    written = [directory.metrics, directory.path / ".lock", *directory.path.glob("logs/rank_*.log")]
+    silent = time.time() - max(path.stat().st_mtime for path in written if path.exists())
+    allowed = config.train.timeout_minutes * 60.0  # also what a start may take
+    pause = metrics.median("step_seconds")
+    if pause is not None and metrics.last["step"] < config.train.steps:
+        pauses = SILENT_PAUSES * pause * config.train.log_every_steps
+        allowed = min(allowed, max(SILENT_SECONDS, pauses))
+    if silent > allowed:
+        return Health(
+            "stalled", f"nothing written for {silent:.0f} s, usually within {allowed:.0f}"
+        )
+    return Health("running", f"last written {silent:.0f} s ago")
+
+
+def _age(moment: str) -> float:
+    return max(0.0, time.time() - datetime.fromisoformat(moment).timestamp())

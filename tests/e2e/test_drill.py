@@ -1,0 +1,53 @@
+"""Long drills, outside `make test`: `make drill`."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.runs import finish, last_step, losses, start, states, wait_until, write_config
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(3600)]
+
+LAYOUTS = [
+    ["--ranks", "1", "parallel.tp=1"],
+    ["--ranks", "2", "parallel.tp=2"],
+    ["--ranks", "2", "parallel.tp=2", "parallel.sequence=true"],
+    ["--ranks", "2", "parallel.tp=1", "parallel.pp=2"],
+    ["--ranks", "2", "parallel.tp=1", "parallel.zero=2"],
+    ["--ranks", "2", "parallel.tp=1", "parallel.zero=3"],
+    ["--ranks", "4", "parallel.tp=2", "parallel.pp=2"],
+    ["--ranks", "4", "parallel.tp=2", "parallel.zero=3"],
+]
+KILLS, STEPS = 20, 600
+
+
+def test_a_run_killed_twenty_times_lies_on_the_uninterrupted_one(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """Another layout each time; every step is logged once, so no sample is repeated or lost."""
+    reference = write_config(tmp_path / "reference", dataset, steps=STEPS, save_every=10)
+    finish(start("train", str(reference), "parallel.tp=1"), 0, timeout=1200)
+    config = write_config(tmp_path / "killed", dataset, steps=STEPS, save_every=10)
+    run, chance, to_first_step = tmp_path / "killed" / "run", random.Random(7), []
+    for kill in range(KILLS):
+        started, before = time.monotonic(), last_step(run)
+        process = start("train", str(config), *LAYOUTS[kill % len(LAYOUTS)])
+        # The metrics of steps after the checkpoint are dropped when the run resumes.
+        wait_until(lambda: last_step(run) != before or process.poll() is not None, timeout=120)
+        to_first_step.append(time.monotonic() - started)
+        assert process.poll() is None, f"the run ended by itself before kill {kill + 1}"
+        wait_until(lambda: last_step(run) >= before + chance.randint(5, 25), timeout=120)
+        process.kill()
+        process.wait()
+        time.sleep(1.0)
+    finish(start("train", str(config), "--ranks", "2", "parallel.tp=2"), 0, timeout=1200)
+    print(f"start to first step: {min(to_first_step):.1f} to {max(to_first_step):.1f} s")
+    expected, got = losses(tmp_path / "reference" / "run"), losses(run)
+    assert [step for step, _ in got] == list(range(1, STEPS + 1))
+    worst = max(abs(a - b) / abs(b) for (_, a), (_, b) in zip(got, expected, strict=True))
+    print(f"largest relative difference of a loss: {worst:.2e}")
+    assert worst < 1e-5
+    ends = states(run), states(tmp_path / "reference" / "run")
+    assert all((ends[0][name] - ends[1][name]).abs().max() < 1e-4 for name in ends[0])

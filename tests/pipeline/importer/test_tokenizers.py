@@ -1,0 +1,165 @@
+"""Tokenizers of an import: given ones travel with the bundle, stored ones tell the mask's row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from data_prep.tokenizer import load_tokenizer
+from model.attention import AttentionPattern
+from pipeline.checkpoint.reader import CheckpointReader
+from pipeline.errors import ImportCheckpointError
+from pipeline.export.export import export
+from pipeline.export.gate_network import bundle_logits, parity_inputs
+from pipeline.export.manifest import verify_bundle
+from pipeline.export.writer import read_model
+from pipeline.importer.importing import import_checkpoint
+from pipeline.importer.recognise import Options
+from tests.data_prep.corpus import make_tokenizer
+from tests.pipeline.importer import published
+from tests.pipeline.importer.published import LENGTH, SYSTEMS, PublishedNetwork, System
+
+TEXTS = ["the cat sat on the mat", "a dog, and another dog!", "0123 \n\t caf\u00e9"] * 4
+
+
+def like_gpt2() -> PreTrainedTokenizerFast:
+    """Byte-level BPE without a mask token: the published code adds a row for it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"], show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end)
+
+
+def like_bert() -> PreTrainedTokenizerFast:
+    """Lower-cased words with a [MASK] of its own, in the middle of the vocabulary."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=60, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **dict(zip(names, special, strict=True))
+    )
+
+
+def saved(tokenizer: PreTrainedTokenizerFast, directory: Path) -> Path:
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def test_tokenizer_of_transformers_without_a_mask(tmp_path: Path) -> None:
+    tokenizer = like_gpt2()
+    directory = saved(tokenizer, tmp_path / "gpt2")
+    rows = tokenizer.vocab_size + 1
+    published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"], rows)
+    out = tmp_path / "out"
+    report = import_checkpoint(tmp_path / "a.ckpt", out, Options(), directory)
+    assert report.network.model.mask_id == rows - 1
+    assert report.export.gate["tokenizer"]["documents"] == 100
+    loaded = AutoTokenizer.from_pretrained(out / "bundle", local_files_only=True)
+    text = TEXTS[1] + " unseen"
+    assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    config = json.loads((out / "bundle" / "config.json").read_text())
+    assert config["bos_token_id"] == config["eos_token_id"] == tokenizer.bos_token_id
+    assert verify_bundle(out / "bundle")["tokenizer"] is not None
+    export(out, tmp_path / "again")
+    again = (tmp_path / "again" / "tokenizer.json").read_bytes()
+    assert again == (out / "bundle" / "tokenizer.json").read_bytes()
+
+
+def test_tokenizer_of_transformers_with_its_own_mask(tmp_path: Path) -> None:
+    tokenizer = like_bert()
+    directory = saved(tokenizer, tmp_path / "bert")
+    _, ema = published.save(tmp_path / "a.ckpt", SYSTEMS["mdlm"], tokenizer.vocab_size)
+    report = import_checkpoint(
+        tmp_path / "a.ckpt", tmp_path / "out", Options(dtype="fp32"), directory
+    )
+    assert report.network.model.mask_id == tokenizer.mask_token_id == 4
+    model = report.network.model
+    inputs = parity_inputs(model, LENGTH, AttentionPattern.BIDIRECTIONAL)
+    logits = bundle_logits(read_model(tmp_path / "out" / "bundle", torch.float32), inputs)
+    expected = PublishedNetwork(ema, mask_id=4).all_logits(inputs)
+    assert torch.equal(logits.isfinite(), expected.isfinite())
+    assert float((logits - expected)[expected.isfinite()].abs().max()) < 1e-4
+
+
+def test_tokenizer_of_our_own(tmp_path: Path) -> None:
+    directory = make_tokenizer(tmp_path / "tokenizer")
+    info = load_tokenizer(directory).info
+    published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"], info.vocab_size)
+    import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options(), directory)
+    reader = CheckpointReader(tmp_path / "out")
+    assert reader.model.mask_id == info.mask_id
+    assert reader.manifest.run["tokenizer"] == info.fingerprint
+    assert reader.tokenizer_path == tmp_path / "out" / "tokenizer"
+    assert (tmp_path / "out" / "bundle" / "tokenizer.model").is_file()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "own"])
+def test_another_vocabulary_is_refused(tmp_path: Path, kind: str) -> None:
+    if kind == "own":
+        directory = make_tokenizer(tmp_path / "tokenizer")
+    else:
+        directory = saved(like_gpt2(), tmp_path / "gpt2")
+    published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"])
+    with pytest.raises(ImportCheckpointError, match=r"has a vocabulary of .* has 13: give the"):
+        import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options(), directory)
+    assert not (tmp_path / "out").exists()
+
+
+def test_directory_without_a_tokenizer(tmp_path: Path) -> None:
+    from data_prep.errors import DataError
+
+    published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="does not exist"):
+        import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options(), tmp_path / "empty")
+    (tmp_path / "empty" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(DataError, match="no tokenizer of transformers"):
+        import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options(), tmp_path / "empty")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_tokenizer_pickled_in_the_file_tells_the_mask(
+    tmp_path: Path, quick: None, kind: str
+) -> None:
+    tokenizer: Any = like_bert() if kind == "bert" else like_gpt2()
+    rows = tokenizer.vocab_size + (kind == "gpt2")
+    published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"], rows, tokenizer=tokenizer)
+    report = import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
+    assert report.network.model.mask_id == (4 if kind == "bert" else rows - 1)
+    assert not list((tmp_path / "out" / "bundle").glob("tokenizer*.json"))
+    with pytest.raises(ImportCheckpointError, match="mask id is unclear: 7 by --mask-id"):
+        import_checkpoint(tmp_path / "a.ckpt", tmp_path / "other", Options(mask_id=7))
+
+
+def test_bos_in_front_without_a_tokenizer(tmp_path: Path, quick: None) -> None:
+    """The bundle then asks for a prompt; with a tokenizer it puts bos there itself."""
+    system = System("ar_bos", {"name": "ar", "prepend_token": "bos"}, adaln=False)
+    tokenizer = like_gpt2()
+    published.save(tmp_path / "a.ckpt", system, tokenizer.vocab_size + 1)
+    report = import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
+    assert any("begin prompts with it" in note for note in report.notes)
+    assert CheckpointReader(tmp_path / "out").objective["prepend"] == "bos"
+    directory = saved(tokenizer, tmp_path / "gpt2")
+    import_checkpoint(tmp_path / "a.ckpt", tmp_path / "with", Options(), directory)
+    found = [
+        json.loads((tmp_path / name / "bundle" / "config.json").read_text())["prepend_token_id"]
+        for name in ("out", "with")
+    ]
+    assert found == [None, tokenizer.bos_token_id]

@@ -1,0 +1,95 @@
+"""Runs that the tests submit to the cluster, and what can be seen of them."""
+
+import re
+from pathlib import Path
+
+from pipeline.slurm.chain import Chain
+from pipeline.slurm.status import Event, read_events
+from pipeline.slurm.submit import prepare, submit
+from tests.slurm.cluster import MiniCluster
+
+PROFILE = """
+partition: low
+tasks_per_node: {tasks}
+cpus_per_task: 1
+time: "0-00:10"
+warn_seconds: 10
+exit_seconds: 20
+cpu: {{cpus_per_task: 1, time: "0-00:10", concurrent_tasks: 2}}
+health: {{min_free_gb: 0.01}}
+"""
+CONFIG = """
+run: {{dir: {run}}}
+data: {{path: {data}}}
+model: {{hidden_size: 64, num_layers: 2, num_heads: 4, ffn_hidden_size: 128, cond_dim: 16}}
+train:
+  {{steps: {steps}, global_batch_size: 8, micro_batch_size: 1, seq_len: 32, precision: fp32,
+   log_every_steps: 1, timeout_minutes: 2}}
+optimizer: {{lr: 1.0e-3, warmup_steps: 2}}
+checkpoint: {{every_steps: {save_every}, keep: 2}}
+"""
+
+
+def write_profile(folder: Path, *, tasks: int = 1, extra: str = "") -> Path:
+    """A profile of the mini cluster; extra: more lines of YAML."""
+    path = folder / f"mini_{tasks}.yaml"
+    path.write_text(PROFILE.format(tasks=tasks) + extra)
+    return path
+
+
+def write_run(folder: Path, data: Path, *, steps: int, save_every: int = 100_000) -> Path:
+    """A run configuration; its run directory is `run` beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "run.yaml"
+    path.write_text(
+        CONFIG.format(run=folder / "run", data=data, steps=steps, save_every=save_every)
+    )
+    return path
+
+
+def submit_run(
+    config: Path, profile: Path, *overrides: str, stages: tuple[str, ...] = ("train",)
+) -> Chain:
+    """`esolm submit`, in this process to save the seconds of its start."""
+    return submit(prepare(config, list(overrides), str(profile), list(stages)))
+
+
+def job_of(chain: Chain, stage: str = "train") -> str:
+    return next(job.job_id for job in chain.jobs if job.stage == stage)
+
+
+def logged_steps(run: Path) -> list[int]:
+    """Every step whose loss rank 0 logged, in the order of the log: over restarts, repeats too."""
+    log = run / "logs" / "rank_0.log"
+    text = log.read_text() if log.exists() else ""
+    return [int(step) for step in re.findall(r"INFO step (\d+): loss ", text)]
+
+
+def newest_step(run: Path) -> int:
+    return max(logged_steps(run), default=0)
+
+
+def wait_for_step(cluster: MiniCluster, run: Path, step: int, timeout: float = 180) -> None:
+    cluster.wait_until(lambda: newest_step(run) >= step, f"step {step} of {run}", timeout)
+
+
+def events(run: Path, name: str, stage: str = "train") -> list[Event]:
+    """What the jobs of a stage wrote down under a name."""
+    return [event for event in read_events(run, stage) if event.name == name]
+
+
+def explain(run: Path) -> str:
+    """What there is to read when something did not happen."""
+    lines = [f"{e.time} {e.job} {e.name} {e.detail}" for e in read_events(run, "train")]
+    for log in sorted((run / "slurm" / "logs").glob("train*.log")):
+        lines += ["", str(log), log.read_text()[-3000:]]
+    return "\n".join(lines)
+
+
+def wait_for_end(cluster: MiniCluster, run: Path, job_id: str, timeout: float = 240) -> None:
+    """Until the job has completed; says what the run wrote down if it does not."""
+    try:
+        cluster.wait_for_state(job_id, "COMPLETED", timeout=timeout)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{explain(run)}") from None
+    assert (run / "DONE").exists()
