@@ -56,15 +56,23 @@ def build(layers: int, device: torch.device) -> Engine:
                 "ema_decay": 0.99,
             },
             layer_costs=layer_costs(model, EsoLM(50257, 0.5, 0.5).work(128)),
-        )  # fmt: skip
+        )
     )
 
 
 def state_of(step: int) -> RunState:
     return RunState(
-        step=step, updates=step, consumed_samples=0, tokens=0, seq_len=1, model={}, objective={},
-        data={}, data_path="", tokenizer="",
-    )  # fmt: skip
+        step=step,
+        updates=step,
+        consumed_samples=0,
+        tokens=0,
+        seq_len=1,
+        model={},
+        objective={},
+        data={},
+        data_path="",
+        tokenizer="",
+    )
 
 
 def copy_seconds(engine: Engine, buffers: dict[int, torch.Tensor]) -> float:

@@ -32,8 +32,12 @@ from pipeline.train.guards import SpikeGuard
 LAYOUT = Layout(1, 1, 1, 1)
 GLOBAL_BATCH, MICRO_BATCH, SEQ_LEN, CLIP = 16, 4, 256, 1.0
 OPTIMIZER = {
-    "lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0, "ema_decay": 0.999,
-}  # fmt: skip
+    "lr": 1e-4,
+    "betas": (0.9, 0.95),
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "ema_decay": 0.999,
+}
 MODEL = ModelConfig(
     vocab_size=4096, mask_id=3, hidden_size=512, num_layers=8, num_heads=8, ffn_hidden_size=2048
 )
@@ -92,7 +96,7 @@ def engine_loop(device: torch.device, batches: list[MicroBatch]) -> Callable[[],
             gradient_clipping=CLIP,
             optimizer=OPTIMIZER,
             layer_costs=layer_costs(MODEL, objective.work(SEQ_LEN)),
-        )  # fmt: skip
+        )
     )
     guard = SpikeGuard(128, 6.0)
     return lambda: engine.train_step(batches, 1e-4, guard.judge) and None

@@ -37,14 +37,20 @@ class BatchSource:
 
     def batch(self, first_sample: int) -> list[MicroBatch]:
         """The micro-batches of the global batch that starts at a global sample index."""
-        return [
-            self._micro_batch(first_sample, start)
-            for start in range(
-                self.dp_rank * self.micro_batch_size,
-                self.global_batch_size,
-                self.dp_size * self.micro_batch_size,
-            )
-        ]
+        return [self._micro_batch(self.keys(first_sample, slot)) for slot in self.first_slots()]
+
+    def first_slots(self) -> range:
+        """The first slot of each micro-batch."""
+        return range(
+            self.dp_rank * self.micro_batch_size,
+            self.global_batch_size,
+            self.dp_size * self.micro_batch_size,
+        )
+
+    def keys(self, first_sample: int, first_slot: int) -> SampleKeys:
+        """What the rows of the micro-batch at a slot are, of a global batch."""
+        slots = np.arange(first_slot, first_slot + self.micro_batch_size, dtype=np.int64)
+        return SampleKeys(self.seed, first_sample + slots, slots, self.global_batch_size)
 
     def batches(self, first_sample: int) -> Iterator[list[MicroBatch]]:
         """Global batches from a sample index on, without end."""
@@ -61,9 +67,7 @@ class BatchSource:
             seed=self.seed ^ VALIDATION_SEED,
         )
 
-    def _micro_batch(self, first_sample: int, first_slot: int) -> MicroBatch:
-        slots = np.arange(first_slot, first_slot + self.micro_batch_size, dtype=np.int64)
-        keys = SampleKeys(self.seed, first_sample + slots, slots, self.global_batch_size)
+    def _micro_batch(self, keys: SampleKeys) -> MicroBatch:
         tokens = torch.from_numpy(self.reader.read(keys.sample_index))
         times = self.objective.times(tokens.shape[1], keys)
         inputs, targets = self.objective.corrupt(tokens, keys)

@@ -64,9 +64,9 @@ class Trainer:
         self.engine = build_engine(engine_config(experiment, device))
         if found is not None:
             self._restore(*found)
-        self.checkpointer.reserve(self.engine)
         elif train.init_from:
             start_from(experiment, self.engine, self.checkpointer.group)
+        self.checkpointer.reserve(self.engine)
         self.validator = Validator.of(self.config, self.source, self.engine)
         self.guard = SpikeGuard(train.spike_window, train.spike_sigmas)
         self.measures = Measures(

@@ -30,18 +30,11 @@ def test_a_run_killed_twenty_times_lies_on_the_uninterrupted_one(
     reference = write_config(tmp_path / "reference", dataset, steps=STEPS, save_every=10)
     finish(start("train", str(reference), "parallel.tp=1"), 0, timeout=1200)
     config = write_config(tmp_path / "killed", dataset, steps=STEPS, save_every=10)
-    run, chance, to_first_step = tmp_path / "killed" / "run", random.Random(7), []
+    run, chance = tmp_path / "killed" / "run", random.Random(7)
+    to_first_step = []
     for kill in range(KILLS):
-        started, before = time.monotonic(), last_step(run)
-        process = start("train", str(config), *LAYOUTS[kill % len(LAYOUTS)])
-        # The metrics of steps after the checkpoint are dropped when the run resumes.
-        wait_until(lambda: last_step(run) != before or process.poll() is not None, timeout=120)
-        to_first_step.append(time.monotonic() - started)
-        assert process.poll() is None, f"the run ended by itself before kill {kill + 1}"
-        wait_until(lambda: last_step(run) >= before + chance.randint(5, 25), timeout=120)
-        process.kill()
-        process.wait()
-        time.sleep(1.0)
+        arguments = ["train", str(config), *LAYOUTS[kill % len(LAYOUTS)]]
+        to_first_step.append(_run_and_kill(arguments, run, chance.randint(5, 25)))
     finish(start("train", str(config), "--ranks", "2", "parallel.tp=2"), 0, timeout=1200)
     print(f"start to first step: {min(to_first_step):.1f} to {max(to_first_step):.1f} s")
     expected, got = losses(tmp_path / "reference" / "run"), losses(run)
@@ -51,3 +44,18 @@ def test_a_run_killed_twenty_times_lies_on_the_uninterrupted_one(
     assert worst < 1e-5
     ends = states(run), states(tmp_path / "reference" / "run")
     assert all((ends[0][name] - ends[1][name]).abs().max() < 1e-4 for name in ends[0])
+
+
+def _run_and_kill(arguments: list[str], run: Path, steps: int) -> float:
+    """Lets a run come some steps further, then kills all of it; seconds to its first step."""
+    started, before = time.monotonic(), last_step(run)
+    process = start(*arguments)
+    # The metrics of steps after the checkpoint are dropped when the run resumes.
+    wait_until(lambda: last_step(run) != before or process.poll() is not None, timeout=120)
+    seconds = time.monotonic() - started
+    assert process.poll() is None, "the run ended by itself"
+    wait_until(lambda: last_step(run) >= before + steps, timeout=120)
+    process.kill()
+    process.wait()
+    time.sleep(1.0)  # the kernel takes the ranks down after their launcher
+    return seconds

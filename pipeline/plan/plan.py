@@ -1,0 +1,208 @@
+"""A run's plan: everything about it that follows from its configuration."""
+
+from dataclasses import asdict, dataclass
+
+from model.config import ModelConfig
+from model.flops import flops_per_token, layer_costs
+from model.objectives import Objective
+from pipeline.config import RunConfig
+from pipeline.data.dataset import TokenDataset
+from pipeline.errors import ConfigError, DataError
+from pipeline.parallel.layout import Layout, fit_layout
+from pipeline.plan.activations import Activations, MicroBatchShape
+from pipeline.plan.cost import Machine, StepSeconds, bubble_share, data_seconds, tensor_seconds
+from pipeline.plan.shapes import stage_size
+from pipeline.plan.stages import stage_bounds
+from pipeline.plan.state import StateBytes, state_bytes
+from pipeline.train.experiment import build_objective, problems_before_data
+
+CHECKPOINT_BYTES = 16
+"""Per parameter: fp32 weights, two moments, average."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is planned: a configuration that holds together, with the vocabulary it will meet."""
+
+    config: RunConfig
+    model: ModelConfig
+    objective: Objective
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One rank of a pipeline stage."""
+
+    layers: tuple[int, int]
+    """Pipeline layers [first, end): 0 is the embedding, the last the head."""
+    parameters: int
+    in_flight: int
+    state: StateBytes
+    activations: dict[str, int]
+    """Bytes by checkpointing mode, logits apart."""
+    logits: int
+
+    def total(self, mode: str) -> int:
+        """Most bytes at any moment of a step under a checkpointing mode."""
+        state = self.state
+        computing = state.computing + self.activations[mode] + self.logits
+        return state.held + state.bucket + max(computing, state.reducing)
+
+
+@dataclass(frozen=True)
+class Plan:
+    subject: Subject
+    layout: Layout
+    stages: tuple[StagePlan, ...]
+    micro_batches: int
+    flops_per_token: float
+    bubble: float
+
+    @property
+    def tokens_per_step(self) -> int:
+        train = self.subject.config.train
+        return train.global_batch_size * train.seq_len
+
+    @property
+    def largest_stage(self) -> StagePlan:
+        """The stage whose ranks need most memory as configured."""
+        mode = self.subject.config.parallel.activation_checkpointing
+        return max(self.stages, key=lambda stage: stage.total(mode))
+
+    @property
+    def memory(self) -> int:
+        """Most bytes on any GPU, by the plan's own count."""
+        mode = self.subject.config.parallel.activation_checkpointing
+        return self.largest_stage.total(mode)
+
+    def seconds(self, machine: Machine) -> float:
+        """Of the whole run at a stated MFU, which is taken to include every loss."""
+        tokens = self.tokens_per_step * self.subject.config.train.steps
+        speed = machine.mfu * machine.gpu.peak_flops * self.layout.world_size
+        return self.flops_per_token * tokens / speed
+
+
+def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Subject:
+    """Raises ConfigError with every problem at once.
+
+    vocab_size stands in for the dataset where there is none.
+    """
+    problems, notes = problems_before_data(config, ranks), []
+    mask_id = bos_id = 0
+    try:
+        dataset = TokenDataset(config.data.path, "train")
+        if vocab_size not in (None, dataset.vocab_size):
+            notes.append(
+                f"the vocabulary is the dataset's, {dataset.vocab_size}; --vocab-size was not used"
+            )
+        vocab_size, mask_id, bos_id = dataset.vocab_size, dataset.mask_id, dataset.bos_id
+    except DataError as error:
+        if vocab_size is None:
+            problems.append(f"{error} To plan without it, give --vocab-size N.")
+        elif vocab_size < 2:
+            problems.append(f"--vocab-size is {vocab_size}; it must be at least 2")
+        else:
+            notes.append(f"no dataset at {config.data.path}: --vocab-size {vocab_size} stands in")
+            mask_id = vocab_size - 1
+    if problems:
+        raise ConfigError(problems)
+    assert vocab_size is not None
+    model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
+    objective, _ = build_objective(config, mask_id, bos_id)
+    assert objective is not None
+    return Subject(config, model, objective, tuple(notes))
+
+
+def make_plan(subject: Subject, ranks: int) -> Plan:
+    """The plan of a sound configuration on so many ranks."""
+    config = subject.config
+    train, parallel = config.train, config.parallel
+    layout, problems = fit_layout(
+        parallel.tp, parallel.pp, parallel.zero, parallel.sequence, ranks
+    )
+    if layout is None:
+        raise ConfigError(problems)
+    micro_batches = train.global_batch_size // (train.micro_batch_size * layout.dp)
+    works = subject.objective.work(train.seq_len)
+    bounds = stage_bounds(layer_costs(subject.model, works), layout.pp)
+    return Plan(
+        subject=subject,
+        layout=layout,
+        stages=tuple(
+            _plan_stage(subject, layout, stage, bounds[stage], micro_batches)
+            for stage in range(layout.pp)
+        ),
+        micro_batches=micro_batches,
+        flops_per_token=flops_per_token(subject.model, works, train.seq_len),
+        bubble=bubble_share(layout, micro_batches),
+    )
+
+
+def _plan_stage(
+    subject: Subject, layout: Layout, stage: int, bounds: tuple[int, int], micro_batches: int
+) -> StagePlan:
+    train, parallel = subject.config.train, subject.config.parallel
+    works = subject.objective.work(train.seq_len)
+    shapes = [MicroBatchShape.of(work, train.micro_batch_size) for work in works]
+    size = stage_size(subject.model, *bounds, layout.tp)
+    kinds = {
+        mode: Activations(subject.model, layout, train.precision, mode)
+        for mode in ("none", "selective", "full")
+    }
+    has_head = bounds[1] == subject.model.num_layers + 2
+    chosen = kinds[parallel.activation_checkpointing]
+    # Of the kinds of rows the one that needs most, logits included.
+    logits = [chosen.logits(shape) if has_head else 0 for shape in shapes]
+    sizes = {
+        mode: [kind.stage(shape, bounds, stage, micro_batches) for shape in shapes]
+        for mode, kind in kinds.items()
+    }
+    needs = [a + b for a, b in zip(sizes[chosen.checkpointing], logits, strict=True)]
+    worst = needs.index(max(needs))
+    return StagePlan(
+        layers=bounds,
+        parameters=size.parameters,
+        in_flight=min(layout.pp - stage, micro_batches),
+        state=state_bytes(size, layout, train.precision, parallel.offload),
+        activations={mode: values[worst] for mode, values in sizes.items()},
+        logits=logits[worst],
+    )
+
+
+def step_seconds(plan: Plan, machine: Machine) -> StepSeconds:
+    """The estimate that `--search` ranks by; docs/plan.md states the model."""
+    config, model, layout = plan.subject.config, plan.subject.model, plan.layout
+    works = plan.subject.objective.work(config.train.seq_len)
+    costs = layer_costs(model, works)
+    rows = config.train.micro_batch_size
+    stage_flops = max(sum(costs[first:end]) for first, end in (s.layers for s in plan.stages))
+    blocks = -(-model.num_layers // layout.pp)
+    speed = machine.mfu * machine.gpu.peak_flops * layout.tp
+    repeated = _repeated_share(plan)
+    one = max(
+        stage_flops * rows * (1 + repeated) / speed, blocks * LAUNCH_SECONDS * (1 + repeated)
+    )
+    compute = plan.micro_batches * one
+    fed = sum(work.share * work.pattern.num_streams * work.length for work in works)
+    tokens = plan.micro_batches * rows * fed * (1 + repeated / 2)
+    parameters = max(stage.parameters for stage in plan.stages)
+    return StepSeconds(
+        compute=compute,
+        bubble=(layout.pp - 1) * one,
+        tensor=tensor_seconds(model, layout, machine, config.train.precision, tokens),
+        data=data_seconds(parameters, layout, machine, config.train.precision, plan.micro_batches),
+    )
+
+
+def _repeated_share(plan: Plan) -> float:
+    """Work that checkpointing does twice, over all work: a forward pass is a third of it."""
+    mode = plan.subject.config.parallel.activation_checkpointing
+    if mode == "none":
+        return 0.0
+    if mode == "full":
+        return 1 / 3
+    model = plan.subject.model
+    matrices = 3 if model.activation == "swiglu" else 2
+    attention = 4 * model.hidden_size
+    return attention / (attention + matrices * model.ffn_hidden_size) / 3

@@ -1,0 +1,145 @@
+"""What a rank holds of weights, gradients and optimizer, as DeepSpeed 0.19 lays them out.
+
+Measured, not derived: docs/plan.md has the table, and tests/pipeline/plan compares with a running
+engine. Letters: N parameters of the rank, d data-parallel ranks, e bytes of a weight (2 or 4).
+"""
+
+from dataclasses import dataclass
+
+from pipeline.parallel.layout import Layout
+from pipeline.plan.shapes import Size
+
+REDUCE_BUCKET = 500_000_000
+"""Elements of DeepSpeed's buffer that gradients are reduced in (`reduce_bucket_size`)."""
+MAX_GATHERED = 1_000_000_000
+"""Elements that ZeRO-3 keeps gathered at a time (`stage3_max_live_parameters`)."""
+
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes on one rank."""
+
+    weights: int
+    gradients: int
+    """While they are accumulated."""
+    master: int
+    """The fp32 weights that the optimizer updates."""
+    moments: int
+    ema: int
+    bucket: int
+    """DeepSpeed's fixed reduction buffers; there from the first backward pass of a step."""
+    computing: int
+    """Beyond the above while the network computes: ZeRO-3's gathered weights, a fresh gradient."""
+    reducing: int
+    """Beyond the first six while gradients are reduced and the update is prepared."""
+    host: int = 0
+    """In host memory instead, under parallel.offload."""
+
+    @property
+    def held(self) -> int:
+        """Weights, gradients, optimizer and average together."""
+        return self.weights + self.gradients + self.master + self.moments + self.ema
+
+    @property
+    def peak(self) -> int:
+        """Most at any moment of a step, activations apart."""
+        return self.held + self.bucket + max(self.computing, self.reducing)
+
+
+def state_bytes(size: Size, layout: Layout, precision: str, offload: bool = False) -> StateBytes:
+    """The state of a rank that holds `size` of the network."""
+    element = ELEMENT_BYTES[precision]
+    if layout.zero == 3:
+        state = _stage_3(size, layout.dp, element)
+    elif layout.zero == 1 and precision == "bf16" and not offload:
+        state = _bf16_stage_1(size, layout.dp)
+    elif layout.zero == 1:
+        state = _stage_1(size, layout, element)
+    else:
+        state = _stage_2(size, layout.dp, element)
+    return _offloaded(state, size, layout.dp) if offload else state
+
+
+def _bf16_stage_1(size: Size, dp: int) -> StateBytes:
+    """BF16_Optimizer: a whole fp32 gradient on every rank, reduced through a bf16 copy of it."""
+    count, share = size.parameters, -(-size.parameters // dp)
+    return StateBytes(
+        weights=2 * count,
+        gradients=4 * count,
+        master=4 * share,
+        moments=8 * share,
+        ema=4 * share,
+        bucket=0,
+        computing=2 * size.largest,
+        reducing=(4 + 2) * min(count, REDUCE_BUCKET),
+    )
+
+
+def _stage_1(size: Size, layout: Layout, element: int) -> StateBytes:
+    """Gradients whole while they accumulate; the update flattens a rank's share of them twice."""
+    count, share = size.parameters, -(-size.parameters // layout.dp)
+    bucket = 4 * REDUCE_BUCKET * (2 if layout.pp > 1 else 1)
+    return StateBytes(
+        weights=element * count,
+        gradients=4 * count,
+        master=4 * share,
+        moments=8 * share,
+        ema=4 * share,
+        bucket=bucket,
+        computing=0 if layout.pp > 1 else 4 * size.largest,
+        reducing=max(0, 8 * share - 4 * count - bucket),
+    )
+
+
+def _stage_2(size: Size, dp: int, element: int) -> StateBytes:
+    """Only a rank's share of the gradients stays; a bucket is copied to be reduced."""
+    count, share = size.parameters, -(-size.parameters // dp)
+    fresh = 4 * share if element == 4 and dp > 1 else 0
+    widened = 4 * size.largest if element == 2 else 0
+    return StateBytes(
+        weights=element * count,
+        gradients=4 * share,
+        master=4 * share,
+        moments=8 * share,
+        ema=4 * share,
+        bucket=element * REDUCE_BUCKET,
+        computing=element * size.largest,
+        reducing=element * min(count, REDUCE_BUCKET) + fresh + widened,
+    )
+
+
+def _stage_3(size: Size, dp: int, element: int) -> StateBytes:
+    """Everything shared, small parameters also whole; layers are gathered to compute."""
+    count, share = size.parameters, -(-size.parameters // dp)
+    persistent = size.persistent if dp > 1 else 0
+    bucketed = min(count, REDUCE_BUCKET)
+    left = element * min(count - bucketed, MAX_GATHERED)
+    scattered = element * (2 * bucketed + size.largest) if dp > 1 else 0
+    return StateBytes(
+        weights=element * (share + persistent),
+        gradients=4 * share,
+        master=4 * share,
+        moments=8 * share,
+        ema=4 * share,
+        bucket=element * REDUCE_BUCKET,
+        computing=element * min(count - persistent, MAX_GATHERED) if dp > 1 else 0,
+        reducing=left + max(scattered, element * bucketed + 4 * share),
+    )
+
+
+def _offloaded(state: StateBytes, size: Size, dp: int) -> StateBytes:
+    share = -(-size.parameters // dp)
+    host = state.master + state.moments + state.ema + 4 * share
+    return StateBytes(
+        weights=state.weights,
+        gradients=state.gradients,
+        master=0,
+        moments=0,
+        ema=0,
+        bucket=state.bucket,
+        computing=state.computing,
+        reducing=state.reducing,
+        host=host,
+    )
