@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+RECOMPUTE = ("none", "selective", "full")
+"""What the backward pass computes again; see `model.recompute`."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:

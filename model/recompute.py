@@ -9,12 +9,13 @@ from torch.utils.checkpoint import checkpoint
 from model.layers import Attention
 from model.network import Block
 
-RECOMPUTE = ("none", "selective", "full")
-"""none: keep everything. selective: the attention of each block. full: whole blocks."""
-
 
 def set_recompute(module: nn.Module, mode: str) -> None:
-    """Sets what the blocks in a module compute again; to be called before any parallel wrapper."""
+    """Sets what the blocks in a module compute again; to be called before any parallel wrapper.
+
+    mode: `none` keeps everything; `selective` computes the attention of each block again, `full`
+    whole blocks.
+    """
     recomputed = {"none": (), "selective": (Attention,), "full": (Block,)}[mode]
     for part in module.modules():
         if isinstance(part, recomputed):

@@ -10,7 +10,10 @@ from pipeline.cli.evaluate import evaluate_command
 from pipeline.cli.export import export_command
 from pipeline.cli.generate import generate_command
 from pipeline.cli.import_checkpoint import import_command
+from pipeline.cli.plan import plan_command
 from pipeline.cli.prep import app as prep_app
+from pipeline.cli.replay import replay_command
+from pipeline.cli.sample import sample_command
 from pipeline.cli.status import status_command
 from pipeline.cli.submit import cancel_command, submit_command
 from pipeline.cli.train import train_command
@@ -23,9 +26,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(prep_app, name="prep")
+app.command("plan")(plan_command)
 app.command("train")(train_command)
 app.command("status")(status_command)
 app.add_typer(checkpoint_app, name="checkpoint")
+app.command("replay")(replay_command)
+app.command("sample")(sample_command)
 app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)
 app.command("import")(import_command)

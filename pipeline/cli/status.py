@@ -60,7 +60,11 @@ def _rows(status: "RunStatus") -> list[tuple[str, str]]:
         ("health", f"{status.health.state} ({status.health.reason})"),
         ("step", f"{status.step:,} of {status.steps:,} ({share:.1%})"),
         ("tokens", _number(status.tokens, ",d")),
-        ("loss", f"{_number(status.loss, '.4f')}, validation {_number(status.valid_loss, '.4f')}"),
+        ("loss", _number(status.loss, ".4f")),
+        (
+            "validation",
+            f"{_number(status.valid_loss, '.4f')}, average {_number(status.valid_loss_ema, '.4f')}",
+        ),
         ("speed", f"{_number(status.tokens_per_second, ',.0f')} tokens/s"),
         ("time left", _duration(status.eta_seconds)),
         ("checkpoint", _checkpoint(status)),

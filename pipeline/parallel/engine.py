@@ -205,7 +205,7 @@ class Engine(ABC):
 def _by_term_and_bucket(
     kinds: list[tuple[str, int | None]], sums: Tensor
 ) -> tuple[dict[str, float], dict[int, float]]:
-    """kinds: (term, bucket). sums: of each its loss and number of micro-batches, all of one size."""
+    """kinds: (term, bucket). sums: of each, its loss and number of equal micro-batches."""
     terms = {term: 0.0 for term, _ in kinds}
     counts = dict.fromkeys(terms, 0.0)
     for (term, _), (loss, count) in zip(kinds, sums.tolist(), strict=True):

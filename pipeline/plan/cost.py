@@ -1,15 +1,10 @@
-"""A simple model of how long a step takes; every number of it is stated in docs/plan.md."""
+"""What the ranks run on, and the share of a step that a pipeline waits."""
 
 from dataclasses import dataclass
 
-from model.config import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.parallel.layout import Layout
-from pipeline.plan.state import ELEMENT_BYTES
 from pipeline.train.hardware import PEAK_BF16_FLOPS
-
-LAUNCH_SECONDS = 0.5e-3
-"""Least time of a block's forward and backward pass: its kernels have to be launched."""
 
 
 @dataclass(frozen=True)
@@ -52,52 +47,6 @@ class Machine:
         return self.gpu.link if span <= self.gpus_per_node else self.network
 
 
-@dataclass(frozen=True)
-class StepSeconds:
-    """Estimated seconds of one optimizer step by cause; none of them overlap."""
-
-    compute: float
-    bubble: float
-    tensor: float
-    """Communication of tensor parallelism."""
-    data: float
-    """Communication of data parallelism."""
-
-    @property
-    def total(self) -> float:
-        return self.compute + self.bubble + self.tensor + self.data
-
-
 def bubble_share(layout: Layout, micro_batches: int) -> float:
     """Share of a step in which a stage of 1F1B waits: (p - 1) / (m + p - 1)."""
     return (layout.pp - 1) / (micro_batches + layout.pp - 1)
-
-
-def tensor_seconds(
-    model: ModelConfig, layout: Layout, machine: Machine, precision: str, tokens: float
-) -> float:
-    """Four ring all-reduces of [tokens, D] per block, forward and backward together.
-
-    With sequence parallelism each is a reduce-scatter and an all-gather of the same volume.
-    """
-    if layout.tp == 1:
-        return 0.0
-    volume = ELEMENT_BYTES[precision] * tokens * model.hidden_size
-    ring = 2 * (layout.tp - 1) / layout.tp
-    blocks = -(-model.num_layers // layout.pp)
-    return 4 * blocks * ring * volume / machine.bandwidth(layout.tp)
-
-
-def data_seconds(
-    parameters: int, layout: Layout, machine: Machine, precision: str, micro_batches: int
-) -> float:
-    """Reducing gradients and gathering weights, ring algorithms, over a rank's parameters.
-
-    ZeRO-2 and 3 reduce after every micro-batch; ZeRO-3 gathers for each forward and backward.
-    """
-    if layout.dp == 1:
-        return 0.0
-    share = (layout.dp - 1) / layout.dp
-    volume = ELEMENT_BYTES[precision] * parameters * share
-    moved = {1: 3.0, 2: 2.0 * micro_batches + 1.0, 3: 3.0 * micro_batches}[layout.zero]
-    return moved * volume / machine.bandwidth(layout.tp * layout.dp)

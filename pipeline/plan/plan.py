@@ -10,7 +10,7 @@ from pipeline.data.dataset import TokenDataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.parallel.layout import Layout, fit_layout
 from pipeline.plan.activations import Activations, MicroBatchShape
-from pipeline.plan.cost import Machine, StepSeconds, bubble_share, data_seconds, tensor_seconds
+from pipeline.plan.cost import Machine, bubble_share
 from pipeline.plan.shapes import stage_size
 from pipeline.plan.stages import stage_bounds
 from pipeline.plan.state import StateBytes, state_bytes
@@ -118,9 +118,7 @@ def make_plan(subject: Subject, ranks: int) -> Plan:
     """The plan of a sound configuration on so many ranks."""
     config = subject.config
     train, parallel = config.train, config.parallel
-    layout, problems = fit_layout(
-        parallel.tp, parallel.pp, parallel.zero, parallel.sequence, ranks
-    )
+    layout, problems = fit_layout(parallel.tp, parallel.pp, parallel.zero, parallel.sequence, ranks)
     if layout is None:
         raise ConfigError(problems)
     micro_batches = train.global_batch_size // (train.micro_batch_size * layout.dp)
@@ -168,41 +166,3 @@ def _plan_stage(
         activations={mode: values[worst] for mode, values in sizes.items()},
         logits=logits[worst],
     )
-
-
-def step_seconds(plan: Plan, machine: Machine) -> StepSeconds:
-    """The estimate that `--search` ranks by; docs/plan.md states the model."""
-    config, model, layout = plan.subject.config, plan.subject.model, plan.layout
-    works = plan.subject.objective.work(config.train.seq_len)
-    costs = layer_costs(model, works)
-    rows = config.train.micro_batch_size
-    stage_flops = max(sum(costs[first:end]) for first, end in (s.layers for s in plan.stages))
-    blocks = -(-model.num_layers // layout.pp)
-    speed = machine.mfu * machine.gpu.peak_flops * layout.tp
-    repeated = _repeated_share(plan)
-    one = max(
-        stage_flops * rows * (1 + repeated) / speed, blocks * LAUNCH_SECONDS * (1 + repeated)
-    )
-    compute = plan.micro_batches * one
-    fed = sum(work.share * work.pattern.num_streams * work.length for work in works)
-    tokens = plan.micro_batches * rows * fed * (1 + repeated / 2)
-    parameters = max(stage.parameters for stage in plan.stages)
-    return StepSeconds(
-        compute=compute,
-        bubble=(layout.pp - 1) * one,
-        tensor=tensor_seconds(model, layout, machine, config.train.precision, tokens),
-        data=data_seconds(parameters, layout, machine, config.train.precision, plan.micro_batches),
-    )
-
-
-def _repeated_share(plan: Plan) -> float:
-    """Work that checkpointing does twice, over all work: a forward pass is a third of it."""
-    mode = plan.subject.config.parallel.activation_checkpointing
-    if mode == "none":
-        return 0.0
-    if mode == "full":
-        return 1 / 3
-    model = plan.subject.model
-    matrices = 3 if model.activation == "swiglu" else 2
-    attention = 4 * model.hidden_size
-    return attention / (attention + matrices * model.ffn_hidden_size) / 3

@@ -127,8 +127,6 @@ def parameters_by_part(model: ModelConfig) -> dict[str, int]:
 @lru_cache(maxsize=4096)
 def stage_size(model: ModelConfig, first: int, end: int, tp: int) -> Size:
     """What one tensor-parallel rank holds of the pipeline layers [first, end)."""
-    sizes = [
-        shape.local(tp) for layer in range(first, end) for shape in layer_shapes(model, layer)
-    ]
+    sizes = [shape.local(tp) for layer in range(first, end) for shape in layer_shapes(model, layer)]
     persistent = [size for size in sizes if size <= PERSISTENT_PARAMETER]
     return Size(sum(sizes), sum(persistent), max(sizes, default=0))

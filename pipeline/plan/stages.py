@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 
 def stage_bounds(layer_costs: Sequence[float], num_stages: int) -> list[tuple[int, int]]:
@@ -13,7 +14,7 @@ def stage_bounds(layer_costs: Sequence[float], num_stages: int) -> list[tuple[in
     largest = max(layer_costs)
     weights = tuple(max(1, round(1000 * cost / largest)) for cost in layer_costs)
     bounds = _partition(weights, num_stages)
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(pairwise(bounds))
 
 
 @lru_cache(maxsize=256)

@@ -96,7 +96,6 @@ def _stage_1(size: Size, layout: Layout, element: int) -> StateBytes:
 def _stage_2(size: Size, dp: int, element: int) -> StateBytes:
     """Only a rank's share of the gradients stays; a bucket is copied to be reduced."""
     count, share = size.parameters, -(-size.parameters // dp)
-    fresh = 4 * share if element == 4 and dp > 1 else 0
     widened = 4 * size.largest if element == 2 else 0
     return StateBytes(
         weights=element * count,
@@ -106,7 +105,7 @@ def _stage_2(size: Size, dp: int, element: int) -> StateBytes:
         ema=4 * share,
         bucket=element * REDUCE_BUCKET,
         computing=element * size.largest,
-        reducing=element * min(count, REDUCE_BUCKET) + fresh + widened,
+        reducing=element * min(count, REDUCE_BUCKET) + widened,
     )
 
 

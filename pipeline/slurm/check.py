@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.config import RunConfig
 from pipeline.slurm.client import SlurmError, call, fields
 from pipeline.slurm.profile import ClusterProfile, seconds_of
-from pipeline.slurm.stages import Job, partition_of
+from pipeline.slurm.stages import GPU_STAGES, partition_of
 
 
 @dataclass(frozen=True)
@@ -16,22 +16,22 @@ class Node:
 
 
 def cluster_problems(
-    config: RunConfig, profile: ClusterProfile, jobs: list[Job], most_nodes: int
+    config: RunConfig, profile: ClusterProfile, stages: list[str], most_nodes: int
 ) -> list[str]:
-    """What the live cluster has against the jobs. Raises SlurmError if it does not answer."""
+    """What the live cluster has against the stages. Raises SlurmError if it does not answer."""
     known = _partitions()
     problems = []
-    for name in dict.fromkeys(partition_of(job, profile) for job in jobs):
+    for name in dict.fromkeys(partition_of(stage, profile) for stage in stages):
         if name in known:
             problems += _access_problems(name, known[name], profile)
         else:
             named = f"'{name}'" if name else "is missing: it"
             problems.append(f"partition {named} is not one of {', '.join(sorted(known))}")
-    if any(job.stage == "train" for job in jobs) and profile.partition in known:
+    if "train" in stages and profile.partition in known:
         problems += _size_problems(profile, _nodes(profile.partition), most_nodes)
         limit = config.slurm.time or profile.time
         problems += _time_problems(profile.partition, known[profile.partition], limit)
-    if profile.cpu_partition in known and any(not job.gpu for job in jobs):
+    if profile.cpu_partition in known and not set(stages) <= set(GPU_STAGES):
         cpu_limit = profile.cpu.time
         problems += _time_problems(profile.cpu_partition, known[profile.cpu_partition], cpu_limit)
     return list(dict.fromkeys(problems + _association_problems(profile)))

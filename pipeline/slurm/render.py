@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.config import RunConfig
 from pipeline.slurm.profile import ClusterProfile
-from pipeline.slurm.stages import Job, Paths, partition_of
+from pipeline.slurm.stages import GPU_STAGES, Job, Paths, partition_of
 
 TEMPLATES = Path(__file__).parents[2] / "slurm"
 
@@ -63,7 +63,7 @@ def _job_values(
         "name": f"{paths.run.name}-{name}",
         "purpose": job.purpose,
         "command": job.command,
-        "partition": partition_of(job, profile),
+        "partition": partition_of(job.stage, profile),
         "array": _array(job.array, profile.cpu.concurrent_tasks),
         "output": logs / f"{name}-{'%A_%a' if array else '%j'}.log",
         "log": f'"$run_dir/slurm/logs/{name}-{number}.log"',
@@ -74,7 +74,7 @@ def _job_values(
         values["time"] = config.slurm.time or profile.time
     else:
         values["time"] = profile.cpu.time
-    section: Any = profile if job.gpu else profile.cpu
+    section: Any = profile if job.stage in GPU_STAGES else profile.cpu
     values["cpus_per_task"], values["memory"] = section.cpus_per_task, section.memory
     return values
 

@@ -13,20 +13,21 @@ from pipeline.config import RunConfig
 from pipeline.slurm.profile import ClusterProfile
 
 STAGES = ("prep", "train", "evaluate", "export")
+# What runs on the partition of training; the rest on that for jobs without GPUs.
+GPU_STAGES = ("train", "evaluate")
 
 
 @dataclass(frozen=True)
 class Job:
     """One sbatch script. command: what follows `esolm`, as shell words.
 
-    array: the tasks of a job array, empty for a plain job. gpu: runs on the training partition.
+    array: the tasks of a job array, empty for a plain job.
     """
 
     stage: str
     purpose: str
     command: str
     array: tuple[int, ...] = ()
-    gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ def plan_jobs(config: RunConfig, stages: list[str], paths: Paths) -> tuple[list[
         jobs, notes = _prep_jobs(config)
     if "train" in stages:
         train = f"train {_words(paths.config)}"
-        jobs.append(Job("train", "Trains, or resumes where the run was.", train, gpu=True))
+        jobs.append(Job("train", "Trains, or resumes where the run was.", train))
     if "evaluate" in stages:
         evaluate = f"evaluate {_words(paths.run)} {_words(config.data.path)}"
         purpose = "Measures the trained network on the validation split."
-        jobs.append(Job("evaluate", purpose, evaluate, gpu=True))
+        jobs.append(Job("evaluate", purpose, evaluate))
     if "export" in stages:
         export = f"export {_words(paths.run)} --out {_words(paths.run / 'bundle')} --overwrite"
         jobs.append(
@@ -143,8 +144,8 @@ def prep_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def partition_of(job: Job, profile: ClusterProfile) -> str:
-    return profile.partition if job.gpu else profile.cpu_partition
+def partition_of(stage: str, profile: ClusterProfile) -> str:
+    return profile.partition if stage in GPU_STAGES else profile.cpu_partition
 
 
 def _words(*values: str | Path) -> str:

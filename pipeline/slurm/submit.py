@@ -64,8 +64,7 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
     jobs, notes = plan_jobs(config, stages, paths) if not problems else ([], [])
     jobs, notes = _without_finished(config, jobs, notes)
     if client.is_available():
-        asked = jobs or [Job(stage, "", "", gpu=stage != "prep") for stage in stages]
-        problems += cluster_problems(config, profile, asked, most)
+        problems += cluster_problems(config, profile, stages, most)
     else:
         notes.append("no Slurm on this machine: nothing was checked against a cluster")
     if problems:

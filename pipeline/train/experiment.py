@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import DataError
-from model.config import ModelConfig
+from model.config import RECOMPUTE, ModelConfig
 from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
-from model.recompute import RECOMPUTE
 from pipeline.config import RunConfig
 from pipeline.data.dataset import TokenDataset
 from pipeline.errors import ConfigError

@@ -45,7 +45,8 @@ def check_same_run(state: RunState, experiment: Experiment, reader: SampleReader
         for name, value in here.items()
         if state.model.get(name) != value and name != "dropout"
     ]
-    if state.tokenizer != dataset.tokenizer_fingerprint:
+    # An imported checkpoint was trained on data of its own: it names no tokenizer and no samples.
+    if state.tokenizer and state.tokenizer != dataset.tokenizer_fingerprint:
         problems.append(
             f"the checkpoint's vocabulary ({state.model.get('vocab_size')} ids, tokenizer "
             f"{state.tokenizer[:12]}) is not that of {dataset.path} ({here['vocab_size']} ids, "
@@ -54,4 +55,5 @@ def check_same_run(state: RunState, experiment: Experiment, reader: SampleReader
     if problems:
         advice = "run.dir holds a checkpoint of another network; use another directory"
         raise ConfigError([*problems, advice])
-    reader.check_state(state.data)
+    if state.data:
+        reader.check_state(state.data)

@@ -3,44 +3,35 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from model.attention import AttentionPattern
 from model.network import Network
-from model.objectives import Objective
+from model.objectives import SampleKeys
+from model.objectives.base import term_of
 from model.objectives.draws import Purpose
 from pipeline.checkpoint import commit
-from pipeline.checkpoint.listing import list_checkpoints
 from pipeline.checkpoint.reader import CheckpointReader
 from pipeline.config import RunConfig, load_config
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.parallel.engine import MicroBatch
 from pipeline.parallel.single import single_process
 from pipeline.train.batches import BatchSource
 from pipeline.train.experiment import build_objective
-from pipeline.train.history import History, Rollback, Start, read_lines
 from pipeline.train.run_directory import RunDirectory
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a step's rows are in the data. known_by: the record that says so."""
-
-    first_sample: int
-    global_batch_size: int
-    known_by: str
+from pipeline.watch.place import Place, checkpoint_before, find_step
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the global batch. t: its times in the order of the row, empty in a term without.
+    """One row of a global batch.
 
-    sample: its global number, which with the seed keys every draw. predicted: tokens with loss.
+    sample: its global number, which together with the seed keys every draw. t: its times in the
+    order of the row, none in a term without time. predicted: tokens that carry loss.
     """
 
     slot: int
@@ -53,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Replay:
-    """A step as it was fed. seed and the sample's number key all draws, purpose by purpose."""
+    """A step as it was fed. purposes: the draws' second key beside the seed, by name."""
 
     step: int
     seed: int
@@ -66,8 +57,8 @@ class Replay:
 def replay(run: Path, step: int, data: Path | None = None) -> Replay:
     """Step `step` of a run, counted from 1. data: the dataset, where it has moved.
 
-    Raises ConfigError if the run says nothing of such a step, DataError if the dataset is not the
-    one that the run was trained on.
+    Raises ConfigError or CheckpointError if nothing says where in the data the step was, DataError
+    if the dataset is not the one that the run was trained on.
     """
     directory = RunDirectory(run)
     if not (run / "config.yaml").is_file():
@@ -75,60 +66,33 @@ def replay(run: Path, step: int, data: Path | None = None) -> Replay:
     config = load_config(run / "config.yaml", [])
     place = find_step(directory, config, step)
     source = _source(directory, config, place, data)
-    rows = [
-        row
-        for first_slot in source.first_slots()
-        for row in _rows(source, place.first_sample, first_slot)
-    ]
     batches = source.batch(place.first_sample)
-    predicted = np.concatenate([_predicted(batch, source.micro_batch_size) for batch in batches])
-    return Replay(
-        step=step,
-        seed=config.seed,
-        place=place,
-        purposes={purpose.name.lower(): purpose.value for purpose in Purpose},
-        micro_batches=batches,
-        rows=[Row(*row, predicted=int(n), tokens=tokens)
-              for (*row, tokens), n in zip(rows, predicted, strict=True)],
-    )  # fmt: skip
+    rows = []
+    for slot, batch in zip(source.first_slots(), batches, strict=True):
+        rows += _rows(source, source.keys(place.first_sample, slot), batch)
+    purposes = {purpose.name.lower(): purpose.value for purpose in Purpose}
+    return Replay(step, config.seed, place, purposes, batches, rows)
 
 
-def find_step(directory: RunDirectory, config: RunConfig, step: int) -> Place:
-    """By the incident of that step, else by the last start or rollback before it, else by the
-    newest checkpoint before it: from there on every step took one global batch.
+def row_losses(run: Path, replayed: Replay) -> tuple[int, list[float]]:
+    """The step of the newest checkpoint before the replayed step, and each row's loss under it.
+
+    Losses are shares: they add up to the loss of the step. One process, fp32, no dropout.
     """
-    if step < 1:
-        raise ConfigError(f"steps are counted from 1, {step} is none")
-    incidents = [line for line in read_lines(directory.incidents) if line["step"] == step]
-    if incidents:
-        entry = incidents[-1]
-        return Place(entry["first_sample"], entry["global_batch_size"], "incidents.jsonl")
-    history = History(directory)
-    origins: list[Start | Rollback] = [*history.starts(), *history.rollbacks()]
-    for origin in sorted(origins, key=lambda origin: origin.time, reverse=True):
-        if origin.step < step:
-            size = origin.global_batch_size
-            known_by = f"{type(origin).__name__.lower()} at step {origin.step}"
-            return Place(origin.consumed_samples + (step - 1 - origin.step) * size, size, known_by)
-    checkpoint = checkpoint_before(directory, step)
-    size = config.train.global_batch_size
-    consumed = commit.read_manifest(checkpoint).run["consumed_samples"]
-    first_sample = consumed + (step - 1 - commit.step_of(checkpoint)) * size
-    return Place(first_sample, size, checkpoint.name)
-
-
-def checkpoint_before(directory: RunDirectory, step: int) -> Path:
-    """The newest valid checkpoint from which the step was still to come."""
-    found = [c for c in list_checkpoints(directory.checkpoints) if c.valid and c.step < step]
-    if not found:
-        raise CheckpointError(f"{directory.path} has no valid checkpoint before step {step}")
-    return directory.checkpoints / found[-1].name
+    reader = CheckpointReader(checkpoint_before(RunDirectory(run), replayed.step))
+    network = Network(reader.model, single_process()).float().eval()
+    tensors = reader.tensors("weights")
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(tensors[name])
+        losses = [_losses(network, batch) for batch in replayed.micro_batches]
+    return reader.step, torch.cat(losses).tolist()
 
 
 def _source(
     directory: RunDirectory, config: RunConfig, place: Place, data: Path | None
 ) -> BatchSource:
-    """All replicas' rows at once."""
+    """All replicas' rows, in one process."""
     dataset = TokenDataset(data or config.data.path, "train")
     reader = SampleReader(dataset, config.train.seq_len, config.seed, config.data.shuffle)
     newest = commit.newest_valid(directory.checkpoints)
@@ -137,21 +101,46 @@ def _source(
     objective, problems = build_objective(config, dataset.mask_id, dataset.bos_id)
     if objective is None or problems:
         raise ConfigError(problems)
-    size = place.global_batch_size
-    return BatchSource(reader, objective, config.seed, size, config.train.micro_batch_size, 0, 1)
+    return BatchSource(
+        reader=reader,
+        objective=objective,
+        seed=config.seed,
+        global_batch_size=place.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        dp_rank=0,
+        dp_size=1,
+    )
 
 
-def _rows(
-    source: BatchSource, first_sample: int, first_slot: int
-) -> list[tuple[int, int, str, list[float], list[int]]]:
-    """(slot, sample, term, t, tokens) of the rows of one micro-batch."""
-    from model.objectives.base import term_of
-
-    keys = source.keys(first_sample, first_slot)
+def _rows(source: BatchSource, keys: SampleKeys, batch: MicroBatch) -> list[Row]:
     tokens = source.reader.read(keys.sample_index)
-    times = _times(source.objective, source.reader.seq_len, keys)
-    term = term_of(source.objective, keys)
+    times = source.objective.times(source.reader.seq_len, keys)
+    index = batch.targets[0]
+    predicted = (index // _outputs(batch)).bincount(minlength=len(tokens))
     return [
-        (int(slot), int(sample), term, t, row.tolist())
-        for slot, sample, t, row in zip(keys.slot, keys.sample_index, times, tokens, strict=True)
+        Row(
+            slot=int(keys.slot[i]),
+            sample=int(keys.sample_index[i]),
+            term=term_of(source.objective, keys),
+            t=[] if times is None else list(dict.fromkeys(times[i].tolist())),
+            predicted=int(predicted[i]),
+            tokens=tokens[i].tolist(),
+        )
+        for i in range(len(tokens))
     ]
+
+
+def _outputs(batch: MicroBatch) -> int:
+    """Output positions L of each row."""
+    tokens, _, rows = batch.inputs
+    pattern = list(AttentionPattern)[int(rows[0, 0])]
+    return tokens.shape[1] // pattern.num_streams
+
+
+def _losses(network: Network, batch: MicroBatch) -> Tensor:
+    """Sum of weight * negative log-likelihood of every row, [B]."""
+    index, labels, weights = batch.targets
+    logits = network.head.logits(network(batch.inputs)[index])
+    nll = F.cross_entropy(logits, labels, reduction="none")
+    rows = batch.inputs[0].shape[0]
+    return torch.zeros(rows).index_add_(0, index // _outputs(batch), nll * weights)

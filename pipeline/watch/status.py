@@ -45,6 +45,7 @@ class RunStatus:
     tokens: int | None
     loss: float | None
     valid_loss: float | None
+    valid_loss_ema: float | None
     tokens_per_second: float | None
     eta_seconds: float | None
     checkpoint: CheckpointInfo | None
@@ -80,7 +81,8 @@ def run_status(path: Path) -> RunStatus:
         steps=config.train.steps,
         tokens=metrics.last.get("tokens"),
         loss=metrics.last.get("loss"),
-        valid_loss=metrics.valid_loss,
+        valid_loss=metrics.validation.get("valid_loss"),
+        valid_loss_ema=metrics.validation.get("valid_loss_ema"),
         tokens_per_second=metrics.median("tokens_per_second"),
         eta_seconds=metrics.seconds_of(config.train.steps - step),
         checkpoint=newest,
@@ -102,13 +104,13 @@ class _Metrics:
     """The last lines of training steps, the very last of them, and the last validation."""
 
     recent: list[dict[str, Any]]
-    valid_loss: float | None
+    validation: dict[str, Any]
 
     @classmethod
     def read(cls, path: Path) -> "_Metrics":
-        """Lines are picked by their text, and only the last ones parsed: a run may log for weeks."""
+        """Lines are picked by their text and only the last parsed: a run may log for weeks."""
         steps: deque[str] = deque(maxlen=RECENT_LINES)
-        validation = None
+        validation = "{}"
         if path.exists():
             with path.open() as file:
                 for line in file:
@@ -116,8 +118,7 @@ class _Metrics:
                         steps.append(line)
                     elif '"valid_loss": ' in line and line.endswith("\n"):
                         validation = line
-        valid_loss = None if validation is None else json.loads(validation)["valid_loss"]
-        return cls([json.loads(line) for line in steps], valid_loss)
+        return cls([json.loads(line) for line in steps], json.loads(validation))
 
     @property
     def last(self) -> dict[str, Any]:

@@ -12,8 +12,15 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def run_ranks(worker: str, num_ranks: int, arguments: Any, folder: Path, timeout: float) -> Any:
-    """Calls `tests.dist.workers.<worker>(arguments)` in num_ranks processes.
+def run_ranks(
+    worker: str,
+    num_ranks: int,
+    arguments: Any,
+    folder: Path,
+    timeout: float,
+    module: str = "tests.dist.workers",
+) -> Any:
+    """Calls `<module>.<worker>(arguments)` in num_ranks processes.
 
     A rank that fails or outlives the timeout fails the test with the log of every rank.
     """
@@ -22,7 +29,7 @@ def run_ranks(worker: str, num_ranks: int, arguments: Any, folder: Path, timeout
     processes, logs = [], []
     for rank, environment in enumerate(rank_environment(num_ranks)):
         logs.append(folder / f"rank_{rank}.log")
-        command = [sys.executable, "-W", "ignore", "-m", "tests.dist.workers"]
+        command = [sys.executable, "-W", "ignore", "-m", module]
         command += [worker, json.dumps(arguments), str(answer)]
         with logs[-1].open("w") as log:
             processes.append(

@@ -203,6 +203,37 @@ def guards(cases: list[dict[str, Any]]) -> Any:
     return answers
 
 
+def averages(cases: list[dict[str, Any]]) -> Any:
+    """Per case: losses with the weights, with their average, and again; whether all stayed."""
+    answers = []
+    for case in cases:
+        with engine_of(case) as (engine, source):
+            train_steps(engine, source, 0, 3)
+            before, losses = _everything(engine), []
+            losses.append(engine.evaluate(batch_of(source, 9)))
+            with zero.averaged_weights(engine):
+                losses.append(engine.evaluate(batch_of(source, 9)))
+            losses.append(engine.evaluate(batch_of(source, 9)))
+            unchanged = _same(before, _everything(engine))
+            result = engine.train_step(batch_of(source, 3), LEARNING_RATE)
+            answers.append(
+                {
+                    "losses": [sum(loss.values()) for loss in losses],
+                    "unchanged": unchanged,
+                    "next": [result.loss, result.grad_norm],
+                    "buckets": [result.buckets.get(bucket) for bucket in range(4)],
+                }
+            )
+    return answers
+
+
+def _everything(engine: Engine) -> list[torch.Tensor]:
+    """States, what the network computes with, and the optimizer's count of its updates."""
+    counts = [state["step"].clone() for state in engine.optimizer.state.values()]
+    held = [parameter.data.clone() for _, parameter in engine.parameters()]
+    return [*_weights_and_moments(engine), *held, *counts]
+
+
 def _infinite(batches: list[MicroBatch]) -> list[MicroBatch]:
     index, labels, weights = batches[0].targets
     first = MicroBatch(batches[0].inputs, (index, labels, weights * torch.inf), batches[0].term)
@@ -233,12 +264,13 @@ def _flip_one_weight(engine: Engine) -> str:
     return ""
 
 
-def main() -> None:
+def main(workers: dict[str, Any]) -> None:
+    """Runs one of the workers, as `tests.dist.ranks.run_ranks` asks for it."""
     worker, arguments, answer = sys.argv[1:]
     info = process_info()
     layout = Layout(1, 1, info.world_size, 1)
     initialize_processes(info, layout, device_of(info), timedelta(seconds=60))
-    result = globals()[worker](json.loads(arguments))
+    result = workers[worker](json.loads(arguments))
     if info.rank == 0:
         Path(answer).write_text(json.dumps(result))
     dist.barrier()
@@ -246,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(globals())

@@ -1,6 +1,7 @@
 """Things that go wrong inside a run: a hung rank, a full disk, bad numbers, damaged checkpoints."""
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ def test_a_hung_rank_leaves_the_stacks_of_every_rank(dataset: Path, tmp_path: Pa
     for rank in (0, 1):
         stacks = (tmp_path / "run" / "logs" / f"stacks_{rank}.txt").read_text()
         assert "trainer.py" in stacks
+        trace = pickle.loads((tmp_path / "run" / "logs" / f"nccl_trace_rank_{rank}").read_bytes())
+        assert trace["entries"], "the last collectives of every rank"
     assert "in never" in stacks, "the stack of rank 1 shows where it hangs"
     assert newest_valid(tmp_path / "run" / "checkpoints") is not None
 

@@ -7,7 +7,7 @@ import torch
 
 from model.attention import AttentionPattern
 from model.network import Network
-from model.recompute import RECOMPUTE, set_recompute
+from model.recompute import set_recompute
 from tests.model.test_network import make_input
 
 

@@ -6,7 +6,6 @@ where a setting looks odd.
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -160,9 +159,16 @@ class MiniCluster:
 
     def kill_node(self, name: str) -> None:
         """Kills all of a node as a power cut would: slurmd, its slurmstepds, every task."""
-        doomed = [process for process in psutil.process_iter() if self._is_of(process, name)]
+        tasks = [process for process in psutil.process_iter() if self._is_on(process, name)]
+        stepds = {
+            parent
+            for task in tasks
+            for parent in task.parents()
+            if "slurmstepd" in " ".join(parent.cmdline())
+        }
         self._daemons[name].kill()
-        for process in doomed:
+        # Before the tasks: it would tell the controller how they ended.
+        for process in [*stepds, *tasks]:
             process.kill()
         self._daemons.pop(name).wait()
 
@@ -187,8 +193,10 @@ class MiniCluster:
 
     def _start(self, name: str, *command: str) -> None:
         log = (self.root / "log" / f"{name}.out").open("ab")
+        # None outlives this process, however it ends.
+        tied = ("setpriv", "--pdeathsig", "KILL", *command)
         self._daemons[name] = subprocess.Popen(
-            command, env=self.environment(), stdout=log, stderr=log, cwd=self.root
+            tied, env=self.environment(), stdout=log, stderr=log, cwd=self.root
         )
 
     def _start_munged(self) -> None:
@@ -240,21 +248,14 @@ class MiniCluster:
         )
         return finished.stdout.split() == ["idle"] * len(NODES)
 
-    def _is_of(self, process: psutil.Process, name: str) -> bool:
-        """Whether a process is a task, a job's script or a slurmstepd of the node."""
+    def _is_on(self, process: psutil.Process, name: str) -> bool:
+        """Whether a process is a task or a batch script on one of this cluster's nodes."""
         try:
             environment = process.environ()
-            command = process.cmdline()
         except psutil.Error:
             return False
-        if environment.get("SLURM_CONF") != self._environment["SLURM_CONF"]:
-            return False
-        if environment.get("SLURMD_NODENAME") == name:
-            return True
-        started_by = self._daemons[name].pid
-        return "slurmstepd" in " ".join(command[:1]) and started_by in {
-            parent.pid for parent in process.parents()
-        }
+        here = environment.get("SLURM_CONF") == self._environment["SLURM_CONF"]
+        return here and environment.get("SLURMD_NODENAME") == name
 
 
 def _search_path() -> str:
@@ -278,8 +279,3 @@ def _free_ports() -> int:
             continue
         return first
     raise AssertionError("no free ports for a cluster")
-
-
-def stop_process(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    process.wait()

@@ -165,6 +165,21 @@ def keep_nucleus(scores: Tensor, top_p: float) -> Tensor:
 class EsoLMGenerationMixin:
     """`generate` for networks trained by `esolm` (variant B) and `ar`."""
 
+    def adjust_generation_fn(
+        self, generation_config, from_auto_class, from_pipeline, path, *_, **loading
+    ) -> None:
+        """Called by `from_pretrained`: takes the defaults from generation_config.json."""
+        if generation_config is not None:
+            self.generation_config = EsoLMGenerationConfig(**generation_config.to_dict())
+        elif path is not None:
+            keys = ("cache_dir", "force_download", "proxies", "local_files_only", "token",
+                    "revision", "subfolder")  # fmt: skip
+            loading = {key: loading[key] for key in keys if key in loading}
+            try:
+                self.generation_config = EsoLMGenerationConfig.from_pretrained(path, **loading)
+            except OSError:
+                return  # the directory has none: the defaults stay
+
     def generate(
         self,
         input_ids: Tensor | None = None,

@@ -26,10 +26,18 @@ ALPHAS = [0.0, 0.25, 0.5, 1.0]
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return network(
+    """Random weights whose every sequence has some probability, but far from the same."""
+    found = network(
         vocab_size=4, mask_token_id=MASK_ID, hidden_size=16, intermediate_size=24,
-        num_attention_heads=2, initializer_range=1.0,
+        num_attention_heads=2,
     )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in found.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            is_norm_weight = "norm" in name and name.endswith("weight")
+            parameter.copy_((0.15 if "lm_head" in name else 0.7) * noise + is_norm_weight)
+    return found
 
 
 def is_plausible(chi_square: float, degrees: int) -> bool:
@@ -96,7 +104,7 @@ def test_the_model_is_no_trivial_one(model: Any) -> None:
     left_to_right = exact(model, 0, (1, 1, 1, 1))
     for one, other in itertools.combinations((one_by_one, at_once, left_to_right), 2):
         difference = float(((one - other) ** 2 / other).sum())
-        assert ROWS * difference > 100
+        assert ROWS * difference > 500
 
 
 def compositions(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import ExportError
+from pipeline.errors import ConfigError, ExportError
 from pipeline.export import export as exporting
 from pipeline.export import gate, gate_network
 from pipeline.export.export import export_source
@@ -241,7 +241,7 @@ def test_what_is_no_bundle_is_not_overwritten(modern_source: Any, tmp_path: Path
 
 @pytest.mark.parametrize("wrong", [{"weights": "best"}, {"dtype": "int8"}])
 def test_unknown_options(modern_source: Any, tmp_path: Path, wrong: dict[str, str]) -> None:
-    with pytest.raises(ExportError, match="is unknown; choose of"):
+    with pytest.raises(ConfigError, match="is unknown; choose of"):
         export_source(modern_source, tmp_path / "bundle", **wrong)
     assert not list(tmp_path.iterdir())
 

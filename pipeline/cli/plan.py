@@ -1,0 +1,109 @@
+"""`esolm plan`: what a run will take, before any GPU is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.plan.cost import Machine
+
+SHOWN_LAYOUTS = 10
+
+
+def plan_command(
+    config: Annotated[Path, typer.Argument(help="Run configuration, a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, over what the file says.")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Ranks in all; without it and --nodes, one replica.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes, instead of --ranks.")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
+    vocab_size: Annotated[
+        int | None, typer.Option(metavar="N", help="In place of a dataset that is not there yet.")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="A100, H100, H200 or B200.")] = "H100",
+    gpu_memory: Annotated[
+        float | None, typer.Option(metavar="GB", help="Memory of a GPU; else the data sheet's.")
+    ] = None,
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of the peak that is reached.")
+    ] = 0.4,
+    network: Annotated[
+        float, typer.Option(metavar="GB/S", min=0.01, help="Of a GPU to another node, one way.")
+    ] = 50.0,
+    search: Annotated[
+        bool, typer.Option("--search", help="Rank all valid layouts by an estimate.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print parameters, FLOPs, memory, batches, time and everything that is wrong, from the config.
+
+    Takes no GPU and starts no process group. Exit code 64, as `esolm train` would end with.
+
+    Examples:
+
+        esolm plan configs/run/paper_esolm_b_owt.yaml --nodes 1 --vocab-size 50257
+
+        esolm plan configs/run/demo.yaml --vocab-size 4096 --nodes 2 --gpus-per-node 4 --search
+    """
+    from pipeline.config import load_config
+    from pipeline.plan.cost import Machine, gpu_named
+
+    resolved = load_config(config, overrides or [])
+    named = gpu_named(gpu)
+    machine = Machine(named, gpus_per_node, network * 1e9, mfu)
+    if nodes is not None:
+        ranks = nodes * gpus_per_node
+    if search:
+        memory = named.memory if gpu_memory is None else gpu_memory * 1e9
+        _search(resolved, ranks or gpus_per_node, machine, memory, vocab_size, as_json)
+    else:
+        alone = resolved.parallel.tp * resolved.parallel.pp
+        _plan(resolved, ranks or max(1, alone), machine, vocab_size, as_json)
+
+
+def _plan(
+    config: "RunConfig", ranks: int, machine: "Machine", vocab_size: int | None, as_json: bool
+) -> None:
+    import json
+
+    from pipeline.plan.plan import find_subject, make_plan
+    from pipeline.plan.report import console, describe, show
+
+    plan = make_plan(find_subject(config, ranks, vocab_size), ranks)
+    if as_json:
+        typer.echo(json.dumps(describe(plan, machine), indent=2))
+    else:
+        show(console(), plan, machine)
+
+
+def _search(
+    config: "RunConfig",
+    ranks: int,
+    machine: "Machine",
+    memory: float,
+    vocab_size: int | None,
+    as_json: bool,
+) -> None:
+    import json
+
+    from pipeline.plan.plan import find_subject
+    from pipeline.plan.report import SEARCH_CAVEAT, console, describe_search, show_search
+    from pipeline.plan.search import search, sound_layouts
+
+    layouts = sound_layouts(config, ranks, machine.gpus_per_node)
+    subject = find_subject(layouts[0], ranks, vocab_size)
+    found = search(subject, layouts, machine, ranks, memory)
+    if as_json:
+        rows = describe_search(found, SHOWN_LAYOUTS)
+        answer = {"caveat": SEARCH_CAVEAT, "notes": subject.notes, "tried": found.tried}
+        typer.echo(json.dumps({**answer, "too_large": found.too_large, "layouts": rows}, indent=2))
+        return
+    out = console()
+    for note in subject.notes:
+        out.print(f"note: {note}", style="yellow", highlight=False)
+    show_search(out, found, SHOWN_LAYOUTS)

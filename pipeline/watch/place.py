@@ -1,0 +1,52 @@
+"""Where in the data a step of a run was, from what the run wrote down."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.checkpoint import commit
+from pipeline.checkpoint.listing import list_checkpoints
+from pipeline.config import RunConfig
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.train.history import History, Rollback, Start, read_lines
+from pipeline.train.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Place:
+    """The rows of a step: samples first_sample, + 1, ... known_by: the record that says so."""
+
+    first_sample: int
+    global_batch_size: int
+    known_by: str
+
+
+def find_step(directory: RunDirectory, config: RunConfig, step: int) -> Place:
+    """By the incident of that step, else by the last start or rollback before it, else by the
+    newest checkpoint before it: from there on, every step took one global batch.
+    """
+    if step < 1:
+        raise ConfigError(f"steps are counted from 1, {step} is none")
+    incidents = [line for line in read_lines(directory.incidents) if line["step"] == step]
+    if incidents:
+        entry = incidents[-1]
+        return Place(entry["first_sample"], entry["global_batch_size"], "incidents.jsonl")
+    history = History(directory)
+    origins: list[Start | Rollback] = [*history.starts(), *history.rollbacks()]
+    for origin in sorted(origins, key=lambda origin: origin.time, reverse=True):
+        if origin.step < step:
+            size = origin.global_batch_size
+            known_by = f"the {type(origin).__name__.lower()} at step {origin.step}"
+            return Place(origin.consumed_samples + (step - 1 - origin.step) * size, size, known_by)
+    checkpoint = checkpoint_before(directory, step)
+    size = config.train.global_batch_size
+    consumed = commit.read_manifest(checkpoint).run["consumed_samples"]
+    first_sample = consumed + (step - 1 - commit.step_of(checkpoint)) * size
+    return Place(first_sample, size, f"checkpoint {checkpoint.name}")
+
+
+def checkpoint_before(directory: RunDirectory, step: int) -> Path:
+    """The newest valid checkpoint from which the step was still to come."""
+    found = [c for c in list_checkpoints(directory.checkpoints) if c.valid and c.step < step]
+    if not found:
+        raise CheckpointError(f"{directory.path} has no valid checkpoint before step {step}")
+    return directory.checkpoints / found[-1].name

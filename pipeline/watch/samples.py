@@ -1,0 +1,117 @@
+"""Texts of a run's newest checkpoint, with the order in which their tokens were written."""
+
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from pipeline.checkpoint.reader import CheckpointReader
+from pipeline.errors import ConfigError
+from pipeline.evaluate.text import TextCodec, load_codec
+from pipeline.export.consolidate import load_tensors
+from pipeline.export.export import load_any_tokenizer
+from pipeline.export.fold import fold
+from pipeline.export.writer import bundle_config, load_model
+from pipeline.generate import Request
+
+PROMPT = -1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring tokens that one pass wrote. number: of the pass, PROMPT for what was given.
+
+    parallel: whether passes of its phase write several tokens at once, as diffusion steps do.
+    """
+
+    text: str
+    number: int
+    parallel: bool
+
+
+@dataclass(frozen=True)
+class Samples:
+    """texts: each as its pieces from left to right. nfe: forward passes."""
+
+    step: int
+    nfe: int
+    texts: list[list[Piece]]
+
+
+def sample_run(path: Path, weights: str, request: Request) -> Samples:
+    """Writes samples with the weights of a checkpoint, folded as an export folds them.
+
+    path: a run directory or one checkpoint. Raises ConfigError for what cannot be decoded.
+    """
+    reader = CheckpointReader(path)
+    if reader.tokenizer_path is None:
+        raise ConfigError(f"{path} carries no tokenizer")
+    tokenizer = load_any_tokenizer(reader.tokenizer_path)
+    model = load_model(
+        bundle_config(reader, tokenizer), fold(load_tensors(reader, weights), reader.model)
+    )
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    codec = load_codec(reader.tokenizer_path)
+    prompt = None
+    if request.prompt:
+        prompt = torch.tensor([codec.encode(request.prompt)] * request.num_samples)
+    options = {"length": reader.seq_len, "alpha_0": reader.objective.get("alpha_0", 1.0)}
+    try:
+        output = model.generate(prompt, **{**options, **request.options()})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    rows = zip(output.sequences.tolist(), output.order.tolist(), strict=True)
+    counts = output.counts.tolist()
+    return Samples(
+        reader.step, output.nfe, [pieces(codec, ids, order, counts) for ids, order in rows]
+    )
+
+
+def pieces(codec: TextCodec, ids: list[int], order: list[int], counts: list[int]) -> list[Piece]:
+    """One text. order: positions as they were written, what was given first; counts: by pass."""
+    given = len(order) - sum(counts)
+    num_parallel = len(counts) - sequential_passes(order, counts)
+    passes = [PROMPT] * len(ids)
+    written = given
+    for number, count in enumerate(counts):
+        for position in order[written : written + count]:
+            passes[position] = number
+        written += count
+    found, end = [], 0
+    text = codec.decode(ids)
+    start = 0
+    for number, group in groupby(passes):
+        end += len(list(group))
+        # Decoding from the start: a token's text depends on what stands in front.
+        stop = len(codec.decode(ids[:end])) if end < len(ids) else len(text)
+        found.append(Piece(text[start:stop], number, 0 <= number < num_parallel))
+        start = max(start, stop)
+    return found
+
+
+def sequential_passes(order: list[int], counts: list[int]) -> int:
+    """How many passes at the end each wrote one token, from left to right."""
+    found = 0
+    for count in reversed(counts):
+        ordered = not found or order[-found - 1] < order[-found]
+        if count > 1 or not ordered:
+            break
+        found += 1
+    return found
+
+
+def marked(text: list[Piece]) -> str:
+    """Plain text in which each piece of the parallel phase stands as ⟨number|piece⟩."""
+    return "".join(f"⟨{p.number}|{p.text}⟩" if p.parallel else p.text for p in text)
+
+
+def write_to_tensorboard(samples: Samples, folder: Path) -> None:
+    """In a folder of its own: TensorBoard reads only the newest file of each."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as events:
+        for number, text in enumerate(samples.texts):
+            # Four spaces make it a block of code in the Markdown that TensorBoard shows.
+            shown = "\n".join(f"    {line}" for line in marked(text).splitlines())
+            events.add_text(f"sample_{number}", shown, samples.step)

@@ -1,0 +1,111 @@
+"""`esolm evaluate` as typed: text and JSON, several processes, refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pipeline.cli.evaluate import arguments_of
+from pipeline.cli.main import app
+from pipeline.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(*arguments: object) -> str:
+    shown = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    if shown.exception and not isinstance(shown.exception, SystemExit):
+        raise shown.exception
+    assert shown.exit_code == 0, shown.output
+    return shown.stdout
+
+
+def test_text(make_run: Callable[[str], Path], dataset: Path) -> None:
+    text = run(make_run("esolm_b"), dataset, "--samples-limit", 6, "--orders", 2, "--draws", 2)
+    for part in (
+        "6 rows of 16 tokens", "bound (NELBO)", "diffusion", "sequential", "exact, left to right",
+        "bound of 2 orders (alpha_0 0.5)", "standard error of the bound", "0.9-1.0",
+    ):  # fmt: skip
+        assert part in text, text
+    assert "perplexity" in run(make_run("ar"), dataset, "--samples-limit", 3)
+
+
+@pytest.mark.dist
+def test_any_number_of_processes_gives_the_same(
+    make_run: Callable[[str], Path], dataset: Path
+) -> None:
+    arguments = [
+        str(make_run("esolm_b")), str(dataset), "--samples-limit", "9", "--orders", "2",
+        "--draws", "2", "--tokens-per-pass", "64", "--json",
+    ]  # fmt: skip
+    alone = json.loads(run(*arguments))
+    finished = subprocess.run(
+        [sys.executable, "-m", "pipeline", "evaluate", *arguments, "--ranks", "2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    together = json.loads(finished.stdout)
+    assert together.keys() == alone.keys()
+    for key in ("nelbo", "left_to_right"):
+        for name, value in alone[key].items():
+            assert together[key][name] == pytest.approx(value, rel=1e-7), (key, name)
+    assert together["data"] == alone["data"]
+
+
+def test_another_alpha_0(make_run: Callable[[str], Path], dataset: Path) -> None:
+    report = json.loads(
+        run(make_run("esolm_b"), dataset, "--samples-limit", 4, "--alpha-0", 0, "--json")
+    )
+    assert report["nelbo"]["exact"]
+    exact = report["left_to_right"]["nats_per_token"]
+    assert report["nelbo"]["nats_per_token"] == pytest.approx(exact, rel=1e-6)
+
+
+def test_suite(make_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "ptb.valid.txt").write_text("ba be bin bor bus ca ce cin da de\n" * 20)
+    text = run(make_bundle("esolm_b"), "--suite", "ptb", "--files", tmp_path, "--draws", 2)
+    assert "Penn Treebank (valid)" in text
+
+
+def test_samples(make_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    text = run(
+        make_bundle("esolm_b"), "--samples", "--alpha-0", "0,1", "--steps", "2,4",
+        "--num-samples", 2, "--out", out,
+    )  # fmt: skip
+    assert str(out / "pareto.png") in text
+    assert len(text.splitlines()) >= 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "either a DATASET or a --suite"),
+        (["data", "--suite", "ptb"], "either a DATASET or a --suite"),
+        (["data", "--alpha-0", "0,1"], "takes a list only with --samples"),
+        (["data", "--alpha-0", "half"], "--alpha-0 is 'half'"),
+        (["--samples", "--steps", "4,x"], "--steps is '4,x'"),
+    ],
+)
+def test_refusals(arguments: list[str], message: str, make_bundle: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(make_bundle("esolm_b"), *arguments)
+
+
+def test_the_command_line_is_handed_on_to_the_ranks() -> None:
+    command = typer.main.get_command(app)
+    assert isinstance(command, click.Group | typer.core.TyperGroup)
+    evaluate = command.commands["evaluate"]
+    given = ["net", "data", "--draws", "8", "--json", "--weights", "raw", "--ranks", "2"]
+    context = evaluate.make_context("evaluate", list(given))
+    handed = arguments_of(context, without="ranks")
+    assert sorted(handed) == sorted(given[:-2])
+    assert handed[:2] == ["net", "data"]

@@ -1,0 +1,152 @@
+"""Continuations scored in one forward, against decoding step by step; the harness adapter."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.evaluate.scoring import Scorer, windows
+from pipeline.generate import load_bundle
+
+REQUESTS = [
+    ([5, 6, 7], [8, 9, 10, 11]),
+    ([], [12, 13]),
+    ([4], [5]),
+    ([9, 9, 9, 9, 9, 9], [1, 2, 30]),
+    ([3, 4], []),
+]
+
+
+def stepwise(model: Any, context: list[int], continuation: list[int]) -> float:
+    """Decoding by hand: one forward per token over everything that is written."""
+    config, written, total = model.config, list(context), 0.0
+    for token in continuation:
+        if config.objective == "ar":
+            front = [] if context else [config.bos_token_id]
+            if config.prepend_token_id is not None:
+                front = [config.prepend_token_id]
+            fed = torch.tensor([[*front, *written]])
+        else:
+            fed = torch.tensor([[*written, config.mask_token_id]])
+        with torch.no_grad():
+            total += float(model(fed).logits[0, -1].log_softmax(-1)[token])
+        written.append(token)
+    return total
+
+
+@pytest.mark.parametrize("name", ["esolm_b", "ar", "ar_bos"])
+def test_one_forward_equals_decoding_step_by_step(
+    name: str, make_bundle: Callable[[str], Path]
+) -> None:
+    """All requests in one batch of different lengths, in fp32: within 3e-6."""
+    model = load_bundle(make_bundle(name)).model.float().cpu()
+    calls = []
+    handle = model.lm_head.register_forward_pre_hook(lambda *_: calls.append(1))
+    scores = Scorer(model, first_id=model.config.bos_token_id).score(REQUESTS)
+    handle.remove()
+    assert len(calls) == 1
+    for (context, continuation), score in zip(REQUESTS, scores, strict=True):
+        expected = stepwise(model, context, continuation)
+        assert abs(score.log_p - expected) <= 3e-6 * max(1.0, abs(expected))
+    alone = Scorer(model, first_id=model.config.bos_token_id).score(REQUESTS[:1])
+    assert alone[0].log_p == pytest.approx(scores[0].log_p, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["esolm_b", "ar"])
+def test_greedy(name: str, make_bundle: Callable[[str], Path]) -> None:
+    model = load_bundle(make_bundle(name)).model.float().cpu()
+    prompt = [5, 6, 7]
+    output = model.generate(torch.tensor([prompt]), length=8, alpha_0=0.0, temperature=0.0)
+    best = output.sequences[0, 3:].tolist()
+    scorer = Scorer(model)
+    other = [*best[:-1], (best[-1] + 1) % 400]
+    assert [s.is_greedy for s in scorer.score([(prompt, best), (prompt, other)])] == [True, False]
+    assert scorer.score([(prompt, [])])[0] == scorer.score([([], [])])[0]
+
+
+def test_networks_without_left_to_right_likelihood(make_bundle: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match="was trained as mdlm"):
+        Scorer(load_bundle(make_bundle("mdlm")).model)
+    scorer = Scorer(load_bundle(make_bundle("ar")).model)
+    with pytest.raises(ConfigError, match="predicts no first token"):
+        scorer.score([([], [5])])
+
+
+def test_windows_score_every_token_once() -> None:
+    ids = list(range(10))
+    assert windows(ids, 20) == [([], ids)]
+    assert windows([], 4) == []
+    assert windows(ids, 4) == [([], [0, 1, 2, 3]), ([3], [4, 5, 6]), ([6], [7, 8, 9])]
+    for size in (2, 3, 7):
+        parts = windows(ids, size)
+        assert [token for _, part in parts for token in part] == ids
+        assert all(len(context) + len(part) <= size for context, part in parts)
+
+
+def test_the_harness_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    monkeypatch.delitem(sys.modules, "pipeline.evaluate.harness", raising=False)
+    with pytest.raises(ConfigError, match=r"pip install 'esolm\[lm-eval\]'"):
+        import pipeline.evaluate.harness  # noqa: F401
+
+
+TASK = """
+task: local_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: acc}}]
+"""
+
+
+def test_a_local_task_of_the_harness(
+    make_bundle: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, with the task's answer made the likelier choice by our own scorer."""
+    pytest.importorskip("lm_eval", reason="the optional extra lm-eval is not installed")
+    import json
+
+    import lm_eval
+    from lm_eval.api.instance import Instance
+    from lm_eval.tasks import TaskManager
+
+    from pipeline.evaluate.harness import EsoLMHarness
+
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    model = EsoLMHarness(str(make_bundle("esolm_b")), batch_size=3)
+
+    def instance(kind: str, *arguments: Any) -> Instance:
+        return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)
+
+    rows = []
+    for question in ("ba be", "bin bor", "bus ca"):
+        choices = ["ce cin", "da", "de din"]
+        scores = model.loglikelihood(
+            [instance("loglikelihood", question, f" {c}") for c in choices]
+        )
+        best = max(range(3), key=lambda i: scores[i][0])
+        rows.append({"question": question, "choices": choices, "answer": best})
+    data = tmp_path / "task.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "local_choice.yaml").write_text(TASK.format(file=data))
+    manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+    results = lm_eval.simple_evaluate(
+        model=model, tasks=["local_choice"], task_manager=manager, bootstrap_iters=0
+    )
+    assert results["results"]["local_choice"]["acc,none"] == 1.0
+    text = "ba be bin bor bus ca ce cin da de din dor " * 4
+    (rolling,) = model.loglikelihood_rolling([instance("loglikelihood_rolling", text)])
+    assert rolling < 0
+    options = {"until": ["\n"], "max_gen_toks": 6}
+    (written,) = model.generate_until([instance("generate_until", "ba be", options)])
+    assert "\n" not in written

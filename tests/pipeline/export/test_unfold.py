@@ -1,0 +1,63 @@
+"""A bundle's parameters as training tensors compute what the bundle computes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.inputs import NetworkInput
+from model.network import Network
+from pipeline.errors import ExportError
+from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+from pipeline.export.fold import fold
+from pipeline.export.unfold import bundle_architecture, unfold
+from pipeline.export.writer import bundle_config, load_model
+from pipeline.parallel.single import single_process
+from tests.pipeline.export.conftest import RandomSource
+
+
+def bundle_of(source: RandomSource) -> EsoLMForMaskedLM:
+    return load_model(bundle_config(source, None), fold(source.tensors("ema"), source.model))
+
+
+def test_the_network_computes_what_the_bundle_computes(source: RandomSource) -> None:
+    from model.attention import AttentionPattern
+
+    bundle = bundle_of(source)
+    network = Network(source.model, single_process()).eval()
+    missing, unexpected = network.load_state_dict(
+        unfold(dict(bundle.named_parameters()), source.model), strict=False
+    )
+    assert not unexpected
+    assert all("conditioning" in name for name in missing)
+    tokens = torch.randint(4, source.model.vocab_size, (2, 16))
+    positions = torch.stack([torch.randperm(16), torch.randperm(16)])
+    nothing = torch.zeros(2, dtype=torch.int64)
+    inputs = NetworkInput(tokens, positions, AttentionPattern.CAUSAL, nothing, nothing)
+    with torch.no_grad():
+        expected = bundle(tokens, positions, attention_pattern="causal").logits
+        torch.testing.assert_close(network.all_logits(inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_folding_again_gives_the_bundle_bit_by_bit(source: RandomSource) -> None:
+    """Whatever the conditioning is: at first nothing depends on it."""
+    parameters = dict(bundle_of(source).named_parameters())
+    conditioning = {k: v for k, v in source.tensors("ema").items() if "conditioning" in k}
+    again = fold({**unfold(parameters, source.model), **conditioning}, source.model)
+    assert again.keys() == parameters.keys()
+    assert not [name for name, value in again.items() if not torch.equal(value, parameters[name])]
+
+
+def test_what_does_not_fit_is_refused(modern_source: RandomSource) -> None:
+    parameters = dict(bundle_of(modern_source).named_parameters())
+    with pytest.raises(ExportError, match="no tensor"):
+        unfold(parameters, replace(modern_source.model, adaln=True))
+    with pytest.raises(ExportError, match="have no place"):
+        unfold({**parameters, "extra": torch.zeros(1)}, modern_source.model)
+
+
+def test_the_architecture_of_a_bundle_is_that_of_its_network(source: RandomSource) -> None:
+    found = bundle_architecture(bundle_config(source, None).to_dict())
+    assert found == {name: getattr(source.model, name) for name in found}
+    with pytest.raises(ExportError, match="norm_bias"):
+        bundle_architecture({})

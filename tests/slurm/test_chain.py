@@ -1,0 +1,110 @@
+"""Whole chains from one submit, and what a failed task leaves to be done."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.slurm.status import StageStatus, chain_status, format_chain
+from tests.data_prep.corpus import make_tokenizer
+from tests.slurm.cluster import MiniCluster
+from tests.slurm.runs import job_of, submit_run, write_profile, write_run
+
+pytestmark = pytest.mark.slurm
+
+ROOT = Path(__file__).parents[2]
+
+
+def esolm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command itself, as a user types it."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "pipeline", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def wait_for_chain(cluster: MiniCluster, run: Path, timeout: float = 400) -> dict[str, StageStatus]:
+    """Until no stage waits or runs any more."""
+
+    def over() -> list[StageStatus] | None:
+        statuses = chain_status(run)
+        return None if any(s.state in ("PENDING", "RUNNING") for s in statuses) else statuses
+
+    try:
+        statuses = cluster.wait_until(over, "the end of the chain", timeout)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{format_chain(chain_status(run))}") from None
+    return {status.stage: status for status in statuses}
+
+
+def test_one_submit_from_text_to_a_bundle(
+    cluster: MiniCluster, corpus: Path, tmp_path: Path
+) -> None:
+    config = write_run(tmp_path, tmp_path / "data", steps=10, save_every=5)
+    run, profile = tmp_path / "run", write_profile(tmp_path, tasks=2)
+    settings = [f"prep.inputs=[{corpus}]", f"prep.tokenizer={tmp_path / 'tokenizer'}"]
+    settings += ["prep.vocab_size=400", "prep.tasks=4", "prep.valid_fraction=0.2"]
+    command = ["submit", str(config), "--cluster", str(profile), *settings]
+    submitted = esolm(*command, "parallel.tp=2", "slurm.nodes=2")
+    assert submitted.returncode == 0, submitted.stderr
+    assert "prep: job" in submitted.stdout
+    assert f"esolm status {run}" in submitted.stdout
+    stages = wait_for_chain(cluster, run)
+    assert list(stages) == ["tokenizer", "prep", "merge", "train", "evaluate", "export"]
+    assert {status.state for status in stages.values()} == {"COMPLETED"}, format_chain(
+        list(stages.values())
+    )
+    assert stages["prep"].detail == "4 of 4 tasks done"
+    assert "TP2 x PP1 x DP2" in (run / "logs" / "rank_0.log").read_text()
+    assert json.loads((run / "DONE").read_text())["step"] == 10
+    assert json.loads((run / "evaluation.json").read_text())
+    assert (run / "bundle" / "export.json").exists()
+    revision = json.loads((run / "env.json").read_text())["git_revision"]
+    assert revision == json.loads((run / "slurm" / "chain.json").read_text())["revision"]
+    again = esolm(*command, "parallel.tp=2", "slurm.nodes=2", "--stages", "prep,train")
+    assert again.returncode == 0, again.stderr
+    assert "4 of 4 tasks are finished" in again.stderr
+    assert "all steps are done" in again.stderr
+    assert "nothing is left to do" in again.stdout
+
+
+def test_a_failing_prep_task_and_its_repair(
+    cluster: MiniCluster, corpus: Path, tmp_path: Path
+) -> None:
+    """The file is damaged on disk and restored: neither its size nor its time changes."""
+    config = write_run(tmp_path, tmp_path / "data", steps=10)
+    run, profile = tmp_path / "run", write_profile(tmp_path)
+    text = tmp_path / "text.jsonl"
+    sound, moment = corpus.read_bytes(), (1_700_000_000, 1_700_000_000)
+    lines = sound.splitlines(keepends=True)
+    lines[6] = lines[6].replace(b'{"text"', b'{"text?')
+    text.write_bytes(b"".join(lines))
+    os.utime(text, moment)
+    tokenizer = make_tokenizer(tmp_path / "tokenizer")
+    settings = [f"prep.inputs=[{text}]", f"prep.tokenizer={tokenizer}", "prep.tasks=4"]
+    submit_run(config, profile, *settings, stages=("prep", "train", "export"))
+    stages = wait_for_chain(cluster, run)
+    assert stages["prep"].state == "FAILED"
+    assert "3 of 4 tasks done; task 2: exit code 64" in stages["prep"].detail
+    assert f"{text}:7: invalid JSON" in stages["prep"].detail
+    for name in ("merge", "train", "export"):
+        assert stages[name].state == "CANCELLED"
+        assert stages[name].detail == "never started, because prep did not succeed"
+    cluster.wait_until(lambda: not cluster.run("squeue", "-h"), "an empty queue", 30)
+    text.write_bytes(sound)
+    os.utime(text, moment)
+    chain = submit_run(config, profile, *settings, stages=("prep",))
+    script = Path(chain.submission) / "prep.sbatch"
+    assert "#SBATCH --array=2%2\n" in script.read_text()
+    stages = wait_for_chain(cluster, run)
+    assert {status.state for status in stages.values()} == {"COMPLETED"}
+    assert stages["prep"].detail == "1 of 1 tasks done"
+    assert [record["ArrayTaskId"] for record in cluster.jobs(job_of(chain, "prep"))] == ["2"]
+    assert (tmp_path / "data" / "manifest.json").exists()

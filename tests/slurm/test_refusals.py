@@ -1,0 +1,140 @@
+"""What is refused before anything is queued, and the scripts that would be queued."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.slurm.lint import lint_script
+from pipeline.slurm.profile import PROFILES, load_profile
+from pipeline.slurm.stages import STAGES
+from pipeline.slurm.submit import prepare
+from tests.slurm.cluster import MiniCluster
+from tests.slurm.runs import submit_run, write_profile, write_run
+
+PROFILE_NAMES = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+@pytest.mark.slurm
+def test_a_bad_profile_is_refused_with_all_its_problems(
+    cluster: MiniCluster, dataset: Path, tmp_path: Path
+) -> None:
+    config = write_run(tmp_path, dataset, steps=4)
+    profile = tmp_path / "bad.yaml"
+    profile.write_text(
+        "partition: billed\naccount: chemistry\ngpus_per_node: 3\ncpus_per_task: 2\n"
+        'time: "2-00:00"\ncpu: {partition: nowhere, cpus_per_task: 1}\n'
+    )
+    overrides = ("slurm.nodes=9", "parallel.tp=5", "train.seq_len=1")
+    with pytest.raises(ConfigError) as refused:
+        submit_run(config, profile, *overrides, stages=("train", "export"))
+    for part in (
+        "partition 'nowhere' is not one of billed, high, low",
+        "account is 'chemistry'; partition billed takes physics",
+        "gpus_per_node is 3; no node of partition billed has more than 2",
+        "need 6 CPUs; no node of partition billed has more than 4",
+        "slurm.nodes asks for 9 nodes; partition billed has 1",
+        "time limit 2-00:00 is beyond the 01:00:00 of partition billed",
+        "27 ranks do not divide by parallel.tp 5",
+        "train.seq_len is 1",
+    ):
+        assert part in str(refused.value)
+    assert not cluster.run("squeue", "-h")
+    assert not (tmp_path / "run").exists(), "something was written"
+
+
+@pytest.mark.slurm
+def test_what_only_sbatch_knows_is_refused_too(
+    cluster: MiniCluster, dataset: Path, tmp_path: Path
+) -> None:
+    config = write_run(tmp_path, dataset, steps=4)
+    profile = write_profile(tmp_path, extra='constraint: quantum\nmemory: "900G"\n')
+    with pytest.raises(ConfigError) as refused:
+        submit_run(config, profile)
+    assert "train.sbatch: sbatch --test-only" in str(refused.value)
+    assert not cluster.run("squeue", "-h")
+
+
+@pytest.mark.slurm
+def test_a_live_run_is_not_submitted_again(
+    cluster: MiniCluster, dataset: Path, tmp_path: Path
+) -> None:
+    config = write_run(tmp_path, dataset, steps=4)
+    profile = write_profile(tmp_path)
+    for node in ("node1", "node2", "node3", "node4"):
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+    chain = submit_run(config, profile)
+    with pytest.raises(ConfigError, match=f"submitted already: train {chain.jobs[0].job_id}"):
+        submit_run(config, profile)
+    cluster.run("scancel", chain.jobs[0].job_id)
+    for node in ("node1", "node2", "node3", "node4"):
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    submit_run(config, profile)
+
+
+@pytest.mark.parametrize("name", PROFILE_NAMES)
+def test_scripts_of_every_shipped_profile_pass_shellcheck(
+    name: str, dataset: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.slurm.client.is_available", lambda: False)
+    assert load_profile(name).problems() == []
+    settings = [f"prep.inputs=[{corpus}]", f"prep.tokenizer={tmp_path / 'tokenizer'}"]
+    settings += ["train.global_batch_size=16", "objective.kappa=0.5", "slurm.nodes=1-2"]
+    config = write_run(tmp_path, dataset, steps=4)
+    submission = prepare(config, settings, name, list(STAGES))
+    assert list(submission.scripts) == ["tokenizer", "prep", "merge", "train", "evaluate", "export"]
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed: apt-get install shellcheck")
+    for stage, script in submission.scripts.items():
+        checked = subprocess.run(
+            ["shellcheck", "-"], input=script, capture_output=True, text=True, check=False
+        )
+        assert checked.returncode == 0, f"{stage}:\n{checked.stdout}"
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("#SBATCH --time=10:00", "ignores options after the first command"),
+        ("# SBATCH --time=10:00", "takes it for a comment"),
+        ("echo {{ steps }}", "left over from the template"),
+        ("if true", "syntax error"),
+    ],
+)
+def test_the_lint_finds_what_sbatch_ignores(line: str, complaint: str) -> None:
+    sound = "#!/usr/bin/env bash\n# A comment.\n#SBATCH --nodes=1\n\ntrue\n"
+    assert lint_script("x", sound) == []
+    assert any(complaint in problem for problem in lint_script("x", f"{sound}{line}\n"))
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("#SBATCH --output=$HOME/log", "does not expand variables"),
+        ("#SBATCH --account=", "without its value"),
+        ("#SBATCH time=10", "not of the form"),
+        ("#SBATCH --nodes=2", "said already in line 2"),
+    ],
+)
+def test_the_lint_reads_the_options(line: str, complaint: str) -> None:
+    problems = lint_script("x", f"#!/bin/bash\n#SBATCH --nodes=1\n{line}\ntrue\n")
+    assert any(complaint in problem for problem in problems)
+
+
+def test_a_profile_that_is_not_there_names_those_that_are(dataset: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path, dataset, steps=4)
+    with pytest.raises(ConfigError, match="there are cpu, gpu, gpu_apptainer, gpu_pyxis"):
+        prepare(config, [], "nowhere", ["train"])
+
+
+def test_a_profiles_own_problems_come_all_at_once(dataset: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "bad.yaml"
+    profile.write_text(
+        "time: 3600\ngpus_per_node: 1\ntasks_per_node: 2\ncontainer: {runtime: podman}\n"
+        "warn_seconds: 0\n"
+    )
+    problems = "\n".join(load_profile(str(profile)).problems())
+    for part in ("time is '3600'", "tasks_per_node 2 is more", "'podman'", "warn_seconds is 0"):
+        assert part in problems
