@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint format bench drill install
+.PHONY: help demo test slurm-packages lint format bench drill install
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -22,7 +22,15 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 demo: $(STAMP)  ## real text -> tars -> parallel training, killed and resumed -> bundle -> samples
 	$(BIN)/python -W ignore -m pipeline.demo
 
-test: $(STAMP)  ## every test that needs no GPU
+# The Slurm tests start a cluster of their own; where its programs cannot be had they skip.
+slurm-packages:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    ! which slurmctld slurmd munged shellcheck >/dev/null; then \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+	        --no-install-recommends slurm-wlm munge shellcheck; } >/dev/null \
+	        || echo "slurm-wlm, munge, shellcheck: not installed, the Slurm tests will skip"; fi
+
+test: $(STAMP) slurm-packages  ## every test that needs no GPU
 	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(STAMP)  ## format, lint, types, import rules

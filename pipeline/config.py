@@ -102,7 +102,7 @@ class TrainSection:
     check_replicas_every_steps: int = 1000
     """Compare what ranks hold in common, bit by bit; 0: never."""
     profile_steps: str = ""
-    """FIRST:END, steps whose profile is written to profile/, END left out; empty: none."""
+    """FIRST-LAST, steps whose profile is written to RUN/profile/, e.g. 10-12; empty: none."""
     init_from: str = ""
     """Weights to start from: a run, a checkpoint or a bundle; empty: random ones."""
     init_weights: str = "ema"

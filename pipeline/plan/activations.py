@@ -84,7 +84,10 @@ class Activations:
         return 8 * shape.scored * self.model.padded_vocab_size(self.layout.tp) // self.layout.tp
 
     def working(self, shape: MicroBatchShape) -> int:
-        """Bytes that live for the length of one layer: gradients, and what is computed again."""
+        """Bytes that live for the length of one block: gradients, and what is computed again.
+
+        The logits are gone by then.
+        """
         model = self.model
         inner = 2 * self._element * model.ffn_hidden_size // self.layout.tp
         passing = shape.fed * max(inner, 8 * model.hidden_size // self._tokens_split)
@@ -94,10 +97,10 @@ class Activations:
             return passing + self.attention(shape.fed, shape.fed)
         return passing
 
-    def stage(
+    def kept(
         self, shape: MicroBatchShape, bounds: tuple[int, int], stage: int, micro_batches: int
     ) -> int:
-        """Bytes on a rank of a stage with all its micro-batches in flight, logits apart.
+        """Bytes that a rank of a stage keeps for all its micro-batches in flight.
 
         Under 1F1B stage i of p holds min(p - i, m) micro-batches; the pipeline keeps what a stage
         received and sent with each.
@@ -112,4 +115,4 @@ class Activations:
                 one += self.block(shape.fed, shape.queries if last else shape.fed)
         passed = self._element * shape.fed * self.model.hidden_size // self._tokens_split
         one += passed * ((stage > 0) + (stage < self.layout.pp - 1))
-        return one * min(self.layout.pp - stage, micro_batches) + self.working(shape)
+        return one * min(self.layout.pp - stage, micro_batches)

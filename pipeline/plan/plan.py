@@ -40,13 +40,16 @@ class StagePlan:
     in_flight: int
     state: StateBytes
     activations: dict[str, int]
-    """Bytes by checkpointing mode, logits apart."""
+    """Bytes kept for the backward pass, by checkpointing mode."""
+    working: dict[str, int]
+    """Bytes that live for one block of the backward pass, by checkpointing mode."""
     logits: int
 
     def total(self, mode: str) -> int:
         """Most bytes at any moment of a step under a checkpointing mode."""
         state = self.state
-        computing = state.computing + self.activations[mode] + self.logits
+        passing = max(self.working[mode], self.logits)
+        computing = state.computing + self.activations[mode] + passing
         return state.held + state.bucket + max(computing, state.reducing)
 
 
@@ -153,7 +156,7 @@ def _plan_stage(
     # Of the kinds of rows the one that needs most, logits included.
     logits = [chosen.logits(shape) if has_head else 0 for shape in shapes]
     sizes = {
-        mode: [kind.stage(shape, bounds, stage, micro_batches) for shape in shapes]
+        mode: [kind.kept(shape, bounds, stage, micro_batches) for shape in shapes]
         for mode, kind in kinds.items()
     }
     needs = [a + b for a, b in zip(sizes[chosen.checkpointing], logits, strict=True)]
@@ -164,5 +167,6 @@ def _plan_stage(
         in_flight=min(layout.pp - stage, micro_batches),
         state=state_bytes(size, layout, train.precision, parallel.offload),
         activations={mode: values[worst] for mode, values in sizes.items()},
+        working={mode: kind.working(shapes[worst]) for mode, kind in kinds.items()},
         logits=logits[worst],
     )

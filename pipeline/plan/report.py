@@ -106,6 +106,7 @@ def _stages(plan: Plan) -> list[dict[str, Any]]:
                 "while_computing": state.computing,
                 "while_reducing": state.reducing,
                 "activations": stage.activations,
+                "working": stage.working,
                 "logits": stage.logits,
                 "peak": stage.total(mode),
                 "host": state.host,
@@ -183,6 +184,7 @@ def _memory(facts: dict[str, Any]) -> Table:
     for kind in ("none", "selective", "full"):
         label = f"activations, {kind}" + (" (chosen)" if kind == mode else "")
         table.add_row(label, *[size(s["activations"][kind]) for s in stages])
+    table.add_row("one block's backward pass", *[size(s["working"][mode]) for s in stages])
     table.add_row("logits", *[size(s["logits"]) for s in stages])
     table.add_row("peak", *[size(s["peak"]) for s in stages], style="bold")
     if any(s["host"] for s in stages):

@@ -1,4 +1,4 @@
-"""All-reduce bandwidth within a node and between neighbours: finds the slow node, not just a slow job."""
+"""All-reduce bandwidth within a node and between neighbours, to name the node that is slow."""
 
 import os
 import time

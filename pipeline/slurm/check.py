@@ -1,4 +1,4 @@
-"""A profile against the cluster as it is: everything that it would refuse, before anything waits."""
+"""A profile against the cluster as it is: all that it would refuse, before anything waits."""
 
 import getpass
 from dataclasses import dataclass

@@ -39,9 +39,16 @@ class JobRecord:
         return self.state not in FINAL_STATES
 
 
-def is_available() -> bool:
-    """Whether this machine can talk to a cluster at all."""
-    return all(shutil.which(program) for program in PROGRAMS)
+def why_unavailable() -> str | None:
+    """Why no cluster can be asked from here, None if one answers."""
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        return f"no Slurm on this machine ({', '.join(missing)} not found)"
+    try:
+        call("scontrol", "ping")
+    except SlurmError as error:
+        return f"no Slurm controller answers here ({str(error).splitlines()[0]})"
+    return None
 
 
 def call(*command: str, text: str | None = None) -> str:

@@ -85,7 +85,7 @@ class ClusterProfile:
     python: str = ""
     """The interpreter on the nodes or in the container; else the one that submits."""
     scratch: str = ""
-    """Folder on a node's own disk, TMPDIR of every task; may name variables such as $SLURM_JOB_ID."""
+    """Folder on a node's own disk, TMPDIR of every task; may name variables ($SLURM_JOB_ID)."""
     network_interface: str = ""
     """What NCCL and gloo talk over, e.g. ib0."""
     container: ContainerSection = field(default_factory=ContainerSection)
@@ -168,9 +168,7 @@ def seconds_of(time: str) -> int | None:
     if match is None:
         return None
     parts = [int(match[name] or 0) for name in ("first", "second", "third")]
-    if match["days"] is not None:
-        weights = (3600, 60, 1)
-    elif match["third"] is not None:
+    if match["days"] is not None or match["third"] is not None:
         weights = (3600, 60, 1)
     else:
         weights = (60, 1, 0)

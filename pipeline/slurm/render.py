@@ -48,6 +48,8 @@ def _environment() -> Environment:
         autoescape=False,
     )
     environment.filters["sh"] = lambda value: shlex.quote(str(value))
+    # Quotes even what needs none: shellcheck takes a bare comma in an array for a slip.
+    environment.filters["quoted"] = lambda value: "'" + str(value).replace("'", "'\"'\"'") + "'"
     return environment
 
 

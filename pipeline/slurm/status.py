@@ -9,6 +9,7 @@ from pipeline.slurm.chain import ChainJob, chain_path, read_chain
 
 # Slurm forgets a job minutes after its end; what the job wrote down last stays.
 _STATE_OF_EVENT = {"finished": "COMPLETED", "failed": "FAILED", "stopped": "CANCELLED"}
+_UNSUCCESSFUL = client.FINAL_STATES - {"COMPLETED"}
 _ORDER = ("FAILED", "CANCELLED", "RUNNING", "PENDING")
 
 
@@ -48,9 +49,11 @@ def chain_status(run: str | Path) -> list[StageStatus]:
     chain = read_chain(run)
     if chain is None:
         raise ConfigError(f"{run} was never submitted: there is no {chain_path(run)}")
+    ask = client.why_unavailable() is None
     statuses: list[StageStatus] = []
     for job in chain.jobs:
-        statuses.append(_status_of(run, job, statuses))
+        records = client.records(job.job_id) if ask else None
+        statuses.append(_status_of(run, job, records, statuses))
     return statuses
 
 
@@ -76,8 +79,9 @@ def read_events(run: Path, stage: str) -> list[Event]:
     return sorted(events, key=lambda event: event.time)
 
 
-def _status_of(run: Path, job: ChainJob, before: list[StageStatus]) -> StageStatus:
-    records = client.records(job.job_id) if client.is_available() else None
+def _status_of(
+    run: Path, job: ChainJob, records: list[client.JobRecord] | None, before: list[StageStatus]
+) -> StageStatus:
     last = _last_events(run, job)
     if records:
         states = [record.state for record in records]
@@ -86,7 +90,7 @@ def _status_of(run: Path, job: ChainJob, before: list[StageStatus]) -> StageStat
         states = [_STATE_OF_EVENT.get(event.name, "UNKNOWN") for event in last.values()]
         restarts = sum(event.restart for event in last.values())
     state = _overall(states) if states else "UNKNOWN"
-    culprit = next((s for s in before if s.state not in ("COMPLETED", "RUNNING", "PENDING")), None)
+    culprit = next((s for s in before if s.state in _UNSUCCESSFUL), None)
     detail = _detail(job, state, records, last)
     if not last and culprit is not None and state in ("CANCELLED", "UNKNOWN", "PENDING"):
         state, detail = "CANCELLED", f"never started, because {culprit.stage} did not succeed"

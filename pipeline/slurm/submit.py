@@ -63,15 +63,16 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
     paths = Paths(Path(config.run.dir), _next_submission(Path(config.run.dir)))
     jobs, notes = plan_jobs(config, stages, paths) if not problems else ([], [])
     jobs, notes = _without_finished(config, jobs, notes)
-    if client.is_available():
+    reason = client.why_unavailable()
+    if reason is None:
         problems += cluster_problems(config, profile, stages, most)
     else:
-        notes.append("no Slurm on this machine: nothing was checked against a cluster")
+        notes.append(f"{reason}: nothing was checked against a cluster")
     if problems:
         raise ConfigError(problems)
     revision = git_revision()
     scripts = {job.stage: render(job, config, profile, paths, usable, revision) for job in jobs}
-    _check_scripts(scripts)
+    _check_scripts(scripts, ask_slurm=reason is None)
     return Submission(config, cluster, revision, paths, jobs, scripts, notes)
 
 
@@ -80,8 +81,9 @@ def submit(submission: Submission) -> Chain:
 
     Raises ConfigError if the run is live already, SlurmError if sbatch fails.
     """
-    if not client.is_available():
-        raise ConfigError(f"{', '.join(client.PROGRAMS)} are needed to submit; try --dry-run")
+    reason = client.why_unavailable()
+    if reason is not None:
+        raise ConfigError(f"{reason}: only --dry-run is possible")
     with _locked(submission.paths):
         refuse_if_live(submission.paths.run)
         _refuse_if_training_here(submission.paths.run)
@@ -172,13 +174,15 @@ def _without_finished(
     return [job for job in jobs if job.stage != "train"], notes
 
 
-def _check_scripts(scripts: dict[str, str]) -> None:
+def _check_scripts(scripts: dict[str, str], ask_slurm: bool) -> None:
     """Own lint first, then sbatch's opinion; every problem of every script at once."""
     problems = []
     for stage, script in scripts.items():
         problems += lint_script(f"{stage}.sbatch", script)
-        if client.is_available():
+        if ask_slurm:
             refusal = client.test_only(script)
+            if refusal and "not available" in refusal:
+                refusal += " (it says so, too, while the nodes that would do are drained or down)"
             problems += [f"{stage}.sbatch: {refusal}"] if refusal else []
     if problems:
         raise ConfigError(problems)

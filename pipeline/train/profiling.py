@@ -11,16 +11,16 @@ logger = logging.getLogger(__name__)
 
 
 def parse_steps(text: str) -> range:
-    """FIRST:END as the steps it names, counted from 1; empty text names none.
+    """FIRST-LAST as the steps it names, counted from 1; empty text names none.
 
-    Raises ValueError.
+    Not FIRST:LAST, which YAML reads as a number to base 60. Raises ValueError.
     """
     if not text:
         return range(0)
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    if match is None or not 0 < int(match[1]) < int(match[2]):
-        raise ValueError(f"'{text}' is not FIRST:END with 0 < FIRST < END")
-    return range(int(match[1]), int(match[2]))
+    match = re.fullmatch(r"(\d+)-(\d+)", text)
+    if match is None or not 0 < int(match[1]) <= int(match[2]):
+        raise ValueError(f"'{text}' is not FIRST-LAST with 0 < FIRST <= LAST")
+    return range(int(match[1]), int(match[2]) + 1)
 
 
 def steps_problems(text: str) -> list[str]:

@@ -48,14 +48,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(zip(KINDS, answers, strict=True))
 
 
-@pytest.mark.dist
-@pytest.mark.parametrize(("num_ranks", "layouts"), [(2, TWO_RANKS), (4, FOUR_RANKS)])
-def test_losses_and_gradient_norms_equal_a_single_process(
-    num_ranks: int, layouts: dict[str, Any], reference: dict[str, Any], tmp_path: Path
-) -> None:
-    named = [(layout, kind) for layout in layouts for kind in KINDS]
+def check(num_ranks: int, named: list[tuple[str, str]], reference: Any, folder: Path) -> None:
+    """Every (layout, kind) against the single process."""
+    layouts = {**TWO_RANKS, **FOUR_RANKS}
     cases = [{"layout": layouts[layout], **KINDS[kind][0]} for layout, kind in named]
-    answers = run_ranks("losses", num_ranks, cases, tmp_path, 300)
+    answers = run_ranks("losses", num_ranks, cases, folder, 1200)
     wrong = []
     for (layout, kind), answer in zip(named, answers, strict=True):
         for step, (got, expected) in enumerate(zip(answer, reference[kind], strict=True)):
@@ -63,6 +60,33 @@ def test_losses_and_gradient_norms_equal_a_single_process(
                 if abs(a - b) > KINDS[kind][1] * abs(b):
                     wrong.append(f"{layout}, {kind}, step {step}: {what} {a} instead of {b}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("num_ranks", "layouts"), [(2, TWO_RANKS), (4, FOUR_RANKS)])
+def test_losses_and_gradient_norms_equal_a_single_process(
+    num_ranks: int, layouts: dict[str, Any], reference: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two kinds in every layout, every kind in one layout of each sort."""
+    everywhere, somewhere = ("esolm_b", "esolm_b, bf16"), ("TP2+SP", "PP2", "DP2 ZeRO-3")
+    named = [
+        (layout, kind)
+        for layout in layouts
+        for kind in KINDS
+        if kind in everywhere or layout in somewhere
+    ]
+    check(num_ranks, named, reference, tmp_path)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("num_ranks", "layouts"), [(2, TWO_RANKS), (4, FOUR_RANKS)])
+def test_every_kind_in_every_layout(
+    num_ranks: int, layouts: dict[str, Any], reference: dict[str, Any], tmp_path: Path
+) -> None:
+    named = [(layout, kind) for layout in layouts for kind in KINDS]
+    check(num_ranks, named, reference, tmp_path)
 
 
 @pytest.mark.dist

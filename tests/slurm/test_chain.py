@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.slurm.client import FINAL_STATES
 from pipeline.slurm.status import StageStatus, chain_status, format_chain
 from tests.data_prep.corpus import make_tokenizer
 from tests.slurm.cluster import MiniCluster
@@ -35,7 +36,7 @@ def wait_for_chain(cluster: MiniCluster, run: Path, timeout: float = 400) -> dic
 
     def over() -> list[StageStatus] | None:
         statuses = chain_status(run)
-        return None if any(s.state in ("PENDING", "RUNNING") for s in statuses) else statuses
+        return statuses if all(s.state in FINAL_STATES for s in statuses) else None
 
     try:
         statuses = cluster.wait_until(over, "the end of the chain", timeout)

@@ -63,22 +63,22 @@ def test_a_live_run_is_not_submitted_again(
 ) -> None:
     config = write_run(tmp_path, dataset, steps=4)
     profile = write_profile(tmp_path)
-    for node in ("node1", "node2", "node3", "node4"):
-        cluster.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+    urgent = ("sbatch", "--parsable", "--partition=high", "--nodes=4", "--exclusive")
+    blocker = cluster.run(*urgent, "--output=/dev/null", "--wrap=sleep 300").strip()
+    cluster.wait_for_state(blocker, "RUNNING")
     chain = submit_run(config, profile)
     with pytest.raises(ConfigError, match=f"submitted already: train {chain.jobs[0].job_id}"):
         submit_run(config, profile)
     cluster.run("scancel", chain.jobs[0].job_id)
-    for node in ("node1", "node2", "node3", "node4"):
-        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
-    submit_run(config, profile)
+    second = submit_run(config, profile)
+    assert second.submission != chain.submission
 
 
 @pytest.mark.parametrize("name", PROFILE_NAMES)
 def test_scripts_of_every_shipped_profile_pass_shellcheck(
     name: str, dataset: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.slurm.client.is_available", lambda: False)
+    monkeypatch.setattr("pipeline.slurm.client.why_unavailable", lambda: "no Slurm here")
     assert load_profile(name).problems() == []
     settings = [f"prep.inputs=[{corpus}]", f"prep.tokenizer={tmp_path / 'tokenizer'}"]
     settings += ["train.global_batch_size=16", "objective.kappa=0.5", "slurm.nodes=1-2"]

@@ -1,10 +1,11 @@
 """Training that is interrupted: preemption, time limit, lost nodes. Nothing here is mocked."""
 
+import json
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
-import torch
 
 from pipeline.checkpoint.commit import newest_valid
 from tests.e2e.runs import finish, start, states
@@ -58,7 +59,8 @@ def test_preempted_and_resumed_is_undisturbed(
     wait_for_step(cluster, run, 5)
     script = tmp_path / "urgent.sh"
     script.write_text("#!/bin/sh\nsleep 1\n")
-    cluster.run("sbatch", "--partition=high", "--nodes=4", "--exclusive", str(script))
+    urgent = ("sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null")
+    cluster.run(*urgent, str(script))
     cluster.wait_until(lambda: events(run, "requeued"), f"a requeue of {job}\n{explain(run)}", 120)
     stopped_at, requeued = newest_step(run), time.monotonic()
     assert stopped_at < STEPS, "it was over before the preemption: more steps are needed"
@@ -72,22 +74,33 @@ def test_preempted_and_resumed_is_undisturbed(
     assert largest_difference(run, undisturbed) < 1e-5
 
 
-def test_a_time_limit_shorter_than_the_training(
-    cluster: MiniCluster, dataset: Path, undisturbed: Path, tmp_path: Path, figures: dict[str, str]
-) -> None:
-    config, run = write_run(tmp_path, dataset, steps=STEPS), tmp_path / "run"
-    profile = write_profile(tmp_path, extra="\n")
-    started = time.monotonic()
+@pytest.fixture(scope="module")
+def time_limited(
+    slurm: MiniCluster,
+    dataset: Path,
+    undisturbed: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, str, int]:
+    """A run of several one-minute jobs on the first two nodes: its folder, job and steps.
+
+    Under way while another test waits for Slurm to notice that a node is dead.
+    """
+    slurm.empty()
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    seconds = median(line["step_seconds"] for line in lines if "step_seconds" in line)
+    # A job trains for 5 to 35 s: Slurm looks for limits every 30 s, and a start takes some, too.
+    steps = round(max(STEPS, min(60 / seconds, 5000)))
+    folder = tmp_path_factory.mktemp("time_limited")
+    config = write_run(folder, dataset, steps=steps)
+    profile = write_profile(folder, extra="exclude: node3,node4\n")
+    profile.write_text(profile.read_text().replace("warn_seconds: 10", "warn_seconds: 25"))
     chain = submit_run(config, profile, *TWO_RANKS, "slurm.time=0-00:01")
-    wait_for_end(cluster, run, job_of(chain), timeout=400)
-    restarts = int(cluster.job(job_of(chain))["Restarts"])
-    figures["time limit, requeues to completion"] = f"{restarts} in {time.monotonic() - started:.0f} s"
-    assert restarts >= 2
-    assert logged_steps(run) == list(range(1, STEPS + 1)), "steps were repeated or lost"
+    return folder / "run", job_of(chain), steps
 
 
+@pytest.mark.usefixtures("time_limited")
 def test_nodes_that_die_and_come_back(
-    cluster: MiniCluster, dataset: Path, undisturbed: Path, tmp_path: Path, figures: dict[str, str]
+    slurm: MiniCluster, dataset: Path, undisturbed: Path, tmp_path: Path, figures: dict[str, str]
 ) -> None:
     """Two nodes, the first one dies, one node, two nodes, the other one dies, one node."""
     save_every = 10
@@ -95,21 +108,21 @@ def test_nodes_that_die_and_come_back(
     run = tmp_path / "run"
     profile = write_profile(tmp_path, extra="exclude: node1,node2\n")
     job = job_of(submit_run(config, profile, "parallel.tp=1", "slurm.nodes=1-2"))
-    wait_for_step(cluster, run, save_every + 2)
-    lost = {"first node": _lose(cluster, run, job, "node3")}
-    assert cluster.job(job)["NodeList"] == "node4"
-    cluster.start_node("node3")
-    cluster.wait_until(lambda: _is_idle(cluster, "node3"), "node3 back", 60)
-    cluster.run("scontrol", "requeue", job)
+    wait_for_step(slurm, run, save_every + 2)
+    lost = {"first node": _lose(slurm, run, job, "node3")}
+    assert slurm.job(job)["NodeList"] == "node4"
+    slurm.start_node("node3")
+    slurm.wait_until(lambda: _is_idle(slurm, "node3"), "node3 back", 60)
+    slurm.run("scontrol", "requeue", job)
     restarted_at = newest_step(run)
-    cluster.wait_until(
-        lambda: cluster.job(job)["NodeList"] == "node[3-4]", f"both nodes\n{explain(run)}", 120
+    slurm.wait_until(
+        lambda: slurm.job(job)["NodeList"] == "node[3-4]", f"both nodes\n{explain(run)}", 120
     )
-    wait_for_step(cluster, run, restarted_at + save_every + 2)
-    lost["other node"] = _lose(cluster, run, job, "node4")
-    wait_for_end(cluster, run, job)
-    cluster.start_node("node4")
-    cluster.wait_until(lambda: _is_idle(cluster, "node4"), "node4 back", 60)
+    wait_for_step(slurm, run, restarted_at + save_every + 2)
+    lost["other node"] = _lose(slurm, run, job, "node4")
+    wait_for_end(slurm, run, job)
+    slurm.start_node("node4")
+    slurm.wait_until(lambda: _is_idle(slurm, "node4"), "node4 back", 60)
     for name, repeated in lost.items():
         figures[f"{name} killed, steps repeated (saved every {save_every})"] = str(repeated)
         assert repeated <= save_every
@@ -117,6 +130,18 @@ def test_nodes_that_die_and_come_back(
     used = [event.detail.split(" on ")[1] for event in events(run, "training")]
     assert [words.split(" of ")[0] for words in used] == ["2", "1", "2", "1"]
     assert largest_difference(run, undisturbed) < 1e-5
+
+
+def test_a_time_limit_shorter_than_the_training(
+    time_limited: tuple[Path, str, int], slurm: MiniCluster, figures: dict[str, str]
+) -> None:
+    run, job, steps = time_limited
+    wait_for_end(slurm, run, job, timeout=400)
+    restarts = int(slurm.job(job)["Restarts"])
+    figures["one-minute time limit, requeues to completion"] = str(restarts)
+    assert restarts >= 2, "it was over too soon: more steps are needed"
+    assert logged_steps(run) == list(range(1, steps + 1)), "steps were repeated or lost"
+    assert len(events(run, "requeued")) == restarts, "not every restart was its own"
 
 
 def _lose(cluster: MiniCluster, run: Path, job: str, node: str) -> int:

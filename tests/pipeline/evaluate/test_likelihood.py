@@ -18,7 +18,8 @@ from model.likelihood import (
     order_log_likelihood,
     orders_log_likelihood,
 )
-from model.objectives import BD3LM, MDLM, EsoLM, Objective
+from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective, SampleKeys
+from model.objectives.noise import elbo_weight
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate.likelihood import Settings, measure
 from pipeline.evaluate.passes import Schedule
@@ -242,3 +243,26 @@ def test_reports_are_json(make_run: Callable[[str], Path], dataset: Path) -> Non
     assert report is not None
     assert report["nelbo"]["standard_error"] is None
     assert report["orders"] is None
+
+
+@pytest.mark.parametrize("objective", [MDLM(3), EsoLM(3, 0.25, 0.5), BD3LM(3, 4)])
+def test_the_times_of_an_objective_are_those_of_its_weights(objective: Objective) -> None:
+    objective, slots = objective.for_validation(), np.arange(4)
+    keys = SampleKeys(7, 20 + slots, slots, 8)
+    _, targets = objective.corrupt(torch.arange(64).reshape(4, 16) % 3, keys)
+    times = objective.times(16, keys)
+    assert times is not None
+    if isinstance(objective, BD3LM):
+        expected = 1.0 / times / (8 * 15)
+    else:
+        alpha_0, rows = (0.25, 4) if isinstance(objective, EsoLM) else (1.0, 8)
+        expected = elbo_weight(times, alpha_0) / (rows * 16)
+    masked = targets.weights > 0
+    assert masked.any()
+    torch.testing.assert_close(targets.weights[masked], torch.from_numpy(expected).float()[masked])
+
+
+def test_a_term_without_noise_has_no_time() -> None:
+    keys = SampleKeys(0, np.arange(2), np.array([6, 7]), 8)
+    assert EsoLM(3, 0.5, 0.5).times(16, keys) is None
+    assert AutoRegressive(None).times(16, keys) is None

@@ -70,5 +70,4 @@ def test_weights_gradients_optimizer_and_average_are_planned_within_a_tenth(
                 for part, (expected, found) in pairs.items()
                 if abs(expected - found) > TOLERANCE * found
             ]
-            print(name, precision, rank, pairs)
     assert not wrong, "\n".join(wrong)

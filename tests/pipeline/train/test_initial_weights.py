@@ -75,7 +75,7 @@ def started(
     config, origin = str(recorded_run.config), f"train.init_from={recorded_run.path}"
 
     def start(name: str, *overrides: str) -> list[str]:
-        run = ["train.steps=2", "train.profile_steps=", f"run.dir={folder / name}"]
+        run = ["train.steps=2", "train.profile_steps=9-9", f"run.dir={folder / name}"]
         return [config, *run, "checkpoint.every_steps=1", *overrides]
 
     adaln = "model.adaln=false"

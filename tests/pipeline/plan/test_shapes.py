@@ -1,0 +1,53 @@
+"""Parameters and pipeline cuts of the plan against the network and the engine's own cutter."""
+
+import random
+from typing import Any
+
+import pytest
+
+from model.network import Network
+from pipeline.parallel.bootstrap import import_deepspeed
+from pipeline.parallel.single import single_process
+from pipeline.plan.shapes import layer_shapes, parameters_by_part, stage_size
+from pipeline.plan.stages import stage_bounds
+from tests.model.conftest import ARCHITECTURES, small_config
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_parameter_of_the_network_is_planned(architecture: str) -> None:
+    config = small_config(**ARCHITECTURES[architecture])
+    network = Network(config, single_process())
+    layers: list[Any] = [network.embedding, *network.blocks, network.head]
+    for layer, module in enumerate(layers):
+        planned = {shape.name: shape for shape in layer_shapes(config, layer)}
+        actual = dict(module.named_parameters())
+        assert {name: shape.shape for name, shape in planned.items()} == {
+            name: tuple(parameter.shape) for name, parameter in actual.items()
+        }
+        for name, parameter in actual.items():
+            split = getattr(parameter, "tensor_model_parallel", False)
+            assert planned[name].split == split, (layer, name)
+    total = sum(parameter.numel() for parameter in network.parameters())
+    assert sum(parameters_by_part(config).values()) == total
+    assert stage_size(config, 0, len(layers), 1).parameters == total
+
+
+def test_a_rank_holds_its_share_and_the_padded_vocabulary() -> None:
+    config = small_config(vocab_size=11)
+    tokens = layer_shapes(config, 0)[0]
+    assert tokens.local(1) == 11 * 12
+    assert tokens.local(2) == 6 * 12
+
+
+def test_stages_are_cut_as_the_engine_cuts_them() -> None:
+    import_deepspeed()
+    from deepspeed.runtime.utils import partition_balanced
+
+    draws = random.Random(0)
+    for _ in range(60):
+        costs = [0.0, *[draws.choice([1.0, 1.0, 1.3])] * draws.randint(1, 14), draws.random() * 5]
+        stages = draws.randint(1, len(costs))
+        weights = [max(1, round(1000 * cost / max(costs))) for cost in costs]
+        cuts = partition_balanced(weights=weights, num_parts=stages)
+        bounds = stage_bounds(costs, stages)
+        assert [first for first, _ in bounds] + [bounds[-1][1]] == [int(cut) for cut in cuts]
