@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model.attention import AttentionPattern
+from model.config import RECOMPUTE
 from model.network import Network
 from model.recompute import set_recompute
 from tests.model.test_network import make_input

@@ -29,7 +29,7 @@ def recorded_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Rec
     settings = config.read_text().replace("parallel: {tp: 2}", "parallel: {tp: 1}")
     settings = settings.replace("keep: 2", "keep: 3")
     settings = settings.replace("seq_len: 32", "seq_len: 32, spike_policy: rollback")
-    settings = settings.replace("steps: 12", 'steps: 12, profile_steps: 2-3')
+    settings = settings.replace("steps: 12", "steps: 12, profile_steps: 2-3")
     settings = settings.replace("global_batch_size: 4", "global_batch_size: 8")
     config.write_text(settings)
     script = ["-m", "tests.pipeline.watch.recorded_run", str(config), str(folder / "fed.pt")]

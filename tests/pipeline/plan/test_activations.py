@@ -66,5 +66,5 @@ def test_a_passes_memory_is_planned(
     kept = plan.kept(shape, (0, model.num_layers + 2), 0, 1)
     planned = kept + max(plan.working(shape), plan.logits(shape))
     measured = forward_and_backward(model, objective, precision, mode)
-    print('RATIO',name,architecture,precision,mode,planned/measured)
+    print("RATIO", name, architecture, precision, mode, planned / measured)
     assert planned == pytest.approx(measured, rel=TOLERANCE)
