@@ -10,7 +10,7 @@ from pipeline.slurm.chain import ChainJob, chain_path, read_chain
 # Slurm forgets a job minutes after its end; what the job wrote down last stays.
 _STATE_OF_EVENT = {"finished": "COMPLETED", "failed": "FAILED", "stopped": "CANCELLED"}
 _UNSUCCESSFUL = client.FINAL_STATES - {"COMPLETED"}
-_ORDER = ("FAILED", "CANCELLED", "RUNNING", "PENDING")
+_ORDER = ("RUNNING", "COMPLETING", "PENDING", "FAILED", "CANCELLED")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _last_events(run: Path, job: ChainJob) -> dict[str, Event]:
 
 
 def _overall(states: list[str]) -> str:
-    """The state of an array by the worst of its tasks; of a plain job its own."""
+    """Of a plain job its own; an array is over when all tasks are, and as good as the worst."""
     for state in _ORDER:
         if state in states:
             return state
