@@ -88,12 +88,12 @@ def time_limited(
     slurm.empty()
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     seconds = median(line["step_seconds"] for line in lines if "step_seconds" in line)
-    # A job trains for 5 to 35 s: Slurm looks for limits every 30 s, and a start takes some, too.
-    steps = round(max(STEPS, min(60 / seconds, 5000)))
+    # Slurm looks for limits every 30 s, so a job has 15 to 45 s, and a start takes some of them.
+    steps = round(max(STEPS, min(75 / seconds, 5000)))
     folder = tmp_path_factory.mktemp("time_limited")
     config = write_run(folder, dataset, steps=steps)
     profile = write_profile(folder, extra="exclude: node3,node4\n")
-    profile.write_text(profile.read_text().replace("warn_seconds: 10", "warn_seconds: 25"))
+    profile.write_text(profile.read_text().replace("warn_seconds: 10", "warn_seconds: 15"))
     chain = submit_run(config, profile, *TWO_RANKS, "slurm.time=0-00:01")
     return folder / "run", job_of(chain), steps
 

@@ -29,14 +29,15 @@ def forward_and_backward(
         torch.bfloat16 if precision == "bf16" else torch.float32
     )
     set_recompute(network, mode)
-    for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    gradients = [torch.zeros_like(parameter) for parameter in network.parameters()]
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        parameter.grad = gradient
     index = torch.arange(ROWS).numpy()
     keys = SampleKeys(1, index, index, ROWS)
     tokens = torch.randint(4, VOCABULARY, (ROWS, LENGTH))
     inputs, targets = objective.corrupt(tokens, keys)
     everywhere = torch.ones_like(targets.weights)  # the plan counts rows that are masked whole
-    with LiveBytes() as live:
+    with LiveBytes([*network.parameters(), *gradients]) as live:
         hidden = network((inputs.tokens, inputs.positions, inputs.rows()))
         scored = type(targets)(targets.labels, everywhere).sparse()
         weighted_loss(network.head, hidden, scored).backward()

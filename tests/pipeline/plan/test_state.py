@@ -51,7 +51,12 @@ def test_weights_gradients_optimizer_and_average_are_planned_within_a_tenth(
 ) -> None:
     named = [(name, p) for name in LAYOUTS[num_ranks] for p in ("fp32", "bf16")]
     cases: list[dict[str, Any]] = [
-        {"layout": vars(LAYOUTS[num_ranks][name]), "precision": p, "model": "plan"}
+        {
+            "layout": vars(LAYOUTS[num_ranks][name]),
+            "precision": p,
+            "model": "plan",
+            "micro_batch_size": 2,
+        }
         for name, p in named
     ]
     answers = run_ranks("measure", num_ranks, cases, tmp_path, 240, "tests.dist.plan_worker")
