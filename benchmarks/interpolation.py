@@ -23,9 +23,9 @@ from typing import Any
 ALPHAS = (1.0, 0.5, 0.25, 0.125, 0.0)
 CONFIG = Path(__file__).parents[1] / "configs" / "run" / "demo.yaml"
 SETTINGS = (
-    "model.hidden_size=96", "model.num_layers=3", "model.num_heads=4",
-    "model.ffn_hidden_size=288", "model.cond_dim=32",
-    "train.seq_len=64", "train.global_batch_size=32", "train.micro_batch_size=16",
+    "model.hidden_size=128", "model.num_layers=2", "model.num_heads=4",
+    "model.ffn_hidden_size=256", "model.cond_dim=32",
+    "train.seq_len=64", "train.global_batch_size=16", "train.micro_batch_size=8",
     "train.valid_every_steps=0", "train.log_every_steps=100", "checkpoint.every_steps=100000",
     "checkpoint.asynchronous=false", "parallel.tp=1",
     "optimizer.lr=3e-3", "optimizer.warmup_steps=50", "optimizer.ema_decay=0.99",
@@ -36,7 +36,7 @@ def main() -> None:
     """Prepares, trains and measures; prints progress on stderr and the table on stdout."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/interpolation"))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=256, help="validation rows")
     parser.add_argument("--workers", type=int, default=2, help="runs at once, one core each")

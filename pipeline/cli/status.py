@@ -26,27 +26,26 @@ def status_command(
 
     from pipeline.watch.status import run_status
 
-    status, chain = None, _chain(run)
-    if chain is None or (run / "config.yaml").is_file():
+    submitted = (run / "slurm" / "chain.json").is_file()
+    status = None
+    if not submitted or (run / "config.yaml").is_file():
         status = run_status(run)
+    if status is not None and not as_json:
+        for name, value in _rows(status):
+            typer.echo(f"{name:<12}{value}")
+    chain = _chain(run) if submitted else None  # last: Slurm may be slow, or not answer
     if as_json:
         record: dict[str, Any] = asdict(status) if status else {"run": str(run)}
         record["chain"] = None if chain is None else [asdict(stage) for stage in chain]
         typer.echo(json.dumps(record, indent=1))
-        return
-    if status is not None:
-        for name, value in _rows(status):
-            typer.echo(f"{name:<12}{value}")
-    if chain is not None:
+    elif chain is not None:
         from pipeline.slurm.status import format_chain
 
         typer.echo(f"\n{format_chain(chain)}")
 
 
-def _chain(run: Path) -> list[Any] | None:
-    """The stages of the run's submitted jobs, None where it was never submitted."""
-    if not (run / "slurm" / "chain.json").is_file():
-        return None
+def _chain(run: Path) -> list[Any]:
+    """The stages of the run's submitted jobs."""
     from pipeline.slurm.status import chain_status
 
     return list(chain_status(run))

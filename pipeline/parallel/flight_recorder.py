@@ -1,6 +1,6 @@
 """The last collectives of every rank, kept in memory and written down where a run hangs.
 
-`torchfrtrace` of torch reads the files of all ranks and says which collective whom waits for.
+torch's `torchfrtrace` reads NCCL's files of all ranks and says what they wait for; docs/watching.md.
 """
 
 import os

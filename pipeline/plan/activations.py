@@ -89,7 +89,7 @@ class Activations:
         The logits are gone by then.
         """
         model = self.model
-        inner = 2 * self._element * model.ffn_hidden_size // self.layout.tp
+        inner = self._element * model.ffn_hidden_size // self.layout.tp
         passing = shape.fed * max(inner, 8 * model.hidden_size // self._tokens_split)
         if self.checkpointing == "full":
             return passing + replace(self, checkpointing="none").block(shape.fed, shape.fed)

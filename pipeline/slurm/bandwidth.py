@@ -32,7 +32,7 @@ def bandwidth_problems(least_gb_per_second: float) -> list[str]:
         problems = []
         if alone and alone[0] < least_gb_per_second:
             problems.append(f"all-reduce within the node runs at {alone[0]:.2f} GB/s")
-        speeds = _measure(_ring(len(nodes)), mine, ranks_per_node, device)
+        speeds = _measure(ring(len(nodes)), mine, ranks_per_node, device)
         if speeds and max(speeds) < least_gb_per_second:
             problems.append(f"all-reduce with its neighbours runs at {max(speeds):.2f} GB/s")
         return [f"{text}; {least_gb_per_second:g} are wanted" for text in problems]
@@ -47,7 +47,7 @@ def _nodes() -> list[str]:
     return list(dict.fromkeys(gathered))
 
 
-def _ring(num_nodes: int) -> list[list[int]]:
+def ring(num_nodes: int) -> list[list[int]]:
     """Neighbours in a ring, those that can be measured at the same time next to each other."""
     pairs = [[node, (node + 1) % num_nodes] for node in range(num_nodes)]
     if num_nodes == 1:

@@ -34,7 +34,7 @@ def cluster_problems(
     if profile.cpu_partition in known and not set(stages) <= set(GPU_STAGES):
         cpu_limit = profile.cpu.time
         problems += _time_problems(profile.cpu_partition, known[profile.cpu_partition], cpu_limit)
-    return list(dict.fromkeys(problems + _association_problems(profile)))
+    return list(dict.fromkeys(problems + association_problems(profile)))
 
 
 def _partitions() -> dict[str, dict[str, str]]:
@@ -65,11 +65,12 @@ def _access_problems(name: str, partition: dict[str, str], profile: ClusterProfi
         ("account", profile.account, "AllowAccounts", "DenyAccounts"),
         ("qos", profile.qos, "AllowQos", "DenyQos"),
     ):
+        if not value:
+            continue  # the user's own default, which only sbatch knows
         takes = partition.get(allowed, "ALL").split(",")
         if takes != ["ALL"] and value not in takes:
-            given = f"'{value}'" if value else "none"
-            problems.append(f"{kind} is {given}; partition {name} takes {', '.join(takes)}")
-        if value and value in partition.get(denied, "").split(","):
+            problems.append(f"{kind} is '{value}'; partition {name} takes {', '.join(takes)}")
+        if value in partition.get(denied, "").split(","):
             problems.append(f"{kind} '{value}' is shut out from partition {name}")
     return problems
 
@@ -105,7 +106,7 @@ def _time_problems(name: str, partition: dict[str, str], limit: str) -> list[str
     return [f"time limit {limit} is beyond the {partition['MaxTime']} of partition {name}"]
 
 
-def _association_problems(profile: ClusterProfile) -> list[str]:
+def association_problems(profile: ClusterProfile) -> list[str]:
     """Account and QoS against what accounting says of this user, where it keeps such records."""
     user = getpass.getuser()
     command = ("sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=account,qos")

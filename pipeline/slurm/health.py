@@ -31,7 +31,7 @@ def main() -> int:
     problems: list[str] = []
     is_first = os.environ.get("SLURM_LOCALID", "0") == "0"
     if is_first:
-        folders = [given.run_dir, Path(tempfile.gettempdir())]
+        folders = [given.run_dir, Path(os.environ.get("TMPDIR", tempfile.gettempdir()))]
         problems += clock_problems(given.clock, given.max_clock_skew)
         problems += [text for path in folders for text in disk_problems(path, given.min_free_gb)]
         problems += gpu_problems(given.gpus)
@@ -89,7 +89,7 @@ def gpu_problems(expected: int) -> list[str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         return [f"nvidia-smi does not answer ({error})"]
     if finished.returncode != 0:
-        return [f"nvidia-smi: {(finished.stderr or finished.stdout).strip().splitlines()[:1]}"]
+        return [f"nvidia-smi: {(finished.stderr or finished.stdout).strip()}"]
     rows = [line.split(", ") for line in finished.stdout.splitlines() if line.strip()]
     problems = []
     if len(rows) < expected:

@@ -19,6 +19,10 @@ from pipeline.errors import EsolmError
 from pipeline.parallel.engine import Engine, StepResult
 
 
+# Share of the watchdog's time after which a rank without progress writes its last words.
+LAST_WORDS_AT = 0.8
+
+
 class SpikeGuard:
     """Judges a step by the loss and the gradient norm of the steps before it.
 
@@ -130,7 +134,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         assert self._last_words is not None
-        while not self._closed.wait(self._moved + 0.9 * self._seconds - time.monotonic()):
-            if time.monotonic() - self._moved >= 0.9 * self._seconds:
+        while not self._closed.wait(self._moved + LAST_WORDS_AT * self._seconds - time.monotonic()):
+            if time.monotonic() - self._moved >= LAST_WORDS_AT * self._seconds:
                 self._last_words()
                 return

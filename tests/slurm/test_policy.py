@@ -66,6 +66,17 @@ def test_what_ends_the_restarts(cluster: MiniCluster, dataset: Path, tmp_path: P
     assert "exit code 64: error: the data is gone" in reasons["bad_input"]
 
 
+def test_a_preflight_that_cannot_run_blames_no_node(
+    cluster: MiniCluster, dataset: Path, tmp_path: Path
+) -> None:
+    config, run = write_run(tmp_path, dataset, steps=4), tmp_path / "run"
+    profile = write_profile(tmp_path, extra=f"python: {tmp_path}/no/such/python\n")
+    job = job_of(submit_run(config, profile))
+    record = cluster.wait_for_state(job, "FAILED")
+    assert record["ExcNodeList"] == "(null)"
+    assert "the pre-flight could not run" in chain_status(run)[0].detail
+
+
 def test_cancelled_stays_cancelled(cluster: MiniCluster, dataset: Path, tmp_path: Path) -> None:
     """During training, during a save, while requeued; and by our own command."""
     names = ("training", "saving", "requeued")
@@ -110,7 +121,9 @@ def test_an_unfit_node_is_excluded(cluster: MiniCluster, dataset: Path, tmp_path
     config, run = write_run(tmp_path, dataset, steps=3), tmp_path / "run"
     job = job_of(submit_run(config, profile))
     cluster.wait_until(lambda: events(run, "requeued"), f"a requeue\n{explain(run)}", 120)
-    assert events(run, "requeued")[0].detail.startswith("unfit: node1")
+    why = events(run, "requeued")[0].detail
+    assert why.startswith("unfit: node1 (node1: ")
+    assert f"{scratch}/node1 cannot be written to" in why
     wait_for_end(cluster, run, job)
     record = cluster.job(job)
     assert record["ExcNodeList"] == "node1"

@@ -1,5 +1,6 @@
 """What is refused before anything is queued, and the scripts that would be queued."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.slurm.check import association_problems
 from pipeline.slurm.lint import lint_script
-from pipeline.slurm.profile import PROFILES, load_profile
+from pipeline.slurm.profile import PROFILES, ClusterProfile, load_profile
 from pipeline.slurm.stages import STAGES
 from pipeline.slurm.submit import prepare
 from tests.slurm.cluster import MiniCluster
@@ -121,6 +123,23 @@ def test_the_lint_finds_what_sbatch_ignores(line: str, complaint: str) -> None:
 def test_the_lint_reads_the_options(line: str, complaint: str) -> None:
     problems = lint_script("x", f"#!/bin/bash\n#SBATCH --nodes=1\n{line}\ntrue\n")
     assert any(complaint in problem for problem in problems)
+
+
+def test_accounts_and_qos_against_accounting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mini cluster keeps no accounts: a program that answers like sacctmgr stands in."""
+    program = tmp_path / "sacctmgr"
+    program.write_text("#!/bin/sh\nprintf 'physics|normal,long\\nstars|normal\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert association_problems(ClusterProfile(account="physics", qos="long")) == []
+    assert association_problems(ClusterProfile()) == []
+    problems = "\n".join(association_problems(ClusterProfile(account="chemistry")))
+    assert "account 'chemistry' is not one of" in problems
+    assert "physics, stars" in problems
+    problems = "\n".join(association_problems(ClusterProfile(account="stars", qos="long")))
+    assert "qos 'long' is not one of" in problems
 
 
 def test_a_profile_that_is_not_there_names_those_that_are(dataset: Path, tmp_path: Path) -> None:

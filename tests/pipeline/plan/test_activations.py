@@ -18,7 +18,7 @@ from tests.model.conftest import ARCHITECTURES
 
 ROWS, LENGTH, VOCABULARY = 4, 128, 1000
 OBJECTIVES: dict[str, Objective] = {"ar": AutoRegressive(0), "mdlm": MDLM(3)}
-TOLERANCE = 0.2
+TOLERANCE = 0.15
 
 
 def forward_and_backward(
@@ -67,5 +67,4 @@ def test_a_passes_memory_is_planned(
     kept = plan.kept(shape, (0, model.num_layers + 2), 0, 1)
     planned = kept + max(plan.working(shape), plan.logits(shape))
     measured = forward_and_backward(model, objective, precision, mode)
-    print("RATIO", name, architecture, precision, mode, planned / measured)
     assert planned == pytest.approx(measured, rel=TOLERANCE)

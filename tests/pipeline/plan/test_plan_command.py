@@ -1,0 +1,152 @@
+"""`esolm plan`: what it prints, what it refuses, and how it ranks layouts."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli.main import main
+from pipeline.parallel.layout import Layout
+from pipeline.plan.cost import Machine, bubble_share, gpu_named
+from pipeline.plan.estimate import data_seconds, tensor_seconds
+from tests.model.conftest import small_config
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "run"
+PAPER = str(CONFIGS / "paper_esolm_b_owt.yaml")
+WITHOUT_DATA = ["--vocab-size", "50257", "data.path=nowhere"]
+
+
+def run(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Exit code, output and errors of `esolm plan`."""
+    monkeypatch.setattr(sys, "argv", ["esolm", "plan", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    output = capsys.readouterr()
+    return int(stopped.value.code or 0), output.out, output.err
+
+
+def as_json(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    code, output, errors = run([*arguments, "--json"], monkeypatch, capsys)
+    assert code == 0, errors
+    return json.loads(output)
+
+
+def test_the_figures_of_the_papers_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [PAPER, "--nodes", "1", *WITHOUT_DATA, "--mfu", "0.5", "--gpu", "A100"]
+    plan = as_json(arguments, monkeypatch, capsys)
+    assert plan["notes"] == ["no dataset at nowhere: --vocab-size 50257 stands in"]
+    assert plan["parameters"]["total"] == 169_625_681
+    assert plan["layout"]["dp"] == 8
+    assert plan["batch"]["micro_batches"] == 8
+    assert plan["batch"]["tokens_per_step"] == 512 * 1024
+    assert plan["batch"]["tokens"] == 512 * 1024 * 250_000
+    assert plan["checkpoint_bytes"] == 16 * 169_625_681
+    flops = plan["flops_per_token"] * plan["batch"]["tokens"]
+    assert plan["time"]["seconds"] == pytest.approx(flops / (0.5 * 312e12 * 8))
+    densities = {row["pattern"]: row["density"] for row in plan["attention"]}
+    assert densities["causal"] == pytest.approx(1025 / 2048)
+    assert densities["two_stream"] == pytest.approx((1024 * 1025) / 2048**2)
+    (stage,) = plan["stages"]
+    assert stage["weights"] == 2 * 169_625_681
+    assert stage["activations"]["full"] < stage["activations"]["selective"]
+    assert stage["activations"]["selective"] < stage["activations"]["none"]
+
+
+def test_stages_hold_all_parameters_and_keep_fewer_micro_batches_down_the_pipeline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = as_json([PAPER, "--ranks", "8", "parallel.pp=4", *WITHOUT_DATA], monkeypatch, capsys)
+    stages = plan["stages"]
+    assert [stage["micro_batches_in_flight"] for stage in stages] == [4, 3, 2, 1]
+    assert sum(stage["parameters_per_rank"] for stage in stages) == plan["parameters"]["total"]
+    assert [bool(stage["logits"]) for stage in stages] == [False, False, False, True]
+    assert plan["bubble_share"] == pytest.approx(3 / (32 + 3))
+
+
+def test_the_tables_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, output, _ = run([PAPER, *WITHOUT_DATA, "parallel.tp=2"], monkeypatch, capsys)
+    assert code == 0
+    for part in ("169,625,681", "two moments", "EMA", "full", "logits", "peak", "H100", "FLOPs:"):
+        assert part in output
+
+
+def test_with_the_dataset_its_vocabulary_is_planned(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = as_json([str(CONFIGS / "demo.yaml"), f"data.path={dataset}"], monkeypatch, capsys)
+    assert plan["vocab_size"] == 400
+    assert plan["notes"] == []
+
+
+def test_everything_that_is_wrong_is_reported_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["parallel.tp=5", "train.precision=fp16", "objective.kappa=2", "data.path=nowhere"]
+    code, _, errors = run([PAPER, "--nodes", "2", *settings], monkeypatch, capsys)
+    assert code == 64
+    for part in (
+        "16 ranks do not divide by parallel.tp 5",
+        "model.num_heads 12 does not divide by parallel.tp 5",
+        "train.precision is 'fp16'",
+        "objective.kappa",
+        "nowhere/manifest.json does not exist",
+        "--vocab-size",
+    ):
+        assert part in errors
+
+
+def test_an_unknown_gpu_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, errors = run([PAPER, *WITHOUT_DATA, "--gpu", "K80"], monkeypatch, capsys)
+    assert code == 64
+    assert "choose A100, H100, H200, B200" in errors
+
+
+def test_the_search_ranks_layouts_that_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [PAPER, "--nodes", "2", *WITHOUT_DATA, "--search"]
+    found = as_json(arguments, monkeypatch, capsys)
+    assert "estimate" in found["caveat"]
+    seconds = [row["step_seconds"] for row in found["layouts"]]
+    assert seconds == sorted(seconds)
+    assert all(row["memory_bytes"] <= 0.9 * 80e9 for row in found["layouts"])
+    best = found["layouts"][0]["settings"]
+    plan = as_json([PAPER, "--nodes", "2", *WITHOUT_DATA, *best], monkeypatch, capsys)
+    assert plan["memory_bytes"] == found["layouts"][0]["memory_bytes"]
+
+
+def test_a_search_that_nothing_satisfies_says_what_is_least(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [PAPER, "--nodes", "1", *WITHOUT_DATA, "--search", "--gpu-memory", "0.1"]
+    code, _, errors = run(arguments, monkeypatch, capsys)
+    assert code == 64
+    assert "the smallest needs" in errors
+    code, _, errors = run([*arguments, "train.precision=fp16"], monkeypatch, capsys)
+    assert code == 64
+    assert "train.precision is 'fp16'" in errors
+
+
+def test_communication_by_hand() -> None:
+    """Ring volumes: 2 (n - 1) / n of an all-reduce, (n - 1) / n of a gather or a scatter."""
+    machine = Machine(gpu_named("H100"), gpus_per_node=8, network=50e9, mfu=0.4)
+    model = small_config(num_layers=2, hidden_size=12)
+    tensor = tensor_seconds(model, Layout(2, 1, 1, 1), machine, "bf16", tokens=100)
+    assert tensor == pytest.approx(2 * 4 * 1.0 * 2 * 100 * 12 / 450e9)
+    within = data_seconds(1000, Layout(1, 1, 8, 1), machine, "bf16", 4)
+    assert within == pytest.approx(3 * 7 / 8 * 2000 / 450e9)
+    between = data_seconds(1000, Layout(1, 1, 16, 3), machine, "bf16", 4)
+    assert between == pytest.approx(12 * 15 / 16 * 2000 / 50e9)
+    assert bubble_share(Layout(1, 4, 1, 1), 5) == 3 / 8
