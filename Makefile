@@ -31,7 +31,7 @@ slurm-packages:
 	        || echo "slurm-wlm, munge, shellcheck: not installed, the Slurm tests will skip"; fi
 
 test: $(STAMP) slurm-packages  ## every test that needs no GPU
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not slurm"
 
 lint: $(STAMP)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

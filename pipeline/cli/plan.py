@@ -44,7 +44,7 @@ def plan_command(
 
     Takes no GPU and starts no process group. Exit code 64, as `esolm train` would end with.
 
-    Examples:
+    Example:
 
         esolm plan configs/run/paper_esolm_b_owt.yaml --nodes 1 --vocab-size 50257
 
@@ -72,7 +72,8 @@ def _plan(
     import json
 
     from pipeline.plan.plan import find_subject, make_plan
-    from pipeline.plan.report import console, describe, show
+    from pipeline.plan.report import describe
+    from pipeline.plan.tables import console, show
 
     plan = make_plan(find_subject(config, ranks, vocab_size), ranks)
     if as_json:
@@ -92,8 +93,9 @@ def _search(
     import json
 
     from pipeline.plan.plan import find_subject
-    from pipeline.plan.report import SEARCH_CAVEAT, console, describe_search, show_search
+    from pipeline.plan.report import SEARCH_CAVEAT, describe_search
     from pipeline.plan.search import search, sound_layouts
+    from pipeline.plan.tables import console, show_search
 
     layouts = sound_layouts(config, ranks, machine.gpus_per_node)
     subject = find_subject(layouts[0], ranks, vocab_size)

@@ -1,6 +1,6 @@
 """The last collectives of every rank, kept in memory and written down where a run hangs.
 
-torch's `torchfrtrace` reads NCCL's files of all ranks and says what they wait for; docs/watching.md.
+torch's `torchfrtrace` reads NCCL's files and says what the ranks wait for; see docs/watching.md.
 """
 
 import os

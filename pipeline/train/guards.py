@@ -18,7 +18,6 @@ from model.sharding import is_sharded
 from pipeline.errors import EsolmError
 from pipeline.parallel.engine import Engine, StepResult
 
-
 # Share of the watchdog's time after which a rank without progress writes its last words.
 LAST_WORDS_AT = 0.8
 

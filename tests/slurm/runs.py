@@ -23,7 +23,7 @@ run: {{dir: {run}}}
 data: {{path: {data}}}
 model: {{hidden_size: 64, num_layers: 2, num_heads: 4, ffn_hidden_size: 128, cond_dim: 16}}
 train:
-  {{steps: {steps}, global_batch_size: 4, micro_batch_size: 1, seq_len: 32, precision: fp32,
+  {{steps: {steps}, global_batch_size: 8, micro_batch_size: 1, seq_len: 32, precision: fp32,
    log_every_steps: 1, timeout_minutes: 2}}
 optimizer: {{lr: 1.0e-3, warmup_steps: 2}}
 checkpoint: {{every_steps: {save_every}, keep: 2}}

@@ -59,7 +59,7 @@ def test_weights_gradients_optimizer_and_average_are_planned_within_a_tenth(
         }
         for name, p in named
     ]
-    answers = run_ranks("measure", num_ranks, cases, tmp_path, 240, "tests.dist.plan_worker")
+    answers = run_ranks("measure", num_ranks, cases, tmp_path, 400, "tests.dist.plan_worker")
     wrong = []
     for (name, precision), answer in zip(named, answers, strict=True):
         for rank, measured in enumerate(answer):
