@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test slurm-packages lint format bench drill install
+.PHONY: help demo test slurm slurm-packages lint format bench drill install
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -30,8 +30,11 @@ slurm-packages:
 	        --no-install-recommends slurm-wlm munge shellcheck; } >/dev/null \
 	        || echo "slurm-wlm, munge, shellcheck: not installed, the Slurm tests will skip"; fi
 
-test: $(STAMP) slurm-packages  ## every test that needs no GPU
+test: $(STAMP)  ## every test that needs no GPU and no Slurm
 	$(BIN)/python -m pytest -m "not slow and not slurm"
+
+slurm: $(STAMP) slurm-packages  ## the tests on a real Slurm of four virtual nodes
+	$(BIN)/python -m pytest -m slurm
 
 lint: $(STAMP)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
