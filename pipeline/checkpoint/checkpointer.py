@@ -4,7 +4,8 @@ import logging
 import shutil
 import threading
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from pipeline.checkpoint import commit, store
 from pipeline.checkpoint.fragments import Fragment
+from pipeline.checkpoint.mirror import Mirror, newest_wanted, pull_or_problem
 from pipeline.errors import CheckpointError
 from pipeline.parallel import zero
 from pipeline.parallel.engine import Engine
@@ -26,7 +28,8 @@ class RunState:
     """Progress of a run and what its checkpoint depends on; JSON in the manifest.
 
     updates: optimizer updates applied, fewer than steps where a guard skipped some. data: state of
-    the sample reader. model, objective: as dictionaries. tokenizer: fingerprint.
+    the sample reader. model, objective: as dictionaries. tokenizer: fingerprint. guard: state of
+    the spike guard, which older checkpoints lack.
     """
 
     step: int
@@ -39,23 +42,39 @@ class RunState:
     data: dict[str, Any]
     data_path: str
     tokenizer: str
+    guard: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def from_manifest(cls, manifest: commit.Manifest) -> "RunState":
-        return cls(**{field.name: manifest.run[field.name] for field in fields(cls)})
+        given = {entry.name for entry in fields(cls)} & manifest.run.keys()
+        return cls(**{name: manifest.run[name] for name in given})
 
 
 class Checkpointer:
-    """Checkpoints of one run directory. Every method is collective over all ranks."""
+    """Checkpoints of one run directory. Every method is collective over all ranks.
 
-    def __init__(self, directory: Path, retention: commit.Retention, asynchronous: bool) -> None:
+    moved: called after every file that is verified, so that a large checkpoint is not taken for a
+    hang. mirror: URL of a run that committed checkpoints are copied to; empty: none.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        retention: commit.Retention,
+        asynchronous: bool,
+        moved: Callable[[], None],
+        mirror: str = "",
+    ) -> None:
         self.directory, self.retention, self.asynchronous = directory, retention, asynchronous
+        self._moved = moved
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         # A group of its own: plans and checksums are objects, which NCCL does not carry, and an
         # asynchronous save talks while training does.
         self.group = dist.new_group(backend="gloo")
         self.durable_seconds: float | None = None
         """From the start of the last save until it was durable."""
+        self._mirror_url = mirror
+        self._mirror: Mirror | None = None
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
@@ -96,6 +115,53 @@ class Checkpointer:
             self._thread = None
         failure, self._failure = self._failure, None
         return failure
+
+    def clean(self) -> None:
+        """Removes what killed saves and removals left behind; called once, before the first save.
+
+        None of it bears a checkpoint's name, so nothing reads it, but it takes up the disk.
+        """
+        self._on_first(lambda: commit.remove_leftovers(self.directory))
+
+    def pull(self) -> None:
+        """Copies the mirror's newest valid checkpoint here, where there is no valid one at all.
+
+        So a run whose disk is lost goes on. Raises CheckpointError if the mirror cannot be asked:
+        a run must not start anew because a server did not answer.
+        """
+        if not self._mirror_url:
+            return
+        wanted, problem = self._from_first(lambda: newest_wanted(self._mirror_url, self.directory))
+        if problem:
+            raise CheckpointError(problem)
+        if wanted is None:
+            return
+        name, manifest = wanted
+        self._on_first(lambda: commit.begin(self.directory, manifest.step))
+        staging, problems = (self.directory / name).with_suffix(".tmp"), []
+        for file in sorted(manifest.files)[self.rank :: self.world_size]:
+            problems += pull_or_problem(self._mirror_url, name, file, staging, manifest)
+            self._moved()
+        if problems := [problem for part in self._gather(problems) for problem in part]:
+            raise CheckpointError("\n".join(problems))
+        self._on_first(lambda: commit.commit(staging, manifest))
+        logger.warning("%s holds no checkpoint, so %s of its mirror it is", self.directory, name)
+
+    def start_mirror(self) -> None:
+        """From now on, and for what is there already."""
+        if self._mirror_url and self.rank == 0:
+            self._mirror = Mirror(self._mirror_url, self.directory.parent, self.retention)
+            self._mirror.wake()
+
+    @property
+    def mirrored_step(self) -> int | None:
+        """The newest that lies at the mirror, as far as this rank knows."""
+        return None if self._mirror is None else self._mirror.newest_step
+
+    def close(self, seconds: float) -> None:
+        """Gives the mirror so many seconds to be done."""
+        if self._mirror is not None:
+            self._mirror.close(seconds)
 
     def newest(self) -> tuple[Path, RunState] | None:
         """The newest checkpoint that is whole to the last byte, the same on every rank.
@@ -150,13 +216,19 @@ class Checkpointer:
             files = self._digests(staging)
             manifest = commit.Manifest(state.step, files, asdict(state))
             self._on_first(lambda: commit.commit(staging, manifest))
-            self._on_first(lambda: commit.retain(self.directory, self.retention))
+            self._on_first(self._retain)
             self.durable_seconds = time.perf_counter() - started
         except Exception as error:  # whatever it was, `wait` raises it on the main thread
             logger.exception("the checkpoint of step %d failed", state.step)
             if self.rank == 0:
                 shutil.rmtree(staging, ignore_errors=True)
             self._failure = f"the checkpoint of step {state.step} could not be written: {error}"
+
+    def _retain(self) -> None:
+        spared = frozenset[str]() if self._mirror is None else self._mirror.copying
+        commit.retain(self.directory, self.retention, spared)
+        if self._mirror is not None:
+            self._mirror.wake()
 
     def _digests(self, staging: Path) -> dict[str, dict[str, Any]]:
         """Sizes and checksums of all files; each rank reads back those it wrote."""
@@ -175,7 +247,11 @@ class Checkpointer:
     def _damaged_files(self, directory: Path, manifest: commit.Manifest) -> list[str]:
         """Checks every file's content; the ranks share the reading."""
         mine = sorted(manifest.files)[self.rank :: self.world_size]
-        parts = self._gather(commit.verify_files(directory, manifest, mine))
+        found: list[str] = []
+        for name in mine:
+            found += commit.verify_files(directory, manifest, [name])
+            self._moved()
+        parts = self._gather(found)
         return [problem for part in parts for problem in part]
 
     def _gather(self, mine: Any) -> list[Any]:

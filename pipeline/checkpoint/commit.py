@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ def step_directory(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
 
 
+def is_step_name(name: str) -> bool:
+    """Whether a directory of that name may be a checkpoint."""
+    return _STEP.fullmatch(name) is not None
+
+
 def step_of(directory: Path) -> int:
     return int(directory.name.removeprefix("step_"))
 
@@ -47,6 +53,13 @@ def begin(checkpoints: Path, step: int) -> Path:
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
     return staging
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Removes staging directories, of saves or removals that were cut short; by one rank."""
+    for directory in checkpoints.glob("step_*.tmp"):
+        logger.info("%s was never committed, or was to be removed: it goes", directory)
+        shutil.rmtree(directory)
 
 
 def digest(path: Path) -> dict[str, Any]:
@@ -82,17 +95,12 @@ def read_manifest(directory: Path) -> Manifest:
     Raises CheckpointError naming the first thing that is missing or cut short.
     """
     try:
-        content = json.loads((directory / MANIFEST).read_text())
-        manifest = Manifest(content["step"], content["files"], content["run"])
-        version = content["format"]
+        text = (directory / MANIFEST).read_text()
     except FileNotFoundError:
         raise CheckpointError(f"{directory} has no {MANIFEST}: it was never committed") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{directory / MANIFEST} is damaged: {error!r}") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{directory} has format {version}; this version reads format {FORMAT_VERSION}"
-        )
+    manifest = parse_manifest(text, str(directory))
     for name, expected in manifest.files.items():
         path = directory / name
         size = path.stat().st_size if path.is_file() else None
@@ -100,6 +108,33 @@ def read_manifest(directory: Path) -> Manifest:
             found = "is missing" if size is None else f"has {size} bytes"
             raise CheckpointError(f"{path} {found}; the manifest says {expected['bytes']} bytes")
     return manifest
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """Raises CheckpointError if it is damaged or of another format."""
+    try:
+        content = json.loads(text)
+        manifest = Manifest(content["step"], content["files"], content["run"])
+        version = content["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{where}/{MANIFEST} is damaged: {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{where} has format {version}; this version reads format {FORMAT_VERSION}"
+        )
+    if not _is_sane(manifest):
+        raise CheckpointError(f"{where}/{MANIFEST} is damaged: not what a manifest lists")
+    return manifest
+
+
+def _is_sane(manifest: Manifest) -> bool:
+    """Also that no file lies elsewhere: a manifest may come from a server."""
+    if not isinstance(manifest.files, dict) or not isinstance(manifest.run, dict):
+        return False
+    return isinstance(manifest.step, int) and all(
+        Path(name).name == name and isinstance(entry, dict) and entry.keys() == {"bytes", "sha256"}
+        for name, entry in manifest.files.items()
+    )
 
 
 def verify_files(directory: Path, manifest: Manifest, names: list[str]) -> list[str]:
@@ -115,7 +150,7 @@ def committed(checkpoints: Path) -> list[Path]:
     """Directories that bear a checkpoint's name, oldest first, valid or not."""
     if not checkpoints.is_dir():
         return []
-    return sorted((p for p in checkpoints.iterdir() if _STEP.fullmatch(p.name)), key=step_of)
+    return sorted((p for p in checkpoints.iterdir() if is_step_name(p.name)), key=step_of)
 
 
 def newest_valid(checkpoints: Path) -> tuple[Path, Manifest] | None:
@@ -138,12 +173,22 @@ class Retention:
     def is_permanent(self, step: int) -> bool:
         return self.permanent_every > 0 and step % self.permanent_every == 0
 
+    def superseded(self, names: list[str]) -> list[str]:
+        """Of valid checkpoints, oldest first, those that are to go."""
+        rolling = [name for name in names if not self.is_permanent(step_of(Path(name)))]
+        return rolling[: -self.keep]
 
-def retain(checkpoints: Path, retention: Retention) -> None:
-    """Removes all valid checkpoints but the newest and the permanent; called after a commit."""
-    valid = [path for path in committed(checkpoints) if _is_valid(path)]
-    rolling = [path for path in valid if not retention.is_permanent(step_of(path))]
-    for directory in rolling[: -retention.keep]:
+
+def retain(checkpoints: Path, retention: Retention, spared: Collection[str] = frozenset()) -> None:
+    """Removes all valid checkpoints but the newest and the permanent; called after a commit.
+
+    spared: names of some that are being read, and go another time.
+    """
+    valid = [path.name for path in committed(checkpoints) if _is_valid(path)]
+    for name in retention.superseded(valid):
+        if name in spared:
+            continue
+        directory = checkpoints / name
         # Renamed first: a removal that is cut short must not leave half a checkpoint by that name.
         doomed = directory.with_suffix(".tmp")
         directory.rename(doomed)

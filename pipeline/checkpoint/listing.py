@@ -5,12 +5,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.checkpoint import commit
+from pipeline.checkpoint.remote import Place, RemoteRun, is_url
 from pipeline.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """bytes: of all files on disk. time: of the commit. valid: manifest and sizes hold.
+    """bytes: of all files. time: of the commit, or "n/a". valid: manifest and sizes hold.
 
     damage: the first thing that is wrong, empty where valid.
     """
@@ -27,6 +28,49 @@ def list_checkpoints(checkpoints: Path) -> list[CheckpointInfo]:
     """What bears a checkpoint's name in a run's `checkpoints/`, oldest step first."""
     found = (_info(directory) for directory in commit.committed(checkpoints))
     return [info for info in found if info is not None]
+
+
+def checkpoints_of(run: str) -> list[CheckpointInfo]:
+    """Those of a run directory or of a mirror's URL. Raises CheckpointError if it has none."""
+    if is_url(run):
+        remote = RemoteRun(run)
+        found = [_look_at_remote(remote, name) for name in remote.checkpoints()]
+    else:
+        found = list_checkpoints(Path(run) / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{run} holds no checkpoints")
+    return found
+
+
+def verify(path: str) -> tuple[str, list[str]]:
+    """The checkpoint that a directory or URL stands for, and everything that is wrong with it."""
+    if not is_url(path):
+        directory = find_checkpoint(Path(path))
+        return str(directory), damage_of(directory)
+    place = Place.of(path)
+    remote = RemoteRun(place.run)
+    names = remote.checkpoints()
+    name = place.checkpoint or (names[-1] if names else None)
+    if name is None:
+        raise CheckpointError(f"{remote.url} holds no checkpoint")
+    return f"{remote.url}/checkpoints/{name}", remote.damage_of(name)
+
+
+def _look_at_remote(remote: RemoteRun, name: str) -> CheckpointInfo:
+    try:
+        remote.manifest(name)
+        damage = ""
+    except CheckpointError as error:
+        damage = str(error)
+    files = remote.files(f"checkpoints/{name}")
+    return CheckpointInfo(
+        name=name,
+        step=commit.step_of(Path(name)),
+        bytes=sum(file["size"] for file in files.values()),
+        time=remote.time_of(f"checkpoints/{name}/{commit.MANIFEST}"),
+        valid=not damage,
+        damage=damage,
+    )
 
 
 def _info(directory: Path) -> CheckpointInfo | None:

@@ -7,17 +7,19 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from pipeline.checkpoint import commit, store
+from pipeline.checkpoint.remote import fetch, is_url
 from pipeline.errors import CheckpointError
 
 
 class CheckpointReader:
     """Reads a run directory's newest valid checkpoint, or one checkpoint directory.
 
-    Raises CheckpointError if there is none or its content differs from the manifest.
+    Of a URL a local copy is made first, in `copies` or the user's cache. Raises CheckpointError if
+    there is none or its content differs from the manifest.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+    def __init__(self, path: str | Path, copies: Path | None = None) -> None:
+        path = fetch(str(path), copies) if is_url(path) else Path(path)
         if (path / "checkpoints").is_dir():
             found = commit.newest_valid(path / "checkpoints")
             if found is None:

@@ -1,6 +1,5 @@
 """`esolm checkpoint`: list, verify and compare checkpoints."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ app = typer.Typer(
 
 @app.command("ls")
 def list_command(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Annotated[str, typer.Argument(help="A run directory, or the URL of its mirror.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
     """List a run's checkpoints: step, size, time of the commit, and whether they are whole.
@@ -26,12 +25,9 @@ def list_command(
     import json
     from dataclasses import asdict
 
-    from pipeline.checkpoint.listing import list_checkpoints
-    from pipeline.errors import CheckpointError
+    from pipeline.checkpoint.listing import checkpoints_of
 
-    if not (run / "checkpoints").is_dir():
-        raise CheckpointError(f"{run} holds no checkpoints")
-    found = list_checkpoints(run / "checkpoints")
+    found = checkpoints_of(run)
     if as_json:
         typer.echo(json.dumps([asdict(info) for info in found], indent=1))
         return
@@ -44,7 +40,8 @@ def list_command(
 @app.command("verify")
 def verify_command(
     path: Annotated[
-        Path, typer.Argument(help="A checkpoint directory, or a run for its newest one.")
+        str,
+        typer.Argument(help="A checkpoint, or a run for its newest one; a directory or a URL."),
     ],
 ) -> None:
     """Read every file of a checkpoint and compare its checksum with the manifest's.
@@ -55,11 +52,10 @@ def verify_command(
 
         esolm checkpoint verify runs/demo/train/checkpoints/step_00000120
     """
-    from pipeline.checkpoint.listing import damage_of, find_checkpoint
+    from pipeline.checkpoint.listing import verify
     from pipeline.errors import EXIT_BAD_INPUT
 
-    directory = find_checkpoint(path)
-    damage = damage_of(directory)
+    directory, damage = verify(path)
     for problem in damage:
         typer.echo(f"damaged: {problem}", err=True)
     if damage:
@@ -69,8 +65,10 @@ def verify_command(
 
 @app.command("diff")
 def diff_command(
-    a: Annotated[Path, typer.Argument(help="A run (its newest checkpoint) or a checkpoint.")],
-    b: Annotated[Path, typer.Argument(help="Another one.")],
+    a: Annotated[
+        str, typer.Argument(help="A run (its newest checkpoint) or a checkpoint; also a URL.")
+    ],
+    b: Annotated[str, typer.Argument(help="Another one.")],
     limit: Annotated[int, typer.Option(help="Tensors shown of each state; 0: all.")] = 10,
 ) -> None:
     """Compare two checkpoints tensor by tensor, whatever layouts wrote them.

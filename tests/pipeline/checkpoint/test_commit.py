@@ -61,6 +61,24 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(
     assert "step_00000002" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"files": {"../a": {"bytes": 0, "sha256": ""}}},
+        {"files": {"/etc/hostname": {"bytes": 0, "sha256": ""}}},
+        {"files": {"a": 7}},
+        {"files": ["a"]},
+        {"step": "last"},
+        {"run": None},
+    ],
+)
+def test_a_manifest_that_lists_nonsense_is_damaged(content: dict[str, object]) -> None:
+    whole = {"format": commit.FORMAT_VERSION, "step": 1, "files": {}, "run": {}}
+    assert commit.parse_manifest(json.dumps(whole), "here").step == 1
+    with pytest.raises(CheckpointError, match=r"here/manifest\.json is damaged"):
+        commit.parse_manifest(json.dumps({**whole, **content}), "here")
+
+
 def test_a_flipped_bit_is_found_by_its_checksum(tmp_path: Path) -> None:
     directory = save(tmp_path, 3)
     manifest = commit.read_manifest(directory)
