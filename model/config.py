@@ -29,6 +29,8 @@ class ModelConfig:
     """`gelu_tanh` or `swiglu`."""
     mlp_bias: bool = True
     output_bias: bool = True
+    tied_embeddings: bool = False
+    """The output layer's weight is the token embedding's."""
     adaln: bool = True
     """Modulate every norm by a conditioning vector that is constant (sigma = 0)."""
     cond_dim: int = 128

@@ -19,7 +19,7 @@ from model.attention import AttentionPattern
 from model.inputs import NetworkInput, Targets
 from model.objectives import AutoRegressive, Objective, SampleKeys
 from model.objectives.draws import Purpose
-from model.objectives.rows import MaskedRows, clean_first, natural_scores
+from model.objectives.rows import Mask, MaskedRows, clean_first, natural_scores
 
 Logits = Callable[[NetworkInput], Tensor]
 
@@ -30,13 +30,45 @@ def order_log_likelihood(
     """log p of each token given all before it in the order, float64 [B, L], in that order.
 
     tokens: int64 [B, L] at natural positions. order: natural positions, [B, L], one order per row.
-    For networks of Eso-LM (B): one pass over 2L tokens, the noised stream all masks, which is how
-    the network decodes one token per step. Source: Eso-LM section 4 (arXiv 2506.01928).
+    For networks of Eso-LM (B), and of (A) without a diffusion phase: one pass over 2L tokens, the
+    noised stream all masks, which is how the network decodes one token per step. Source: Eso-LM
+    section 4 (arXiv 2506.01928).
     """
     rows = MaskedRows.in_order(tokens, np.ones(order.shape, dtype=np.bool_), order)
-    unused = SampleKeys(0, np.zeros(len(order), np.int64), np.zeros(len(order), np.int64), 1)
-    inputs = rows.two_streams(mask_id, AttentionPattern.TWO_STREAM, unused)
+    inputs = rows.two_streams(mask_id, AttentionPattern.TWO_STREAM, _no_keys(order))
     return token_log_p(logits, inputs, rows.labels)
+
+
+def prefix_order_log_likelihood(
+    logits: Logits,
+    tokens: Tensor,
+    order: NDArray[np.int64],
+    prefix_length: NDArray[np.int64],
+    mask_id: int,
+) -> Tensor:
+    """As `order_log_likelihood`, for networks of Eso-LM (A).
+
+    prefix_length: [B], how many tokens of the order belong to the diffusion phase, here with one
+    token per step. They see each other in both directions, so a further one changes what the others
+    compute: each takes a pass over those before it. The rest takes one pass over 2L tokens.
+    """
+    rows = MaskedRows.in_order(tokens, _natural_mask(order, prefix_length), order)
+    sequential = rows.two_streams(mask_id, AttentionPattern.TWO_STREAM_PREFIX, _no_keys(order))
+    log_p = token_log_p(logits, sequential, rows.labels)
+    for place in range(int(prefix_length.max())):
+        chosen = torch.from_numpy(prefix_length > place)
+        fed = rows.labels[chosen, : place + 1].clone()
+        fed[:, place] = mask_id
+        clean = torch.full((len(fed),), place)
+        inputs = NetworkInput(
+            tokens=fed,
+            positions=rows.positions[chosen, : place + 1],
+            pattern=AttentionPattern.PREFIX,
+            prefix_length=clean,
+            dropout_keys=torch.zeros_like(clean),
+        )
+        log_p[chosen, place] = token_log_p(logits, inputs, rows.labels[chosen, : place + 1])[:, -1]
+    return log_p
 
 
 def left_to_right_log_likelihood(
@@ -60,22 +92,49 @@ def draw_orders(
     orders are the same however many are drawn.
     """
     keys = SampleKeys(seed, sample_index, sample_index, 1)
-    shape = (len(sample_index), num_orders, length)
-    last = keys.uniforms(Purpose.MASK, num_orders * length).reshape(shape) < 1.0 - alpha_0
-    random = keys.uniforms(Purpose.ORDER, num_orders * length).reshape(shape)
+    last = _draw_last(keys, length, alpha_0, num_orders)
+    random = keys.uniforms(Purpose.ORDER, num_orders * length).reshape(last.shape)
     scores = np.where(last, natural_scores(length), random)
     flat = clean_first(last.reshape(-1, length), scores.reshape(-1, length))
-    return flat.reshape(shape)
+    return flat.reshape(last.shape)
+
+
+def draw_prefix_lengths(
+    seed: int, sample_index: NDArray[np.int64], length: int, alpha_0: float, num_orders: int
+) -> NDArray[np.int64]:
+    """Of each of `draw_orders`, how many tokens belong to the diffusion phase: [B, K]."""
+    keys = SampleKeys(seed, sample_index, sample_index, 1)
+    lengths: NDArray[np.int64] = (~_draw_last(keys, length, alpha_0, num_orders)).sum(2)
+    return lengths
+
+
+def _draw_last(keys: SampleKeys, length: int, alpha_0: float, num_orders: int) -> Mask:
+    """Which tokens are left to the sequential phase, bool [B, K, L]."""
+    uniforms = keys.uniforms(Purpose.MASK, num_orders * length)
+    last: Mask = uniforms.reshape(-1, num_orders, length) < 1.0 - alpha_0
+    return last
 
 
 def orders_log_likelihood(
-    logits: Logits, tokens: Tensor, orders: NDArray[np.int64], mask_id: int
+    logits: Logits,
+    tokens: Tensor,
+    orders: NDArray[np.int64],
+    mask_id: int,
+    prefix_lengths: NDArray[np.int64] | None = None,
 ) -> Tensor:
-    """log p of each sequence under each of its orders: float64 [B, K], one pass per order."""
-    columns = [
-        order_log_likelihood(logits, tokens, orders[:, k], mask_id).sum(1)
-        for k in range(orders.shape[1])
-    ]
+    """log p of each sequence under each of its orders: float64 [B, K].
+
+    prefix_lengths: [B, K] for networks of Eso-LM (A), None for (B), which takes a pass per order.
+    """
+    columns = []
+    for k in range(orders.shape[1]):
+        if prefix_lengths is None:
+            log_p = order_log_likelihood(logits, tokens, orders[:, k], mask_id)
+        else:
+            log_p = prefix_order_log_likelihood(
+                logits, tokens, orders[:, k], prefix_lengths[:, k], mask_id
+            )
+        columns.append(log_p.sum(1))
     return torch.stack(columns, dim=1)
 
 
@@ -115,6 +174,18 @@ def nelbo(
             keys = SampleKeys(seed, draw, np.full(len(tokens), slot), num_draws)
             sums[term] += _weighted_nll(logits, *objective.corrupt(tokens, keys))
     return {term: total * objective.predicted_tokens(seq_len) for term, total in sums.items()}
+
+
+def _no_keys(order: NDArray[np.int64]) -> SampleKeys:
+    """Nothing is drawn for rows whose masks and order are given."""
+    zeros = np.zeros(len(order), np.int64)
+    return SampleKeys(0, zeros, zeros, 1)
+
+
+def _natural_mask(order: NDArray[np.int64], prefix_length: NDArray[np.int64]) -> Mask:
+    """Bool [B, L] at natural positions: which tokens come after the prefix of the order."""
+    masked: Mask = np.argsort(order, axis=1) >= prefix_length[:, None]
+    return masked
 
 
 def _weighted_nll(logits: Logits, inputs: NetworkInput, targets: Targets) -> Tensor:

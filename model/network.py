@@ -160,6 +160,8 @@ class Network(nn.Module):
             Block(config, parallel, layer, masks) for layer in range(config.num_layers)
         )
         self.head = Head(config, parallel)
+        if config.tied_embeddings:
+            self.head.output.weight = self.embedding.tokens.weight
 
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """(tokens, positions, rows) -> normalised hidden states [B * L, D]; see `Head`."""

@@ -18,6 +18,10 @@ def sharded(module: nn.Module, partition_dim: int) -> nn.Module:
     return module
 
 
+# The two places of the one weight of tied embeddings; it goes by the first name.
+TIED_WEIGHT, TIED_COPY = "embedding.tokens.weight", "head.output.weight"
+
+
 def is_sharded(parameter: Tensor) -> bool:
     """Whether the parameter is split over the tensor-parallel ranks."""
     return bool(getattr(parameter, "tensor_model_parallel", False))

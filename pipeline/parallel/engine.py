@@ -16,7 +16,7 @@ from model.initialize import initialize
 from model.loss import SparseTargets
 from model.recompute import set_recompute
 from model.sequence_parallel import sum_partial_gradients
-from pipeline.parallel.layout import Layout
+from pipeline.parallel.layout import REDUCE_BUCKET, Layout
 from pipeline.parallel.names import canonical_parameters
 from pipeline.train.optimizer import EmaAdamW
 
@@ -68,6 +68,7 @@ class EngineConfig:
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": {
                 "stage": self.layout.zero,
+                "reduce_bucket_size": REDUCE_BUCKET,
                 **({"offload_optimizer": {"device": "cpu"}} if self.offload else {}),
             },
             "bf16": {
@@ -78,6 +79,8 @@ class EngineConfig:
                 "check_grad_overflow": True,
             },
             "data_types": {"grad_accum_dtype": "fp32"},
+            # bf16 would round the sum over replicas, and ever more so the more of them there are.
+            "communication_data_type": "fp32",
             # Its partitioned pipes do not know that the lengths of micro-batches differ.
             "pipeline": {
                 "pipe_partitioned": False,
@@ -133,7 +136,7 @@ class Engine(ABC):
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """(canonical name, parameter) of what this rank holds."""
-        return canonical_parameters(self.deepspeed.module, self.config.model.num_layers)
+        return canonical_parameters(self.deepspeed.module, self.config.model)
 
     def train_step(
         self, batches: Sequence[MicroBatch], learning_rate: float, judge: Judge | None = None
@@ -234,7 +237,7 @@ def parallel_config(layout: Layout) -> ModelParallelConfig:
 def initialize_module(module: nn.Module, config: EngineConfig) -> None:
     """Initial weights of the part of the network that this rank holds."""
     initialize(
-        canonical_parameters(module, config.model.num_layers),
+        canonical_parameters(module, config.model),
         config.model,
         config.seed,
         parallel_state.get_tensor_model_parallel_rank(),

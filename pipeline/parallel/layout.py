@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+REDUCE_BUCKET = 50_000_000
+"""Elements of the fp32 buffer that DeepSpeed collects gradients in before it reduces them."""
+
 
 @dataclass(frozen=True)
 class Layout:

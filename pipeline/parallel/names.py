@@ -2,6 +2,9 @@
 
 from torch import nn
 
+from model.config import ModelConfig
+from model.sharding import TIED_COPY, TIED_WEIGHT
+
 
 def canonical_name(name: str, num_layers: int) -> str:
     """Translates a name of the engine's module into the name that `model.Network` gives it.
@@ -19,9 +22,11 @@ def canonical_name(name: str, num_layers: int) -> str:
     return f"blocks.{index - 1}.{rest}"
 
 
-def canonical_parameters(module: nn.Module, num_layers: int) -> list[tuple[str, nn.Parameter]]:
-    """(canonical name, parameter) of every parameter that this rank holds."""
-    return [
-        (canonical_name(name, num_layers), parameter)
-        for name, parameter in module.named_parameters()
-    ]
+def canonical_parameters(module: nn.Module, config: ModelConfig) -> list[tuple[str, nn.Parameter]]:
+    """(canonical name, parameter) of every parameter that this rank holds.
+
+    Of tied embeddings the copy on the last stage has the name of the weight on the first.
+    """
+    tied = {TIED_COPY: TIED_WEIGHT} if config.tied_embeddings else {}
+    names = [(canonical_name(n, config.num_layers), p) for n, p in module.named_parameters()]
+    return [(tied.get(name, name), parameter) for name, parameter in names]

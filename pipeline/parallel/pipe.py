@@ -39,7 +39,7 @@ class PipeEngine(Engine):
             LayerSpec(Block, config.model, parallel, layer, masks)
             for layer in range(config.model.num_layers)
         ]
-        module = _balanced_pipeline(config.layer_costs)(
+        module = _balanced_pipeline(config.layer_costs, config.model.tied_embeddings)(
             [
                 LayerSpec(Embedding, config.model, parallel),
                 *blocks,
@@ -50,6 +50,9 @@ class PipeEngine(Engine):
             # Rows of one and of two streams differ in length within a step.
             dynamic_shape=True,
         )
+        if config.model.tied_embeddings and parallel_state.is_pipeline_last_stage():
+            # DeepSpeed leaves such a parameter out of the norm.
+            module.forward_funcs[-1].output.weight.ds_pipe_replicated = True
         initialize_module(module, config)
         self.deepspeed, *_ = deepspeed.initialize(
             model=module,
@@ -74,11 +77,16 @@ class PipeEngine(Engine):
         self.deepspeed.total_loss = None
 
 
-def _balanced_pipeline(layer_costs: Sequence[float]) -> Any:
+def _balanced_pipeline(layer_costs: Sequence[float], tied: bool) -> Any:
     """PipelineModule cut where the stages' costs are most alike.
 
     By its own measure, parameters, the embedding weighs as much as the output layer, although it
     computes nothing.
+
+    tied: the output layer's weight, on the last stage, is a copy of the embedding's on the first.
+    Both start alike, get the sum of both gradients and so the same updates; the norm and the
+    checkpoints take the first. DeepSpeed's own tied layers share whole modules under names that
+    no other layout has.
     """
     from deepspeed.pipe import PipelineModule
     from deepspeed.runtime.utils import partition_balanced
@@ -91,7 +99,28 @@ def _balanced_pipeline(layer_costs: Sequence[float]) -> Any:
             stage = self._topo.get_coord(self.global_rank).pipe
             self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
+        def get_tied_weights_and_groups(self) -> list[tuple[Any, Any]]:
+            """What the engine sums the `grad` of over a group, before it reduces over replicas."""
+            layers, last = self.forward_funcs, self.num_stages - 1
+            stage = self._topo.get_coord(self.global_rank).pipe
+            if not tied or stage not in (0, last):
+                return []
+            weight = layers[0].tokens.weight if stage == 0 else layers[-1].output.weight
+            return [(_Gradient(weight), parallel_state.get_embedding_group())]
+
     return BalancedPipeline
+
+
+class _Gradient:
+    """A parameter's gradient, wherever DeepSpeed accumulates it; its pipeline knows of two places.
+
+    bf16 with offload has the third, and the copies would go apart in silence.
+    """
+
+    def __init__(self, parameter: Any) -> None:
+        accumulated = getattr(parameter, "grad_accum", None)
+        self.grad = parameter.grad if accumulated is None else accumulated
+        self._hp_grad = getattr(parameter, "_hp_grad", None)
 
 
 def _check_rank_order(topology: object) -> None:

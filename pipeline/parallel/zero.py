@@ -93,7 +93,8 @@ def _fragment(
         offsets=tuple(offsets),
         start=start,
         states=states,
-        writes=sharded or tensor_rank == 0,
+        writes=(sharded or tensor_rank == 0)
+        and not getattr(parameter, "ds_pipe_replicated", False),
     )
 
 

@@ -85,14 +85,19 @@ def block_shapes(model: ModelConfig) -> list[ParameterShape]:
 
 
 def head_shapes(model: ModelConfig) -> list[ParameterShape]:
+    """With tied embeddings: without the weight that is the embedding's."""
     width, vocab = model.hidden_size, model.vocab_size
-    shapes = [
-        ParameterShape("norm.weight", (width,)),
-        ParameterShape("output.weight", (vocab, width), split=True, vocabulary=True),
-    ]
+    shapes = [ParameterShape("norm.weight", (width,))]
+    if not model.tied_embeddings:
+        shapes.append(_output_weight(model))
     if model.output_bias:
         shapes.append(ParameterShape("output.bias", (vocab,), split=True, vocabulary=True))
     return shapes + _modulation(model, 2)
+
+
+def _output_weight(model: ModelConfig) -> ParameterShape:
+    shape = (model.vocab_size, model.hidden_size)
+    return ParameterShape("output.weight", shape, split=True, vocabulary=True)
 
 
 def _modulation(model: ModelConfig, vectors: int) -> list[ParameterShape]:
@@ -126,7 +131,12 @@ def parameters_by_part(model: ModelConfig) -> dict[str, int]:
 
 @lru_cache(maxsize=4096)
 def stage_size(model: ModelConfig, first: int, end: int, tp: int) -> Size:
-    """What one tensor-parallel rank holds of the pipeline layers [first, end)."""
+    """What one tensor-parallel rank holds of the pipeline layers [first, end).
+
+    With tied embeddings a last stage that is not also the first has a copy of the weight.
+    """
     sizes = [shape.local(tp) for layer in range(first, end) for shape in layer_shapes(model, layer)]
+    if model.tied_embeddings and 0 < first < end == model.num_layers + 2:
+        sizes.append(_output_weight(model).local(tp))
     persistent = [size for size in sizes if size <= PERSISTENT_PARAMETER]
     return Size(sum(sizes), sum(persistent), max(sizes, default=0))

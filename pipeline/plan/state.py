@@ -6,11 +6,11 @@ engine. Letters: N parameters of the rank, d data-parallel ranks, e bytes of a w
 
 from dataclasses import dataclass
 
-from pipeline.parallel.layout import Layout
+from pipeline.parallel.layout import REDUCE_BUCKET, Layout
 from pipeline.plan.shapes import Size
 
-REDUCE_BUCKET = 500_000_000
-"""Elements of DeepSpeed's buffer that gradients are reduced in (`reduce_bucket_size`)."""
+ALL_REDUCED = 500_000_000
+"""Elements that DeepSpeed's BF16_Optimizer reduces at a time."""
 MAX_GATHERED = 1_000_000_000
 """Elements that ZeRO-3 keeps gathered at a time (`stage3_max_live_parameters`)."""
 
@@ -63,7 +63,7 @@ def state_bytes(size: Size, layout: Layout, precision: str, offload: bool = Fals
 
 
 def _bf16_stage_1(size: Size, dp: int) -> StateBytes:
-    """BF16_Optimizer: a whole fp32 gradient on every rank, reduced through a bf16 copy of it."""
+    """BF16_Optimizer: a whole fp32 gradient on every rank, reduced through a copy of it."""
     count, share = size.parameters, -(-size.parameters // dp)
     return StateBytes(
         weights=2 * count,
@@ -73,7 +73,7 @@ def _bf16_stage_1(size: Size, dp: int) -> StateBytes:
         ema=4 * share,
         bucket=0,
         computing=2 * size.largest,
-        reducing=(4 + 2) * min(count, REDUCE_BUCKET),
+        reducing=4 * min(count, ALL_REDUCED),
     )
 
 
@@ -94,9 +94,9 @@ def _stage_1(size: Size, layout: Layout, element: int) -> StateBytes:
 
 
 def _stage_2(size: Size, dp: int, element: int) -> StateBytes:
-    """Only a rank's share of the gradients stays; a bucket is copied to be reduced."""
+    """Only a rank's share of the gradients stays; a bucket is copied to be reduced in fp32."""
     count, share = size.parameters, -(-size.parameters // dp)
-    widened = 4 * size.largest if element == 2 else 0
+    bucketed = max(min(count, REDUCE_BUCKET), size.largest)
     return StateBytes(
         weights=element * count,
         gradients=4 * share,
@@ -105,7 +105,7 @@ def _stage_2(size: Size, dp: int, element: int) -> StateBytes:
         ema=4 * share,
         bucket=element * REDUCE_BUCKET,
         computing=element * size.largest,
-        reducing=element * min(count, REDUCE_BUCKET) + widened,
+        reducing=(6 if element == 2 else 4) * bucketed,
     )
 
 
@@ -113,18 +113,19 @@ def _stage_3(size: Size, dp: int, element: int) -> StateBytes:
     """Everything shared, small parameters also whole; layers are gathered to compute."""
     count, share = size.parameters, -(-size.parameters // dp)
     persistent = size.persistent if dp > 1 else 0
-    bucketed = min(count, REDUCE_BUCKET)
+    bucketed = max(min(count, REDUCE_BUCKET), size.largest)
     left = element * min(count - bucketed, MAX_GATHERED)
-    scattered = element * (2 * bucketed + size.largest) if dp > 1 else 0
+    widened = 4 * bucketed if element == 2 else 0
+    scattered = element * (2 * bucketed + size.largest) + widened if dp > 1 else 0
     return StateBytes(
         weights=element * (share + persistent),
         gradients=4 * share,
         master=4 * share,
         moments=8 * share,
         ema=4 * share,
-        bucket=element * REDUCE_BUCKET,
+        bucket=4 * REDUCE_BUCKET,
         computing=element * min(count - persistent, MAX_GATHERED) if dp > 1 else 0,
-        reducing=left + max(scattered, element * bucketed + 4 * share),
+        reducing=left + max(scattered, 4 * bucketed + 4 * share),
     )
 
 

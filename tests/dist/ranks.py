@@ -2,12 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from pipeline.launch import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +50,7 @@ def run_ranks(
 
 def rank_environment(num_ranks: int) -> list[dict[str, str]]:
     """The environment of each rank of one job."""
-    port = _free_port()
+    port = free_port()
     return [
         {
             **os.environ,
@@ -76,9 +77,3 @@ def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> str:
             return ""
         time.sleep(0.05)
     return f"no end after {timeout} s"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

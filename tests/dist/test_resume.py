@@ -1,6 +1,7 @@
 """A run that is stopped and resumed, in the same or in another layout, is the uninterrupted run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ LAYOUTS = {
     "tp2pp2": {"tp": 2, "pp": 2, "dp": 1, "zero": 1},
     "tp2dp2z3": {"tp": 2, "pp": 1, "dp": 2, "zero": 3},
 }
+LAYOUTS |= {f"tied {name}": LAYOUTS[name] for name in ("single", "pp2", "tp2pp2", "dp2z3")}
 # (saved in, resumed in); the same layout twice is compared bit by bit.
 PAIRS = [
     ("single", "single"),
@@ -38,7 +40,15 @@ PAIRS = [
     ("pp2", "tp2"),
     ("tp2pp2", "tp2pp2"),
     ("dp2z3", "tp2dp2z3"),
+    ("tied pp2", "tied pp2"),
+    ("tied pp2", "tied single"),
+    ("tied dp2z3", "tied tp2pp2"),
+    ("tied tp2pp2", "tied dp2z3"),
 ]
+
+
+def case(name: str) -> dict[str, Any]:
+    return {"layout": LAYOUTS[name], "model": "tied" if "tied" in name else "paper"}
 
 
 def world_size(layout: str) -> int:
@@ -53,26 +63,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Per pair: `A-B`, the end of the run that was saved in A and resumed in B.
     """
     folder = tmp_path_factory.mktemp("resume")
-    precision = {"precision": "fp32"}
     for size in (1, 2, 4):
         mine = [name for name in LAYOUTS if world_size(name) == size]
         cases = [
-            {"layout": LAYOUTS[name], "folder": str(folder / name / "three"), **precision}
-            for name in mine
+            {**case(name), "folder": str(folder / name / "three")} for name in mine
         ]
         run_ranks("save_at_three", size, {"cases": cases}, folder / f"save{size}", 240)
     for size in (1, 2, 4):
         cases = [
-            {"layout": LAYOUTS[name], "out": str(folder / name / "five"), **precision}
+            {**case(name), "out": str(folder / name / "five")}
             for name in LAYOUTS
             if world_size(name) == size
         ]
         cases += [
             {
-                "layout": LAYOUTS[to],
+                **case(to),
                 "folder": str(folder / source / "three"),
                 "out": str(folder / f"{source}-{to}"),
-                **precision,
             }
             for source, to in PAIRS
             if world_size(to) == size
@@ -92,7 +99,8 @@ def states(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.dist
 @pytest.mark.parametrize(("source", "to"), PAIRS)
 def test_resumed_equals_uninterrupted(source: str, to: str, runs: Path) -> None:
-    resumed, reference = states(runs / f"{source}-{to}"), states(runs / "single" / "five")
+    single = "tied single" if "tied" in to else "single"
+    resumed, reference = states(runs / f"{source}-{to}"), states(runs / single / "five")
     assert resumed.keys() == reference.keys()
     for name, tensor in resumed.items():
         torch.testing.assert_close(tensor, reference[name], rtol=1e-5, atol=1e-5, msg=name)
@@ -120,3 +128,5 @@ def test_states_moved_between_the_checkpoints(runs: Path) -> None:
     unchanged = [name for name in five if torch.equal(three[name], five[name])]
     assert not unchanged, unchanged
     assert three["weights/embedding.tokens.weight"].shape == (51, 32)
+    tied = states(runs / "tied tp2pp2" / "three")
+    assert three.keys() - tied.keys() == {f"{state}/head.output.weight" for state in STATES}

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from model.config import ModelConfig
 from model.flops import layer_costs
 from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
 from pipeline.checkpoint import store
+from pipeline.checkpoint.fragments import WEIGHTS
 from pipeline.errors import EsolmError
 from pipeline.parallel import zero
 from pipeline.parallel.bootstrap import (
@@ -61,6 +63,7 @@ MODELS = {
         init_std=0.1,
     ),
 }
+MODELS["tied"] = replace(MODELS["paper"], tied_embeddings=True)
 OBJECTIVES: dict[str, Objective] = {
     "esolm_b": EsoLM(MASK_ID, alpha_0=0.5, kappa=0.5),
     "esolm_a": EsoLM(MASK_ID, alpha_0=0.25, kappa=0.5, variant="A"),
@@ -142,11 +145,14 @@ def batch_of(source: BatchSource, step: int) -> list[MicroBatch]:
 
 
 def losses(cases: list[dict[str, Any]]) -> Any:
-    """[loss, gradient norm] over five steps of every case."""
+    """[loss, gradient norm] over the steps of every case; the weights after them go to its `out`."""
     answers = []
     for case in cases:
         with engine_of(case) as (engine, source):
-            answers.append(train_steps(engine, source, 0, 5))
+            answers.append(train_steps(engine, source, 0, case["steps"]))
+            parts = zero.fragments(engine)
+            weights = [replace(part, states={WEIGHTS: part.states[WEIGHTS]}) for part in parts]
+            store.write(Path(case["out"]), weights, None)
     return answers
 
 

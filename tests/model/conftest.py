@@ -21,6 +21,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "output_bias": False,
         "adaln": False,
     },
+    "tied": {"tied_embeddings": True},
 }
 
 

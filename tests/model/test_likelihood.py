@@ -9,11 +9,13 @@ from torch import Tensor
 
 from model.likelihood import (
     draw_orders,
+    draw_prefix_lengths,
     importance_bound,
     left_to_right_log_likelihood,
     nelbo,
     order_log_likelihood,
     orders_log_likelihood,
+    prefix_order_log_likelihood,
 )
 from model.network import Network
 from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
@@ -25,6 +27,7 @@ from tests.model.enumeration import (
     EnumeratedModel,
     order_probabilities,
 )
+from tests.model.reference import ReferenceNetwork
 
 ALPHAS = [0.0, 0.25, 0.5, 1.0]
 # A sequence on which the orders of the random model disagree.
@@ -113,6 +116,52 @@ def test_importance_bound_of_many_orders_reaches_the_exact_likelihood(
     log_p = orders_log_likelihood(model.network.all_logits, tokens, orders, MASK_ID)
     gap = importance_bound(log_p).mean() - model.nll(0.5)[50]
     assert float(gap.abs()) < 0.05
+
+
+@pytest.mark.parametrize("prefix", range(LENGTH + 1))
+def test_order_and_prefix_of_variant_a(model: EnumeratedModel, prefix: int) -> None:
+    """A distribution, and by hand: a token at a time, those in front in both directions."""
+    order = ORDERS[17]
+    orders, lengths = np.tile(order, (len(SEQUENCES), 1)), np.full(len(SEQUENCES), prefix)
+    log_p = prefix_order_log_likelihood(
+        model.network.all_logits, SEQUENCES, orders, lengths, MASK_ID
+    )
+    assert float(log_p.sum(1).exp().sum()) == pytest.approx(1.0)
+    reference = ReferenceNetwork(model.network.config, dict(model.network.named_parameters()))
+    x, places = CHOSEN[list(order)], torch.tensor(order)
+    for i in range(LENGTH):
+        clean = min(i, prefix)
+
+        def rule(q: int, k: int, clean: int = clean) -> bool:
+            return k <= q or (q < clean and k < clean)
+
+        fed = torch.cat([x[:i], torch.tensor([MASK_ID])])
+        with torch.no_grad():
+            logits = reference.logits(fed, places[: i + 1], rule)
+        expected = float(logits[i].log_softmax(0)[x[i]])
+        assert float(log_p[50, i]) == pytest.approx(expected, abs=1e-9)
+    if prefix < 2:
+        causal = order_log_likelihood(model.network.all_logits, SEQUENCES, orders, MASK_ID)
+        torch.testing.assert_close(log_p, causal)
+
+
+def test_prefixes_of_different_lengths_in_one_batch(model: EnumeratedModel) -> None:
+    index = np.arange(40)
+    draw = (1, index, LENGTH, 0.5, 2)
+    orders, lengths = draw_orders(*draw), draw_prefix_lengths(*draw)
+    assert set(lengths.flatten()) == set(range(LENGTH + 1))
+    rest = [order[size:] for order, size in zip(orders[:, 0], lengths[:, 0], strict=True)]
+    assert all((np.diff(part) > 0).all() for part in rest)
+    tokens = SEQUENCES[:40]
+    together = orders_log_likelihood(model.network.all_logits, tokens, orders, MASK_ID, lengths)
+    for row in (0, 7, 39):
+        for k in range(2):
+            alone = prefix_order_log_likelihood(
+                model.network.all_logits, tokens[row : row + 1], orders[row : row + 1, k],
+                lengths[row : row + 1, k], MASK_ID,
+            )  # fmt: skip
+            assert float(together[row, k]) == pytest.approx(float(alone.sum()), abs=1e-9)
+    assert (importance_bound(together) <= -together.mean(1) + 1e-12).all()
 
 
 @pytest.mark.parametrize("alpha_0", ALPHAS)

@@ -21,6 +21,8 @@ def test_every_parameter_of_the_network_is_planned(architecture: str) -> None:
     for layer, module in enumerate(layers):
         planned = {shape.name: shape for shape in layer_shapes(config, layer)}
         actual = dict(module.named_parameters())
+        if config.tied_embeddings and module is network.head:
+            assert actual.pop("output.weight") is network.embedding.tokens.weight
         assert {name: shape.shape for name, shape in planned.items()} == {
             name: tuple(parameter.shape) for name, parameter in actual.items()
         }
@@ -37,6 +39,17 @@ def test_a_rank_holds_its_share_and_the_padded_vocabulary() -> None:
     tokens = layer_shapes(config, 0)[0]
     assert tokens.local(1) == 11 * 12
     assert tokens.local(2) == 6 * 12
+
+
+def test_tied_embeddings_are_held_twice_where_their_stages_differ() -> None:
+    tied, untied = small_config(tied_embeddings=True), small_config()
+    both, weight = untied.num_layers + 2, layer_shapes(tied, 0)[0].numel
+    assert (
+        stage_size(untied, 0, both, 1).parameters - weight
+        == stage_size(tied, 0, both, 1).parameters
+    )
+    for bounds in ((0, 2), (2, both)):
+        assert stage_size(untied, *bounds, 2) == stage_size(tied, *bounds, 2)
 
 
 def test_stages_are_cut_as_the_engine_cuts_them() -> None:
