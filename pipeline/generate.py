@@ -1,5 +1,6 @@
 """Text from a bundle, and what its cache is worth against recomputing everything."""
 
+import json
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -77,14 +78,30 @@ def load_bundle(path: Path) -> Bundle:
     On a CPU it computes in fp32, whatever it was stored in. The code that runs is this
     repository's, not the copy in the bundle. Raises ExportError if a file was altered.
     """
-    from pipeline.export.bundle.tokenization_esolm import EsoLMTokenizer
-
     record = verify_bundle(path)
     on_gpu = torch.cuda.is_available()
     model = read_model(path, None if on_gpu else torch.float32).to("cuda" if on_gpu else "cpu")
-    has_tokenizer = (path / "tokenizer.model").is_file()
-    tokenizer = EsoLMTokenizer.from_pretrained(path) if has_tokenizer else None
-    return Bundle(path, model, tokenizer, record)
+    return Bundle(path, model, _load_tokenizer(path), record)
+
+
+def _load_tokenizer(path: Path) -> Any:
+    """Our own, one of transformers, or None; no code of the bundle is run."""
+    from pipeline.export.bundle.tokenization_esolm import EsoLMTokenizer
+    from pipeline.export.foreign_tokenizer import CONFIG_NAME, load_foreign
+
+    if not (path / CONFIG_NAME).is_file():
+        return None
+    named = json.loads((path / CONFIG_NAME).read_text()).get("tokenizer_class")
+    if named == EsoLMTokenizer.__name__:
+        return EsoLMTokenizer.from_pretrained(path)
+    return load_foreign(path)
+
+
+def ignored_options(bundle: Bundle, request: Request) -> list[str]:
+    """Fields of a request that are given and mean nothing to the network's decoder."""
+    objective = bundle.model.config.objective
+    without = {"ar": ("alpha_0", "num_steps"), "mdlm": ("alpha_0",), "bd3lm": ("alpha_0",)}
+    return [name for name in without.get(objective, ()) if getattr(request, name) is not None]
 
 
 def generate(
@@ -101,21 +118,22 @@ def generate(
         raise ConfigError(str(error)) from error
     sequences = output.sequences.cpu()  # waits for a GPU
     seconds = time.perf_counter() - started
-    written = sequences.shape[0] * int(output.counts.sum())
     if bundle.tokenizer is None:
         texts = [" ".join(map(str, row)) for row in sequences.tolist()]
     else:
         texts = [bundle.tokenizer.decode(row) for row in sequences.tolist()]
-    return Generation(texts, sequences, output.nfe, seconds, written / seconds)
+    return Generation(texts, sequences, output.nfe, seconds, output.num_written / seconds)
 
 
-def compare(bundle: Bundle, request: Request, repeats: int = 3) -> Comparison:
+def compare(bundle: Bundle, request: Request, repeats: int = 3) -> Comparison | None:
     """Times cached and uncached decoding of one request in turns and checks that they agree.
 
-    Uncached decoding recomputes, in every pass, all tokens written so far. Raises ExportError if
-    the two give different tokens in float64 too: in lower precision a tie within rounding error
-    can fall either way.
+    None where there is no cache. Uncached decoding recomputes, in every pass, all tokens written so
+    far. Raises ExportError if the two give different tokens in float64 too: in lower precision a
+    tie within rounding error can fall either way.
     """
+    if not bundle.model.has_cache:
+        return None
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(repeats):
         cached = generate(bundle, request)
@@ -148,5 +166,5 @@ def _prompt_ids(bundle: Bundle, request: Request) -> Tensor | None:
         return None
     if bundle.tokenizer is None:
         raise ConfigError(f"{bundle.path} carries no tokenizer, so it takes no --prompt")
-    ids = bundle.tokenizer(request.prompt)["input_ids"]
+    ids = bundle.tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
     return torch.tensor([ids] * request.num_samples, dtype=torch.int64)

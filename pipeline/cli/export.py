@@ -8,8 +8,8 @@ import typer
 
 def export_command(
     checkpoint: Annotated[
-        Path,
-        typer.Argument(help="A run directory (its newest checkpoint) or one checkpoint directory."),
+        str,
+        typer.Argument(help="A run (its newest checkpoint) or one checkpoint; a path or a URL."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The bundle to write.")],
     weights: Annotated[

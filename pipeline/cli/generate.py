@@ -9,9 +9,12 @@ import typer
 def generate_command(
     bundle: Annotated[Path, typer.Argument(help="A directory written by esolm export.")],
     alpha_0: Annotated[
-        float | None, typer.Option(help="Share of tokens written by diffusion, 0 to 1.")
+        float | None,
+        typer.Option(help="Share of tokens that an Eso-LM writes by diffusion, 0 to 1."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Diffusion steps.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Diffusion steps; of a BD3-LM, in each block.")
+    ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens of a sample, prompt included.")] = None,
     prompt: Annotated[str, typer.Option(help="How every sample begins.")] = "",
     top_p: Annotated[float | None, typer.Option(help="Nucleus; 1 keeps all tokens.")] = None,
@@ -23,9 +26,10 @@ def generate_command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write text with the two-phase decoder and its exact key/value cache.
+    """Write text with the decoder of the network's objective, and its exact key/value cache.
 
-    What is not given is taken from the bundle's generation_config.json.
+    What is not given is taken from the bundle's generation_config.json. --alpha-0 means nothing to
+    MDLM, BD3-LM and AR, --steps nothing to AR: they are ignored, with a note.
 
     Example:
 
@@ -40,6 +44,9 @@ def generate_command(
         alpha_0, steps, length, top_p, temperature, seed, num_samples, prompt
     )
     loaded = decoding.load_bundle(bundle)
+    for name in decoding.ignored_options(loaded, request):
+        objective = loaded.model.config.objective
+        typer.echo(f"note: {name} means nothing to '{objective}' and is ignored", err=True)
     result = decoding.generate(loaded, request)
     comparison = decoding.compare(loaded, request) if compare else None
     if as_json:
@@ -59,3 +66,5 @@ def generate_command(
             f"{comparison.uncached_seconds:.3f} s (medians of {comparison.repeats}): "
             f"ratio {comparison.ratio:.2f}, same tokens"
         )
+    elif compare:
+        typer.echo("no cache to compare: this network reads in both directions in every pass")

@@ -16,9 +16,10 @@ def sample_command(
         Path, typer.Argument(help="A run directory (its newest checkpoint) or a checkpoint.")
     ],
     alpha_0: Annotated[
-        float | None, typer.Option(help="Share of tokens written by diffusion, 0 to 1.")
+        float | None,
+        typer.Option(help="Share of tokens that an Eso-LM writes by diffusion, 0 to 1."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Diffusion steps.")] = 16,
+    steps: Annotated[int, typer.Option(help="Diffusion steps; of a BD3-LM, in each block.")] = 16,
     length: Annotated[int | None, typer.Option(help="Tokens of a sample, prompt included.")] = None,
     prompt: Annotated[str, typer.Option(help="How every sample begins.")] = "",
     top_p: Annotated[float, typer.Option(help="Nucleus; 1 keeps all tokens.")] = 1.0,

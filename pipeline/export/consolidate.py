@@ -40,8 +40,8 @@ class Source(Protocol):
         ...
 
 
-def open_source(checkpoint: Path) -> Source:
-    """The newest valid checkpoint of a run directory, or one checkpoint directory.
+def open_source(checkpoint: str | Path) -> Source:
+    """The newest valid checkpoint of a run directory or URL, or one checkpoint directory.
 
     Raises CheckpointError if there is none.
     """

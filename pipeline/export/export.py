@@ -36,14 +36,14 @@ class ExportReport:
 
 
 def export(
-    checkpoint: Path,
+    checkpoint: str | Path,
     out: Path,
     weights: str = "ema",
     dtype: str = "bf16",
     tokenizer: Path | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Exports a run directory's newest valid checkpoint, or one checkpoint directory.
+    """Exports a run directory's newest valid checkpoint, or one checkpoint directory, or a URL's.
 
     Raises CheckpointError if there is none, and otherwise as `export_source`.
     """

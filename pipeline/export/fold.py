@@ -62,7 +62,8 @@ def fold(
     modulation = _modulation(ledger, "head.modulation", config, conditioning, 2)
     norm = _fold_norm(ledger, "head.norm", size, *modulation)
     folded |= {f"model.norm.{name}": value for name, value in norm.items()}
-    folded["lm_head.weight"] = ledger.take("head.output.weight", vocab, size)
+    if not config.tied_embeddings:
+        folded["lm_head.weight"] = ledger.take("head.output.weight", vocab, size)
     if config.output_bias:
         folded["lm_head.bias"] = ledger.take("head.output.bias", vocab)
     ledger.close()

@@ -25,23 +25,33 @@ class ForeignInfo:
     fingerprint: str
 
 
-class ForeignTokenizer:
-    """It is whatever transformers makes of the directory; no code of the directory is run.
+def load_foreign(directory: Path) -> Any:
+    """Whatever transformers makes of the directory; no code of the directory is run.
 
     Raises DataError if transformers cannot load it.
     """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # else it warns that it does not know the network of a bundle
+    try:
+        return AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{directory} holds no tokenizer of transformers ({reason})") from None
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+class ForeignTokenizer:
+    """The tokenizer of a directory; raises DataError if transformers cannot load it."""
 
     def __init__(self, directory: Path) -> None:
-        from transformers import AutoTokenizer
-
         self.path = directory
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"{directory} holds no tokenizer of transformers ({reason})") from None
+        self._tokenizer = load_foreign(directory)
         self.info = ForeignInfo(
             vocab_size=int(self._tokenizer.vocab_size),
             bos_id=self._tokenizer.bos_token_id,

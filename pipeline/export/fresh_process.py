@@ -41,12 +41,10 @@ def main(bundle: Path, work: Path) -> None:
         "backbone": type(AutoModel.from_pretrained(bundle, **options)).__name__,
         "causal_lm": type(AutoModelForCausalLM.from_pretrained(bundle, **options)).__name__,
         "config": type(AutoConfig.from_pretrained(bundle, **options)).__name__,
-        "tokens_differing": -1,
         **compare_texts(bundle, task["texts"], options),
     }
-    if "sequences" in tensors:
-        sequences = network.double().generate(tensors.get("prompt"), **task["generate"]).sequences
-        result["tokens_differing"] = int((sequences != tensors["sequences"]).sum())
+    sequences = network.double().generate(tensors["prompt"], **task["generate"]).sequences
+    result["tokens_differing"] = int((sequences != tensors["sequences"]).sum())
     (work / "result.json").write_text(json.dumps(result))
 
 

@@ -19,7 +19,7 @@ from pipeline.export.gate_network import (
     MAX_LENGTH,
     TOLERANCE,
     bundle_logits,
-    decodes,
+    decoding_length,
     parity_inputs,
 )
 
@@ -53,7 +53,7 @@ def check_reload(
         _write_task(Path(work), source, stored, texts)
         _run(directory, Path(work))
         result = json.loads((Path(work) / "result.json").read_text())
-    if result["tokens_differing"] > 0 or not result["mask_excluded"]:
+    if result["tokens_differing"] or not result["mask_excluded"]:
         raise ExportError(
             f"reload: {result['tokens_differing']} tokens differ in a fresh process, mask id "
             f"excluded: {result['mask_excluded']}"
@@ -83,11 +83,10 @@ def _write_task(work: Path, source: Source, stored: Any, texts: list[Text]) -> N
         "positions": inputs.positions.contiguous(),
         "logits": bundle_logits(stored, inputs),
     }
-    options = {"alpha_0": 0.5, "num_steps": 4, "length": length, "seed": 0}
-    if decodes(source):
-        tensors["prompt"] = torch.zeros(2, 1, dtype=torch.int64)
-        tensors["sequences"] = stored.double().generate(tensors["prompt"], **options).sequences
-        stored.float()
+    options = {"alpha_0": 0.5, "num_steps": 4, "length": decoding_length(source), "seed": 0}
+    tensors["prompt"] = torch.zeros(2, 1, dtype=torch.int64)
+    tensors["sequences"] = stored.double().generate(tensors["prompt"], **options).sequences
+    stored.float()
     save_file(tensors, work / "task.safetensors")
     (work / "task.json").write_text(json.dumps({"texts": texts, "generate": options}))
 

@@ -28,7 +28,8 @@ def unfold(parameters: dict[str, Tensor], config: ModelConfig) -> dict[str, Tens
     shift = _unfold_norm(ledger, "model.norm", "head.norm", config, found)
     if shift is not None:
         found |= _modulation("head.modulation", [shift, torch.zeros_like(shift)], config)
-    found["head.output.weight"] = ledger.take("lm_head.weight", vocab, size)
+    if not config.tied_embeddings:
+        found["head.output.weight"] = ledger.take("lm_head.weight", vocab, size)
     if config.output_bias:
         found["head.output.bias"] = ledger.take("lm_head.bias", vocab)
     ledger.close()
@@ -91,4 +92,6 @@ def bundle_architecture(config: dict[str, object]) -> dict[str, object]:
     missing = [name for name in names if name not in config]
     if missing:
         raise ExportError(f"the bundle's config.json lacks {', '.join(missing)}")
-    return {ours: config[theirs] for theirs, ours in names.items()}
+    found = {ours: config[theirs] for theirs, ours in names.items()}
+    # transformers writes some fields only where they are not the default.
+    return {**found, "tied_embeddings": config.get("tie_word_embeddings", False)}

@@ -26,6 +26,10 @@ CODE_FILES = (
     "configuration_esolm.py",
     "modeling_esolm.py",
     "generation_esolm.py",
+    "two_phase_esolm.py",
+    "masked_diffusion_esolm.py",
+    "left_to_right_esolm.py",
+    "drawing_esolm.py",
     "tokenization_esolm.py",
 )
 AUTO_MAP = {
@@ -74,6 +78,8 @@ def bundle_config(source: Source, tokenizer: "AnyTokenizer | None") -> "EsoLMCon
         variant=objective.get("variant") if objective["name"] == "esolm" else None,
         alpha_0=objective["alpha_0"] if objective["name"] == "esolm" else None,
         prepend_token_id=_prepend_id(source, tokenizer),
+        block_size=objective.get("block_size") if objective["name"] == "bd3lm" else None,
+        keep_first=objective["name"] == "bd3lm" and objective.get("keep_first", True),
         seq_len=source.seq_len,
     )
     config.auto_map = dict(AUTO_MAP)
@@ -105,6 +111,7 @@ def _architecture(model: ModelConfig) -> dict[str, Any]:
         "activation": model.activation,
         "mlp_bias": model.mlp_bias,
         "output_bias": model.output_bias,
+        "tie_word_embeddings": model.tied_embeddings,
         "rope_base": model.rope_base,
         "initializer_range": model.init_std,
     }
@@ -124,7 +131,9 @@ def load_model(config: "EsoLMConfig", parameters: dict[str, Tensor]) -> Any:
     if wrong := sorted(dict(expected.items() ^ given.items())):
         names = ", ".join(wrong[:5])
         raise ExportError(f"coverage: bundle parameters missing or misshapen: {names}")
-    model.load_state_dict(parameters)
+    # Of tied weights the state has two names, the network one parameter.
+    missing, _ = model.load_state_dict(parameters, strict=False)
+    assert set(missing) <= {"lm_head.weight"}, missing
     return model
 
 

@@ -14,6 +14,7 @@ class EsoLMConfig(PreTrainedConfig):
     objective: `esolm`, `mdlm`, `ar` or `bd3lm`; it decides how `generate` decodes.
     variant: `A` or `B` for `esolm`. alpha_0: share of tokens that training gave to diffusion.
     prepend_token_id: what an `ar` network was fed before the first token, or None.
+    block_size, keep_first: of `bd3lm`; keep_first: the first token of a sequence is given.
     seq_len: training length; decoding may go beyond it at the user's risk.
     """
 
@@ -39,9 +40,21 @@ class EsoLMConfig(PreTrainedConfig):
     variant: str | None = "B"
     alpha_0: float | None = None
     prepend_token_id: int | None = None
+    block_size: int | None = None
+    keep_first: bool = False
     seq_len: int = 1024
     tie_word_embeddings: bool = False
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def trained_as(self) -> str:
+        """The objective, and the variant where it has variants."""
+        return f"esolm {self.variant}" if self.objective == "esolm" else self.objective
+
+    @property
+    def first_is_given(self) -> bool:
+        """Whether the network was never asked for the first token of a sequence."""
+        return self.keep_first or (self.objective == "ar" and self.prepend_token_id is None)

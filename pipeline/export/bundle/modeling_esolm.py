@@ -23,6 +23,9 @@ PATTERNS = (
     "two_stream_prefix",
     "block_two_stream",
 )
+# What `block_two_stream` becomes when the noised stream is one block, the last: decoding needs it.
+BLOCK_CAUSAL = "block_causal"
+CACHEABLE = ("causal", "prefix", BLOCK_CAUSAL)
 
 
 def visible(
@@ -39,6 +42,8 @@ def visible(
         return k <= q
     if pattern == "prefix":
         return (k <= q) | ((q < prefix) & (k < prefix))
+    if pattern == BLOCK_CAUSAL:
+        return k // block_size <= q // block_size
     q_clean, k_clean = q >= length, k >= length
     i, j = q % length, k % length
     both_in_prefix = (i < prefix) & (j < prefix)
@@ -51,13 +56,18 @@ def visible(
     return seen
 
 
-def dense_mask(pattern: str, seq_len: int, prefix_length: Tensor, block_size: int) -> Tensor:
-    """The pattern as bool [B, 1, S, S]; prefix_length: int [B]."""
-    index = torch.arange(seq_len, device=prefix_length.device)
-    q, k = index[None, None, :, None], index[None, None, None, :]
+def dense_mask(
+    pattern: str, seq_len: int, prefix_length: Tensor, block_size: int, start: int = 0
+) -> Tensor:
+    """The pattern as bool [B, 1, S, start + S]; prefix_length: int [B].
+
+    start: tokens in front of the S that are fed, which only answer.
+    """
+    index = torch.arange(start + seq_len, device=prefix_length.device)
+    q, k = index[None, None, start:, None], index[None, None, None, :]
     prefix = prefix_length[:, None, None, None]
     seen = visible(pattern, q, k, max(seq_len // 2, 1), prefix, block_size)
-    return seen.expand(len(prefix_length), 1, seq_len, seq_len)
+    return seen.expand(len(prefix_length), 1, seq_len, start + seq_len)
 
 
 def cached_mask(start: int, num_queries: int, device: torch.device) -> Tensor | None:
@@ -224,7 +234,7 @@ class EsoLMModel(EsoLMPreTrainedModel):
         block_size: int = 1,
         cache: KeyValueCache | None = None,
         start: int = 0,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
     ) -> BaseModelOutput:
         """Normalised hidden states [B, L, D] of the output positions; see EsoLMForMaskedLM."""
         streams = self._check(input_ids, attention_pattern, cache)
@@ -234,37 +244,45 @@ class EsoLMModel(EsoLMPreTrainedModel):
             position_ids = natural.repeat(streams).expand(input_ids.shape)
         is_causal = attention_pattern == "causal" and start == 0
         mask = None
-        if start:
-            mask = cached_mask(start, seq_len, input_ids.device)
-        elif attention_pattern not in ("causal", "bidirectional"):
+        if attention_pattern == "causal":
+            mask = cached_mask(start, seq_len, input_ids.device) if start else None
+        elif attention_pattern != "bidirectional":
             if prefix_length is None:
                 prefix_length = input_ids.new_zeros(input_ids.shape[0])
-            mask = dense_mask(attention_pattern, seq_len, prefix_length, block_size)
+            mask = dense_mask(attention_pattern, seq_len, prefix_length, block_size, start)
         angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_base)
         hidden = self.embed_tokens(input_ids)
         for block in self.layers:
             hidden = block(hidden, angles, mask, is_causal, cache, start)
         hidden = hidden[:, : seq_len // streams]
-        hidden = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-        return BaseModelOutput(last_hidden_state=self.norm(hidden))
+        hidden = self.norm(kept(hidden, logits_to_keep))
+        return BaseModelOutput(last_hidden_state=hidden)
 
     @staticmethod
     def _check(input_ids: Tensor, pattern: str, cache: KeyValueCache | None) -> int:
         """The number of streams of the pattern."""
-        if pattern not in PATTERNS:
+        if pattern not in (*PATTERNS, BLOCK_CAUSAL):
             raise ValueError(f"attention_pattern '{pattern}' is unknown; choose of {PATTERNS}")
-        if cache is not None and pattern != "causal":
-            raise ValueError(f"a cache goes with attention_pattern 'causal', not '{pattern}'")
+        if cache is not None and pattern not in CACHEABLE:
+            raise ValueError(f"a cache goes with attention patterns {CACHEABLE}, not '{pattern}'")
         streams = 2 if "two_stream" in pattern else 1
         if input_ids.shape[1] % streams:
             raise ValueError(f"'{pattern}' takes two streams, not {input_ids.shape[1]} tokens")
         return streams
 
 
+def kept(hidden_BSD: Tensor, positions: int | Tensor) -> Tensor:
+    """The last so many positions (0: all), or those of int64 [B, L]."""
+    if isinstance(positions, Tensor):
+        return hidden_BSD.gather(1, positions[..., None].expand(-1, -1, hidden_BSD.shape[2]))
+    return hidden_BSD[:, -positions:]
+
+
 class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
     """The network with its output layer: logits in every attention pattern, and `generate`."""
 
     generation_config_class = EsoLMGenerationConfig
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: EsoLMConfig) -> None:
         super().__init__(config)
@@ -284,19 +302,19 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         block_size: int = 1,
         cache: KeyValueCache | None = None,
         start: int = 0,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
     ) -> MaskedLMOutput:
         """Logits, at least float32, [B, L, V]; the mask id's is -inf.
 
         input_ids, position_ids: int64 [B, S]. Positions are natural ones, gathered by the order
         in which the tokens are fed; by default 0, 1, 2, ... in each stream.
-        attention_pattern: one of PATTERNS. In two-stream patterns the noised stream comes first,
-        the clean one second, and only the noised one has logits (L = S / 2).
+        attention_pattern: one of PATTERNS, or `block_causal`. In two-stream patterns the noised
+        stream comes first, the clean one second, and only the noised one has logits (L = S / 2).
         prefix_length: int64 [B], number of clean tokens in front (prefix patterns).
-        block_size: tokens of a block (`block_two_stream`).
-        cache, start: the tokens go to the cache's slots from `start` on, and see all slots before
-        and, causally, each other.
-        logits_to_keep: only the last so many positions; 0 means all.
+        block_size: tokens of a block (block patterns).
+        cache, start: the tokens go to the cache's slots from `start` on, and see slots as if all
+        of them were fed. `start` must not lie inside a prefix or a block.
+        logits_to_keep: only the last so many positions, 0 means all; or int64 [B, L], which ones.
         """
         hidden = self.model(
             input_ids, position_ids, attention_pattern, prefix_length, block_size,

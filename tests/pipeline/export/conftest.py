@@ -61,6 +61,7 @@ MODELS = {
     "layernorm_plain": small_model(adaln=False, rope_base=500.0),
     "rmsnorm_adaln": small_model(norm="rmsnorm", norm_eps=1e-6, mlp_bias=False),
     "swiglu_adaln": small_model(activation="swiglu", output_bias=False),
+    "tied": small_model(tied_embeddings=True),
 }
 
 

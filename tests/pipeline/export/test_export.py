@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from pipeline.errors import ConfigError, ExportError
 from pipeline.export import export as exporting
 from pipeline.export import gate, gate_network
 from pipeline.export.export import export_source
 from pipeline.export.manifest import verify_bundle
+from pipeline.export.writer import read_model
+from tests.pipeline.export.conftest import MODELS, RandomSource
 
 
 @pytest.fixture
@@ -45,14 +48,38 @@ def test_full_gate(paper_source: Any, tmp_path: Path, dtype: str) -> None:
         {"name": "ar", "prepend": "mask"},
         {"name": "esolm", "variant": "A", "alpha_0": 0.5},
         {"name": "mdlm"},
+        {"name": "bd3lm", "block_size": 8},
+        {"name": "bd3lm", "block_size": 3, "keep_first": False},
     ],
 )
 def test_every_objective(
     modern_source: Any, tmp_path: Path, quick: None, objective: dict[str, Any]
 ) -> None:
+    """MDLM has no cache to be tested."""
     modern_source.objective = objective
     report = export_source(modern_source, tmp_path / "bundle", dtype="fp32")
-    assert report.gate["decoding"]["schedules"] == (5 if objective["name"] == "ar" else 0)
+    assert report.gate["decoding"]["schedules"] == (0 if objective["name"] == "mdlm" else 5)
+    config = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    assert config.get("block_size") == objective.get("block_size")
+    assert config["keep_first"] == (objective.get("block_size") == 8)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"name": "esolm", "variant": "A", "alpha_0": 0.5},
+        {"name": "mdlm"},
+        {"name": "bd3lm", "block_size": 8},
+    ],
+    ids=["esolm_a", "mdlm", "bd3lm"],
+)
+def test_reload_writes_the_same_tokens(
+    modern_source: Any, tmp_path: Path, objective: dict[str, Any]
+) -> None:
+    """In a fresh process, by the code in the bundle: its relative imports find each other there."""
+    modern_source.objective = objective
+    report = export_source(modern_source, tmp_path / "bundle")
+    assert report.gate["reload"]["network"] == "EsoLMForMaskedLM"
 
 
 @pytest.mark.parametrize(("prepend", "expected"), [("none", None), ("mask", 3), ("bos", 1)])
@@ -67,6 +94,21 @@ def test_token_in_front(
     if prepend == "bos":
         with pytest.raises(ExportError, match="give its --tokenizer"):
             export_source(paper_source, tmp_path / "other")
+
+
+def test_a_tied_bundle_holds_the_weight_once(tmp_path: Path) -> None:
+    """The whole gate, a fresh process included; AutoModel ties the two layers again."""
+    source = RandomSource(MODELS["tied"])
+    export_source(source, tmp_path / "bundle", dtype="fp32")
+    with safe_open(tmp_path / "bundle" / "model.safetensors", framework="pt") as file:
+        names = set(file.keys())
+    assert "model.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
+    assert json.loads((tmp_path / "bundle" / "config.json").read_text())["tie_word_embeddings"]
+    model = read_model(tmp_path / "bundle")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    embedding = source.tensors("ema")["embedding.tokens.weight"]
+    assert torch.equal(model.lm_head.weight, embedding)
 
 
 def test_reload_without_tokenizer(modern_source: Any, tmp_path: Path) -> None:
@@ -193,6 +235,24 @@ def alter_code(monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_text("import model.network\n" + path.read_text())
 
     monkeypatch.setattr(exporting, "write_bundle", write)
+
+
+def test_a_wrong_cache_of_blocks_is_found(
+    modern_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a block saw one slot less of what is cached."""
+    from pipeline.export.bundle import modeling_esolm
+
+    original = modeling_esolm.dense_mask
+
+    def short(pattern: str, seq_len: int, prefix: Any, block_size: int, start: int = 0) -> Any:
+        mask = original(pattern, seq_len, prefix, block_size, start)
+        return mask & (torch.arange(mask.shape[-1]) > 0) if start else mask
+
+    monkeypatch.setattr(modeling_esolm, "dense_mask", short)
+    modern_source.objective = {"name": "bd3lm", "block_size": 4}
+    with pytest.raises(ExportError, match=r"decoding: .* tokens differ"):
+        export_source(modern_source, tmp_path / "bundle", dtype="fp32")
 
 
 @pytest.mark.parametrize(

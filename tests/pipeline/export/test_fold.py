@@ -18,6 +18,8 @@ class Unfolded:
 
     def __init__(self, tensors: dict[str, Tensor], config: ModelConfig) -> None:
         self.t = {name: tensor.double() for name, tensor in tensors.items()}
+        if config.tied_embeddings:
+            self.t["head.output.weight"] = self.t["embedding.tokens.weight"]
         self.config = config
 
     def condition(self) -> Tensor:

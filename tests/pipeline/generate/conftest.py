@@ -26,8 +26,3 @@ def esolm() -> Any:
 @pytest.fixture(scope="session", params=[None, 1])
 def ar(request: pytest.FixtureRequest) -> Any:
     return network(objective="ar", prepend_token_id=request.param)
-
-
-@pytest.fixture(scope="session")
-def mdlm() -> Any:
-    return network(objective="mdlm", variant=None)

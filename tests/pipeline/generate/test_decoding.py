@@ -6,13 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.export.bundle.generation_esolm import (
-    EsoLMGenerationConfig,
-    TokenSampler,
-    diffusion_counts,
-    draw_plan,
-    keep_nucleus,
-)
+from pipeline.export.bundle.drawing_esolm import TokenSampler, keep_nucleus
+from pipeline.export.bundle.generation_esolm import EsoLMGenerationConfig
+from pipeline.export.bundle.two_phase_esolm import diffusion_counts, draw_plan
+from tests.pipeline.generate.conftest import network as random_network
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -171,9 +168,9 @@ def test_ar_predicts_from_the_last_token(ar: Any) -> None:
     assert sampled[0].shape == (2, 9)
 
 
-def test_other_objectives_are_refused(mdlm: Any) -> None:
-    with pytest.raises(ValueError, match="not 'mdlm'"):
-        mdlm.generate()
+def test_an_unknown_objective_is_refused() -> None:
+    with pytest.raises(ValueError, match="no decoder for networks trained as 'sedd'"):
+        random_network(objective="sedd").generate()
 
 
 class Drafts:

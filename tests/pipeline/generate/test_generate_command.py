@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,36 @@ from pipeline.generate import Request, compare, generate, load_bundle
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of random weights, without a gate."""
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Bundles of random weights, without a gate."""
     from model.config import ModelConfig
     from pipeline.export.bundle.configuration_esolm import EsoLMConfig
     from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 
-    tokenizer, path = tmp_path_factory.mktemp("tokenizer"), tmp_path_factory.mktemp("bundle")
+    tokenizer = tmp_path_factory.mktemp("tokenizer")
     text = inspect.getsource(inspect)
     chunks = [text[i : i + 500] for i in range(0, 100_000, 500)]
     save_tokenizer(train_model(chunks, 420), tokenizer)
-    torch.manual_seed(0)
-    config = EsoLMConfig(
-        vocab_size=420, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=48, mask_token_id=3, bos_token_id=1, initializer_range=0.3,
-    )  # fmt: skip
-    EsoLMForMaskedLM(config).bfloat16().save_pretrained(path)
-    model = ModelConfig(vocab_size=420, mask_id=3)
-    _write_tokenizer(path, load_tokenizer(tokenizer), model)
-    write_manifest(path, {"step": 1})
-    return path
+
+    def make(**changes: Any) -> Path:
+        path = tmp_path_factory.mktemp("bundle")
+        torch.manual_seed(0)
+        config = EsoLMConfig(
+            vocab_size=420, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=48, mask_token_id=3, bos_token_id=1, initializer_range=0.3, **changes,
+        )  # fmt: skip
+        EsoLMForMaskedLM(config).bfloat16().save_pretrained(path)
+        model = ModelConfig(vocab_size=420, mask_id=3)
+        _write_tokenizer(path, load_tokenizer(tokenizer), model)
+        write_manifest(path, {"step": 1})
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def bundle(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle()
 
 
 def test_text_and_figures(bundle: Path) -> None:
@@ -103,6 +114,32 @@ def test_command_line(bundle: Path, app: typer.Typer) -> None:
     assert len(record["texts"]) == 2
     assert record["compare"] is None
     assert record["nfe"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "ignored"),
+    [
+        ({"variant": "A"}, []),
+        ({"objective": "mdlm", "variant": None}, ["alpha_0"]),
+        ({"objective": "bd3lm", "variant": None, "block_size": 8, "keep_first": True}, ["alpha_0"]),
+        ({"objective": "ar", "variant": None}, ["alpha_0", "num_steps"]),
+    ],
+    ids=["esolm_a", "mdlm", "bd3lm", "ar"],
+)
+def test_every_objective(
+    make_bundle: Callable[..., Path], app: typer.Typer, changes: dict[str, Any], ignored: list[str]
+) -> None:
+    path = make_bundle(**changes)
+    options = ["--length", "24", "--alpha-0", "0.5", "--steps", "4", "--num-samples", "2"]
+    shown = CliRunner().invoke(app, ["generate", str(path), *options, "--compare"])
+    assert shown.exit_code == 0, shown.output
+    notes = [line for line in shown.stderr.splitlines() if line.startswith("note: ")]
+    assert [note.split()[1] for note in notes] == ignored
+    without = changes.get("objective") == "mdlm"
+    assert ("no cache to compare" if without else "same tokens") in shown.stdout
+    prompted = [*options, "--prompt", "def f():", "--json"]
+    record = json.loads(CliRunner().invoke(app, ["generate", str(path), *prompted]).stdout)
+    assert all(text.startswith("def f():") for text in record["texts"])
 
 
 @pytest.mark.parametrize("command", ["generate", "export"])
