@@ -2,11 +2,14 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from data_prep.files import sha256_of_file, write_json
+from pipeline.config import ModelSection
 from pipeline.errors import ImportCheckpointError
 from pipeline.export.export import ExportReport, export_source, load_any_tokenizer
 from pipeline.export.foreign_tokenizer import ForeignTokenizer
@@ -18,7 +21,7 @@ from pipeline.importer.recognise import Options
 if TYPE_CHECKING:
     from pipeline.export.writer import AnyTokenizer
 
-RECORD = "import.json"
+RECORD, SETTINGS = "import.json", "config.yaml"
 FORMAT = 1
 
 
@@ -37,7 +40,7 @@ class ImportReport:
 def import_checkpoint(
     file: Path, out: Path, options: Options, tokenizer: Path | None = None
 ) -> ImportReport:
-    """Writes OUT/checkpoints/step_N, OUT/bundle, OUT/import.json and, if given, OUT/tokenizer.
+    """Writes OUT: checkpoints/step_N, bundle, config.yaml, import.json and a given tokenizer.
 
     Raises ImportCheckpointError for a file or options that cannot be imported, ExportError if the
     bundle fails its gate. Then nothing is left behind.
@@ -55,6 +58,7 @@ def import_checkpoint(
     staging.mkdir()
     try:
         report = _write(file, staging, network, options, tokenizer, vocabulary)
+        (staging / SETTINGS).write_text(_settings(network, out))
         staging.rename(out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -123,6 +127,18 @@ def _write(
     return ImportReport(
         checkpoint, directory / "bundle", system_name(network), network, report, notes
     )
+
+
+def _settings(network: Network, out: Path) -> str:
+    """What `esolm train` has to be told to go on, without the data."""
+    model = {field.name: getattr(network.model, field.name) for field in fields(ModelSection)}
+    settings = {
+        "run": {"dir": str(out)},
+        "model": model,
+        "objective": asdict(network.objective),
+        "train": {"seq_len": network.seq_len},
+    }
+    return OmegaConf.to_yaml(OmegaConf.create(settings))
 
 
 def _record(

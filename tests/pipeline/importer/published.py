@@ -60,11 +60,13 @@ def random_weights(adaln: bool, seed: int, vocab: int = VOCAB) -> dict[str, Tens
 
 
 class PublishedNetwork:
-    """What the published code computes from a state dict, in float64."""
+    """What the published code computes from a state dict, in float64. mask_id: the last row."""
 
-    def __init__(self, weights: dict[str, Tensor], mask_id: int = VOCAB - 1) -> None:
+    def __init__(self, weights: dict[str, Tensor], mask_id: int | None = None) -> None:
         self.w = {name.removeprefix("backbone."): t.double() for name, t in weights.items()}
-        self.mask_id = mask_id
+        rows = len(self.w["vocab_embed.embedding"])
+        self.mask_id = rows - 1 if mask_id is None else mask_id
+        self.num_blocks = sum(name.endswith("attn_out.weight") for name in self.w)
 
     def all_logits(self, inputs: NetworkInput) -> Tensor:
         """[B, L, V] for the same input as our networks take."""
@@ -85,7 +87,7 @@ class PublishedNetwork:
         seen = torch.tensor([[rule(q, k) for k in range(count)] for q in range(count)])
         c = self._condition()
         x = self.w["vocab_embed.embedding"][tokens]
-        for i in range(BLOCKS):
+        for i in range(self.num_blocks):
             name = f"blocks.{i}"
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self._modulation(name, c, 6)
             normal = self._norm(x, f"{name}.norm1") * (1 + scale_a) + shift_a
@@ -96,8 +98,7 @@ class PublishedNetwork:
         shift, scale = self._modulation("output_layer", c, 2)
         x = self._norm(x, "output_layer.norm_final") * (1 + scale) + shift
         logits = self._linear("output_layer.linear", x)
-        logits[:, self.mask_id] = -math.inf
-        return logits
+        return logits.index_fill(1, torch.tensor(self.mask_id), -math.inf)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return x @ self.w[f"{name}.weight"].T + self.w.get(f"{name}.bias", 0.0)
@@ -122,7 +123,7 @@ class PublishedNetwork:
         return list(self._linear(f"{name}.adaLN_modulation", c).chunk(parts))
 
     def _attention(self, name: str, x: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
-        width = HIDDEN // HEADS
+        width = x.shape[1] // HEADS
         q, k, v = self._linear(f"{name}.attn_qkv", x).chunk(3, dim=-1)
         heads = []
         for h in range(HEADS):

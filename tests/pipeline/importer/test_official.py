@@ -81,7 +81,8 @@ def test_command_with_the_whole_gate(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Eso-LM (B), alpha_0 0.25, step 250000" in done.stdout
-    assert sorted(path.name for path in out.iterdir()) == ["bundle", "checkpoints", "import.json"]
+    files = ["bundle", "checkpoints", "config.yaml", "import.json"]
+    assert sorted(path.name for path in out.iterdir()) == files
     record = verify_bundle(out / "bundle")
     assert set(record["gate"]) == {"coverage", "logit_parity", "decoding", "reload", "tokenizer"}
     assert record["gate"]["decoding"]["schedules"] == 5

@@ -12,10 +12,12 @@ from data_prep.tokenizer import load_tokenizer
 from model.attention import AttentionPattern
 from pipeline.checkpoint.reader import CheckpointReader
 from pipeline.errors import ImportCheckpointError
+from pipeline.evaluate.text import load_codec
 from pipeline.export.export import export
 from pipeline.export.gate_network import bundle_logits, parity_inputs
 from pipeline.export.manifest import verify_bundle
 from pipeline.export.writer import read_model
+from pipeline.generate import Request, generate, load_bundle
 from pipeline.importer.importing import import_checkpoint
 from pipeline.importer.recognise import Options
 from tests.data_prep.corpus import make_tokenizer
@@ -96,6 +98,35 @@ def test_tokenizer_of_transformers_with_its_own_mask(tmp_path: Path) -> None:
     expected = PublishedNetwork(ema, mask_id=4).all_logits(inputs)
     assert torch.equal(logits.isfinite(), expected.isfinite())
     assert float((logits - expected)[expected.isfinite()].abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "own"])
+def test_generate_prints_text(
+    tmp_path: Path, quick: None, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A prompt is text, not a sentence with [CLS] and [SEP] around it."""
+    prompt = "the cat sat"
+    if kind == "own":
+        directory = make_tokenizer(tmp_path / "tokenizer")
+        rows = load_tokenizer(directory).info.vocab_size
+    else:
+        tokenizer: Any = like_bert() if kind == "bert" else like_gpt2()
+        directory = saved(tokenizer, tmp_path / kind)
+        rows = tokenizer.vocab_size + (kind == "gpt2")
+    published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"], rows)
+    import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options(), directory)
+    capfd.readouterr()
+    load_codec(tmp_path / "out" / "bundle")
+    bundle = load_bundle(tmp_path / "out" / "bundle")
+    said = "".join(capfd.readouterr())
+    assert "custom code" not in said
+    assert "of type `esolm`" not in said
+    result = generate(bundle, Request(prompt=prompt, length=LENGTH, num_steps=2, num_samples=2))
+    ids = bundle.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert result.sequences[:, : len(ids)].tolist() == [ids] * 2
+    for text in result.texts:
+        assert text.startswith(prompt)
+        assert text != " ".join(map(str, result.sequences[0].tolist()))
 
 
 def test_tokenizer_of_our_own(tmp_path: Path) -> None:
