@@ -18,7 +18,7 @@ def evaluate_command(
     split: Annotated[str, typer.Option(metavar="train|valid", help="Of the dataset.")] = "valid",
     draws: Annotated[int, typer.Option(help="Draws of the bound; its error needs two.")] = 4,
     orders: Annotated[
-        int, typer.Option(help="K of the importance-weighted bound, Eso-LM (B); 0: none.")
+        int, typer.Option(help="K of the importance-weighted bound, Eso-LM; 0: none.")
     ] = 0,
     samples_limit: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
     weights: Annotated[
@@ -48,6 +48,9 @@ def evaluate_command(
     ] = None,
     samples: Annotated[
         bool, typer.Option("--samples", help="Measure what a bundle writes, not likelihoods.")
+    ] = False,
+    clip_search: Annotated[
+        bool, typer.Option("--clip-search", help="Find the range of t to train a BD3-LM on.")
     ] = False,
     num_samples: Annotated[int, typer.Option(min=1, help="Samples of each setting.")] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples written at once.")] = 8,
@@ -107,18 +110,21 @@ def evaluate_command(
         )
         text = show.samples_text
     else:
-        target = Target(network, dataset, split, suite, files, tokenizer, weights)
+        target = Target(network, dataset, split, suite, files, tokenizer, weights, clip_search)
         report = _likelihoods(
             target, draws, orders, seed, tokens_per_pass, samples_limit, seq_len, alpha_0
         )
-        text = show.likelihood_text
+        text = show.clip_search_text if clip_search else show.likelihood_text
     if report is not None:
         typer.echo(json.dumps(report, ensure_ascii=False) if as_json else text(report))
 
 
 @dataclass(frozen=True)
 class Target:
-    """What to open: the network, and the rows of a dataset or of a suite's file."""
+    """What to open: the network, and the rows of a dataset or of a suite's file.
+
+    clip_search: whether a range of t is wanted in place of likelihoods.
+    """
 
     network: Path
     dataset: Path | None
@@ -127,6 +133,7 @@ class Target:
     files: Path | None
     tokenizer: Path | None
     weights: str | None
+    clip_search: bool
 
 
 def _likelihoods(
@@ -140,7 +147,7 @@ def _likelihoods(
     warnings.filterwarnings("ignore", module="megatron")
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     from pipeline.errors import ConfigError, EsolmError
-    from pipeline.evaluate import likelihood, ranks, rows, subject, suites
+    from pipeline.evaluate import clip_search, likelihood, ranks, rows, subject, suites
     from pipeline.launch import die_with_launcher
 
     if (target.dataset is None) == (target.suite is None):
@@ -160,7 +167,8 @@ def _likelihoods(
             assert target.dataset is not None
             text = rows.dataset_rows(target.dataset, target.split, found, seq_len, limit)
         settings = likelihood.Settings(draws, orders, seed, tokens_per_pass)
-        return likelihood.measure(found, objective, text, settings, info)
+        measure = clip_search.search if target.clip_search else likelihood.measure
+        return measure(found, objective, text, settings, info)
     except EsolmError as error:
         if info.rank:  # one message is enough
             raise typer.Exit(error.exit_code) from None

@@ -128,7 +128,7 @@ def tokenize(
     prepare_output(job, tokenizer, overwrite)
     wanted = range(tasks) if task is None else [task]
     to_do = [number for number in wanted if not is_finished(job, number)]
-    with Progress("tokenize", job.num_bytes * len(to_do) // tasks) as progress:
+    with Progress("tokenize", job.num_bytes * len(to_do) // tasks, in_bytes=True) as progress:
         counts = run_tasks(job, to_do, workers, progress)
     total = {key: sum(count[key] for count in counts) for key in (counts[0] if counts else {})}
     found = "".join(f", {total[key]:,} {key}" for key in total)
@@ -161,15 +161,9 @@ def verify(data: Data) -> None:
     from data_prep.verify import files_of, verify_dataset
 
     manifest = read_manifest(data)
-    done = 0
-    with Progress("verify", sum(size for _, size, _ in files_of(manifest))) as progress:
-
-        def add(num_bytes: int) -> None:
-            nonlocal done
-            done += num_bytes
-            progress.update(done)
-
-        num_files = verify_dataset(data, manifest, add)
+    num_bytes = sum(size for _, size, _ in files_of(manifest))
+    with Progress("verify", num_bytes, in_bytes=True) as progress:
+        num_files = verify_dataset(data, manifest, progress.advance)
     typer.echo(f"{data}: {num_files} files and the tokenizer are as they were written")
 
 

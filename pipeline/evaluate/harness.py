@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.progress import Progress
 from pipeline.errors import ConfigError
-from pipeline.evaluate.progress import Progress
 from pipeline.evaluate.scoring import Scorer, windows
 from pipeline.evaluate.text import load_codec
 from pipeline.generate import Request, load_bundle
@@ -26,7 +26,7 @@ Pair = tuple[list[int], list[int]]
 
 @register_model("esolm")
 class EsoLMHarness(LM):  # type: ignore[misc]
-    """Left-to-right likelihoods of Eso-LM (B) and `ar` networks, and two-phase generation.
+    """Left-to-right likelihoods of Eso-LM and `ar` networks, and two-phase generation.
 
     path: a bundle with a tokenizer. batch_size: requests per forward pass. alpha_0, num_steps,
     top_p, temperature: of `generate_until`; by default greedy, left to right.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_prep.progress import Progress
 from model.likelihood import importance_bound
 from model.objectives import AutoRegressive, EsoLM, Objective
 from pipeline.errors import ConfigError
@@ -18,8 +19,8 @@ from pipeline.evaluate.passes import (
     Schedule,
     follows_orders,
     is_exact,
+    without_likelihood,
 )
-from pipeline.evaluate.progress import Progress
 from pipeline.evaluate.ranks import gather
 from pipeline.evaluate.rows import Rows, chunks
 from pipeline.evaluate.subject import Subject
@@ -52,11 +53,19 @@ def measure(
     num_draws = 1 if is_exact(objective) else settings.num_draws
     schedule = Schedule(objective, rows.num_rows, rows.seq_len, settings.seed)
     passes = Passes(subject, objective, schedule, num_draws, settings.num_orders)
-    given = rows.seq_len - objective.predicted_tokens(rows.seq_len)
+    results = run_chunks(passes, rows, settings, info, "evaluate")
+    return None if results is None else _report(subject, objective, rows, settings, results)
+
+
+def run_chunks(
+    passes: Passes, rows: Rows, settings: Settings, info: ProcessInfo, label: str
+) -> list[ChunkResult] | None:
+    """All rows, shared out among the processes: the chunks in their order on rank 0, else None."""
+    given = rows.seq_len - passes.objective.predicted_tokens(rows.seq_len)
     pieces = chunks(rows.num_rows, max(1, settings.tokens_per_pass // (2 * rows.seq_len)))
     mine: dict[int, ChunkResult] = {}
     numbers = range(info.rank, len(pieces), info.world_size)
-    with Progress("evaluate", len(numbers), info.rank == 0) as progress:
+    with Progress(label, len(numbers), shown=info.rank == 0) as progress:
         for number in numbers:
             tokens = rows.read(pieces[number])
             num_bytes = rows.codec.num_bytes(tokens[:, given:])
@@ -66,7 +75,7 @@ def measure(
     if everything is None:
         return None
     found = {number: result for part in everything for number, result in part.items()}
-    return _report(subject, objective, rows, settings, [found[i] for i in range(len(pieces))])
+    return [found[number] for number in range(len(pieces))]
 
 
 def _check(objective: Objective, rows: Rows, settings: Settings) -> None:
@@ -76,7 +85,7 @@ def _check(objective: Objective, rows: Rows, settings: Settings) -> None:
     if settings.num_orders < 0:
         problems.append(f"--orders is {settings.num_orders}; it must not be negative")
     if settings.num_orders and not follows_orders(objective):
-        problems.append("--orders goes with networks trained as an Eso-LM (B)")
+        problems.append("--orders goes with networks trained as an Eso-LM")
     if settings.seed < 0:
         problems.append(f"--seed is {settings.seed}; it must not be negative")
     if rows.seq_len < 2:
@@ -119,6 +128,7 @@ def _report(
         },
         "t_buckets": _bucket_report(np.stack([result.buckets for result in results]).sum(axis=0)),
         "left_to_right": unit.of_nats(-float(exact.sum())) if len(exact) else None,
+        "note": without_likelihood(objective),
         "orders": _order_report(objective, np.concatenate([r.orders for r in results]), unit),
     }
 

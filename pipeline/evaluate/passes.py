@@ -13,12 +13,13 @@ from torch import Tensor
 
 from model.likelihood import (
     draw_orders,
+    draw_prefix_lengths,
     left_to_right_log_likelihood,
     order_log_likelihood,
     orders_log_likelihood,
     token_log_p,
 )
-from model.objectives import BD3LM, AutoRegressive, EsoLM, Objective, SampleKeys
+from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective, SampleKeys
 from model.objectives.draws import Purpose
 from pipeline.evaluate.subject import Subject
 from pipeline.train.batches import VALIDATION_SEED
@@ -59,8 +60,23 @@ def is_exact(objective: Objective) -> bool:
 
 
 def follows_orders(objective: Objective) -> bool:
-    """Whether the network has a likelihood under any order: Eso-LM (B)."""
-    return isinstance(objective, EsoLM) and objective.variant == "B"
+    """Whether the network has a likelihood under any order: an Eso-LM."""
+    return isinstance(objective, EsoLM)
+
+
+def without_likelihood(objective: Objective) -> str | None:
+    """Why the network has no exact likelihood here; None if it has one."""
+    if isinstance(objective, MDLM):
+        return (
+            "no exact likelihood: attention is bidirectional, so what is known of a token changes "
+            "with every other one, and each would take a pass over the whole row"
+        )
+    if isinstance(objective, BD3LM) and not is_exact(objective):
+        return (
+            "no exact likelihood: attention within a block is bidirectional, so each of its tokens "
+            "would take a pass of its own"
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -168,9 +184,12 @@ class Passes:
         if not self.num_orders:
             return np.zeros((len(rows), 0))
         assert isinstance(self.objective, EsoLM)
-        orders = draw_orders(
-            self.schedule.seed, index, rows.shape[1], self.objective.alpha_0, self.num_orders
+        draw = (
+            self.schedule.seed, index, rows.shape[1], self.objective.alpha_0, self.num_orders,
+        )  # fmt: skip
+        prefixes = draw_prefix_lengths(*draw) if self.objective.variant == "A" else None
+        log_p = orders_log_likelihood(
+            self.subject.logits, rows, draw_orders(*draw), self.subject.mask_id, prefixes
         )
-        log_p = orders_log_likelihood(self.subject.logits, rows, orders, self.subject.mask_id)
         drawn: Float64Array = log_p.numpy()
         return drawn

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.progress import Progress
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
 from pipeline.errors import ConfigError
 from pipeline.evaluate import pareto
 from pipeline.evaluate.judge import Judge
 from pipeline.evaluate.mauve_score import check_available, mauve
-from pipeline.evaluate.progress import Progress
 from pipeline.evaluate.quality import distinct, unigram_entropy
 from pipeline.evaluate.text import TextCodec, load_codec
 from pipeline.generate import Bundle, Request, generate, load_bundle
@@ -76,8 +76,7 @@ def measure_samples(
     loaded = Judge(judge, device) if judge else None
     tools = Tools(codec, loaded, featuriser, texts)
     grid = settings_of(bundle, settings)
-    # The first pass of a process pays for memory and kernels.
-    generate(bundle, Request(length=8, num_samples=1, num_steps=2, alpha_0=0.5))
+    _warm_up(bundle)
     found = []
     with Progress("settings", len(grid)) as progress:
         for alpha_0, steps in grid:
@@ -90,12 +89,22 @@ def measure_samples(
 
 
 def settings_of(bundle: Bundle, settings: SampleSettings) -> list[tuple[float, int]]:
-    """The sweep: every alpha_0 with every step count, but left-to-right decoding only once."""
+    """The sweep: every alpha_0 with every step count, but left-to-right decoding only once.
+
+    Only an Eso-LM has a choice of alpha_0; `ar` writes nothing by diffusion, MDLM and BD3-LM all.
+    """
     defaults, objective = bundle.model.generation_config, bundle.model.config.objective
-    alphas = [0.0] if objective == "ar" else settings.alphas or [defaults.alpha_0]
+    fixed = {"ar": [0.0], "mdlm": [1.0], "bd3lm": [1.0]}
+    alphas = fixed.get(objective) or settings.alphas or [defaults.alpha_0]
     steps = settings.steps or [defaults.num_steps]
     grid = [(alpha, count) for alpha in alphas for count in (steps if alpha else steps[:1])]
     return list(dict.fromkeys(grid))
+
+
+def _warm_up(bundle: Bundle) -> None:
+    """The first passes of a process pay for memory and kernels."""
+    length = 2 * (bundle.model.config.block_size or 4)
+    generate(bundle, Request(length=length, num_samples=1, num_steps=2, alpha_0=0.5))
 
 
 def reference_texts(bundle: Bundle, data: Path, split: str, settings: SampleSettings) -> list[str]:

@@ -26,7 +26,9 @@ class Score:
 
 
 class Scorer:
-    """Scores continuations left to right. For networks trained as an Eso-LM (B) or `ar`.
+    """Scores continuations left to right. For networks trained as an Eso-LM or `ar`.
+
+    An Eso-LM is read as one that writes nothing by diffusion: causally, in both variants.
 
     model: the bundle's EsoLMForMaskedLM. first_id: what stands before the first token of a text
     under an `ar` network that was fed nothing in front of its sequences.
@@ -35,11 +37,10 @@ class Scorer:
     def __init__(self, model: Any, first_id: int | None = None) -> None:
         config = model.config
         self._is_ar = config.objective == "ar"
-        if not self._is_ar and (config.objective, config.variant) != ("esolm", "B"):
-            name = f"{config.objective} {config.variant or ''}".strip()
+        if config.objective not in ("ar", "esolm"):
             raise ConfigError(
-                f"only networks trained as an Eso-LM (B) or as ar have left-to-right likelihoods, "
-                f"this one was trained as {name}"
+                "only networks trained as an Eso-LM or as ar have left-to-right likelihoods, "
+                f"this one was trained as {config.trained_as}"
             )
         self._model, self._mask_id = model, config.mask_token_id
         self._front = first_id if config.prepend_token_id is None else config.prepend_token_id

@@ -33,6 +33,8 @@ def likelihood_text(report: dict[str, Any]) -> str:
         lines.append(_line(f"exact, one drawn order {drawn}", orders["single"]))
         bounded = f"bound of {orders['k']} orders {drawn}"
         lines.append(_line(bounded, orders["importance_weighted"]))
+    if report["note"] is not None:
+        lines.append(report["note"])
     lines += ["", *_errors(bound), *_buckets(report["t_buckets"])]
     return "\n".join(lines).rstrip()
 
@@ -84,6 +86,21 @@ def _buckets(buckets: list[dict[str, Any]]) -> list[str]:
             f"{each['bound_nats_per_token']:14.4f}{plain}"
         )
     return lines
+
+
+def clip_search_text(report: dict[str, Any]) -> str:
+    """The report of `pipeline.evaluate.clip_search.search`: ranges of t, the best one first."""
+    data, best = report["data"], report["ranges"][0]
+    lines = [
+        f"{report['network']} on {data['name']}: {data['rows']:,} rows, {report['draws']} draws",
+        "",
+        f"{'t_min':>8}{'t_max':>8}{'loss':>12}{'variance':>14}",
+    ]
+    for each in report["ranges"]:
+        ends = f"{each['t_min']:8g}{each['t_max']:8g}"
+        lines.append(f"{ends}{each['loss']:12.5f}{each['variance']:14.3e}")
+    settings = f"objective.t_min={best['t_min']:g} objective.t_max={best['t_max']:g}"
+    return "\n".join([*lines, "", f"the loss varies least with {settings}"])
 
 
 def samples_text(report: dict[str, Any]) -> str:

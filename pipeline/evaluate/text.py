@@ -70,12 +70,10 @@ class TransformersCodec(TextCodec):
     """A tokenizer directory of transformers, such as that of gpt2."""
 
     def __init__(self, directory: Path) -> None:
-        from transformers import AutoTokenizer
+        from pipeline.export.foreign_tokenizer import ForeignTokenizer, load_foreign
 
-        from pipeline.export.foreign_tokenizer import ForeignTokenizer
-
-        foreign = ForeignTokenizer(directory)  # whatever is wrong with it is said here
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        foreign = ForeignTokenizer(directory)
+        self._tokenizer = load_foreign(directory)
         # The published conventions: [CLS] and [SEP] stand in where there is no bos and eos.
         self.bos_id = _first(foreign.info.bos_id, self._tokenizer.cls_token_id)
         self.eos_id = _first(foreign.info.eos_id, self._tokenizer.sep_token_id)

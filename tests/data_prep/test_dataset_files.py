@@ -65,7 +65,7 @@ def test_two_runs_write_the_same_bytes_whatever_the_workers(
     run_job(one, tokenizer_directory)
     two = make_job(corpus, tokenizer_directory, tmp_path / "two", **settings)
     prepare_output(two, tokenizer_directory, overwrite=False)
-    with Progress("tokenize", two.num_bytes) as progress:
+    with Progress("tokenize", two.num_bytes, in_bytes=True) as progress:
         counts = run_tasks(two, range(3), 2, progress)
     merge_tasks(two.out)
     assert sum(count["documents"] for count in counts) == 60

@@ -22,6 +22,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "esolm_a": {"name": "esolm", "variant": "A", "alpha_0": 0.25, "kappa": 0.5},
     "mdlm": {"name": "mdlm"},
     "bd3lm": {"name": "bd3lm", "block_size": 4},
+    "bd3lm_bos": {"name": "bd3lm", "block_size": 8, "keep_first": True},
     "ar": {"name": "ar", "prepend": "none"},
     "ar_bos": {"name": "ar", "prepend": "bos"},
 }

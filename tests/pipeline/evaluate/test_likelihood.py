@@ -12,6 +12,7 @@ import torch
 
 from model.likelihood import (
     draw_orders,
+    draw_prefix_lengths,
     importance_bound,
     left_to_right_log_likelihood,
     nelbo,
@@ -24,6 +25,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate.likelihood import Settings, measure
 from pipeline.evaluate.passes import Schedule
 from pipeline.evaluate.rows import DatasetRows, dataset_rows
+from pipeline.evaluate.show import likelihood_text
 from pipeline.evaluate.subject import Subject, open_subject, with_alpha_0
 from pipeline.parallel.bootstrap import ProcessInfo
 from tests.pipeline.evaluate.conftest import OBJECTIVES, SEQ_LEN
@@ -52,7 +54,7 @@ def numbers(report: Any, path: str = "") -> Iterator[tuple[str, float]]:
 def test_a_bundle_measures_as_its_checkpoint(
     name: str, make_run: Callable[[str], Path], make_bundle: Callable[[str], Path], dataset: Path
 ) -> None:
-    settings = Settings(num_draws=2, num_orders=3 if name == "esolm_b" else 0)
+    settings = Settings(num_draws=2, num_orders=3 if name.startswith("esolm") else 0)
     reports = []
     for path in (make_run(name), make_bundle(name)):
         subject, rows = open_both(path, dataset)
@@ -66,10 +68,11 @@ def test_a_bundle_measures_as_its_checkpoint(
     assert reports[0]["network"]["kind"], reports[1]["network"]["kind"] == ("checkpoint", "bundle")
 
 
+@pytest.mark.parametrize(("name", "alpha_0"), [("esolm_b", 0.5), ("esolm_a", 0.25)])
 def test_exact_likelihoods_are_those_of_the_model(
-    make_run: Callable[[str], Path], dataset: Path
+    name: str, alpha_0: float, make_run: Callable[[str], Path], dataset: Path
 ) -> None:
-    subject, rows = open_both(make_run("esolm_b"), dataset)
+    subject, rows = open_both(make_run(name), dataset)
     report = measure(subject, subject.objective, rows, Settings(2, 5, seed=3), ALONE)
     assert report is not None
     tokens = torch.from_numpy(rows.read(np.arange(ROWS)))
@@ -78,16 +81,32 @@ def test_exact_likelihoods_are_those_of_the_model(
     assert report["data"]["tokens"] == total
     exact = -order_log_likelihood(subject.logits, tokens, natural, subject.mask_id).sum() / total
     assert report["left_to_right"]["nats_per_token"] == pytest.approx(float(exact), rel=1e-6)
-    orders = draw_orders(3, np.arange(ROWS), SEQ_LEN, 0.5, 5)
-    log_p = orders_log_likelihood(subject.logits, tokens, orders, subject.mask_id)
+    draw = (3, np.arange(ROWS), SEQ_LEN, alpha_0, 5)
+    orders, prefixes = draw_orders(*draw), draw_prefix_lengths(*draw)
+    log_p = orders_log_likelihood(
+        subject.logits, tokens, orders, subject.mask_id, prefixes if name == "esolm_a" else None
+    )
     found = report["orders"]
-    assert (found["k"], found["alpha_0"]) == (5, 0.5)
+    assert report["note"] is None
+    assert (found["k"], found["alpha_0"]) == (5, alpha_0)
     assert found["single"]["nats_per_token"] == pytest.approx(
         -float(log_p.mean()) / SEQ_LEN, rel=1e-6
     )
     bound = float(importance_bound(log_p).sum()) / total
     assert found["importance_weighted"]["nats_per_token"] == pytest.approx(bound, rel=1e-6)
     assert bound < found["single"]["nats_per_token"]
+
+
+@pytest.mark.parametrize("name", ["mdlm", "bd3lm"])
+def test_why_there_is_no_exact_likelihood(
+    name: str, make_run: Callable[[str], Path], dataset: Path
+) -> None:
+    subject, rows = open_both(make_run(name), dataset, 2)
+    report = measure(subject, subject.objective, rows, Settings(2), ALONE)
+    assert report is not None
+    assert report["left_to_right"] is None
+    assert report["note"].startswith("no exact likelihood: attention")
+    assert report["note"] in likelihood_text(report)
 
 
 @pytest.mark.parametrize("name", ["ar", "ar_bos"])

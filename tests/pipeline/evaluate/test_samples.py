@@ -98,9 +98,18 @@ def test_autoregressive_samples_have_one_setting(make_bundle: Callable[[str], Pa
     assert len(settings_of(bundle, SampleSettings([0.5, 1.0], [2, 6]))) == 1
 
 
-def test_networks_that_generate_does_not_decode(make_bundle: Callable[[str], Path]) -> None:
-    with pytest.raises(ConfigError, match="not 'mdlm'"):
-        measure_samples(make_bundle("mdlm"), SampleSettings())
+@pytest.mark.parametrize("name", ["mdlm", "esolm_a", "bd3lm_bos"])
+def test_every_objective_has_samples(
+    make_bundle: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    """Only an Eso-LM has a choice of alpha_0."""
+    settings = SampleSettings([0.0, 0.5], [1, 4], num_samples=3, batch_size=2)
+    report = measure_samples(make_bundle(name), settings, out=tmp_path)
+    found = [(each["alpha_0"], each["steps"]) for each in report["settings"]]
+    expected = [(0.0, None), (0.5, 1), (0.5, 4)] if name == "esolm_a" else [(1.0, 1), (1.0, 4)]
+    assert found == expected
+    assert all(1 <= each["nfe"] <= 16 for each in report["settings"])
+    assert (tmp_path / "pareto.png").is_file()
 
 
 def test_frontier() -> None:

@@ -38,7 +38,7 @@ def stepwise(model: Any, context: list[int], continuation: list[int]) -> float:
     return total
 
 
-@pytest.mark.parametrize("name", ["esolm_b", "ar", "ar_bos"])
+@pytest.mark.parametrize("name", ["esolm_a", "esolm_b", "ar", "ar_bos"])
 def test_one_forward_equals_decoding_step_by_step(
     name: str, make_bundle: Callable[[str], Path]
 ) -> None:
@@ -56,7 +56,7 @@ def test_one_forward_equals_decoding_step_by_step(
     assert alone[0].log_p == pytest.approx(scores[0].log_p, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["esolm_b", "ar"])
+@pytest.mark.parametrize("name", ["esolm_a", "esolm_b", "ar"])
 def test_greedy(name: str, make_bundle: Callable[[str], Path]) -> None:
     model = load_bundle(make_bundle(name)).model.float().cpu()
     prompt = [5, 6, 7]
