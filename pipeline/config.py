@@ -42,6 +42,7 @@ class ModelSection:
     activation: str = "gelu_tanh"
     mlp_bias: bool = True
     output_bias: bool = True
+    tied_embeddings: bool = False
     adaln: bool = True
     cond_dim: int = 128
     rope_base: float = 10000.0
@@ -151,6 +152,8 @@ class CheckpointSection:
     """Newest checkpoints kept."""
     permanent_every_steps: int = 0
     """Checkpoints at multiples of this are kept for ever; 0: none."""
+    mirror: str = ""
+    """URL (fsspec: s3://, file:// ...) that committed checkpoints are copied to; empty: none."""
     asynchronous: bool = True
     """Write in the background, from a copy in host memory, while training goes on."""
 

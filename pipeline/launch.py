@@ -5,8 +5,10 @@ code is returned as it is, stop signals are handed on to every rank, and no rank
 launcher.
 """
 
+import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import sys
@@ -18,6 +20,7 @@ from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
 from pipeline.train.stop import STOP_SIGNALS
 
 LAUNCHER = "ESOLM_LAUNCHER_PID"
+MEETING_PORTS = range(20_000, 29_000)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -37,7 +40,7 @@ def die_with_launcher() -> None:
 
 def launch(command: list[str], num_ranks: int) -> int:
     """Runs `python -m pipeline COMMAND...` as num_ranks processes; returns the run's exit code."""
-    port = _free_port()
+    port = free_port()
     environments = {rank: _environment(rank, num_ranks, port) for rank in range(num_ranks)}
     arguments = {rank: ("-m", "pipeline", *command) for rank in range(num_ranks)}
     processes = start_processes(
@@ -77,10 +80,17 @@ def _environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A port for the ranks to meet at, which rank 0 takes only after it has imported torch.
+
+    Below those that the kernel hands out by itself: another process's connection would take it
+    meanwhile.
+    """
+    for port in random.sample(MEETING_PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no free port found among {MEETING_PORTS.start} to {MEETING_PORTS.stop - 1}")
 
 
 def _forward_signals(processes: PContext) -> None:

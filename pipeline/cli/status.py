@@ -67,13 +67,20 @@ def _rows(status: "RunStatus") -> list[tuple[str, str]]:
         ("speed", f"{_number(status.tokens_per_second, ',.0f')} tokens/s"),
         ("time left", _duration(status.eta_seconds)),
         ("checkpoint", _checkpoint(status)),
-        ("starts", f"{status.starts} ({status.restarts} restarts, {status.rollbacks} rollbacks)"),
+        ("starts", _starts(status)),
         ("incidents", _incidents(status)),
         ("layout", status.layout or "n/a"),
     ]
     if status.slurm_job_id is not None:
         rows.append(("Slurm job", status.slurm_job_id))
     return rows
+
+
+def _starts(status: "RunStatus") -> str:
+    text = f"{status.starts} ({status.restarts} restarts, {status.rollbacks} rollbacks)"
+    if status.start_seconds is not None:
+        text += f"; the last took {status.start_seconds:.1f} s to its first step"
+    return text
 
 
 def _checkpoint(status: "RunStatus") -> str:

@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from threading import Condition, Thread
-from types import TracebackType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -80,12 +79,7 @@ class Prefetcher(Iterator[T], Generic[T]):
     def __enter__(self) -> "Prefetcher[T]":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from data_prep.errors import DataError
 from model.config import RECOMPUTE, ModelConfig
 from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
+from pipeline.checkpoint.remote import is_url, url_problems
 from pipeline.config import RunConfig
 from pipeline.data.dataset import TokenDataset
 from pipeline.errors import ConfigError
@@ -140,8 +141,11 @@ def _train_problems(config: RunConfig) -> list[str]:
     problems += _choice("train.spike_policy", train.spike_policy, ["skip", "rollback"])
     problems += _choice("train.init_weights", train.init_weights, ["ema", "raw"])
     problems += steps_problems(train.profile_steps)
-    if train.init_from and not Path(train.init_from).is_dir():
+    if is_url(train.init_from):
+        problems += url_problems("train.init_from", train.init_from)
+    elif train.init_from and not Path(train.init_from).is_dir():
         problems.append(f"train.init_from: there is no directory {train.init_from}")
+    problems += url_problems("checkpoint.mirror", config.checkpoint.mirror)
     problems += _choice("data.shuffle", config.data.shuffle, ["global", "none"])
     recompute = config.parallel.activation_checkpointing
     problems += _choice("parallel.activation_checkpointing", recompute, list(RECOMPUTE))

@@ -34,6 +34,15 @@ class SpikeGuard:
         self._losses: deque[float] = deque(maxlen=window)
         self._norms: deque[float] = deque(maxlen=window)
 
+    def state(self) -> dict[str, list[float]]:
+        """The steps that the next one is judged by; a restart must not change the verdict."""
+        return {"losses": list(self._losses), "norms": list(self._norms)}
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """As it was when `state` was asked for; without any step where that is empty."""
+        self._losses = deque(state.get("losses", []), maxlen=self.window)
+        self._norms = deque(state.get("norms", []), maxlen=self.window)
+
     def judge(self, result: StepResult) -> bool:
         """Whether the step may be applied; if so, it counts for those after it."""
         if self.reason(result) is not None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from pipeline.checkpoint import store
 from pipeline.checkpoint.fragments import AVERAGE, WEIGHTS, Fragment
 from pipeline.checkpoint.reader import CheckpointReader
+from pipeline.checkpoint.remote import is_url
 from pipeline.errors import ConfigError, EsolmError
 from pipeline.export.consolidate import STATES
 from pipeline.export.manifest import NAME as BUNDLE_RECORD
@@ -48,7 +50,7 @@ def start_from(experiment: Experiment, engine: Engine, group: dist.ProcessGroup)
     train = experiment.config.train
     answer: list[Origin | str] = [""]
     if dist.get_rank() == 0:
-        answer = [_verified(Path(train.init_from), train.init_weights, experiment)]
+        answer = [_verified(train.init_from, train.init_weights, experiment)]
     dist.broadcast_object_list(answer, src=0, group=group)
     origin = answer[0]
     if isinstance(origin, str):
@@ -60,17 +62,24 @@ def start_from(experiment: Experiment, engine: Engine, group: dist.ProcessGroup)
         state = STATES[origin.weights]
         sources = [replace(part, states={state: part.states[WEIGHTS]}) for part in fragments]
         store.read(Path(origin.path), sources, group)
+    dist.barrier(group)
+    if dist.get_rank() == 0:
+        shutil.rmtree(_copies(experiment), ignore_errors=True)
     for part in fragments:
         part.states[AVERAGE].copy_(part.states[WEIGHTS])
     zero.publish_weights(engine, 0)
     logger.info("%s weights of %s, step 0", origin.weights, origin.path)
 
 
-def _verified(path: Path, weights: str, experiment: Experiment) -> Origin | str:
+def _verified(path: str, weights: str, experiment: Experiment) -> Origin | str:
     """The origin, every byte of it checked, or what stands against it."""
     try:
-        is_bundle = (path / BUNDLE_RECORD).is_file()
-        origin = _bundle_origin(path) if is_bundle else _checkpoint_origin(path, weights)
+        if is_url(path):
+            origin = _checkpoint_origin(path, weights, _copies(experiment))
+        elif (Path(path) / BUNDLE_RECORD).is_file():
+            origin = _bundle_origin(Path(path))
+        else:
+            origin = _checkpoint_origin(path, weights)
     except EsolmError as error:
         return f"train.init_from: {error}"
     problems = _problems(origin, experiment)
@@ -81,8 +90,13 @@ def _verified(path: Path, weights: str, experiment: Experiment) -> Origin | str:
     return origin
 
 
-def _checkpoint_origin(path: Path, weights: str) -> Origin:
-    reader = CheckpointReader(path)
+def _copies(experiment: Experiment) -> Path:
+    """Where a remote origin is copied to: every rank must see it, as it sees the run directory."""
+    return Path(experiment.config.run.dir) / "init_from"
+
+
+def _checkpoint_origin(path: str, weights: str, copies: Path | None = None) -> Origin:
+    reader = CheckpointReader(path, copies)
     tokenizer = reader.manifest.run["tokenizer"]
     model = asdict(reader.model)
     return Origin(str(reader.directory), False, model, reader.seq_len, tokenizer, weights)

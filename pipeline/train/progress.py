@@ -2,10 +2,12 @@
 
 from dataclasses import asdict, dataclass
 
+from model.config import ModelConfig
 from pipeline.checkpoint.checkpointer import RunState
 from pipeline.data.reader import SampleReader
 from pipeline.errors import ConfigError
 from pipeline.train.experiment import Experiment
+from pipeline.train.guards import SpikeGuard
 
 
 @dataclass
@@ -20,7 +22,7 @@ class Progress:
     consumed_samples: int = 0
     tokens: int = 0
 
-    def to_state(self, experiment: Experiment, reader: SampleReader) -> RunState:
+    def to_state(self, experiment: Experiment, reader: SampleReader, guard: SpikeGuard) -> RunState:
         """What the checkpoint of this moment says of the run."""
         return RunState(
             **asdict(self),
@@ -30,6 +32,7 @@ class Progress:
             data=reader.state(self.consumed_samples),
             data_path=str(experiment.dataset.path.resolve()),
             tokenizer=experiment.dataset.tokenizer_fingerprint,
+            guard=guard.state(),
         )
 
     @classmethod
@@ -40,10 +43,11 @@ class Progress:
 def check_same_run(state: RunState, experiment: Experiment, reader: SampleReader) -> None:
     """Raises ConfigError or DataError with every way in which the checkpoint is of another run."""
     dataset, here = experiment.dataset, asdict(experiment.model)
+    there = asdict(ModelConfig(**state.model))  # what an older checkpoint does not name, by default
     problems = [
-        f"model.{name} is {state.model.get(name)} in the checkpoint, {value} here"
+        f"model.{name} is {there[name]} in the checkpoint, {value} here"
         for name, value in here.items()
-        if state.model.get(name) != value and name != "dropout"
+        if there[name] != value and name != "dropout"
     ]
     # An imported checkpoint was trained on data of its own: it names no tokenizer and no samples.
     if state.tokenizer and state.tokenizer != dataset.tokenizer_fingerprint:

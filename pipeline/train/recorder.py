@@ -2,7 +2,6 @@
 
 import json
 import logging
-from types import TracebackType
 from typing import Any, Self
 
 from pipeline.config import RunConfig
@@ -30,13 +29,8 @@ class Recorder:
         self._report.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._report.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._report.__exit__()
         if self._writer is not None:
             self._writer.close()
 

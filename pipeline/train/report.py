@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -54,12 +53,7 @@ class ProgressReport:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 

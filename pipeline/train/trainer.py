@@ -28,6 +28,7 @@ from pipeline.train.recorder import Recorder
 from pipeline.train.run_directory import RunDirectory
 from pipeline.train.schedule import learning_rate
 from pipeline.train.signals import RequestPoll
+from pipeline.train.startup import seconds_since_start
 from pipeline.train.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -56,19 +57,26 @@ class Trainer:
             directory.checkpoints,
             Retention(saving.keep, saving.permanent_every_steps),
             saving.asynchronous,
+            self.watchdog.progress,
+            saving.mirror,
         )
+        self.checkpointer.clean()
+        self.checkpointer.pull()
         self.progress = Progress()
+        self.guard = SpikeGuard(train.spike_window, train.spike_sigmas)
         found = self.checkpointer.newest()
         if found is not None:
             check_same_run(found[1], experiment, self.reader)
+        self.watchdog.progress()
         self.engine = build_engine(engine_config(experiment, device))
+        self.watchdog.progress()
         if found is not None:
             self._restore(*found)
         elif train.init_from:
             start_from(experiment, self.engine, self.checkpointer.group)
         self.checkpointer.reserve(self.engine)
-        self.validator = Validator.of(self.config, self.source, self.engine)
-        self.guard = SpikeGuard(train.spike_window, train.spike_sigmas)
+        self.checkpointer.start_mirror()
+        self.validator = Validator.of(self.config, self.source, self.engine, self.watchdog.progress)
         self.measures = Measures(
             self.config,
             experiment.model,
@@ -87,8 +95,11 @@ class Trainer:
         with self.recorder:
             if self.progress.step == 0:
                 self._validate()
+            first = self.progress.step + 1
             while self.progress.step < steps:
                 self._step()
+                if self.progress.step == first:
+                    self.recorder.record(first, {"start_seconds": seconds_since_start()})
                 if self._due(self.config.train.valid_every_steps):
                     self._validate()
                 if self._due(self.config.train.check_replicas_every_steps):
@@ -105,9 +116,11 @@ class Trainer:
         return EXIT_DONE
 
     def close(self) -> None:
-        """Stops the threads of this process."""
+        """Stops the threads of this process; the mirror may take half of the watchdog's time."""
         self.profiler.close()
         self.batches.close()
+        self.watchdog.progress()
+        self.checkpointer.close(0.5 * self.config.train.timeout_minutes * 60.0)
         self.watchdog.close()
 
     def _step(self) -> None:
@@ -157,7 +170,7 @@ class Trainer:
 
     def _save(self, last: bool) -> None:
         """Saves; before the process leaves, a checkpoint that failed is an error."""
-        state = self.progress.to_state(self.experiment, self.reader)
+        state = self.progress.to_state(self.experiment, self.reader, self.guard)
         try:
             blocked = self.checkpointer.save(self.engine, state)
             if last:
@@ -172,6 +185,8 @@ class Trainer:
         figures: dict[str, Any] = {"checkpoint_blocked_seconds": blocked}
         if self.checkpointer.durable_seconds is not None:
             figures["checkpoint_durable_seconds"] = self.checkpointer.durable_seconds
+        if self.checkpointer.mirrored_step is not None:
+            figures["checkpoint_mirrored_step"] = self.checkpointer.mirrored_step
         self.recorder.record(self.progress.step, figures)
 
     def _handle_incident(self, result: StepResult) -> None:
@@ -201,6 +216,7 @@ class Trainer:
     def _restore(self, path: Path, state: RunState) -> None:
         self.checkpointer.load(self.engine, path, state)
         self.progress = Progress.of(state)
+        self.guard.restore(state.guard)
         self.watchdog.progress()
         logger.info("resumed from %s at step %d", path, state.step)
 

@@ -1,6 +1,7 @@
 """The bound on the validation split, at an interval, with the same draws every time."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,22 +15,29 @@ from pipeline.train.batches import BatchSource
 
 @dataclass(frozen=True)
 class Validator:
-    """Measures the bound over a fixed number of global batches of the `valid` split."""
+    """Measures the bound over a fixed number of global batches of the `valid` split.
+
+    moved: called after every batch, so that a long validation is not taken for a hang.
+    """
 
     source: BatchSource
     engine: Engine
     num_batches: int
     with_average: bool
+    moved: Callable[[], None]
 
     @classmethod
-    def of(cls, config: RunConfig, source: BatchSource, engine: Engine) -> Self | None:
+    def of(
+        cls, config: RunConfig, source: BatchSource, engine: Engine, moved: Callable[[], None]
+    ) -> Self | None:
         """None where the configuration asks for no validation."""
         if config.train.valid_every_steps == 0:
             return None
         dataset = TokenDataset(config.data.path, "valid")
         reader = SampleReader(dataset, config.train.seq_len, config.seed, "none")
         num_batches = max(1, config.train.valid_samples // config.train.global_batch_size)
-        return cls(source.for_validation(reader), engine, num_batches, config.train.valid_ema)
+        validation = source.for_validation(reader)
+        return cls(validation, engine, num_batches, config.train.valid_ema, moved)
 
     def measure(self) -> dict[str, float]:
         """valid_loss (nats per token), its terms, and exp of it; collective over all ranks.
@@ -54,4 +62,5 @@ class Validator:
             batch = self.source.batch(number * self.source.global_batch_size)
             for term, loss in self.engine.evaluate(batch).items():
                 terms[term] = terms.get(term, 0.0) + loss / self.num_batches
+            self.moved()
         return terms

@@ -61,17 +61,21 @@ def sample_run(path: Path, weights: str, request: Request) -> Samples:
         output = model.generate(prompt, **{**options, **request.options()})
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    rows = zip(output.sequences.tolist(), output.order.tolist(), strict=True)
-    counts = output.counts.tolist()
-    return Samples(
-        reader.step, output.nfe, [pieces(codec, ids, order, counts) for ids, order in rows]
-    )
+    shape = (output.nfe, len(output.sequences))
+    counts = output.counts.reshape(output.nfe, -1).expand(shape).T  # some rows have their own
+    rows = zip(output.sequences.tolist(), output.order.tolist(), counts.tolist(), strict=True)
+    texts = [pieces(codec, *row, output.num_diffusion) for row in rows]
+    return Samples(reader.step, output.nfe, texts)
 
 
-def pieces(codec: TextCodec, ids: list[int], order: list[int], counts: list[int]) -> list[Piece]:
-    """One text. order: positions as they were written, what was given first; counts: by pass."""
+def pieces(
+    codec: TextCodec, ids: list[int], order: list[int], counts: list[int], num_parallel: int
+) -> list[Piece]:
+    """One text. order: positions as they were written, what was given first; counts: by pass.
+
+    num_parallel: passes of the diffusion phase, which are the first ones.
+    """
     given = len(order) - sum(counts)
-    num_parallel = len(counts) - sequential_passes(order, counts)
     passes = [PROMPT] * len(ids)
     written = given
     for number, count in enumerate(counts):
@@ -87,17 +91,6 @@ def pieces(codec: TextCodec, ids: list[int], order: list[int], counts: list[int]
         stop = len(codec.decode(ids[:end])) if end < len(ids) else len(text)
         found.append(Piece(text[start:stop], number, 0 <= number < num_parallel))
         start = max(start, stop)
-    return found
-
-
-def sequential_passes(order: list[int], counts: list[int]) -> int:
-    """How many passes at the end each wrote one token, from left to right."""
-    found = 0
-    for count in reversed(counts):
-        ordered = not found or order[-found - 1] < order[-found]
-        if count > 1 or not ordered:
-            break
-        found += 1
     return found
 
 

@@ -34,7 +34,8 @@ class RunStatus:
 
     loss, tokens_per_second: of the last logged step; the speed as the median of the last ones.
     eta_seconds: of the training steps that are left, at that speed. checkpoint: the newest valid
-    one. damaged: names of those that are not. restarts: starts after the first.
+    one. damaged: names of those that are not. restarts: starts after the first. start_seconds: of
+    the last start, until its first step was done.
     """
 
     run: str
@@ -53,6 +54,7 @@ class RunStatus:
     damaged: list[str]
     starts: int
     restarts: int
+    start_seconds: float | None
     rollbacks: int
     layout: str | None
     slurm_job_id: str | None
@@ -90,6 +92,7 @@ def run_status(path: Path) -> RunStatus:
         damaged=[c.name for c in checkpoints if not c.valid],
         starts=len(starts),
         restarts=max(0, len(starts) - 1),
+        start_seconds=metrics.start.get("start_seconds"),
         rollbacks=len(history.rollbacks()),
         layout=starts[-1].layout if starts else None,
         slurm_job_id=starts[-1].slurm_job_id if starts else None,
@@ -101,16 +104,17 @@ def run_status(path: Path) -> RunStatus:
 
 @dataclass(frozen=True)
 class _Metrics:
-    """The last lines of training steps, the very last of them, and the last validation."""
+    """The last lines of training steps, the very last of them, the last validation and start."""
 
     recent: list[dict[str, Any]]
     validation: dict[str, Any]
+    start: dict[str, Any]
 
     @classmethod
     def read(cls, path: Path) -> "_Metrics":
         """Lines are picked by their text and only the last parsed: a run may log for weeks."""
         steps: deque[str] = deque(maxlen=RECENT_LINES)
-        validation = "{}"
+        validation = start = "{}"
         if path.exists():
             with path.open() as file:
                 for line in file:
@@ -118,7 +122,9 @@ class _Metrics:
                         steps.append(line)
                     elif '"valid_loss": ' in line and line.endswith("\n"):
                         validation = line
-        return cls([json.loads(line) for line in steps], json.loads(validation))
+                    elif '"start_seconds": ' in line and line.endswith("\n"):
+                        start = line
+        return cls([json.loads(line) for line in steps], json.loads(validation), json.loads(start))
 
     @property
     def last(self) -> dict[str, Any]:

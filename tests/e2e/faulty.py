@@ -1,12 +1,21 @@
-"""One rank of a run that goes wrong: `python -m tests.e2e.faulty KIND RUN [key=value...]`."""
+"""One rank of a run that goes wrong: `python -m tests.e2e.faulty KIND RUN [key=value...]`.
+
+The kinds that kill do it to rank 0, which commits, at an exact place: no signal from outside hits
+the moment between two system calls.
+"""
 
 import os
+import shutil
+import signal
 import sys
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.checkpoint import commit
 from pipeline.config import load_config
 from pipeline.data.reader import SampleReader
 from pipeline.parallel.engine import MicroBatch
@@ -15,6 +24,7 @@ from pipeline.train.run import train
 
 FAULTY_STEP = 6
 GLOBAL_BATCH_SIZE = 4
+SLOW_READ_SECONDS = 0.1
 
 
 def hang() -> None:
@@ -44,7 +54,94 @@ def infinite_loss() -> None:
     BatchSource.batch = spoiled  # type: ignore[method-assign]
 
 
+def slow_reader() -> None:
+    """The thread that reads ahead is in the middle of a batch at almost any moment."""
+    read = SampleReader.read
+
+    def slowly(self: SampleReader, indices: Any) -> Any:
+        time.sleep(SLOW_READ_SECONDS)
+        return read(self, indices)
+
+    SampleReader.read = slowly  # type: ignore[method-assign]
+
+
+def slow_checks() -> None:
+    """A batch of a validation or a file of a checkpoint is quick enough for the watchdog.
+
+    All batches of a validation, or all files of a checkpoint, are not.
+    """
+    batch, digest = BatchSource.batch, commit.digest
+
+    def slow_batch(self: BatchSource, first_sample: int) -> list[MicroBatch]:
+        if self.reader.dataset.split == "valid":
+            time.sleep(1.0)
+        return batch(self, first_sample)
+
+    def slow_digest(path: Path) -> dict[str, Any]:
+        if threading.current_thread() is threading.main_thread():
+            time.sleep(5.0)
+        return digest(path)
+
+    BatchSource.batch = slow_batch  # type: ignore[method-assign]
+    commit.digest = slow_digest
+
+
+def killed_before_the_manifest() -> None:
+    """All files of step 8 are written and synced, and nothing says so."""
+    write = commit.commit
+
+    def killed(staging: Path, manifest: commit.Manifest) -> Path:
+        if manifest.step == 8:
+            _die()
+        return write(staging, manifest)
+
+    commit.commit = killed
+
+
+def killed_before_the_rename() -> None:
+    """The manifest of step 8 is written and synced, the directory not yet given its name."""
+    rename = Path.rename
+
+    def killed(self: Path, target: Any) -> Path:
+        if self.name == "step_00000008.tmp":
+            _die()
+        return rename(self, target)
+
+    Path.rename = killed  # type: ignore[method-assign]
+
+
+def killed_during_retention() -> None:
+    """Step 12 is committed; of step 4, which has to go, the first file is gone."""
+    remove = shutil.rmtree
+
+    def killed(path: Path, *arguments: Any, **options: Any) -> None:
+        if Path(path).name == "step_00000004.tmp":
+            next(Path(path).iterdir()).unlink()
+            _die()
+        remove(path, *arguments, **options)
+
+    shutil.rmtree = killed  # type: ignore[assignment]
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        hang,
+        infinite_loss,
+        slow_reader,
+        slow_checks,
+        killed_before_the_manifest,
+        killed_before_the_rename,
+        killed_during_retention,
+    )
+}
+
 if __name__ == "__main__":
     kind, path, *overrides = sys.argv[1:]
-    {"hang": hang, "infinite_loss": infinite_loss, "none": lambda: None}[kind]()
+    if kind != "none":
+        KINDS[kind]()
     sys.exit(train(load_config(path, overrides)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,8 +15,10 @@ import torch
 
 from pipeline.checkpoint.fragments import STATES
 from pipeline.checkpoint.reader import CheckpointReader
+from tests.dist.ranks import rank_environment
 
 ROOT = Path(__file__).parents[2]
+STARTED: list[subprocess.Popen[str]] = []
 
 CONFIG = """
 run: {{dir: {run}}}
@@ -51,17 +54,57 @@ def write_config(
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     """`esolm ARGUMENTS...` as a process."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "pipeline", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    STARTED.append(process)
+    return process
+
+
+def kill_started() -> None:
+    """What a failed test left running; ranks die with their launcher."""
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    STARTED.clear()
+
+
+def start_faulty(
+    kind: str, config: Path, *overrides: str, ranks: int = 1
+) -> list[subprocess.Popen[str]]:
+    """One process per rank and no launcher, as under srun; see `tests.e2e.faulty`."""
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "tests.e2e.faulty",
+                kind,
+                str(config),
+                *overrides,
+            ],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for environment in rank_environment(ranks)
+    ]
+    STARTED.extend(processes)
+    return processes
 
 
 def finish(process: subprocess.Popen[str], expected: int, timeout: float = 120) -> str:
     """Waits for the process, checks its exit code, returns what it printed."""
+    if process in STARTED:
+        STARTED.remove(process)
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -72,12 +115,15 @@ def finish(process: subprocess.Popen[str], expected: int, timeout: float = 120) 
     return output
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 60, pause: float = 0.002) -> Any:
-    """The first true answer of the condition."""
+def wait_until(condition: Callable[[], Any], timeout: float = 120, pause: float = 0.002) -> Any:
+    """The first true answer of the condition, which nothing may end before."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if answer := condition():
             return answer
+        for process in STARTED:
+            if process.poll() not in (None, 0, -signal.SIGKILL):
+                finish(process, 0)
         time.sleep(pause)
     raise AssertionError(f"it did not happen within {timeout} s")
 

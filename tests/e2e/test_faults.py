@@ -1,12 +1,14 @@
 """Runs that are killed, stopped and opened twice."""
 
 import signal
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from pipeline.checkpoint.commit import committed, newest_valid
+from pipeline.checkpoint.commit import newest_valid, read_manifest
+from pipeline.checkpoint.reader import CheckpointReader
 from tests.e2e.runs import (
     different,
     finish,
@@ -14,6 +16,7 @@ from tests.e2e.runs import (
     losses,
     ranks_of,
     start,
+    start_faulty,
     wait_until,
     write_config,
 )
@@ -29,46 +32,95 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return config.parent / "run"
 
 
-def test_kill_9_during_a_checkpoint_leaves_the_previous_one_in_force(
-    dataset: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    config = write_config(tmp_path, dataset, hidden_size=512)
-    run = tmp_path / "run"
+def test_killed_at_every_place_of_a_save(dataset: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """One run, killed four times: the last committed checkpoint is in force, nothing else is."""
+    config, run = write_config(tmp_path, dataset, hidden_size=512), tmp_path / "run"
+    _kill_the_last_rank_while_it_writes(config, run)
+    for kind, left, in_force in (
+        ("killed_before_the_manifest", ["step_00000004", "step_00000008.tmp"], 4),
+        ("killed_before_the_rename", ["step_00000004", "step_00000008.tmp"], 4),
+        ("killed_during_retention", ["step_00000004.tmp", "step_00000008", "step_00000012"], 12),
+    ):
+        first, second = start_faulty(kind, config, ranks=2)
+        finish(first, -signal.SIGKILL)
+        finish(second, 1)
+        _expect(run, left, in_force)
+        has_manifest = (run / "checkpoints" / left[-1] / "manifest.json").exists()
+        assert has_manifest == (kind != "killed_before_the_manifest"), "killed at another place"
+    finish(start("train", str(config), "--ranks", "2"), 0)
+    assert "step_00000004.tmp was never committed" in (run / "logs" / "rank_0.log").read_text()
+    _expect(run, ["step_00000008", "step_00000012"], in_force=12)
+    assert different(run, undisturbed) == []
+    assert losses(run) == losses(undisturbed)
+
+
+def _kill_the_last_rank_while_it_writes(config: Path, run: Path) -> None:
     process = start("train", str(config), "--ranks", "2")
     staging = run / "checkpoints" / "step_00000008.tmp"
     wait_until(staging.exists, pause=0.0005)
     ranks_of(process)[1].kill()
     finish(process, 1)
     assert not staging.with_suffix("").exists(), "committed before the kill: enlarge the network"
+    # Rank 0 may have lived to clear up.
+    _expect(
+        run, ["step_00000004", *(["step_00000008.tmp"] if staging.exists() else [])], in_force=4
+    )
+
+
+def _expect(run: Path, left: list[str], in_force: int) -> None:
+    """What lies in `checkpoints/`, and which step a resuming run and an export take."""
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == left
     newest = newest_valid(run / "checkpoints")
     assert newest is not None
-    assert newest[1].step == 4
-    finish(start("train", str(config), "--ranks", "2"), 0)
-    assert different(run, undisturbed) == []
-    assert losses(run) == losses(undisturbed)
-    assert not list((run / "checkpoints").glob("*.tmp"))
-    assert [path.name for path in committed(run / "checkpoints")] == [
-        "step_00000008",
-        "step_00000012",
-    ]
+    assert newest[1].step == CheckpointReader(run).step == in_force
+
+
+@pytest.mark.parametrize(
+    ("ranks", "victim", "overrides"),
+    [
+        (2, 0, []),
+        (2, 1, []),
+        pytest.param(4, 2, ["parallel.pp=2"], marks=pytest.mark.slow),
+        pytest.param(4, 1, ["parallel.zero=3"], marks=pytest.mark.slow),
+    ],
+)
+def test_kill_9_of_any_rank_ends_the_others_and_the_run_resumes(
+    ranks: int, victim: int, overrides: list[str], dataset: Path, tmp_path: Path
+) -> None:
+    """Ranks without a launcher, as under srun: each finds out by itself that one is gone."""
+    config = write_config(tmp_path, dataset, steps=100_000)
+    processes = start_faulty("none", config, *overrides, ranks=ranks)
+    wait_until(lambda: last_step(tmp_path / "run") >= 6)
+    processes[victim].kill()
+    started = time.monotonic()
+    for rank, process in enumerate(processes):
+        output = finish(process, -signal.SIGKILL if rank == victim else 1, timeout=30)
+        if rank != victim:
+            assert "Connection" in output, output[-2000:]
+    assert time.monotonic() - started < 30
+    newest = newest_valid(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    steps = newest[1].step + 3
+    finish(start("train", str(config), f"train.steps={steps}", "--ranks", "2"), 0)
+    assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, steps + 1))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_stop_signal_ends_in_a_checkpoint_and_85(
-    number: signal.Signals, dataset: Path, tmp_path: Path
+@pytest.mark.parametrize("everyone", [True, False])
+def test_a_stop_signal_ends_in_one_checkpoint_and_85(
+    number: signal.Signals, everyone: bool, dataset: Path, tmp_path: Path
 ) -> None:
+    """To all ranks or to one, each with a thread in the middle of reading a batch."""
     config = write_config(tmp_path, dataset, steps=100_000, save_every=100_000)
     run = tmp_path / "run"
-    process = start("train", str(config), "--ranks", "2")
+    processes = start_faulty("slow_reader", config, "train.valid_every_steps=0", ranks=2)
     wait_until(lambda: last_step(run) >= 3)
-    if number is signal.SIGUSR1:  # to one rank only: the others learn of it
-        ranks_of(process)[1].send_signal(number)
-    else:  # the launcher hands it on
+    for process in processes if everyone else processes[1:]:
         process.send_signal(number)
-    finish(process, 85)
-    newest = newest_valid(run / "checkpoints")
-    assert newest is not None
-    assert newest[1].step == last_step(run)
+    for process in processes:
+        finish(process, 85, timeout=30)
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert read_manifest(checkpoint).step == last_step(run)
     assert not (run / "DONE").exists()
 
 

@@ -3,41 +3,15 @@
 import json
 import pickle
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.checkpoint.commit import committed, newest_valid
-from tests.dist.ranks import rank_environment
-from tests.e2e.runs import different, finish, losses, start, write_config
+from tests.e2e.runs import different, finish, losses, start, start_faulty, write_config
 
 pytestmark = pytest.mark.dist
-
-
-def start_faulty(
-    kind: str, config: Path, *overrides: str, ranks: int = 1
-) -> list[subprocess.Popen[str]]:
-    return [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-W",
-                "ignore",
-                "-m",
-                "tests.e2e.faulty",
-                kind,
-                str(config),
-                *overrides,
-            ],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for environment in rank_environment(ranks)
-    ]
 
 
 def test_a_hung_rank_leaves_the_stacks_of_every_rank(dataset: Path, tmp_path: Path) -> None:
@@ -52,6 +26,17 @@ def test_a_hung_rank_leaves_the_stacks_of_every_rank(dataset: Path, tmp_path: Pa
         assert trace["entries"], "the last collectives of every rank"
     assert "in never" in stacks, "the stack of rank 1 shows where it hangs"
     assert newest_valid(tmp_path / "run" / "checkpoints") is not None
+
+
+def test_long_checks_are_not_taken_for_a_hang(dataset: Path, tmp_path: Path) -> None:
+    """Both the two files of the checkpoint and the ten batches take longer than the watchdog."""
+    config = write_config(tmp_path, dataset, steps=4)
+    options = ["parallel.tp=1", "train.valid_every_steps=0"]
+    finish(start("train", str(config), *options), 0)
+    options = ["parallel.tp=1", "train.steps=5", "train.valid_every_steps=5"]
+    options += ["train.valid_samples=40", "train.valid_ema=false", "train.timeout_minutes=0.14"]
+    (process,) = start_faulty("slow_checks", config, *options)
+    assert "at step 4" in finish(process, 0)
 
 
 @pytest.fixture
@@ -99,6 +84,7 @@ def test_an_infinite_loss_is_skipped_or_rolled_back(dataset: Path, tmp_path: Pat
         assert state["step"] == 10
         # A roll-back from step 7 to the checkpoint at 4 goes on with the data after step 7.
         assert state["updates"] == (9 if policy == "skip" else 10)
+        assert len(state["guard"]["losses"]) == state["updates"]
         assert state["consumed_samples"] == (40 if policy == "skip" else 52)
     for (entry,) in incidents.values():
         assert (entry["step"], entry["first_sample"], entry["losses"]["diffusion"]) == (

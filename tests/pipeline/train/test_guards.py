@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -42,3 +43,14 @@ def test_zero_sigmas_turn_the_spikes_off() -> None:
     assert guard.judge(result(1.0))
     assert guard.judge(result(1.0))
     assert guard.judge(result(1e9))
+
+
+def test_a_restart_does_not_change_the_verdict() -> None:
+    guard, restarted = settled(), SpikeGuard(8, 6.0)
+    restarted.restore(json.loads(json.dumps(guard.state())))
+    assert not restarted.judge(result(3.7))
+    assert restarted.state() == guard.state()
+    assert restarted.judge(result(3.2)) == guard.judge(result(3.2))
+    assert restarted.state() == guard.state()
+    restarted.restore({})
+    assert restarted.judge(result(1e9)), "an older checkpoint holds no such figures"

@@ -10,7 +10,7 @@ from pipeline.cli.sample import coloured
 from pipeline.errors import ConfigError
 from pipeline.evaluate.text import load_codec
 from pipeline.generate import Request
-from pipeline.watch.samples import PROMPT, Piece, marked, pieces, sample_run, sequential_passes
+from pipeline.watch.samples import PROMPT, Piece, marked, pieces, sample_run
 from tests.pipeline.conftest import RecordedRun
 
 
@@ -32,25 +32,10 @@ def test_pieces_make_up_the_text(recorded_run: RecordedRun) -> None:
     positions = list(range(len(ids)))
     order = [*positions[:1], *positions[2::2], *positions[1::2]]
     half = len(positions[2::2])
-    found = pieces(codec, ids, order, [half, *[1] * (len(ids) - 1 - half)])
+    found = pieces(codec, ids, order, [half, *[1] * (len(ids) - 1 - half)], 1)
     assert "".join(piece.text for piece in found) == codec.decode(ids)
     assert found[0].number == PROMPT
     assert [piece.parallel for piece in found] == [i > 0 and i % 2 == 0 for i in range(len(found))]
-
-
-@pytest.mark.parametrize(
-    ("order", "counts", "expected"),
-    [
-        ([2, 0, 1, 3], [2, 1, 1], 2),
-        ([2, 0, 3, 1], [2, 1, 1], 1),
-        ([0, 1, 2, 3], [1, 1, 1], 3),
-        ([3, 1, 0, 2], [4], 0),
-    ],
-)
-def test_the_sequential_phase_is_the_run_of_single_tokens_from_left_to_right(
-    order: list[int], counts: list[int], expected: int
-) -> None:
-    assert sequential_passes(order, counts) == expected
 
 
 def test_phases_are_marked_and_coloured() -> None:

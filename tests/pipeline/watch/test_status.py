@@ -49,6 +49,7 @@ def test_a_finished_run(recorded_run: RecordedRun) -> None:
     assert record["health"]["state"] == "done"
     assert (record["step"], record["steps"], record["tokens"]) == (12, 12, 12 * 8 * 32)
     assert (record["starts"], record["restarts"], record["rollbacks"]) == (1, 0, 1)
+    assert 0 < record["start_seconds"] < 600
     assert (record["incidents"], record["last_incident"]["reason"]) == (1, "for a test")
     assert record["checkpoint"]["step"] == 12
     assert record["checkpoint"]["valid"]
