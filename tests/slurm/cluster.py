@@ -51,14 +51,16 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 EnforcePartLimits=ALL
-{slurmctld_parameters}
+{user_signal}
 # The defaults are made for thousands of jobs: one that waits may not be looked at for 30 s.
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=200000
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SlurmdTimeout=20
+SlurmdTimeout={node_timeout}
 SlurmctldTimeout=20
 KillWait=5
+# Of a one-minute job a crowded machine may spend more than that on starting Python.
+OverTimeLimit=5
 MinJobAge=3600
 JobAcctGatherType=jobacct_gather/linux
 JobCompType=jobcomp/filetxt
@@ -66,7 +68,7 @@ JobCompLoc={root}/log/jobcomp.log
 AccountingStorageType=accounting_storage/none
 {nodes}
 PartitionName=low Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 State=UP PriorityTier=1 \
-PreemptMode=REQUEUE GraceTime={grace_seconds} OverSubscribe=NO
+PreemptMode=REQUEUE GraceTime=60 OverSubscribe=NO
 PartitionName=high Nodes=ALL MaxTime=60 DefaultTime=10 State=UP PriorityTier=10 \
 PreemptMode=OFF OverSubscribe=NO
 PartitionName=billed Nodes=node4 MaxTime=60 State=UP PriorityTier=1 AllowAccounts=physics
@@ -91,17 +93,18 @@ def why_not() -> str | None:
 class MiniCluster:
     """Starts on construction, once all nodes are idle; `stop` leaves no process behind."""
 
-    def __init__(self, root: Path, grace_seconds: int = 60) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._port = _free_ports()
-        self._grace_seconds = grace_seconds
+        self._user_signal = False
+        self._node_timeout = 20
         for name in ("etc", "munge", "state", "run", "log", "dev", *(f"spool/{n}" for n in NODES)):
             (root / name).mkdir(parents=True)
-        self._write_configuration("")
+        self._write_configuration()
         self._environment = {"SLURM_CONF": str(root / "etc" / "slurm.conf"), "PATH": _search_path()}
         self._start_munged()
-        self._start("slurmctld", "slurmctld", "-D")
+        self.start_controller()
         for name in NODES:
             self.start_node(name)
         self.wait_until(self._is_idle, "four idle nodes", 60)
@@ -128,7 +131,7 @@ class MiniCluster:
         [record] = self.jobs(job_id)
         return record
 
-    def wait_for_state(self, job_id: str, *states: str, timeout: float = 180) -> dict[str, str]:
+    def wait_for_state(self, job_id: str, *states: str, timeout: float = 600) -> dict[str, str]:
         """Until a job is in one of the states; at once an error if it can no longer be."""
 
         def there() -> dict[str, str] | None:
@@ -152,9 +155,22 @@ class MiniCluster:
 
     def set_user_signal(self, on: bool) -> None:
         """Whether a preempted job gets its own --signal at once (and TERM at the end of grace)."""
-        line = "SlurmctldParameters=preempt_send_user_signal"
-        self._write_configuration(line if on else "")
-        self.run("scontrol", "reconfigure")
+        self._user_signal = on
+        self._reconfigure()
+
+    def set_node_timeout(self, seconds: int) -> None:
+        """How long a node may be silent before Slurm takes it for dead."""
+        self._node_timeout = seconds
+        self._reconfigure()
+
+    def start_controller(self) -> None:
+        self._start("slurmctld", "slurmctld", "-D")
+        self.wait_until(lambda: self._says("scontrol", "ping") is not None, "a controller", 60)
+
+    def stop_controller(self) -> None:
+        controller = self._daemons.pop("slurmctld")
+        controller.terminate()
+        controller.wait(timeout=30)
 
     def start_node(self, name: str) -> None:
         self._start(name, "slurmd", "-D", "-N", name)
@@ -173,6 +189,11 @@ class MiniCluster:
         for process in [*stepds, *tasks]:
             process.kill()
         self._daemons.pop(name).wait()
+
+    def nodes_answer(self) -> bool:
+        """Whether the controller has heard of every node since it started."""
+        states = self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split()
+        return not any(state == "unknown" or state.endswith("*") for state in states)
 
     def empty(self) -> None:
         """Cancels what is left of a test and waits until the queue is empty."""
@@ -214,7 +235,11 @@ class MiniCluster:
         self._start("munged", "munged", "--foreground", "--force", *options)
         self.wait_until((folder / "munge.socket").exists, "munged's socket", 20)
 
-    def _write_configuration(self, slurmctld_parameters: str) -> None:
+    def _reconfigure(self) -> None:
+        self._write_configuration()
+        self.run("scontrol", "reconfigure")
+
+    def _write_configuration(self) -> None:
         etc, host = self.root / "etc", socket.gethostname()
         nodes = [
             NODE.format(name=name, host=host, port=self._port + 2 + i, gpus=GPUS_PER_NODE)
@@ -229,9 +254,9 @@ class MiniCluster:
             last_srun_port=self._port + 399,
             # Two clusters on one machine derive other ports from their jobs' ids.
             first_job_id=self._port,
-            slurmctld_parameters=slurmctld_parameters,
+            user_signal="SlurmctldParameters=preempt_send_user_signal" if self._user_signal else "",
+            node_timeout=self._node_timeout,
             nodes="\n".join(nodes),
-            grace_seconds=self._grace_seconds,
         )
         (etc / "slurm.conf").write_text(content)
         (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
@@ -246,11 +271,15 @@ class MiniCluster:
         (etc / "gres.conf").write_text("\n".join(gres) + "\n")
 
     def _is_idle(self) -> bool:
-        command = ["sinfo", "-h", "-N", "-p", "low", "-o", "%T"]
+        states = self._says("sinfo", "-h", "-N", "-p", "low", "-o", "%T")
+        return states is not None and states.split() == ["idle"] * len(NODES)
+
+    def _says(self, *command: str) -> str | None:
+        """Output of a client command, None if it fails: the daemons may not be up yet."""
         finished = subprocess.run(
             command, env=self.environment(), capture_output=True, text=True, check=False
         )
-        return finished.stdout.split() == ["idle"] * len(NODES)
+        return finished.stdout if finished.returncode == 0 else None
 
     def _is_on(self, process: psutil.Process, name: str) -> bool:
         """Whether a process is a task or a batch script on one of this cluster's nodes."""

@@ -1,20 +1,28 @@
 """Runs that the tests submit to the cluster, and what can be seen of them."""
 
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pipeline.slurm.chain import Chain
 from pipeline.slurm.status import Event, read_events
 from pipeline.slurm.submit import prepare, submit
 from tests.slurm.cluster import MiniCluster
 
+ROOT = Path(__file__).parents[2]
 PROFILE = """
 partition: low
 tasks_per_node: {tasks}
 cpus_per_task: 1
 time: "0-00:10"
 warn_seconds: 10
-exit_seconds: 20
+exit_seconds: 60
 cpu: {{cpus_per_task: 1, time: "0-00:10", concurrent_tasks: 2}}
 health: {{min_free_gb: 0.01}}
 """
@@ -47,6 +55,18 @@ def write_run(folder: Path, data: Path, *, steps: int, save_every: int = 100_000
     return path
 
 
+def esolm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command itself, as a user types it."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "pipeline", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 def submit_run(
     config: Path, profile: Path, *overrides: str, stages: tuple[str, ...] = ("train",)
 ) -> Chain:
@@ -60,17 +80,54 @@ def job_of(chain: Chain, stage: str = "train") -> str:
 
 def logged_steps(run: Path) -> list[int]:
     """Every step whose loss rank 0 logged, in the order of the log: over restarts, repeats too."""
+    return [step for _, step in _log(run)]
+
+
+def pauses(run: Path, count: int) -> str:
+    """Seconds of the longest pauses between two steps, one for each restart, in their order."""
+    times = [time for time, _ in _log(run)]
+    seconds = [(later - earlier).total_seconds() for earlier, later in pairwise(times)]
+    shortest = sorted(seconds)[-count]
+    return ", ".join(f"{pause:.0f}" for pause in seconds if pause >= shortest) + " s"
+
+
+def answers(run: Path) -> str:
+    """Seconds from each USR1 to the batch script to its requeue."""
+    asked, requeued = (
+        [datetime.fromisoformat(event.time) for event in events(run, name)]
+        for name in ("asked", "requeued")
+    )
+    seconds = [(end - begin).total_seconds() for begin, end in zip(asked, requeued, strict=True)]
+    return ", ".join(f"{answer:.0f}" for answer in seconds) + " s"
+
+
+def _log(run: Path) -> list[tuple[datetime, int]]:
+    """When each step was logged."""
     log = run / "logs" / "rank_0.log"
     text = log.read_text() if log.exists() else ""
-    return [int(step) for step in re.findall(r"INFO step (\d+): loss ", text)]
+    found = re.findall(r"^(\S+ \S+) INFO step (\d+): loss ", text, re.MULTILINE)
+    return [(datetime.fromisoformat(time), int(step)) for time, step in found]
 
 
 def newest_step(run: Path) -> int:
     return max(logged_steps(run), default=0)
 
 
-def wait_for_step(cluster: MiniCluster, run: Path, step: int, timeout: float = 180) -> None:
-    cluster.wait_until(lambda: newest_step(run) >= step, f"step {step} of {run}", timeout)
+def wait_for(cluster: MiniCluster, run: Path, condition: Callable[[], Any], what: str) -> None:
+    """Until the condition holds; says what the run wrote down if it never does."""
+    try:
+        cluster.wait_until(condition, what, 600)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{explain(run)}") from None
+
+
+def wait_for_step(cluster: MiniCluster, run: Path, step: int) -> None:
+    wait_for(cluster, run, lambda: newest_step(run) >= step, f"step {step}")
+
+
+def wait_for_requeues(cluster: MiniCluster, run: Path, count: int = 1) -> None:
+    """Until the batch script has asked for them; Slurm's own requeues do not count."""
+    wait_for(cluster, run, lambda: len(events(run, "requeued")) >= count, f"{count} requeues")
 
 
 def events(run: Path, name: str, stage: str = "train") -> list[Event]:
@@ -86,10 +143,10 @@ def explain(run: Path) -> str:
     return "\n".join(lines)
 
 
-def wait_for_end(cluster: MiniCluster, run: Path, job_id: str, timeout: float = 240) -> None:
-    """Until the job has completed; says what the run wrote down if it does not."""
+def wait_for_end(cluster: MiniCluster, run: Path, job_id: str) -> None:
+    """Until the job has completed, which is what a finished run's does."""
     try:
-        cluster.wait_for_state(job_id, "COMPLETED", timeout=timeout)
+        cluster.wait_for_state(job_id, "COMPLETED")
     except AssertionError as error:
         raise AssertionError(f"{error}\n{explain(run)}") from None
     assert (run / "DONE").exists()

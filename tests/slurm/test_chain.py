@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,26 +10,12 @@ from pipeline.slurm.client import FINAL_STATES
 from pipeline.slurm.status import StageStatus, chain_status, format_chain
 from tests.data_prep.corpus import make_tokenizer
 from tests.slurm.cluster import MiniCluster
-from tests.slurm.runs import job_of, submit_run, write_profile, write_run
+from tests.slurm.runs import esolm, job_of, submit_run, write_profile, write_run
 
-pytestmark = pytest.mark.slurm
-
-ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 
-def esolm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command itself, as a user types it."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "pipeline", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def wait_for_chain(cluster: MiniCluster, run: Path, timeout: float = 400) -> dict[str, StageStatus]:
+def wait_for_chain(cluster: MiniCluster, run: Path, timeout: float = 900) -> dict[str, StageStatus]:
     """Until no stage waits or runs any more."""
 
     def over() -> list[StageStatus] | None:
@@ -43,6 +27,13 @@ def wait_for_chain(cluster: MiniCluster, run: Path, timeout: float = 400) -> dic
     except AssertionError as error:
         raise AssertionError(f"{error}\n{format_chain(chain_status(run))}") from None
     return {status.stage: status for status in statuses}
+
+
+def states_without_slurm(run: Path) -> list[str]:
+    """Of the stages, by what the jobs wrote down: from where Slurm is not, or has forgotten."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        return [status.state for status in chain_status(run)]
 
 
 def test_one_submit_from_text_to_a_bundle(
@@ -69,6 +60,9 @@ def test_one_submit_from_text_to_a_bundle(
     assert (run / "bundle" / "export.json").exists()
     revision = json.loads((run / "env.json").read_text())["git_revision"]
     assert revision == json.loads((run / "slurm" / "chain.json").read_text())["revision"]
+    assert states_without_slurm(run) == ["COMPLETED"] * 6
+    shown = esolm("status", str(run))
+    assert all(f"COMPLETED  {line}" in shown.stdout for line in ("4 of 4", "finished: exit code 0"))
     again = esolm(*command, "parallel.tp=2", "slurm.nodes=2", "--stages", "prep,train")
     assert again.returncode == 0, again.stderr
     assert "4 of 4 tasks are finished" in again.stderr
@@ -98,6 +92,7 @@ def test_a_failing_prep_task_and_its_repair(
     for name in ("merge", "train", "export"):
         assert stages[name].state == "CANCELLED"
         assert stages[name].detail == "never started, because prep did not succeed"
+    assert states_without_slurm(run) == ["FAILED", "CANCELLED", "CANCELLED", "CANCELLED"]
     cluster.wait_until(lambda: not cluster.run("squeue", "-h"), "an empty queue", 30)
     text.write_bytes(sound)
     os.utime(text, moment)

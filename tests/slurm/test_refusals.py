@@ -9,12 +9,14 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.slurm.check import association_problems
+from pipeline.slurm.client import SlurmError
 from pipeline.slurm.lint import lint_script
 from pipeline.slurm.profile import PROFILES, ClusterProfile, load_profile
 from pipeline.slurm.stages import STAGES
-from pipeline.slurm.submit import prepare
+from pipeline.slurm.submit import prepare, submit
+from pipeline.train.run_directory import RunDirectory
 from tests.slurm.cluster import MiniCluster
-from tests.slurm.runs import submit_run, write_profile, write_run
+from tests.slurm.runs import esolm, submit_run, write_profile, write_run
 
 PROFILE_NAMES = sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
@@ -71,9 +73,44 @@ def test_a_live_run_is_not_submitted_again(
     chain = submit_run(config, profile)
     with pytest.raises(ConfigError, match=f"submitted already: train {chain.jobs[0].job_id}"):
         submit_run(config, profile)
-    cluster.run("scancel", chain.jobs[0].job_id)
+    cancelled = esolm("cancel", str(tmp_path / "run"))
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert f"train: job {chain.jobs[0].job_id} cancelled (it was PENDING)" in cancelled.stdout
+    assert cluster.job(chain.jobs[0].job_id)["JobState"] == "CANCELLED"
     second = submit_run(config, profile)
     assert second.submission != chain.submission
+
+
+@pytest.mark.slurm
+def test_a_run_that_trains_elsewhere_is_not_submitted(
+    cluster: MiniCluster, dataset: Path, tmp_path: Path
+) -> None:
+    config = write_run(tmp_path, dataset, steps=4)
+    directory = RunDirectory(tmp_path / "run")
+    directory.lock()
+    with pytest.raises(ConfigError, match="in use by another job"):
+        submit_run(config, write_profile(tmp_path))
+    directory.unlock()
+    assert not cluster.run("squeue", "-h")
+
+
+@pytest.mark.slurm
+def test_a_chain_is_queued_whole_or_not_at_all(
+    cluster: MiniCluster, dataset: Path, tmp_path: Path
+) -> None:
+    """The last job's partition is closed after everything was checked."""
+    config = write_run(tmp_path, dataset, steps=4)
+    profile = write_profile(tmp_path)
+    profile.write_text(profile.read_text().replace("cpu: {", "cpu: {partition: high, "))
+    checked = prepare(config, [], str(profile), ["train", "export"])
+    cluster.run("scontrol", "update", "PartitionName=high", "State=DRAIN")
+    try:
+        with pytest.raises(SlurmError, match="sbatch"):
+            submit(checked)
+    finally:
+        cluster.run("scontrol", "update", "PartitionName=high", "State=UP")
+    cluster.wait_until(lambda: not cluster.run("squeue", "-h"), "an empty queue", 30)
+    assert not (tmp_path / "run" / "slurm" / "chain.json").exists()
 
 
 @pytest.mark.parametrize("name", PROFILE_NAMES)
