@@ -16,7 +16,7 @@ from model.attention import AttentionPattern
 from model.config import ModelConfig
 from model.initialize import initialize
 from model.inputs import NetworkInput
-from model.network import Network, queries_of
+from model.network import Block, Network
 from pipeline.parallel.single import single_process
 
 
@@ -46,13 +46,14 @@ def skipping(network: Network, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 def not_skipping(network: Network, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """The last block computes both streams; the head then drops one."""
     last = network.blocks[-1]
+    assert isinstance(last, Block)
     last.last = False
     flow = network.embedding(inputs)
     for block in network.blocks:
         flow = block(flow)
     last.last = True
     hidden, positions, *rest = flow
-    hidden, positions = queries_of(hidden, positions, positions.shape[1] // 2)
+    hidden, positions = last._queries(hidden, positions, positions.shape[1] // 2)
     output: Tensor = network.head((hidden, positions, *rest))
     return output
 
@@ -63,7 +64,8 @@ def seconds(run: Callable[..., Tensor], network: Network, inputs: NetworkInput) 
     if rows.is_cuda:
         torch.cuda.synchronize()
     started = time.perf_counter()
-    run(network, (inputs.tokens, inputs.positions, rows)).square().sum().backward()
+    output = run(network, (inputs.tokens, inputs.positions, rows))
+    torch.autograd.backward(output.square().sum())
     if rows.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - started

@@ -1,0 +1,52 @@
+"""The measurements still run; what they measure is nobody's to assert."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(str(path) for path in (ROOT / "benchmarks").glob("*.py"))
+HELP_OF_ALL = """
+import runpy, sys
+for script in sys.argv[1:]:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert end.code == 0, script
+"""
+
+
+def run(*command: str) -> str:
+    """What the command prints."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    finished = subprocess.run(
+        (sys.executable, "-W", "ignore", *command),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_help() -> None:
+    assert run("-c", HELP_OF_ALL, *SCRIPTS).count("usage:") == len(SCRIPTS)
+
+
+def test_the_last_block() -> None:
+    small = ("--layers", "1", "--hidden", "32", "--length", "16", "--rows", "2", "--passes", "1")
+    assert "ratio" in run("-m", "benchmarks.last_block", *small)
+
+
+@pytest.mark.dist
+def test_both_loops_of_a_training_step_compute_the_same() -> None:
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+    small = ("--size", "tiny", "--against", "fsdp2", "--rounds", "2")
+    printed = run(*launch, "-m", "benchmarks.training_step", *small)
+    assert "engine / fsdp2:" in printed
