@@ -30,10 +30,11 @@ slurm-packages:
 	        --no-install-recommends slurm-wlm munge shellcheck; } >/dev/null \
 	        || echo "slurm-wlm, munge, shellcheck: not installed, the Slurm tests will skip"; fi
 
-test: $(STAMP)  ## every test that needs no GPU and no Slurm
-	$(BIN)/python -m pytest -m "not slow and not slurm"
+test: $(STAMP) slurm-packages  ## every test that needs no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not dist and not slurm and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(dist or slurm) and not slow" --durations 15
 
-slurm: $(STAMP) slurm-packages  ## the tests on a real Slurm of four virtual nodes
+slurm: $(STAMP) slurm-packages  ## of these, those on a real Slurm of four virtual nodes
 	$(BIN)/python -m pytest -m slurm
 
 lint: $(STAMP)  ## format, lint, types, import rules
