@@ -34,7 +34,7 @@ train:
   {{steps: {steps}, global_batch_size: 8, micro_batch_size: 1, seq_len: 32, precision: fp32,
    log_every_steps: 1, timeout_minutes: 2}}
 optimizer: {{lr: 1.0e-3, warmup_steps: 2}}
-checkpoint: {{every_steps: {save_every}, keep: 2}}
+checkpoint: {{every_steps: {save_every}, keep: 2, asynchronous: {asynchronous}}}
 """
 
 
@@ -45,12 +45,20 @@ def write_profile(folder: Path, *, tasks: int = 1, extra: str = "") -> Path:
     return path
 
 
-def write_run(folder: Path, data: Path, *, steps: int, save_every: int = 100_000) -> Path:
+def write_run(
+    folder: Path, data: Path, *, steps: int, save_every: int = 100_000, asynchronous: bool = True
+) -> Path:
     """A run configuration; its run directory is `run` beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "run.yaml"
     path.write_text(
-        CONFIG.format(run=folder / "run", data=data, steps=steps, save_every=save_every)
+        CONFIG.format(
+            run=folder / "run",
+            data=data,
+            steps=steps,
+            save_every=save_every,
+            asynchronous=str(asynchronous).lower(),
+        )
     )
     return path
 

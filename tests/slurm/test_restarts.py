@@ -105,9 +105,12 @@ def time_limited(
 def test_nodes_that_die_and_come_back(
     slurm: MiniCluster, dataset: Path, undisturbed: Path, tmp_path: Path, figures: dict[str, str]
 ) -> None:
-    """Two nodes, the first one dies, one node, two nodes, the other one dies, one node."""
+    """Two nodes, the first one dies, one node, two nodes, the other one dies, one node.
+
+    Saved synchronously: the steps trained while a copy is being written would be lost as well.
+    """
     save_every = 10
-    config = write_run(tmp_path, dataset, steps=STEPS, save_every=save_every)
+    config = write_run(tmp_path, dataset, steps=STEPS, save_every=save_every, asynchronous=False)
     run = tmp_path / "run"
     profile = write_profile(tmp_path, extra="exclude: node1,node2\n")
     profile.write_text(profile.read_text().replace("exit_seconds: 60", "exit_seconds: 5"))
