@@ -1,13 +1,9 @@
 """The measurements still run; what they measure is nobody's to assert."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT, run_python
+
 SCRIPTS = sorted(str(path) for path in (ROOT / "benchmarks").glob("*.py"))
 HELP_OF_ALL = """
 import runpy, sys
@@ -22,15 +18,7 @@ for script in sys.argv[1:]:
 
 def run(*command: str) -> str:
     """What the command prints."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    finished = subprocess.run(
-        (sys.executable, "-W", "ignore", *command),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    finished = run_python(*command, timeout=240)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 

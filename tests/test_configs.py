@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from pipeline.config import RunConfig, load_config, to_yaml, valid_keys
 from pipeline.errors import ConfigError
 from pipeline.train.experiment import resolve
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_jsonl
+from tests.processes import ROOT, run_python
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 RUN_CONFIGS = sorted((CONFIGS / "run").glob("*.yaml"))
 # Parts of a run configuration; what other commands read has tests of its own.
@@ -83,20 +82,12 @@ def test_every_run_configuration_takes_two_steps_at_reduced_size(
     )
     runs = {path: tmp_path / path.stem for path in RUN_CONFIGS}
     settings = [[str(p), *SMALL, f"run.dir={r}", f"data.path={dataset}"] for p, r in runs.items()]
-    finished = process([str(script), repr(settings)])
+    finished = run_python(str(script), repr(settings))
     assert finished.returncode == 0, finished.stderr[-3000:]
     for run in runs.values():
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert lines[-1]["step"] == 2
         assert [line["step"] for line in lines if line.get("valid_loss", 0) > 0] == [0, 2]
-
-
-def process(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", *arguments]
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
 
 
 @pytest.fixture
@@ -241,8 +232,8 @@ def test_a_vocabulary_that_is_not_the_checkpoints(
     source = write_jsonl(tmp_path / "text.jsonl", 60)
     run_job(make_job(source, tokenizer, tmp_path / "other", valid_fraction=0.2), tokenizer)
     train = ["-m", "pipeline", "train", str(config)]
-    assert process(train).returncode == 0
-    finished = process([*train, "train.steps=4", f"data.path={tmp_path / 'other'}"])
+    assert run_python(*train).returncode == 0
+    finished = run_python(*train, "train.steps=4", f"data.path={tmp_path / 'other'}")
     assert finished.returncode == 64, finished.stderr[-3000:]
     assert "vocabulary (400 ids" in finished.stderr
     assert "(380 ids" in finished.stderr

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT
+
 MOST_LINES = 600
 # In pieces, so that this file passes its own test.
 MACHINE_PATHS = ["/" + "work/", "/" + "root/"]

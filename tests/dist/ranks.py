@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.launch import free_port
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import ROOT, environment
 
 
 def run_ranks(
@@ -28,13 +27,13 @@ def run_ranks(
     folder.mkdir(parents=True, exist_ok=True)
     answer = folder / "answer.json"
     processes, logs = [], []
-    for rank, environment in enumerate(rank_environment(num_ranks)):
+    for rank, variables in enumerate(rank_environment(num_ranks)):
         logs.append(folder / f"rank_{rank}.log")
         command = [sys.executable, "-W", "ignore", "-m", module]
         command += [worker, json.dumps(arguments), str(answer)]
         with logs[-1].open("w") as log:
             processes.append(
-                subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT)
+                subprocess.Popen(command, env=variables, stdout=log, stderr=log, cwd=ROOT)
             )
     try:
         failed = _wait(processes, timeout)
@@ -53,14 +52,12 @@ def rank_environment(num_ranks: int) -> list[dict[str, str]]:
     port = free_port()
     return [
         {
-            **os.environ,
+            **environment(),
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(num_ranks),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
         }
         for rank in range(num_ranks)
     ]

@@ -1,7 +1,6 @@
 """Real runs of `esolm train` as processes, on a tiny dataset."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,8 +15,8 @@ import torch
 from pipeline.checkpoint.fragments import STATES
 from pipeline.checkpoint.reader import CheckpointReader
 from tests.dist.ranks import rank_environment
+from tests.processes import environment
 
-ROOT = Path(__file__).parents[2]
 STARTED: list[subprocess.Popen[str]] = []
 
 CONFIG = """
@@ -56,7 +55,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     """`esolm ARGUMENTS...` as a process."""
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "pipeline", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,10 +1,8 @@
 """Every command of the README and the documents is real, and those of the README are run."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,9 @@ from typer.testing import CliRunner
 from pipeline import demo
 from pipeline.cli.main import app
 from tests.data_prep.corpus import write_jsonl
+from tests.processes import ROOT, run_python
 
-ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PYTHON = [sys.executable, "-W", "ignore"]
 
 # Appended to the README's commands so that they take seconds; nothing else of them is changed.
 SMALL_MODEL = [
@@ -153,10 +150,10 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path: Path) -> None:
         arguments = smaller(arguments, num_trained)
         if words[0] == "torchrun":
             launcher = words[1 : words.index("-m")]
-            command = [*PYTHON, "-m", "torch.distributed.run", *launcher, "-m", "pipeline"]
+            command = ["-m", "torch.distributed.run", *launcher, "-m", "pipeline"]
         else:
-            command = [*PYTHON, "-m", "pipeline"]
-        finished = run([*command, *arguments], tmp_path)
+            command = ["-m", "pipeline"]
+        finished = run_python(*command, *arguments, folder=tmp_path)
         assert finished.returncode == 0, (shlex.join(words), finished.stdout + finished.stderr)
         ran.add(name)
         if name == "train" and num_trained > 1:
@@ -167,20 +164,6 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path: Path) -> None:
     missing = {name for name in named if not (run_directory / name).exists()}
     assert named >= {"config.yaml", "metrics.jsonl", "checkpoints", "DONE"}
     assert not missing, f"the README names {missing} in a run directory"
-
-
-def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.mark.dist

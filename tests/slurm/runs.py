@@ -1,9 +1,7 @@
 """Runs that the tests submit to the cluster, and what can be seen of them."""
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from datetime import datetime
 from itertools import pairwise
@@ -13,9 +11,9 @@ from typing import Any
 from pipeline.slurm.chain import Chain
 from pipeline.slurm.status import Event, read_events
 from pipeline.slurm.submit import prepare, submit
+from tests.processes import run_python
 from tests.slurm.cluster import MiniCluster
 
-ROOT = Path(__file__).parents[2]
 PROFILE = """
 partition: low
 tasks_per_node: {tasks}
@@ -65,14 +63,7 @@ def write_run(
 
 def esolm(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command itself, as a user types it."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "pipeline", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_python("-m", "pipeline", *arguments, timeout=120)
 
 
 def submit_run(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT
 from tests.slurm.cluster import MiniCluster
-from tests.slurm.runs import ROOT, logged_steps, write_run
+from tests.slurm.runs import logged_steps, write_run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 

@@ -1,9 +1,6 @@
 """`esolm evaluate` as typed: text and JSON, several processes, refusals."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +12,7 @@ from typer.testing import CliRunner
 from pipeline.cli.evaluate import arguments_of
 from pipeline.cli.main import app
 from pipeline.errors import ConfigError
-
-ROOT = Path(__file__).parents[3]
+from tests.processes import run_python
 
 
 def run(*arguments: object) -> str:
@@ -46,11 +42,7 @@ def test_any_number_of_processes_gives_the_same(
         "--draws", "2", "--tokens-per-pass", "64", "--json",
     ]  # fmt: skip
     alone = json.loads(run(*arguments))
-    finished = subprocess.run(
-        [sys.executable, "-m", "pipeline", "evaluate", *arguments, "--ranks", "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    finished = run_python("-m", "pipeline", "evaluate", *arguments, "--ranks", "2", timeout=120)
     assert finished.returncode == 0, finished.stderr[-3000:]
     together = json.loads(finished.stdout)
     assert together.keys() == alone.keys()

@@ -1,8 +1,6 @@
 """A published checkpoint that was imported goes on training where it stood."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from pipeline.checkpoint.reader import CheckpointReader
@@ -10,8 +8,7 @@ from pipeline.importer.importing import import_checkpoint
 from pipeline.importer.recognise import Options
 from tests.pipeline.importer import published
 from tests.pipeline.importer.published import SYSTEMS
-
-ROOT = Path(__file__).parents[3]
+from tests.processes import run_python
 
 
 def test_an_imported_run_goes_on(dataset: Path, tmp_path: Path, quick: None) -> None:
@@ -27,15 +24,7 @@ def test_an_imported_run_goes_on(dataset: Path, tmp_path: Path, quick: None) -> 
         "train.micro_batch_size=2",
         "train.precision=fp32",
     ]
-    command = [sys.executable, "-W", "ignore", "-m", "pipeline", "train"]
-    finished = subprocess.run(
-        [*command, str(run / "config.yaml"), *settings],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    finished = run_python("-m", "pipeline", "train", str(run / "config.yaml"), *settings)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert f"at step {first}" in finished.stderr
     assert CheckpointReader(run).manifest.step == first + 2

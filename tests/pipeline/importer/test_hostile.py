@@ -5,7 +5,6 @@ import pickle
 import shutil
 import struct
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pipeline.importer.recognise import Options
 from pipeline.importer.unpickle import unpickle
 from tests.pipeline.importer import published
 from tests.pipeline.importer.published import SYSTEMS
+from tests.processes import run_python
 
 
 class Call:
@@ -150,10 +150,8 @@ def test_exploit_inside_an_honest_file(tmp_path: Path, place: str) -> None:
 def test_command_refuses_an_exploit(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     torch.save({"state_dict": Call(os.system, f"touch {canary}")}, tmp_path / "a.ckpt")
-    command = [sys.executable, "-m", "pipeline", "import", str(tmp_path / "a.ckpt")]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True
-    )
+    out = str(tmp_path / "out")
+    done = run_python("-m", "pipeline", "import", str(tmp_path / "a.ckpt"), "--out", out)
     assert done.returncode == 64
     assert "system" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,8 +1,6 @@
 """The checkpoint that the published code wrote, against the logits that it computed."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from pipeline.export.manifest import verify_bundle
 from pipeline.export.writer import read_model
 from pipeline.importer.importing import import_checkpoint
 from pipeline.importer.recognise import Options
+from tests.processes import run_python
 
 DATA = Path(__file__).parents[2] / "data"
 FILE = DATA / "official_tiny.ckpt"
@@ -75,10 +74,8 @@ def test_ema_list_is_in_the_order_of_registration(tmp_path: Path, quick: None) -
 
 def test_command_with_the_whole_gate(tmp_path: Path) -> None:
     out = tmp_path / "imported"
-    command = [sys.executable, "-W", "ignore", "-m", "pipeline", "import", str(FILE)]
-    done = subprocess.run(
-        [*command, "--out", str(out), "--variant", "B"], capture_output=True, text=True
-    )
+    command = ["-m", "pipeline", "import", str(FILE)]
+    done = run_python(*command, "--out", str(out), "--variant", "B")
     assert done.returncode == 0, done.stderr
     assert "Eso-LM (B), alpha_0 0.25, step 250000" in done.stdout
     files = ["bundle", "checkpoints", "config.yaml", "import.json"]
@@ -87,13 +84,10 @@ def test_command_with_the_whole_gate(tmp_path: Path) -> None:
     assert set(record["gate"]) == {"coverage", "logit_parity", "decoding", "reload", "tokenizer"}
     assert record["gate"]["decoding"]["schedules"] == 5
     assert record["tokenizer"] is None
-    again = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
+    again = run_python(*command, "--out", str(out))
     assert again.returncode == 64
     assert "not empty" in again.stderr
-    wrong = subprocess.run(
-        [*command, "--out", str(tmp_path / "other"), "--variant", "A"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    wrong = run_python(*command, "--out", str(tmp_path / "other"), "--variant", "A")
     assert wrong.returncode == 64
     assert "was trained as Eso-LM (B), not as (A)" in wrong.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["imported"]

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from pipeline.train.history import History
 from pipeline.train.run_directory import RunDirectory
 from pipeline.watch.status import run_status
 from tests.pipeline.conftest import RecordedRun
+from tests.processes import run_python
 
 CONFIG = Path(__file__).parents[3] / "configs" / "run" / "demo.yaml"
 
@@ -129,7 +128,8 @@ def test_it_needs_no_torch(recorded_run: RecordedRun) -> None:
         f"assert CliRunner().invoke(app, ['status', {str(recorded_run.path)!r}]).exit_code == 0\n"
         "assert not {'torch', 'transformers', 'deepspeed'} & sys.modules.keys()\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    finished = run_python("-c", script)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_a_profile_was_written(recorded_run: RecordedRun) -> None:
