@@ -1,7 +1,7 @@
 """One rank of a run that goes wrong: `python -m tests.e2e.faulty KIND RUN [key=value...]`.
 
-The kinds that kill do it to rank 0, which commits, at an exact place: no signal from outside hits
-the moment between two system calls.
+The kinds that kill do it at an exact place, to rank 0 where that is the commit: no signal from
+outside hits the moment between two system calls.
 """
 
 import os
@@ -77,13 +77,30 @@ def slow_checks() -> None:
             time.sleep(1.0)
         return batch(self, first_sample)
 
+    one_at_a_time = threading.Lock()
+
     def slow_digest(path: Path) -> dict[str, Any]:
-        if threading.current_thread() is threading.main_thread():
-            time.sleep(5.0)
+        if path.parent.suffix != commit.STAGING:
+            with one_at_a_time:
+                time.sleep(5.0)
         return digest(path)
 
     BatchSource.batch = slow_batch  # type: ignore[method-assign]
     commit.digest = slow_digest
+
+
+def killed_while_writing() -> None:
+    """Of the last rank's file of step 8 one half is written, nothing is synced."""
+    sync = os.fsync
+
+    def killed(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.parent.name == "step_00000008.tmp" and os.environ["RANK"] == "1":
+            os.truncate(path, path.stat().st_size // 2)
+            _die()
+        sync(descriptor)
+
+    os.fsync = killed
 
 
 def killed_before_the_manifest() -> None:
@@ -134,6 +151,7 @@ KINDS = {
         infinite_loss,
         slow_reader,
         slow_checks,
+        killed_while_writing,
         killed_before_the_manifest,
         killed_before_the_rename,
         killed_during_retention,

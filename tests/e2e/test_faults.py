@@ -1,7 +1,6 @@
 """Runs that are killed, stopped and opened twice."""
 
 import signal
-import time
 from pathlib import Path
 
 import psutil
@@ -55,16 +54,12 @@ def test_killed_at_every_place_of_a_save(dataset: Path, undisturbed: Path, tmp_p
 
 
 def _kill_the_last_rank_while_it_writes(config: Path, run: Path) -> None:
-    process = start("train", str(config), "--ranks", "2")
-    staging = run / "checkpoints" / "step_00000008.tmp"
-    wait_until(staging.exists, pause=0.0005)
-    ranks_of(process)[1].kill()
-    finish(process, 1)
-    assert not staging.with_suffix("").exists(), "committed before the kill: enlarge the network"
+    first, last = start_faulty("killed_while_writing", config, ranks=2)
+    finish(last, -signal.SIGKILL)
+    finish(first, 1)
     # Rank 0 may have lived to clear up.
-    _expect(
-        run, ["step_00000004", *(["step_00000008.tmp"] if staging.exists() else [])], in_force=4
-    )
+    staging = run / "checkpoints" / "step_00000008.tmp"
+    _expect(run, ["step_00000004", *([staging.name] if staging.exists() else [])], in_force=4)
 
 
 def _expect(run: Path, left: list[str], in_force: int) -> None:
@@ -92,12 +87,10 @@ def test_kill_9_of_any_rank_ends_the_others_and_the_run_resumes(
     processes = start_faulty("none", config, *overrides, ranks=ranks)
     wait_until(lambda: last_step(tmp_path / "run") >= 6)
     processes[victim].kill()
-    started = time.monotonic()
     for rank, process in enumerate(processes):
         output = finish(process, -signal.SIGKILL if rank == victim else 1, timeout=30)
         if rank != victim:
             assert "Connection" in output, output[-2000:]
-    assert time.monotonic() - started < 30
     newest = newest_valid(tmp_path / "run" / "checkpoints")
     assert newest is not None
     steps = newest[1].step + 3

@@ -60,6 +60,6 @@ def test_waiting_is_measured_and_reset() -> None:
 
     with prefetch(slow(), 1) as items:
         next(items)
-        assert 0.02 < items.wait_seconds < 2
+        assert items.wait_seconds > 0.02
         assert items.reset_wait() > 0.02
         assert items.wait_seconds == 0.0
