@@ -131,9 +131,9 @@ def load_model(config: "EsoLMConfig", parameters: dict[str, Tensor]) -> Any:
     if wrong := sorted(dict(expected.items() ^ given.items())):
         names = ", ".join(wrong[:5])
         raise ExportError(f"coverage: bundle parameters missing or misshapen: {names}")
-    # Of tied weights the state has two names, the network one parameter.
-    missing, _ = model.load_state_dict(parameters, strict=False)
-    assert set(missing) <= {"lm_head.weight"}, missing
+    if config.tie_word_embeddings:  # one parameter, but two names in the state
+        parameters = {**parameters, "lm_head.weight": parameters["model.embed_tokens.weight"]}
+    model.load_state_dict(parameters)
     return model
 
 
