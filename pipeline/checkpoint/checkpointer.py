@@ -138,7 +138,8 @@ class Checkpointer:
             return
         name, manifest = wanted
         self._on_first(lambda: commit.begin(self.directory, manifest.step))
-        staging, problems = (self.directory / name).with_suffix(".tmp"), []
+        staging = commit.staging_directory(self.directory, manifest.step)
+        problems: list[str] = []
         for file in sorted(manifest.files)[self.rank :: self.world_size]:
             problems += pull_or_problem(self._mirror_url, name, file, staging, manifest)
             self._moved()
@@ -209,7 +210,7 @@ class Checkpointer:
 
     def _write(self, fragments: list[Fragment], state: RunState, started: float) -> None:
         """Writes and commits; a failure on any rank is every rank's, and leaves nothing."""
-        staging = commit.step_directory(self.directory, state.step).with_suffix(".tmp")
+        staging = commit.staging_directory(self.directory, state.step)
         try:
             self._on_first(lambda: commit.begin(self.directory, state.step))
             store.write(staging, fragments, self.group)
@@ -236,7 +237,8 @@ class Checkpointer:
         if self.rank == 0:
             mine.append(staging / ".metadata")
         try:
-            part, problem = {path.name: commit.digest(path) for path in mine}, ""
+            names = [path.name for path in mine]
+            part, problem = dict(zip(names, commit.digests(mine), strict=True)), ""
         except OSError as error:
             part, problem = {}, str(error)
         parts = self._gather((part, problem))
@@ -247,10 +249,7 @@ class Checkpointer:
     def _damaged_files(self, directory: Path, manifest: commit.Manifest) -> list[str]:
         """Checks every file's content; the ranks share the reading."""
         mine = sorted(manifest.files)[self.rank :: self.world_size]
-        found: list[str] = []
-        for name in mine:
-            found += commit.verify_files(directory, manifest, [name])
-            self._moved()
+        found = commit.verify_files(directory, manifest, mine, self._moved)
         parts = self._gather(found)
         return [problem for part in parts for problem in part]
 

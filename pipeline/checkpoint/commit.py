@@ -10,17 +10,19 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoint.threads import in_threads
 from pipeline.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+STAGING = ".tmp"
 _STEP = re.compile(r"step_(\d{8,})")
 
 
@@ -37,6 +39,11 @@ def step_directory(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
 
 
+def staging_directory(checkpoints: Path, step: int) -> Path:
+    """Where a checkpoint is while it is being written or removed; nothing reads that name."""
+    return step_directory(checkpoints, step).with_suffix(STAGING)
+
+
 def is_step_name(name: str) -> bool:
     """Whether a directory of that name may be a checkpoint."""
     return _STEP.fullmatch(name) is not None
@@ -48,7 +55,7 @@ def step_of(directory: Path) -> int:
 
 def begin(checkpoints: Path, step: int) -> Path:
     """A fresh directory to write the checkpoint of `step` into; called by one rank."""
-    staging = step_directory(checkpoints, step).with_suffix(".tmp")
+    staging = staging_directory(checkpoints, step)
     if staging.exists():
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
@@ -57,7 +64,7 @@ def begin(checkpoints: Path, step: int) -> Path:
 
 def remove_leftovers(checkpoints: Path) -> None:
     """Removes staging directories, of saves or removals that were cut short; by one rank."""
-    for directory in checkpoints.glob("step_*.tmp"):
+    for directory in checkpoints.glob(f"step_*{STAGING}"):
         logger.info("%s was never committed, or was to be removed: it goes", directory)
         shutil.rmtree(directory)
 
@@ -69,6 +76,11 @@ def digest(path: Path) -> dict[str, Any]:
             "bytes": path.stat().st_size,
             "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
         }
+
+
+def digests(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """Of several files, in their order."""
+    return in_threads(digest, paths)
 
 
 def commit(staging: Path, manifest: Manifest) -> Path:
@@ -137,13 +149,16 @@ def _is_sane(manifest: Manifest) -> bool:
     )
 
 
-def verify_files(directory: Path, manifest: Manifest, names: list[str]) -> list[str]:
-    """What is wrong with the content of the named files, one line each."""
-    return [
-        f"{directory / name}: checksum differs from the manifest's"
-        for name in names
-        if digest(directory / name) != manifest.files[name]
-    ]
+def verify_files(
+    directory: Path, manifest: Manifest, names: list[str], moved: Callable[[], None] = lambda: None
+) -> list[str]:
+    """What is wrong with the content of the named files, one line each; moved: after every file."""
+    problems = []
+    for name, found in zip(names, digests([directory / name for name in names]), strict=True):
+        if found != manifest.files[name]:
+            problems.append(f"{directory / name}: checksum differs from the manifest's")
+        moved()
+    return problems
 
 
 def committed(checkpoints: Path) -> list[Path]:
@@ -190,7 +205,7 @@ def retain(checkpoints: Path, retention: Retention, spared: Collection[str] = fr
             continue
         directory = checkpoints / name
         # Renamed first: a removal that is cut short must not leave half a checkpoint by that name.
-        doomed = directory.with_suffix(".tmp")
+        doomed = directory.with_suffix(STAGING)
         directory.rename(doomed)
         shutil.rmtree(doomed)
 

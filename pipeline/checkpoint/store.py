@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -27,6 +26,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from pipeline.checkpoint.files import Reader, Writer
 from pipeline.checkpoint.fragments import Box, Fragment
 from pipeline.errors import CheckpointError
 
@@ -34,17 +34,15 @@ from pipeline.errors import CheckpointError
 def write(directory: Path, fragments: list[Fragment], group: dist.ProcessGroup | None) -> None:
     """Writes this rank's fragments; collective over the group (of all ranks)."""
     planner = _SavePlanner(_boxed([f for f in fragments if f.writes]))
-    writer = FileSystemWriter(directory, single_file_per_rank=True, sync_files=True)
     with _told_plainly(f"write {directory}"):
-        save({}, storage_writer=writer, planner=planner, process_group=group)
+        save({}, storage_writer=Writer(directory), planner=planner, process_group=group)
 
 
 def read(directory: Path, fragments: list[Fragment], group: dist.ProcessGroup | None) -> None:
     """Fills this rank's fragments in place; collective over the group (of all ranks)."""
     planner = _LoadPlanner(_boxed(fragments))
-    reader = FileSystemReader(directory)
     with _told_plainly(f"read {directory}"):
-        load({}, storage_reader=reader, planner=planner, process_group=group)
+        load({}, storage_reader=Reader(directory), planner=planner, process_group=group)
 
 
 @contextmanager
@@ -59,14 +57,15 @@ def _told_plainly(attempt: str) -> Iterator[None]:
 
 def read_full(directory: Path, state: str) -> dict[str, Tensor]:
     """Every parameter's full tensor of one state, by name, in this process alone."""
-    reader = FileSystemReader(directory)
+    reader = Reader(directory)
     prefix = f"{state}/"
     tensors = {
         key: torch.empty(entry.size)
         for key, entry in reader.read_metadata().state_dict_metadata.items()
         if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
-    load(tensors, storage_reader=reader, no_dist=True)
+    with _told_plainly(f"read {directory}"):
+        load(tensors, storage_reader=reader, no_dist=True)
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
 
