@@ -69,6 +69,9 @@ class Size:
             ffn_hidden_size=4 * self.hidden,
         )
 
+    def objective(self) -> EsoLM:
+        return EsoLM(self.vocab - 1, alpha_0=0.5, kappa=0.5)
+
 
 SIZES = {
     "tiny": Size(64, 2, 4, 512, 64, 8, 4),
@@ -170,7 +173,7 @@ def prepare(args: argparse.Namespace, info: ProcessInfo) -> tuple[EngineConfig, 
     """The engine's configuration, data-parallel over all ranks, and this rank's batch."""
     size: Size = SIZES[args.size]
     model, micro_batch = size.model(), args.micro_batch or size.micro_batch
-    objective = EsoLM(model.mask_id, 0.5, 0.5)
+    objective = size.objective()
     source = BatchSource(
         RandomTokens(size),  # type: ignore[arg-type]
         objective,
@@ -219,9 +222,7 @@ def measure(loops: dict[str, Step], device: torch.device, rounds: int) -> dict[s
 
 def report(args: argparse.Namespace, config: EngineConfig, seconds: dict[str, list[float]]) -> None:
     size: Size = SIZES[args.size]
-    flops = flops_per_token(
-        config.model, EsoLM(config.model.mask_id, 0.5, 0.5).work(size.seq_len), size.seq_len
-    )
+    flops = flops_per_token(config.model, size.objective().work(size.seq_len), size.seq_len)
     peak = peak_flops(config.device)
     where = torch.cuda.get_device_name() if config.device.type == "cuda" else "CPU"
     print(f"{args.size}, {args.precision}, {config.layout}, {where}, {args.rounds} rounds")
