@@ -46,8 +46,12 @@ class RunState:
 
     @classmethod
     def from_manifest(cls, manifest: commit.Manifest) -> "RunState":
+        """Raises CheckpointError if it lacks something."""
         given = {entry.name for entry in fields(cls)} & manifest.run.keys()
-        return cls(**{name: manifest.run[name] for name in given})
+        try:
+            return cls(**{name: manifest.run[name] for name in given})
+        except TypeError as error:
+            raise CheckpointError(f"the manifest of step {manifest.step}: {error}") from error
 
 
 class Checkpointer:
@@ -123,14 +127,27 @@ class Checkpointer:
         """
         self._on_first(lambda: commit.remove_leftovers(self.directory))
 
-    def pull(self) -> None:
-        """Copies the mirror's newest valid checkpoint here, where there is no valid one at all.
+    def resume_point(self) -> tuple[Path, RunState] | None:
+        """The newest valid checkpoint, the mirror's where there is none here; None: step 0.
 
-        So a run whose disk is lost goes on. Raises CheckpointError if the mirror cannot be asked:
-        a run must not start anew because a server did not answer.
+        Raises CheckpointError if the mirror cannot be asked, or there were checkpoints and none is
+        whole: a run must not start anew because a server did not answer or a disk is bad.
         """
-        if not self._mirror_url:
-            return
+        found = self.newest()
+        if found is None and self._mirror_url:
+            self._pull()
+            found = self.newest()
+        aside = self._from_first(lambda: [str(path) for path in commit.damaged(self.directory)])
+        if found is None and aside:
+            raise CheckpointError(
+                f"no checkpoint of {self.directory} is whole: {', '.join(aside)}. Nothing was "
+                "overwritten. Bring back a copy under its old name, without the suffix, or move "
+                "these away to start again at step 0."
+            )
+        return found
+
+    def _pull(self) -> None:
+        """Copies the mirror's newest valid checkpoint here."""
         wanted, problem = self._from_first(lambda: newest_wanted(self._mirror_url, self.directory))
         if problem:
             raise CheckpointError(problem)
@@ -160,14 +177,16 @@ class Checkpointer:
         return None if self._mirror is None else self._mirror.newest_step
 
     def close(self, seconds: float) -> None:
-        """Gives the mirror so many seconds to be done."""
+        """Gives a save that is under way, then the mirror, so many seconds to be done."""
+        if self._thread is not None:
+            self._thread.join(seconds)
         if self._mirror is not None:
             self._mirror.close(seconds)
 
     def newest(self) -> tuple[Path, RunState] | None:
         """The newest checkpoint that is whole to the last byte, the same on every rank.
 
-        Damaged ones are named in the log and passed over.
+        Damaged ones are named in the log, set aside and passed over.
         """
         names = self._from_first(lambda: [str(path) for path in commit.committed(self.directory)])
         for name in reversed(names):
@@ -177,8 +196,12 @@ class Checkpointer:
                 damage = self._damaged_files(directory, manifest)
             if not damage:
                 return directory, RunState.from_manifest(manifest)
+            self._on_first(lambda path=directory: commit.set_aside(path))
             if self.rank == 0:
-                logger.warning("checkpoint %s is passed over: %s", directory, "; ".join(damage))
+                logger.warning(
+                    "checkpoint %s is passed over, and now bears the suffix %s: %s",
+                    directory, commit.DAMAGED, "; ".join(damage),
+                )  # fmt: skip
         return None
 
     def load(self, engine: Engine, directory: Path, state: RunState) -> None:
@@ -227,7 +250,10 @@ class Checkpointer:
 
     def _retain(self) -> None:
         spared = frozenset[str]() if self._mirror is None else self._mirror.copying
-        commit.retain(self.directory, self.retention, spared)
+        try:
+            commit.retain(self.directory, self.retention, spared)
+        except OSError as error:  # the checkpoint itself is durable
+            logger.warning("old checkpoints could not be removed: %s", error)
         if self._mirror is not None:
             self._mirror.wake()
 

@@ -21,8 +21,9 @@ from pipeline.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
-STAGING = ".tmp"
+FORMAT_VERSION = 2
+STAGING, REPLACED, DAMAGED = ".tmp", ".replaced", ".damaged"
+"""Suffixes of directories that are no checkpoints, or none any more."""
 _STEP = re.compile(r"step_(\d{8,})")
 
 
@@ -63,10 +64,36 @@ def begin(checkpoints: Path, step: int) -> Path:
 
 
 def remove_leftovers(checkpoints: Path) -> None:
-    """Removes staging directories, of saves or removals that were cut short; by one rank."""
+    """What saves and removals that were cut short left behind goes; called by one rank."""
+    for directory in checkpoints.glob(f"step_*{REPLACED}"):
+        if not directory.with_suffix("").exists():  # its successor was not given the name yet
+            directory.rename(directory.with_suffix(""))
+        else:
+            _remove(directory)
     for directory in checkpoints.glob(f"step_*{STAGING}"):
         logger.info("%s was never committed, or was to be removed: it goes", directory)
+        _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    """As far as that can be: a file that another process holds open must not end a run."""
+    try:
         shutil.rmtree(directory)
+    except OSError as error:
+        logger.warning("%s could not be removed and takes up the disk: %s", directory, error)
+
+
+def set_aside(directory: Path) -> Path:
+    """Takes a damaged checkpoint's name, so that nothing counts it as one; called by one rank."""
+    aside = directory.with_suffix(DAMAGED)
+    if aside.exists():
+        _remove(aside)
+    return directory.rename(aside)
+
+
+def damaged(checkpoints: Path) -> list[Path]:
+    """What was set aside."""
+    return sorted(checkpoints.glob(f"step_*{DAMAGED}"))
 
 
 def digest(path: Path) -> dict[str, Any]:
@@ -85,20 +112,26 @@ def digests(paths: list[Path]) -> Iterator[dict[str, Any]]:
 
 def commit(staging: Path, manifest: Manifest) -> Path:
     """Writes the manifest and gives the directory its name; called by one rank, last of all."""
-    content = {"format": FORMAT_VERSION, **vars(manifest)}
+    content = {"format": FORMAT_VERSION, **vars(manifest), "sha256": _digest(manifest)}
     with (staging / MANIFEST).open("w") as file:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     _sync_directory(staging)
     final = staging.with_suffix("")
-    if final.exists():
-        # Only a damaged checkpoint is ever saved again: a run that resumes at a valid step goes on
-        # from there.
-        shutil.rmtree(final)
+    replaced = final.with_suffix(REPLACED)
+    if final.exists():  # a run was rolled back to this step, and saves what it goes on with
+        final.rename(replaced)
     staging.rename(final)
     _sync_directory(final.parent)
+    if replaced.exists():
+        _remove(replaced)
     return final
+
+
+def _digest(manifest: Manifest) -> str:
+    """Of all that a manifest says."""
+    return hashlib.sha256(json.dumps(vars(manifest), sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -110,7 +143,7 @@ def read_manifest(directory: Path) -> Manifest:
         text = (directory / MANIFEST).read_text()
     except FileNotFoundError:
         raise CheckpointError(f"{directory} has no {MANIFEST}: it was never committed") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory / MANIFEST} is damaged: {error!r}") from error
     manifest = parse_manifest(text, str(directory))
     for name, expected in manifest.files.items():
@@ -127,13 +160,15 @@ def parse_manifest(text: str, where: str) -> Manifest:
     try:
         content = json.loads(text)
         manifest = Manifest(content["step"], content["files"], content["run"])
-        version = content["format"]
+        version, digest = content["format"], content.get("sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{where}/{MANIFEST} is damaged: {error!r}") from error
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):  # 1: without a checksum of its own
         raise CheckpointError(
-            f"{where} has format {version}; this version reads format {FORMAT_VERSION}"
+            f"{where} has format {version}; this version reads formats 1 and {FORMAT_VERSION}"
         )
+    if version != 1 and digest != _digest(manifest):
+        raise CheckpointError(f"{where}/{MANIFEST} is damaged: it does not fit its own checksum")
     if not _is_sane(manifest):
         raise CheckpointError(f"{where}/{MANIFEST} is damaged: not what a manifest lists")
     return manifest
@@ -153,10 +188,17 @@ def verify_files(
     directory: Path, manifest: Manifest, names: list[str], moved: Callable[[], None] = lambda: None
 ) -> list[str]:
     """What is wrong with the content of the named files, one line each; moved: after every file."""
+
+    def problem(name: str) -> str:
+        try:
+            same = digest(directory / name) == manifest.files[name]
+        except OSError as error:  # as some file systems tell of a damaged block
+            return f"{directory / name} cannot be read: {error}"
+        return "" if same else f"{directory / name}: checksum differs from the manifest's"
+
     problems = []
-    for name, found in zip(names, digests([directory / name for name in names]), strict=True):
-        if found != manifest.files[name]:
-            problems.append(f"{directory / name}: checksum differs from the manifest's")
+    for found in in_threads(problem, names):
+        problems += [found] if found else []
         moved()
     return problems
 
@@ -207,7 +249,7 @@ def retain(checkpoints: Path, retention: Retention, spared: Collection[str] = fr
         # Renamed first: a removal that is cut short must not leave half a checkpoint by that name.
         doomed = directory.with_suffix(STAGING)
         directory.rename(doomed)
-        shutil.rmtree(doomed)
+        _remove(doomed)
 
 
 def _is_valid(directory: Path) -> bool:

@@ -130,9 +130,7 @@ def _whole(remote: RemoteRun, name: str) -> commit.Manifest | None:
 
 
 def newest_wanted(url: str, checkpoints: Path) -> tuple[tuple[str, commit.Manifest] | None, str]:
-    """What has to be copied here, if anything, or why that is not known."""
-    if commit.newest_valid(checkpoints) is not None:
-        return None, ""
+    """What can be copied here, if anything, or why that is not known."""
     try:
         return RemoteRun(url).newest(), ""
     except CheckpointError as error:

@@ -61,10 +61,9 @@ class Trainer:
             saving.mirror,
         )
         self.checkpointer.clean()
-        self.checkpointer.pull()
         self.progress = Progress()
         self.guard = SpikeGuard(train.spike_window, train.spike_sigmas)
-        found = self.checkpointer.newest()
+        found = self.checkpointer.resume_point()
         if found is not None:
             check_same_run(found[1], experiment, self.reader)
         self.watchdog.progress()

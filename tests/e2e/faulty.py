@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.checkpoint import commit
 from pipeline.config import load_config
 from pipeline.data.reader import SampleReader
+from pipeline.errors import DataError
 from pipeline.parallel.engine import MicroBatch
 from pipeline.train.batches import BatchSource
 from pipeline.train.run import train
@@ -89,6 +90,23 @@ def slow_checks() -> None:
     commit.digest = slow_digest
 
 
+def fails_while_saving() -> None:
+    """A batch cannot be read while the checkpoint of step 4 is still being written."""
+    read, sync = SampleReader.read, os.fsync
+
+    def unreadable(self: SampleReader, indices: Any) -> Any:
+        if int(indices[0]) // GLOBAL_BATCH_SIZE >= FAULTY_STEP:
+            raise DataError("the shard is gone")
+        return read(self, indices)
+
+    def slow_disk(descriptor: int) -> None:
+        time.sleep(3.0)
+        sync(descriptor)
+
+    SampleReader.read = unreadable  # type: ignore[method-assign]
+    os.fsync = slow_disk
+
+
 def killed_while_writing() -> None:
     """Of the last rank's file of step 8 one half is written, nothing is synced."""
     sync = os.fsync
@@ -151,6 +169,7 @@ KINDS = {
         infinite_loss,
         slow_reader,
         slow_checks,
+        fails_while_saving,
         killed_while_writing,
         killed_before_the_manifest,
         killed_before_the_rename,

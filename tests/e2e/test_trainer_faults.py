@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint.commit import committed, newest_valid
+from pipeline.checkpoint.commit import committed, newest_valid, read_manifest
 from tests.e2e.runs import different, finish, losses, start, start_faulty, write_config
 
 pytestmark = pytest.mark.dist
@@ -92,6 +92,39 @@ def test_an_infinite_loss_is_skipped_or_rolled_back(dataset: Path, tmp_path: Pat
             24,
             "inf",
         )
+
+
+def test_an_error_waits_for_the_checkpoint_that_is_being_written(
+    dataset: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, dataset)
+    (process,) = start_faulty("fails_while_saving", config, "parallel.tp=1", "data.prefetch=1")
+    assert "the shard is gone" in finish(process, 1)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert read_manifest(checkpoint).step == 4
+
+
+def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_anew(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """It says so, also the next time, overwrites nothing, and takes the mirror's where it can."""
+    config = write_config(tmp_path, dataset, steps=4)
+    run, mirror = tmp_path / "run", f"checkpoint.mirror=file://{tmp_path}/mirror"
+    options = ["parallel.tp=1", "train.steps=6"]
+    finish(start("train", str(config), "parallel.tp=1", mirror), 0)
+    before = losses(run)
+    (checkpoint,) = committed(run / "checkpoints")
+    file = next(checkpoint.glob("*.distcp"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    for _ in range(2):
+        output = finish(start("train", str(config), *options), 1)
+        assert "step_00000004.damaged. Nothing was overwritten." in output
+        assert losses(run) == before
+    output = finish(start("train", str(config), *options, mirror), 0)
+    assert "step_00000004 of its mirror" in output
+    assert [step for step, _ in losses(run)] == list(range(1, 7))
 
 
 @pytest.mark.parametrize("damage", ["bit", "truncated", "missing"])

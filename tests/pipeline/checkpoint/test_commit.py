@@ -1,5 +1,8 @@
+import errno
 import json
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,10 +76,88 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(
     ],
 )
 def test_a_manifest_that_lists_nonsense_is_damaged(content: dict[str, object]) -> None:
-    whole = {"format": commit.FORMAT_VERSION, "step": 1, "files": {}, "run": {}}
+    whole = {"format": 1, "step": 1, "files": {}, "run": {}}
     assert commit.parse_manifest(json.dumps(whole), "here").step == 1
     with pytest.raises(CheckpointError, match=r"here/manifest\.json is damaged"):
         commit.parse_manifest(json.dumps({**whole, **content}), "here")
+
+
+def test_a_manifest_has_a_checksum_of_its_own(tmp_path: Path) -> None:
+    manifest = save(tmp_path, 3) / commit.MANIFEST
+    text = manifest.read_text()
+    assert commit.parse_manifest(text, "here").run == {"step": 3}
+    for changed in (text.replace('"step": 3', '"step": 5'), text.replace("sha256", "sha255")):
+        assert changed != text
+        with pytest.raises(CheckpointError, match=r"here/manifest\.json is damaged"):
+            commit.parse_manifest(changed, "here")
+
+
+def test_a_block_that_cannot_be_read_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems check sums themselves."""
+    directory, read = save(tmp_path, 3), commit.digest
+
+    def broken(path: Path) -> dict[str, object]:
+        if path.name == "b":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    manifest = commit.read_manifest(directory)
+    monkeypatch.setattr(commit, "digest", broken)
+    (problem,) = commit.verify_files(directory, manifest, ["a", "b"])
+    assert problem.startswith(f"{directory / 'b'} cannot be read: [Errno 5]")
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("place", ["second rename", "removal"])
+def test_a_checkpoint_that_is_saved_again_is_there_at_every_moment(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a roll-back: the old one stands until the new one bears the name."""
+    save(tmp_path, 1)
+    rename = Path.rename
+
+    def killed_renaming(self: Path, target: Path) -> Path:
+        if self.suffix == commit.STAGING:
+            raise Killed
+        return rename(self, target)
+
+    def killed_removing(path: Path) -> None:
+        next(path.iterdir()).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        if place == "second rename":
+            patched.setattr(Path, "rename", killed_renaming)
+        else:
+            patched.setattr(shutil, "rmtree", killed_removing)
+        with pytest.raises(Killed):
+            save(tmp_path, 1)
+    commit.remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    assert commit.read_manifest(tmp_path / "step_00000001").step == 1
+
+
+def test_what_cannot_be_removed_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that another process holds open on NFS, say."""
+
+    def busy(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+
+    for step in (1, 2):
+        save(tmp_path, step)
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    with caplog.at_level(logging.WARNING):
+        commit.retain(tmp_path, commit.Retention(1))
+        commit.remove_leftovers(tmp_path)
+    assert caplog.text.count("step_00000001.tmp could not be removed") == 2
+    assert [path.name for path in commit.committed(tmp_path)] == ["step_00000002"]
 
 
 def test_a_flipped_bit_is_found_by_its_checksum(tmp_path: Path) -> None:
