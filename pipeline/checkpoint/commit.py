@@ -51,7 +51,7 @@ def is_step_name(name: str) -> bool:
 
 
 def step_of(directory: Path) -> int:
-    return int(directory.name.removeprefix("step_"))
+    return int(directory.stem.removeprefix("step_"))
 
 
 def begin(checkpoints: Path, step: int) -> Path:

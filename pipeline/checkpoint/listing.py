@@ -8,6 +8,8 @@ from pipeline.checkpoint import commit
 from pipeline.checkpoint.remote import Place, RemoteRun, is_url
 from pipeline.errors import CheckpointError
 
+ASIDE = "a start of the run found it damaged; its log says which file"
+
 
 @dataclass(frozen=True)
 class CheckpointInfo:
@@ -25,8 +27,9 @@ class CheckpointInfo:
 
 
 def list_checkpoints(checkpoints: Path) -> list[CheckpointInfo]:
-    """What bears a checkpoint's name in a run's `checkpoints/`, oldest step first."""
-    found = (_info(directory) for directory in commit.committed(checkpoints))
+    """What bears a checkpoint's name in a run's `checkpoints/`, or did, oldest step first."""
+    directories = [*commit.committed(checkpoints), *commit.damaged(checkpoints)]
+    found = (_info(directory) for directory in sorted(directories, key=commit.step_of))
     return [info for info in found if info is not None]
 
 
@@ -84,7 +87,7 @@ def _info(directory: Path) -> CheckpointInfo | None:
 def _look_at(directory: Path) -> CheckpointInfo:
     try:
         commit.read_manifest(directory)
-        damage = ""
+        damage = ASIDE if directory.suffix == commit.DAMAGED else ""
     except CheckpointError as error:
         damage = str(error)
     manifest = directory / commit.MANIFEST

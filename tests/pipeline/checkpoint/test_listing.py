@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from pipeline.checkpoint.commit import set_aside
 from pipeline.checkpoint.compare import compare_tensors
 from pipeline.cli.main import app
 from tests.pipeline.conftest import RecordedRun
@@ -40,6 +41,10 @@ def test_ls_names_what_is_cut_short(damaged: Path) -> None:
     assert "1000 bytes" in found[1]["damage"]
     assert found[0]["bytes"] > 5_000_000
     assert "no: " in invoke("ls", damaged)[1]
+    set_aside(damaged / "checkpoints" / "step_00000012")
+    last = json.loads(invoke("ls", damaged, "--json")[1])[-1]
+    assert (last["name"], last["valid"]) == ("step_00000012.damaged", False)
+    assert "found it damaged" in last["damage"]
 
 
 def test_verify_reads_every_byte(damaged: Path) -> None:
