@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,11 @@ def main() -> None:
         for alpha_0 in sorted(ALPHAS)
     ]
     found: dict[tuple[float, int], dict[str, Any]] = {}
-    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
-        for alpha_0, seed, bound in pool.imap_unordered(run, jobs):
+    # A process for each run: what one training leaves in it is not the next one's.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, context, max_tasks_per_child=1) as pool:
+        for done in as_completed([pool.submit(run, job) for job in jobs]):
+            alpha_0, seed, bound = done.result()
             found[alpha_0, seed] = bound
             print(f"alpha_0 {alpha_0:g}, seed {seed}: {bound['nats_per_token']:.4f} nats/token, "
                   f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)  # fmt: skip
