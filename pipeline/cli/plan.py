@@ -46,7 +46,7 @@ def plan_command(
 
     Example:
 
-        esolm plan configs/run/paper_esolm_b_owt.yaml --nodes 1 --vocab-size 50257
+        esolm plan configs/run/owt_esolm_b_0d5.yaml --nodes 1 --vocab-size 50257
 
         esolm plan configs/run/demo.yaml --vocab-size 4096 --nodes 2 --gpus-per-node 4 --search
     """

@@ -14,7 +14,7 @@ from pipeline.plan.estimate import data_seconds, tensor_seconds
 from tests.model.conftest import small_config
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "run"
-PAPER = str(CONFIGS / "paper_esolm_b_owt.yaml")
+PAPER = str(CONFIGS / "owt_esolm_b_0d5.yaml")
 WITHOUT_DATA = ["--vocab-size", "50257", "data.path=nowhere"]
 
 
