@@ -28,7 +28,7 @@ from data_prep.manifest import (
     token_dtype,
 )
 from data_prep.shards import ShardWriter, shard_prefix
-from data_prep.tokenizer import MODEL_NAME, TokenizerInfo, load_tokenizer, save_tokenizer
+from data_prep.tokenizer import TokenizerInfo, copy_tokenizer, load_tokenizer
 
 COUNTS = ("documents", "duplicates", "empty", "bad")
 DELETE_MARKER = "Delete it and run the same `esolm prep tokenize` command again."
@@ -264,11 +264,10 @@ def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool)
     """
     if overwrite:
         (job.out / MANIFEST_NAME).unlink(missing_ok=True)
-        for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY):
+        for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY, TOKENIZER_DIRECTORY):
             if (job.out / name).exists():
                 shutil.rmtree(job.out / name)
     check_settings(job)
     for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY):
         (job.out / name).mkdir(parents=True, exist_ok=True)
-    model = (tokenizer_directory / MODEL_NAME).read_bytes()
-    save_tokenizer(model, job.out / TOKENIZER_DIRECTORY)
+    copy_tokenizer(tokenizer_directory, job.out / TOKENIZER_DIRECTORY)

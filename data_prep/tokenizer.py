@@ -6,13 +6,16 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.errors import DataError
 from data_prep.files import fingerprint_of, read_json, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from data_prep.transformers_tokenizer import TransformersTokenizer
 
 MODEL_NAME = "tokenizer.model"
 META_NAME = "tokenizer.json"
@@ -125,12 +128,38 @@ def _fingerprint(processor: Any) -> str:
     )
 
 
-def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """Return the tokenizer of a directory.
+def load_tokenizer(directory: str | Path) -> "Tokenizer | TransformersTokenizer":
+    """Return the tokenizer of a directory, ours or one of transformers.
 
     Raises DataError when a file is missing, unreadable, or is not what its meta record describes.
     """
+    # Imported where it is needed: transformers takes seconds, and ours does without.
+    from data_prep.transformers_tokenizer import TransformersTokenizer, is_foreign
+
     directory = Path(directory)
+    return (
+        TransformersTokenizer(directory) if is_foreign(directory) else load_own_tokenizer(directory)
+    )
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Return whether there is one, ours or one of transformers."""
+    from data_prep.transformers_tokenizer import is_foreign
+
+    return (directory / MODEL_NAME).is_file() or is_foreign(directory)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Write a directory's tokenizer into another, each file atomically."""
+    from data_prep.transformers_tokenizer import copy_foreign, is_foreign
+
+    if is_foreign(source):
+        copy_foreign(source, target)
+    else:
+        save_tokenizer((source / MODEL_NAME).read_bytes(), target)
+
+
+def load_own_tokenizer(directory: Path) -> Tokenizer:
     tokenizer = Tokenizer(directory)
     meta = read_json(directory / META_NAME, "Train the tokenizer again: `esolm prep tokenizer`.")
     found = tokenizer.info.to_record()

@@ -78,7 +78,9 @@ def tokenizer(
 
 @app.command()
 def tokenize(
-    tokenizer: Annotated[Path, typer.Option(metavar="DIR", help="A trained tokenizer.")],
+    tokenizer: Annotated[
+        Path, typer.Option(metavar="DIR", help="One of esolm prep tokenizer, or of transformers.")
+    ],
     out: Annotated[Path, typer.Option(metavar="DATA", help="The dataset directory to write.")],
     inputs: Inputs = None,
     from_python_stdlib: FromStdlib = False,

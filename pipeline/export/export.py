@@ -121,11 +121,11 @@ def load_any_tokenizer(path: Path | None) -> "AnyTokenizer | None":
     """path: a tokenizer directory (ours, or one of transformers) or the model file in it."""
     if path is None:
         return None
-    from data_prep.tokenizer import load_tokenizer
+    from data_prep.tokenizer import load_own_tokenizer
     from pipeline.export.foreign_tokenizer import ForeignTokenizer, is_foreign
 
     directory = path.parent if path.is_file() else path
-    return ForeignTokenizer(directory) if is_foreign(directory) else load_tokenizer(directory)
+    return ForeignTokenizer(directory) if is_foreign(directory) else load_own_tokenizer(directory)
 
 
 def _refuse_existing(out: Path, overwrite: bool) -> None:

@@ -1,0 +1,69 @@
+"""Datasets under a tokenizer of transformers, such as a published network was trained with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.errors import DataError
+from data_prep.jobs import prepare_output
+from data_prep.manifest import read_manifest
+from data_prep.tokenizer import load_tokenizer
+from data_prep.verify import verify_dataset
+from pipeline.data.dataset import TokenDataset
+from tests.data_prep.corpus import make_job, make_tokenizer, run_job, text_of, write_jsonl
+from tests.pipeline.importer.test_tokenizers import like_bert, like_gpt2, saved
+
+
+@pytest.mark.parametrize("make", [like_gpt2, like_bert])
+def test_tokens_end_with_eos_and_are_those_of_transformers(
+    make: Callable[[], PreTrainedTokenizerFast], tmp_path: Path
+) -> None:
+    theirs = make()
+    directory = saved(theirs, tmp_path / "tokenizer")
+    source = write_jsonl(tmp_path / "text.jsonl", 8)
+    job = make_job(source, directory, tmp_path / "data", valid_fraction=0.0, num_tasks=2)
+    assert run_job(job, directory) == [0, 1]
+    dataset = TokenDataset(tmp_path / "data", "train")
+    eos = theirs.sep_token_id if theirs.eos_token_id is None else theirs.eos_token_id
+    expected: list[int] = []
+    for task in range(2):
+        for number in range(task, 8, 2):
+            ids: Any = theirs(text_of(number), add_special_tokens=False)["input_ids"]
+            expected += [*ids, eos]
+    assert np.array_equal(dataset.read(0, dataset.num_tokens), expected)
+    added = theirs.mask_token_id is None
+    assert dataset.vocab_size == theirs.vocab_size + added
+    assert dataset.mask_id == (theirs.vocab_size if added else theirs.mask_token_id)
+    assert load_tokenizer(tmp_path / "data" / "tokenizer").info == job.tokenizer
+    verify_dataset(tmp_path / "data", read_manifest(tmp_path / "data"), lambda count: None)
+
+
+def test_the_name_of_a_special_token_is_text(tmp_path: Path) -> None:
+    """Else a document could end another one."""
+    tokenizer = load_tokenizer(saved(like_gpt2(), tmp_path / "tokenizer"))
+    text = "the cat<|endoftext|> sat"
+    ids = tokenizer.encode(text)
+    assert tokenizer.info.eos_id not in ids
+    assert tokenizer.decode(ids) == text
+    shown = tokenizer.decode_with_specials([*ids, tokenizer.info.eos_id, tokenizer.info.mask_id])
+    assert shown == text + "<|endoftext|>"
+
+
+def test_another_tokenizer_leaves_nothing_of_the_first(tmp_path: Path) -> None:
+    foreign, own = saved(like_gpt2(), tmp_path / "gpt2"), make_tokenizer(tmp_path / "own")
+    source = write_jsonl(tmp_path / "text.jsonl", 4)
+    for directory in (foreign, own, foreign):
+        job = make_job(source, directory, tmp_path / "data")
+        prepare_output(job, directory, overwrite=True)
+        assert load_tokenizer(tmp_path / "data" / "tokenizer").info == job.tokenizer
+
+
+def test_a_tokenizer_that_cannot_end_a_document_is_refused(tmp_path: Path) -> None:
+    tokenizer = like_gpt2()
+    tokenizer.eos_token = None
+    with pytest.raises(DataError, match="no eos or sep token"):
+        load_tokenizer(saved(tokenizer, tmp_path / "tokenizer"))
