@@ -102,3 +102,11 @@ def test_sample_does_not_depend_on_the_order_of_documents() -> None:
     assert len(sample) == len(set(sample)) == 20
     assert sample_chunks(reversed(documents), 20) == sample
     assert set(sample) < set(sample_chunks(documents, 10_000))
+
+
+@pytest.mark.timeout(15)
+def test_one_long_line_is_cut_in_linear_time() -> None:
+    line = "x" * 60_000_000
+    chunks = list(split_into_chunks(line))
+    assert len(chunks) == -(-len(line) // 1024)
+    assert sum(map(len, chunks)) == len(line)
