@@ -183,7 +183,8 @@ def is_validation(digest: bytes, valid_fraction: float) -> bool:
 def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> dict[str, int]:
     """Tokenise the documents of one task, write its shards and marker, return its counts.
 
-    `on_bytes` is called with the source bytes of each document. Raises DataError for bad input.
+    `on_bytes` is called with the source bytes of each document. Raises DataError for bad input,
+    and when another process began the same task: the last one goes on.
     """
     tokenizer = load_tokenizer(job.out / TOKENIZER_DIRECTORY)
     _clean(job, task)
@@ -200,6 +201,11 @@ def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> di
             writers[split].add([*tokenizer.encode(document.text), tokenizer.info.eos_id])
         for writer in writers.values():
             writer.close()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{error.filename} was removed while task {task} wrote it: another process does the "
+            "same task. Leave it to that one."
+        ) from error
     finally:
         for writer in writers.values():
             writer.discard()
@@ -236,7 +242,7 @@ def _clean(job: TokenizeJob, task: int) -> None:
     marker_path(job.out, task, job.num_tasks).unlink(missing_ok=True)
     for split in SPLITS:
         for path in (job.out / SHARDS_DIRECTORY).glob(shard_prefix(split, task) + "*"):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _write_marker(

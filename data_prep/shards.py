@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.files import fsync_directory, sha256_of_file, write_atomic, write_json
+from data_prep.files import (
+    fsync_directory,
+    sha256_of_file,
+    temporary_path,
+    write_atomic,
+    write_json,
+)
 from data_prep.manifest import (
     FORMAT_VERSION,
     MEMBER_TOKENS,
@@ -35,7 +41,7 @@ class TokenTar:
         self.num_bytes = 0
         self._dtype = np.dtype(dtype)
         self._suffix = f"u{8 * self._dtype.itemsize}"
-        self._temporary = path.with_name(path.name + ".tmp")
+        self._temporary = temporary_path(path)
         self._stream = io.BufferedWriter(io.FileIO(self._temporary, "w"), MEMBER_TOKENS)
         self._digest = hashlib.sha256()
         self._pending: list[npt.NDArray[np.generic]] = []

@@ -1,6 +1,7 @@
 """Shards, markers, merge and verify: the files that data preparation leaves behind."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import webdataset
 
 from data_prep.documents import BadDocuments, iterate_documents
 from data_prep.errors import DataError
+from data_prep.files import sha256_of_file, write_atomic
 from data_prep.jobs import check_settings, is_finished, prepare_output, run_task
 from data_prep.manifest import Manifest, read_manifest, token_dtype
 from data_prep.merge import merge_tasks
 from data_prep.progress import Progress
-from data_prep.shards import ShardWriter
+from data_prep.shards import ShardWriter, TokenTar
 from data_prep.tokenizer import load_tokenizer
 from data_prep.verify import files_of, verify_dataset
 from data_prep.workers import run_tasks
@@ -132,6 +134,46 @@ def test_a_failed_task_leaves_no_shard(tokenizer_directory: Path, tmp_path: Path
         run_task(job, 0, lambda num_bytes: None)
     assert list((job.out / "shards").iterdir()) == []
     assert not is_finished(job, 0)
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As array tasks on two machines do, under process ids that may be the same."""
+    path, replace, others = tmp_path / "tokenizer.model", os.replace, [b"other"]
+
+    def meanwhile(source: Path, target: Path) -> None:
+        if others:
+            write_atomic(path, others.pop())
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", meanwhile)
+    write_atomic(path, b"content")
+    assert path.read_bytes() == b"content"
+    one, two = (TokenTar(tmp_path / "shard.tar", "<u2") for _ in range(2))
+    for tar, token in ((one, 1), (two, 2)):
+        tar.append(np.full(200_000, token, dtype="<u2"))
+    digest = one.commit()
+    two.discard()
+    assert sha256_of_file(one.path) == digest
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["shard.tar", "tokenizer.model"]
+
+
+def test_of_two_processes_with_one_task_the_last_goes_on(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    job = make_job(corpus, tokenizer_directory, tmp_path / "data")
+    prepare_output(job, tokenizer_directory, overwrite=False)
+    others = [lambda: run_task(job, 0, lambda num_bytes: None)]
+    documents_before = iter(range(30))
+
+    def meanwhile(num_bytes: int) -> None:
+        if next(documents_before, None) is None and others:
+            others.pop()()
+
+    with pytest.raises(DataError, match="another process does the same task"):
+        run_task(job, 0, meanwhile)
+    merge_tasks(job.out)
+    assert verify(job.out)
+    assert not list((job.out / "shards").glob("*.tmp"))
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
