@@ -44,6 +44,14 @@ def test_several_zstd_frames_are_one_file(tmp_path: Path) -> None:
     assert texts_of(path) == [text for text in TEXTS for _ in range(50)]
 
 
+@pytest.mark.timeout(15)
+def test_a_zstd_file_is_read_in_linear_time(tmp_path: Path) -> None:
+    text = "the same words again and again\n" * 1_500_000
+    path = tmp_path / "page.txt.zst"
+    path.write_bytes(zstandard.compress(text.encode()))
+    assert texts_of(path) == [text]
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_truncated_compressed_file_is_an_error(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"corpus.jsonl{suffix}"
