@@ -8,6 +8,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +196,11 @@ def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> di
         for split in SPLITS
     }
     counts = dict.fromkeys(COUNTS, 0)
+    eos = [tokenizer.info.eos_id]
     try:
         for document, digest in _distinct_documents(job, task, counts, on_bytes):
             split = "valid" if is_validation(digest, job.valid_fraction) else "train"
-            writers[split].add([*tokenizer.encode(document.text), tokenizer.info.eos_id])
+            writers[split].add(chain(tokenizer.encode_parts(document.text), [eos]))
         for writer in writers.values():
             writer.close()
     except FileNotFoundError as error:

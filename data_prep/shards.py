@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import tarfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -113,12 +114,16 @@ class ShardWriter:
         self._tar: TokenTar | None = None
         self._ends: list[int] = []
 
-    def add(self, tokens: list[int]) -> None:
-        """Add the tokens of one document, its eos included; the shard is closed once it is full."""
+    def add(self, parts: Iterable[list[int]]) -> None:
+        """Add the tokens of one document, its eos included; the shard is closed once it is full.
+
+        They come in parts so that a document of any length needs little memory.
+        """
         if self._tar is None:
             name = f"{self._prefix}{len(self.shards):05d}.tar"
             self._tar = TokenTar(self._data / SHARDS_DIRECTORY / name, self._dtype.str)
-        self._tar.append(np.array(tokens, dtype=self._dtype))
+        for tokens in parts:
+            self._tar.append(np.array(tokens, dtype=self._dtype))
         self._ends.append(self._tar.num_tokens)
         if self._tar.num_tokens >= self._shard_tokens:
             self.close()

@@ -181,7 +181,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     tokens = np.arange(70_000, dtype=np.int64)
     writer = ShardWriter(tmp_path, "train", 0, "<u4", 1 << 40, "")
-    writer.add(tokens.tolist())
+    writer.add([tokens.tolist()])
     writer.close()
     paths = [str(tmp_path / writer.shards[0].name)]
     samples = list(webdataset.WebDataset(paths, shardshuffle=False))

@@ -38,6 +38,22 @@ def test_round_trip_is_exact(tokenizer_directory: Path, text: str) -> None:
     assert not {info.mask_id, info.bos_id, info.eos_id, info.unk_id} & set(ids)
 
 
+@pytest.mark.parametrize("text", [text_of(7) + "  ", "a" + " " * 9, "x", "\u2581 ", "\n    y"])
+def test_a_long_text_is_encoded_in_parts_as_it_is_at_once(
+    tokenizer_directory: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = text * (200_000 // len(text))
+    tokenizer = load_tokenizer(tokenizer_directory)
+    parts = list(tokenizer.encode_parts(long))
+    assert max(len(tokenizer.decode(part)) for part in parts) <= 65_536
+    tokens = [token for part in parts for token in part]
+    assert tokens == tokenizer.encode(long)
+    assert tokenizer.decode(tokens) == long
+    monkeypatch.setattr("data_prep.tokenizer.PART_CHARACTERS", len(long))
+    # A cut in a text without spaces can split one piece in two.
+    assert len(tokens) - len(tokenizer.encode(long)) in range(len(parts) if " " not in text else 1)
+
+
 def test_special_ids_are_distinct_and_described(tokenizer_directory: Path) -> None:
     info = load_tokenizer(tokenizer_directory).info
     assert info.vocab_size == 400
