@@ -29,7 +29,7 @@ from data_prep.manifest import (
     token_dtype,
 )
 from data_prep.shards import ShardWriter, shard_prefix
-from data_prep.tokenizer import MODEL_NAME, TokenizerInfo, load_tokenizer, save_tokenizer
+from data_prep.tokenizer import MODEL_NAME, Tokenizer, TokenizerInfo, load_tokenizer, save_tokenizer
 
 COUNTS = ("documents", "duplicates", "empty", "bad")
 DELETE_MARKER = "Delete it and run the same `esolm prep tokenize` command again."
@@ -187,7 +187,7 @@ def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> di
     `on_bytes` is called with the source bytes of each document. Raises DataError for bad input,
     and when another process began the same task: the last one goes on.
     """
-    tokenizer = load_tokenizer(job.out / TOKENIZER_DIRECTORY)
+    tokenizer = _tokenizer_of(job)
     _clean(job, task)
     fingerprint = task_fingerprint(task, job.settings())
     dtype = token_dtype(job.tokenizer.vocab_size)
@@ -213,6 +213,17 @@ def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> di
             writer.discard()
     _write_marker(job, task, counts, writers)
     return counts
+
+
+def _tokenizer_of(job: TokenizeJob) -> Tokenizer:
+    tokenizer = load_tokenizer(job.out / TOKENIZER_DIRECTORY)
+    if tokenizer.info != job.tokenizer:
+        raise DataError(
+            f"{tokenizer.path} was replaced by another tokenizer since this job began "
+            f"({tokenizer.info.fingerprint} found, {job.tokenizer.fingerprint} expected). Give "
+            "each dataset an --out of its own, and run the command again."
+        )
+    return tokenizer
 
 
 def _distinct_documents(

@@ -19,7 +19,7 @@ from data_prep.shards import ShardWriter, TokenTar
 from data_prep.tokenizer import load_tokenizer
 from data_prep.verify import files_of, verify_dataset
 from data_prep.workers import run_tasks
-from tests.data_prep.corpus import make_job, run_job, text_of, write_jsonl
+from tests.data_prep.corpus import make_job, make_tokenizer, run_job, text_of, write_jsonl
 
 
 @pytest.fixture
@@ -174,6 +174,18 @@ def test_of_two_processes_with_one_task_the_last_goes_on(
     merge_tasks(job.out)
     assert verify(job.out)
     assert not list((job.out / "shards").glob("*.tmp"))
+
+
+def test_a_task_takes_no_tokenizer_but_its_own(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    """Two commands with different tokenizers were started on one dataset."""
+    job = make_job(corpus, tokenizer_directory, tmp_path / "data")
+    prepare_output(job, tokenizer_directory, overwrite=False)
+    other = make_tokenizer(tmp_path / "other", 410)
+    prepare_output(make_job(corpus, other, job.out), other, overwrite=False)
+    with pytest.raises(DataError, match="was replaced by another tokenizer"):
+        run_task(job, 0, lambda num_bytes: None)
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
