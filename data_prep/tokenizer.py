@@ -178,10 +178,11 @@ def save_tokenizer(model: bytes, directory: Path) -> TokenizerInfo:
     return info
 
 
-def train_model(chunks: Iterable[str], vocab_size: int) -> bytes:
+def train_model(chunks: Iterable[str], vocab_size: int, more_text: str = "Give more text") -> bytes:
     """Return a trained unigram model; the same chunks and size give the same pieces and scores.
 
-    Raises DataError when the text is too little or too uniform for the vocabulary.
+    Raises DataError when the text is too little or too uniform for the vocabulary; `more_text` says
+    in the message how to train on more.
     """
     from sentencepiece import SentencePieceTrainer
 
@@ -210,9 +211,13 @@ def train_model(chunks: Iterable[str], vocab_size: int) -> bytes:
         )
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
-        raise DataError(
-            f"No tokenizer of {vocab_size} pieces could be trained on this text: {reason} "
-            "Give more text or another --vocab-size (at least about 400: 256 bytes, 4 special "
+        advice = (
+            f"{more_text}, or a smaller --vocab-size."
+            if "too high" in reason
+            else f"{more_text}, or another --vocab-size (at least about 400: 256 bytes, 4 special "
             "symbols and the characters of the text)."
+        )
+        raise DataError(
+            f"No tokenizer of {vocab_size} pieces could be trained on this text: {reason} {advice}"
         ) from error
     return model.getvalue()

@@ -57,7 +57,9 @@ def run_demo(out: Path, text: list[Path] | None, settings: list[str]) -> dict[st
     data, run, bundle = out / "data", out / "train", out / "bundle"
     heading("1. Real text becomes token tars")
     tokenizer = str(out / "tokenizer")
-    esolm("prep", "tokenizer", *inputs, "--out", tokenizer, "--vocab-size", "4096")
+    # A small sample is enough for so few pieces, and quick.
+    quick = ["--vocab-size", "4096", "--max-sentences", "3000"]
+    esolm("prep", "tokenizer", *inputs, "--out", tokenizer, *quick)
     prepare = ["--tokenizer", tokenizer, "--out", str(data), "--valid-fraction", "0.05"]
     esolm("prep", "tokenize", *inputs, *prepare, "--tasks", "4", "--workers", "2")
     esolm("prep", "merge", str(data))
