@@ -25,6 +25,7 @@ from data_prep.manifest import (
     ShardInfo,
     check_format_version,
     record_to,
+    record_to_shard,
     shard_problems,
     token_dtype,
 )
@@ -138,9 +139,7 @@ def _read_sidecar(path: Path, expected_fingerprint: str) -> ShardInfo:
     check_format_version(sidecar, path)
     if sidecar.get("task_fingerprint") != expected_fingerprint:
         raise DataError(f"{path} belongs to a task with other settings. {DELETE_MARKER}")
-    shard = record_to(ShardInfo, sidecar.get("shard"), path, DELETE_MARKER)
-    assert isinstance(shard, ShardInfo)
-    return shard
+    return record_to_shard(sidecar.get("shard"), path, DELETE_MARKER)
 
 
 def check_settings(job: TokenizeJob) -> None:

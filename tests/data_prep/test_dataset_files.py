@@ -253,6 +253,23 @@ def test_verify_names_every_missing_file_and_a_changed_tokenizer(
     assert "tokenizer.model" in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["name", "ends_name"])
+@pytest.mark.parametrize("start", ["/", "shards/../../"])
+def test_no_shard_lies_outside_the_dataset(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path, field: str, start: str
+) -> None:
+    job = make_job(corpus, tokenizer_directory, tmp_path / "data")
+    run_job(job, tokenizer_directory)
+    manifest, sidecar = job.out / "manifest.json", job.out / "shards" / "train-00000-00000.json"
+    for path, read in ((manifest, read_manifest), (sidecar, merge_tasks)):
+        record = json.loads(path.read_text())
+        shard = record["shard"] if path == sidecar else record["splits"]["train"][0]
+        shard[field] = start + shard[field]
+        path.write_text(json.dumps(record))
+        with pytest.raises(DataError, match=f"{path.name} names {start}.*outside the dataset"):
+            read(job.out)
+
+
 def test_a_changed_manifest_is_refused(
     corpus: Path, tokenizer_directory: Path, tmp_path: Path
 ) -> None:
