@@ -70,7 +70,7 @@ def write_dataset(directory: Path, info: TokenizerInfo, num_tokens: int) -> Toke
 
     def write() -> None:
         for start in range(0, num_tokens, DOCUMENT_TOKENS):
-            writer.add(tokens[start : start + DOCUMENT_TOKENS].tolist())
+            writer.add([tokens[start : start + DOCUMENT_TOKENS].tolist()])
         writer.close()
 
     print(f"write shards: {num_tokens / seconds(write) / 1e6:.0f} Mtok/s")

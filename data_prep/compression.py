@@ -36,7 +36,8 @@ class _ZstdStream(io.RawIOBase):
         self._frame = self._decompressor.decompressobj()
         self._frame_is_open = False
         self._compressed = b""
-        self._ready = b""
+        # A view: the rest of bytes is copied at every read, which is quadratic in a block's size.
+        self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -56,7 +57,7 @@ class _ZstdStream(io.RawIOBase):
         return size
 
     def _decompress(self) -> None:
-        self._ready = self._frame.decompress(self._compressed)
+        self._ready = memoryview(self._frame.decompress(self._compressed))
         self._frame_is_open = not self._frame.eof
         self._compressed = b""
         if self._frame.eof:

@@ -8,6 +8,7 @@ per text file and per non-blank line of JSONL.
 import json
 import logging
 import os
+import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -74,14 +75,42 @@ class BadDocuments:
 
 
 def _source_file(path: Path, name: str) -> SourceFile:
-    stat = path.stat()
-    return SourceFile(path, name, stat.st_size, stat.st_mtime_ns)
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise _unreadable(error) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(
+            f"{path} is no regular file. Every step reads the corpus anew, so text must lie in "
+            "files: write it to one, or take this out of the INPUT."
+        )
+    return SourceFile(path, name, found.st_size, found.st_mtime_ns)
+
+
+def _unreadable(error: OSError) -> DataError:
+    return DataError(
+        f"{error.filename} cannot be read ({error.strerror}). Repair it, or take it out of the "
+        "INPUT."
+    )
+
+
+def _raise(error: OSError) -> None:
+    raise _unreadable(error) from error
+
+
+def _is_new(path: Path, seen: set[Path]) -> bool:
+    is_new = path not in seen
+    seen.add(path)
+    return is_new
 
 
 def _walk(directory: Path, excluded: frozenset[str], suffix: str) -> list[SourceFile]:
     found = []
-    for folder, subfolders, names in os.walk(directory):
-        subfolders[:] = [s for s in subfolders if s not in excluded and not s.startswith(".")]
+    seen = {directory.resolve()}
+    for folder, subfolders, names in os.walk(directory, onerror=_raise, followlinks=True):
+        wanted = sorted(s for s in subfolders if s not in excluded and not s.startswith("."))
+        # The first of several ways to a folder counts: links may lead round in a circle.
+        subfolders[:] = [s for s in wanted if _is_new(Path(folder, s).resolve(), seen)]
         for name in names:
             if name.endswith(suffix) and not name.startswith("."):
                 path = Path(folder, name)
@@ -103,7 +132,8 @@ def python_stdlib_files() -> list[SourceFile]:
 def find_files(inputs: Sequence[Path], from_python_stdlib: bool = False) -> list[SourceFile]:
     """Return the files behind a list of files and directories (hidden ones are left out).
 
-    Raises DataError when an input does not exist or nothing is found; all missing ones are named.
+    Links are followed. Raises DataError when an input does not exist (all missing ones are named),
+    when something is no readable regular file, or when nothing is found.
     """
     missing = [str(path) for path in inputs if not path.exists()]
     if missing:

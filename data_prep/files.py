@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,29 @@ def fsync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def temporary_path(path: Path) -> Path:
+    """Return a name beside `path` that no other writer of the same file uses.
+
+    It is random: array tasks write the same file at once, and on different machines or in different
+    containers even under the same process id.
+    """
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that it either has all of its content or does not exist (tmp, fsync, rename).
 
-    The temporary name carries the process id: array tasks may write the same file at once.
+    Several processes may write the same file at once: the last one counts.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     fsync_directory(path.parent)
 
 

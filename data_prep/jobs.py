@@ -8,6 +8,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from data_prep.manifest import (
     ShardInfo,
     check_format_version,
     record_to,
+    record_to_shard,
     shard_problems,
     token_dtype,
 )
 from data_prep.shards import ShardWriter, shard_prefix
-from data_prep.tokenizer import TokenizerInfo, copy_tokenizer, load_tokenizer
+from data_prep.tokenizer import AnyTokenizer, TokenizerInfo, copy_tokenizer, load_tokenizer
 
 COUNTS = ("documents", "duplicates", "empty", "bad")
 DELETE_MARKER = "Delete it and run the same `esolm prep tokenize` command again."
@@ -137,9 +139,7 @@ def _read_sidecar(path: Path, expected_fingerprint: str) -> ShardInfo:
     check_format_version(sidecar, path)
     if sidecar.get("task_fingerprint") != expected_fingerprint:
         raise DataError(f"{path} belongs to a task with other settings. {DELETE_MARKER}")
-    shard = record_to(ShardInfo, sidecar.get("shard"), path, DELETE_MARKER)
-    assert isinstance(shard, ShardInfo)
-    return shard
+    return record_to_shard(sidecar.get("shard"), path, DELETE_MARKER)
 
 
 def check_settings(job: TokenizeJob) -> None:
@@ -183,9 +183,10 @@ def is_validation(digest: bytes, valid_fraction: float) -> bool:
 def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> dict[str, int]:
     """Tokenise the documents of one task, write its shards and marker, return its counts.
 
-    `on_bytes` is called with the source bytes of each document. Raises DataError for bad input.
+    `on_bytes` is called with the source bytes of each document. Raises DataError for bad input,
+    and when another process began the same task: the last one goes on.
     """
-    tokenizer = load_tokenizer(job.out / TOKENIZER_DIRECTORY)
+    tokenizer = _tokenizer_of(job)
     _clean(job, task)
     fingerprint = task_fingerprint(task, job.settings())
     dtype = token_dtype(job.tokenizer.vocab_size)
@@ -194,17 +195,34 @@ def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> di
         for split in SPLITS
     }
     counts = dict.fromkeys(COUNTS, 0)
+    eos = [tokenizer.info.eos_id]
     try:
         for document, digest in _distinct_documents(job, task, counts, on_bytes):
             split = "valid" if is_validation(digest, job.valid_fraction) else "train"
-            writers[split].add([*tokenizer.encode(document.text), tokenizer.info.eos_id])
+            writers[split].add(chain(tokenizer.encode_parts(document.text), [eos]))
         for writer in writers.values():
             writer.close()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{error.filename} was removed while task {task} wrote it: another process does the "
+            "same task. Leave it to that one."
+        ) from error
     finally:
         for writer in writers.values():
             writer.discard()
     _write_marker(job, task, counts, writers)
     return counts
+
+
+def _tokenizer_of(job: TokenizeJob) -> AnyTokenizer:
+    tokenizer = load_tokenizer(job.out / TOKENIZER_DIRECTORY)
+    if tokenizer.info != job.tokenizer:
+        raise DataError(
+            f"{tokenizer.path} was replaced by another tokenizer since this job began "
+            f"({tokenizer.info.fingerprint} found, {job.tokenizer.fingerprint} expected). Give "
+            "each dataset an --out of its own, and run the command again."
+        )
+    return tokenizer
 
 
 def _distinct_documents(
@@ -236,7 +254,7 @@ def _clean(job: TokenizeJob, task: int) -> None:
     marker_path(job.out, task, job.num_tasks).unlink(missing_ok=True)
     for split in SPLITS:
         for path in (job.out / SHARDS_DIRECTORY).glob(shard_prefix(split, task) + "*"):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _write_marker(

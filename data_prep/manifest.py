@@ -83,6 +83,16 @@ def record_to(kind: type[Any], record: Any, path: Path, remedy: str) -> Any:
     return kind(**record)
 
 
+def record_to_shard(record: Any, path: Path, remedy: str) -> ShardInfo:
+    """Return the shard of a JSON record; DataError also when its files lie outside the dataset."""
+    shard = record_to(ShardInfo, record, path, remedy)
+    assert isinstance(shard, ShardInfo)
+    for name in (shard.name, shard.ends_name):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(f"{path} names {name}, which is outside the dataset. {remedy}")
+    return shard
+
+
 def check_format_version(record: dict[str, Any], path: Path) -> None:
     """Raise DataError unless a record was written in the format that this code reads."""
     if record.get("format_version") != FORMAT_VERSION:
@@ -120,7 +130,7 @@ def read_manifest(data: Path) -> Manifest:
     check_format_version(record, path)
     try:
         splits = {
-            str(split): [record_to(ShardInfo, shard, path, merge) for shard in shards]
+            str(split): [record_to_shard(shard, path, merge) for shard in shards]
             for split, shards in record["splits"].items()
         }
         manifest = Manifest(

@@ -19,10 +19,11 @@ def split_into_chunks(text: str, max_characters: int = CHUNK_CHARACTERS) -> Iter
         if chunk and len(chunk) + len(line) > max_characters:
             yield chunk
             chunk = ""
-        while len(line) > max_characters:
-            yield line[:max_characters]
-            line = line[max_characters:]
-        chunk += line
+        # By index: to cut what remains again and again would be quadratic in a long line.
+        whole = (len(line) - 1) // max_characters * max_characters
+        for start in range(0, whole, max_characters):
+            yield line[start : start + max_characters]
+        chunk += line[whole:]
     if chunk:
         yield chunk
 

@@ -4,13 +4,20 @@ import hashlib
 import io
 import os
 import tarfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.files import fsync_directory, sha256_of_file, write_atomic, write_json
+from data_prep.files import (
+    fsync_directory,
+    sha256_of_file,
+    temporary_path,
+    write_atomic,
+    write_json,
+)
 from data_prep.manifest import (
     FORMAT_VERSION,
     MEMBER_TOKENS,
@@ -35,7 +42,7 @@ class TokenTar:
         self.num_bytes = 0
         self._dtype = np.dtype(dtype)
         self._suffix = f"u{8 * self._dtype.itemsize}"
-        self._temporary = path.with_name(path.name + ".tmp")
+        self._temporary = temporary_path(path)
         self._stream = io.BufferedWriter(io.FileIO(self._temporary, "w"), MEMBER_TOKENS)
         self._digest = hashlib.sha256()
         self._pending: list[npt.NDArray[np.generic]] = []
@@ -107,12 +114,16 @@ class ShardWriter:
         self._tar: TokenTar | None = None
         self._ends: list[int] = []
 
-    def add(self, tokens: list[int]) -> None:
-        """Add the tokens of one document, its eos included; the shard is closed once it is full."""
+    def add(self, parts: Iterable[list[int]]) -> None:
+        """Add the tokens of one document, its eos included; the shard is closed once it is full.
+
+        They come in parts so that a document of any length needs little memory.
+        """
         if self._tar is None:
             name = f"{self._prefix}{len(self.shards):05d}.tar"
             self._tar = TokenTar(self._data / SHARDS_DIRECTORY / name, self._dtype.str)
-        self._tar.append(np.array(tokens, dtype=self._dtype))
+        for tokens in parts:
+            self._tar.append(np.array(tokens, dtype=self._dtype))
         self._ends.append(self._tar.num_tokens)
         if self._tar.num_tokens >= self._shard_tokens:
             self.close()

@@ -3,10 +3,10 @@
 import hashlib
 import io
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ MASK_PIECE = "[MASK]"
 # spelled with its three byte pieces instead, which decode to the character itself.
 WHITESPACE_MARK = "\u2581"
 MARK_PIECES = ("<0xE2>", "<0x96>", "<0x81>")
+PART_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,16 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text; `decode` gives the same text back."""
+        return [token for part in self.encode_parts(text) for token in part]
+
+    def encode_parts(self, text: str) -> Iterator[list[int]]:
+        """Yield the token ids of a text in parts, in memory for one part beside the text.
+
+        SentencePiece takes about 20 bytes of memory for each character it is given at once.
+        """
+        return map(self._encode_part, _parts(text))
+
+    def _encode_part(self, text: str) -> list[int]:
         if WHITESPACE_MARK not in text:
             return list(self._processor.encode(text))
         first, *others = (list(self._processor.encode(s)) for s in text.split(WHITESPACE_MARK))
@@ -87,6 +98,20 @@ class Tokenizer:
             else:
                 run.append(token)
         return "".join([*parts, self.decode(run)])
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Yield pieces of a text, cut in front of a space where there is one: no piece runs over it."""
+    start = 0
+    while len(text) - start > PART_CHARACTERS:
+        part = text[start : start + PART_CHARACTERS]
+        size = len(part.rpartition(" ")[0].rstrip(" ")) or PART_CHARACTERS
+        yield part[:size]
+        start += size
+    yield text[start:]
+
+
+AnyTokenizer: TypeAlias = "Tokenizer | TransformersTokenizer"
 
 
 def _describe(processor: Any, path: Path) -> TokenizerInfo:
@@ -128,7 +153,7 @@ def _fingerprint(processor: Any) -> str:
     )
 
 
-def load_tokenizer(directory: str | Path) -> "Tokenizer | TransformersTokenizer":
+def load_tokenizer(directory: str | Path) -> AnyTokenizer:
     """Return the tokenizer of a directory, ours or one of transformers.
 
     Raises DataError when a file is missing, unreadable, or is not what its meta record describes.
@@ -185,10 +210,11 @@ def save_tokenizer(model: bytes, directory: Path) -> TokenizerInfo:
     return info
 
 
-def train_model(chunks: Iterable[str], vocab_size: int) -> bytes:
+def train_model(chunks: Iterable[str], vocab_size: int, more_text: str = "Give more text") -> bytes:
     """Return a trained unigram model; the same chunks and size give the same pieces and scores.
 
-    Raises DataError when the text is too little or too uniform for the vocabulary.
+    Raises DataError when the text is too little or too uniform for the vocabulary; `more_text` says
+    in the message how to train on more.
     """
     from sentencepiece import SentencePieceTrainer
 
@@ -217,9 +243,13 @@ def train_model(chunks: Iterable[str], vocab_size: int) -> bytes:
         )
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
-        raise DataError(
-            f"No tokenizer of {vocab_size} pieces could be trained on this text: {reason} "
-            "Give more text or another --vocab-size (at least about 400: 256 bytes, 4 special "
+        advice = (
+            f"{more_text}, or a smaller --vocab-size."
+            if "too high" in reason
+            else f"{more_text}, or another --vocab-size (at least about 400: 256 bytes, 4 special "
             "symbols and the characters of the text)."
+        )
+        raise DataError(
+            f"No tokenizer of {vocab_size} pieces could be trained on this text: {reason} {advice}"
         ) from error
     return model.getvalue()

@@ -5,7 +5,7 @@ So that a published network can go on training on new text under the tokenizer t
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,10 @@ class TransformersTokenizer:
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         )
         return [int(i) for i in encoded["input_ids"]]
+
+    def encode_parts(self, text: str) -> Iterator[list[int]]:
+        """Yield the token ids of a text, in one part: where it may be cut is not known."""
+        yield self.encode(text)
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> str:
         """Return the text of token ids; special tokens leave no trace."""

@@ -174,6 +174,8 @@ class PrepSection:
     """A tokenizer's directory; it is trained on the same corpus if it does not exist."""
     vocab_size: int = 32_000
     """Pieces of a tokenizer that has to be trained."""
+    max_sentences: int = 100_000
+    """Most pieces of text (about 1,000 characters each) to train it on."""
     tasks: int = 16
     """Tasks of the job array."""
     valid_fraction: float = 0.01

@@ -17,6 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.checkpoint.commit import committed, step_of
+from pipeline.train.history import read_lines
+
 CONFIG = Path(__file__).parent.parent / "configs" / "run" / "demo.yaml"
 FIRST_LAYOUT = ["parallel.tp=2", "parallel.zero=1"]
 SECOND_LAYOUT = ["parallel.tp=1", "parallel.zero=2"]
@@ -57,7 +60,9 @@ def run_demo(out: Path, text: list[Path] | None, settings: list[str]) -> dict[st
     data, run, bundle = out / "data", out / "train", out / "bundle"
     heading("1. Real text becomes token tars")
     tokenizer = str(out / "tokenizer")
-    esolm("prep", "tokenizer", *inputs, "--out", tokenizer, "--vocab-size", "4096")
+    # A small sample is enough for so few pieces, and quick.
+    quick = ["--vocab-size", "4096", "--max-sentences", "3000"]
+    esolm("prep", "tokenizer", *inputs, "--out", tokenizer, *quick)
     prepare = ["--tokenizer", tokenizer, "--out", str(data), "--valid-fraction", "0.05"]
     esolm("prep", "tokenize", *inputs, *prepare, "--tasks", "4", "--workers", "2")
     esolm("prep", "merge", str(data))
@@ -97,16 +102,22 @@ def esolm(*arguments: str) -> None:
 
 
 def kill_after_a_checkpoint(arguments: list[str], run: Path) -> None:
-    """Starts training and kills all of it, as a power cut would, once a checkpoint is there."""
+    """Starts training and kills all of it, as a power cut would, some steps after a checkpoint."""
     process = subprocess.Popen(announce(tuple(arguments)), start_new_session=True)
-    while process.poll() is None and not list(run.glob("checkpoints/step_*/manifest.json")):
-        time.sleep(0.2)
+    while process.poll() is None and not has_steps_to_repeat(run):
+        time.sleep(0.05)
     if process.poll() is not None:
         sys.exit(f"demo stopped: training ended with exit code {process.returncode}")
-    time.sleep(2.0)  # some steps beyond the checkpoint, so that there is something to repeat
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     console.print("[bold red]killed[/] (kill -9 of every process of the run)")
+
+
+def has_steps_to_repeat(run: Path) -> bool:
+    """Whether there is a checkpoint, and a step after the newest one in the metrics."""
+    checkpoints = committed(run / "checkpoints")
+    logged = [line["step"] for line in read_lines(run / "metrics.jsonl")]
+    return bool(checkpoints and logged) and logged[-1] > step_of(checkpoints[-1])
 
 
 def sample(bundle: Path) -> dict[str, Any]:

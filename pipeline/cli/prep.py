@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.config import PrepSection
+
 if TYPE_CHECKING:
     from data_prep.documents import SourceFile
     from data_prep.manifest import Manifest
@@ -47,12 +49,14 @@ def tokenizer(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the tokenizer is written.")],
     inputs: Inputs = None,
     from_python_stdlib: FromStdlib = False,
-    vocab_size: Annotated[int, typer.Option(help="Pieces, special symbols included.")] = 32_000,
+    vocab_size: Annotated[
+        int, typer.Option(help="Pieces, special symbols included.")
+    ] = PrepSection.vocab_size,
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
     max_sentences: Annotated[
         int, typer.Option(help="Most pieces of text (about 1,000 characters each) to train on.")
-    ] = 3_000,
+    ] = PrepSection.max_sentences,
 ) -> None:
     """Train a lossless SentencePiece tokenizer.
 
@@ -72,7 +76,10 @@ def tokenizer(
     chunks = sample_chunks(iterate_documents(files, bad, text_key), max_sentences)
     num_characters = sum(map(len, chunks))
     typer.echo(f"training on {num_characters:,} characters of {len(files):,} files", err=True)
-    info = save_tokenizer(train_model(chunks, vocab_size), out)
+    # Fewer than asked for are all there are.
+    is_sample = len(chunks) == max_sentences
+    more_text = "Raise --max-sentences (prep.max_sentences)" if is_sample else "Give more text"
+    info = save_tokenizer(train_model(chunks, vocab_size, more_text), out)
     typer.echo(f"{out}: {info.vocab_size:,} pieces, fingerprint {info.fingerprint[:16]}")
 
 
@@ -91,10 +98,10 @@ def tokenize(
     workers: Annotated[int, typer.Option(help="Processes that work on the tasks.")] = 1,
     valid_fraction: Annotated[
         float, typer.Option(help="Share of documents to validate on.")
-    ] = 0.01,
+    ] = PrepSection.valid_fraction,
     shard_tokens: Annotated[
         int, typer.Option(help="Tokens after which a shard ends.")
-    ] = 100_000_000,
+    ] = PrepSection.shard_tokens,
     max_bytes: Annotated[int | None, typer.Option(help="Most bytes of text to take.")] = None,
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",

@@ -83,7 +83,8 @@ class TokenDataset:
             sizes = ", ".join(f"{s}: {manifest.num_tokens(s)}" for s in manifest.splits)
             raise DataError(
                 f"{self.path} holds no tokens of split '{split}' (tokens by split: {sizes}). "
-                "Name another split, or tokenize again with a larger --valid-fraction."
+                "Name another split, or tokenize again with a larger --valid-fraction; a document "
+                "is never divided between splits, so cut a corpus of one or few into more."
             )
         shards = manifest.splits[split]
         if problems := shard_problems(self.path, shards):

@@ -83,7 +83,7 @@ def _prep_jobs(config: RunConfig) -> tuple[list[Job], list[str]]:
     jobs = []
     if not (Path(prep.tokenizer) / MODEL_NAME).exists():
         train = f"prep tokenizer {corpus} --vocab-size {prep.vocab_size}"
-        train += f" --out {_words(prep.tokenizer)}"
+        train += f" --max-sentences {prep.max_sentences} --out {_words(prep.tokenizer)}"
         jobs.append(Job("tokenizer", "Trains the tokenizer.", train))
     missing = _missing_tasks(config)
     if missing:

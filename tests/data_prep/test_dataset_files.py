@@ -1,6 +1,7 @@
 """Shards, markers, merge and verify: the files that data preparation leaves behind."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,16 @@ import webdataset
 
 from data_prep.documents import BadDocuments, iterate_documents
 from data_prep.errors import DataError
+from data_prep.files import sha256_of_file, write_atomic
 from data_prep.jobs import check_settings, is_finished, prepare_output, run_task
 from data_prep.manifest import Manifest, read_manifest, token_dtype
 from data_prep.merge import merge_tasks
 from data_prep.progress import Progress
-from data_prep.shards import ShardWriter
+from data_prep.shards import ShardWriter, TokenTar
 from data_prep.tokenizer import load_tokenizer
 from data_prep.verify import files_of, verify_dataset
 from data_prep.workers import run_tasks
-from tests.data_prep.corpus import make_job, run_job, text_of, write_jsonl
+from tests.data_prep.corpus import make_job, make_tokenizer, run_job, text_of, write_jsonl
 
 
 @pytest.fixture
@@ -134,12 +136,64 @@ def test_a_failed_task_leaves_no_shard(tokenizer_directory: Path, tmp_path: Path
     assert not is_finished(job, 0)
 
 
+def test_writers_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As array tasks on two machines do, under process ids that may be the same."""
+    path, replace, others = tmp_path / "tokenizer.model", os.replace, [b"other"]
+
+    def meanwhile(source: Path, target: Path) -> None:
+        if others:
+            write_atomic(path, others.pop())
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", meanwhile)
+    write_atomic(path, b"content")
+    assert path.read_bytes() == b"content"
+    one, two = (TokenTar(tmp_path / "shard.tar", "<u2") for _ in range(2))
+    for tar, token in ((one, 1), (two, 2)):
+        tar.append(np.full(200_000, token, dtype="<u2"))
+    digest = one.commit()
+    two.discard()
+    assert sha256_of_file(one.path) == digest
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["shard.tar", "tokenizer.model"]
+
+
+def test_of_two_processes_with_one_task_the_last_goes_on(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    job = make_job(corpus, tokenizer_directory, tmp_path / "data")
+    prepare_output(job, tokenizer_directory, overwrite=False)
+    others = [lambda: run_task(job, 0, lambda num_bytes: None)]
+    documents_before = iter(range(30))
+
+    def meanwhile(num_bytes: int) -> None:
+        if next(documents_before, None) is None and others:
+            others.pop()()
+
+    with pytest.raises(DataError, match="another process does the same task"):
+        run_task(job, 0, meanwhile)
+    merge_tasks(job.out)
+    assert verify(job.out)
+    assert not list((job.out / "shards").glob("*.tmp"))
+
+
+def test_a_task_takes_no_tokenizer_but_its_own(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    """Two commands with different tokenizers were started on one dataset."""
+    job = make_job(corpus, tokenizer_directory, tmp_path / "data")
+    prepare_output(job, tokenizer_directory, overwrite=False)
+    other = make_tokenizer(tmp_path / "other", 410)
+    prepare_output(make_job(corpus, other, job.out), other, overwrite=False)
+    with pytest.raises(DataError, match="was replaced by another tokenizer"):
+        run_task(job, 0, lambda num_bytes: None)
+
+
 def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
     assert (token_dtype(65_536), token_dtype(65_537)) == ("<u2", "<u4")
     (tmp_path / "shards").mkdir()
     tokens = np.arange(70_000, dtype=np.int64)
     writer = ShardWriter(tmp_path, "train", 0, "<u4", 1 << 40, "")
-    writer.add(tokens.tolist())
+    writer.add([tokens.tolist()])
     writer.close()
     paths = [str(tmp_path / writer.shards[0].name)]
     samples = list(webdataset.WebDataset(paths, shardshuffle=False))
@@ -197,6 +251,23 @@ def test_verify_names_every_missing_file_and_a_changed_tokenizer(
         verify(job.out)
     assert "train-00001-00000.tar: missing" in str(caught.value)
     assert "tokenizer.model" in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["name", "ends_name"])
+@pytest.mark.parametrize("start", ["/", "shards/../../"])
+def test_no_shard_lies_outside_the_dataset(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path, field: str, start: str
+) -> None:
+    job = make_job(corpus, tokenizer_directory, tmp_path / "data")
+    run_job(job, tokenizer_directory)
+    manifest, sidecar = job.out / "manifest.json", job.out / "shards" / "train-00000-00000.json"
+    for path, read in ((manifest, read_manifest), (sidecar, merge_tasks)):
+        record = json.loads(path.read_text())
+        shard = record["shard"] if path == sidecar else record["splits"]["train"][0]
+        shard[field] = start + shard[field]
+        path.write_text(json.dumps(record))
+        with pytest.raises(DataError, match=f"{path.name} names {start}.*outside the dataset"):
+            read(job.out)
 
 
 def test_a_changed_manifest_is_refused(

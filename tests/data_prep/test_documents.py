@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,14 @@ def test_several_zstd_frames_are_one_file(tmp_path: Path) -> None:
     assert texts_of(path) == [text for text in TEXTS for _ in range(50)]
 
 
+@pytest.mark.timeout(15)
+def test_a_zstd_file_is_read_in_linear_time(tmp_path: Path) -> None:
+    text = "the same words again and again\n" * 1_500_000
+    path = tmp_path / "page.txt.zst"
+    path.write_bytes(zstandard.compress(text.encode()))
+    assert texts_of(path) == [text]
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_truncated_compressed_file_is_an_error(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"corpus.jsonl{suffix}"
@@ -58,6 +67,36 @@ def test_directories_are_read_in_sorted_order_without_hidden_files(tmp_path: Pat
         path.parent.mkdir(exist_ok=True)
         path.write_text(name)
     assert texts_of(tmp_path) == ["a.txt", "b/1.txt", "b/2.txt"]
+
+
+def test_links_are_followed_and_a_folder_is_read_once(tmp_path: Path) -> None:
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for path in [corpus / "b" / "1.txt", elsewhere / "2.txt", elsewhere / "deep" / "3.txt"]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    (corpus / "a").symlink_to(elsewhere)
+    (corpus / "c").symlink_to(elsewhere)
+    (corpus / "d.txt").symlink_to(corpus / "b" / "1.txt")
+    (elsewhere / "circle").symlink_to(corpus)
+    names = [source.name for source in find_files([corpus])]
+    assert names == ["a/2.txt", "a/deep/3.txt", "b/1.txt", "d.txt"]
+
+
+def test_what_is_no_readable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = tmp_path / "dangling.txt"
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"dangling\.txt cannot be read \(No such file"):
+        find_files([tmp_path])
+    link.unlink()
+    os.mkfifo(tmp_path / "pipe")
+    for inputs in ([tmp_path], [tmp_path / "pipe"]):
+        with pytest.raises(DataError, match="pipe is no regular file"):
+            find_files(inputs)
+    (tmp_path / "pipe").unlink()
+    # As root no folder is closed by its permissions.
+    monkeypatch.setattr("os.scandir", lambda path: os.listdir(tmp_path / "closed"))
+    with pytest.raises(DataError, match="closed cannot be read"):
+        find_files([tmp_path])
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 7])

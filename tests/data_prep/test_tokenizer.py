@@ -38,6 +38,22 @@ def test_round_trip_is_exact(tokenizer_directory: Path, text: str) -> None:
     assert not {info.mask_id, info.bos_id, info.eos_id, info.unk_id} & set(ids)
 
 
+@pytest.mark.parametrize("text", [text_of(7) + "  ", "a" + " " * 9, "x", "\u2581 ", "\n    y"])
+def test_a_long_text_is_encoded_in_parts_as_it_is_at_once(
+    tokenizer_directory: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = text * (200_000 // len(text))
+    tokenizer = load_tokenizer(tokenizer_directory)
+    parts = list(tokenizer.encode_parts(long))
+    assert max(len(tokenizer.decode(part)) for part in parts) <= 65_536
+    tokens = [token for part in parts for token in part]
+    assert tokens == tokenizer.encode(long)
+    assert tokenizer.decode(tokens) == long
+    monkeypatch.setattr("data_prep.tokenizer.PART_CHARACTERS", len(long))
+    # A cut in a text without spaces can split one piece in two.
+    assert len(tokens) - len(tokenizer.encode(long)) in range(len(parts) if " " not in text else 1)
+
+
 def test_special_ids_are_distinct_and_described(tokenizer_directory: Path) -> None:
     info = load_tokenizer(tokenizer_directory).info
     assert info.vocab_size == 400
@@ -82,8 +98,10 @@ def test_missing_and_damaged_tokenizers_are_named(
 
 
 def test_too_little_text_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--vocab-size"):
+    with pytest.raises(DataError, match="Give more text, or a smaller --vocab-size"):
         save_tokenizer(train_model(["too little"], 4000), tmp_path)
+    with pytest.raises(DataError, match="another --vocab-size \\(at least about 400"):
+        train_model(["too little"] * 100, 200)
 
 
 def test_chunks_keep_the_text_and_its_lines() -> None:
@@ -102,3 +120,11 @@ def test_sample_does_not_depend_on_the_order_of_documents() -> None:
     assert len(sample) == len(set(sample)) == 20
     assert sample_chunks(reversed(documents), 20) == sample
     assert set(sample) < set(sample_chunks(documents, 10_000))
+
+
+@pytest.mark.timeout(15)
+def test_one_long_line_is_cut_in_linear_time() -> None:
+    line = "x" * 60_000_000
+    chunks = list(split_into_chunks(line))
+    assert len(chunks) == -(-len(line) // 1024)
+    assert sum(map(len, chunks)) == len(line)

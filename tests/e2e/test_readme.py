@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,28 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path: Path) -> None:
     missing = {name for name in named if not (run_directory / name).exists()}
     assert named >= {"config.yaml", "metrics.jsonl", "checkpoints", "DONE"}
     assert not missing, f"the README names {missing} in a run directory"
+
+
+QUICK_RUN = """
+import json, pathlib, sys, time
+run = pathlib.Path(sys.argv[1])
+(run / "checkpoints" / "step_00000040.tmp").mkdir(parents=True)
+with (run / "metrics.jsonl").open("w") as metrics:
+    for step in (40, 50):
+        print(json.dumps({"step": step}), file=metrics, flush=True)
+(run / "checkpoints" / "step_00000040.tmp").rename(run / "checkpoints" / "step_00000040")
+time.sleep(1.5)
+(run / "DONE").touch()
+"""
+
+
+def test_the_demo_kills_a_run_that_is_soon_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "announce", lambda words: [sys.executable, "-c", QUICK_RUN, *words])
+    demo.kill_after_a_checkpoint([str(tmp_path)], tmp_path)
+    assert (tmp_path / "checkpoints" / "step_00000040").exists()
+    assert not (tmp_path / "DONE").exists()
 
 
 @pytest.mark.dist

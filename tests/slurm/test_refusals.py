@@ -121,9 +121,11 @@ def test_scripts_of_every_shipped_profile_pass_shellcheck(
     assert load_profile(name).problems() == []
     settings = [f"prep.inputs=[{corpus}]", f"prep.tokenizer={tmp_path / 'tokenizer'}"]
     settings += ["train.global_batch_size=16", "objective.kappa=0.5", "slurm.nodes=1-2"]
+    settings += ["prep.max_sentences=777"]
     config = write_run(tmp_path, dataset, steps=4)
     submission = prepare(config, settings, name, list(STAGES))
     assert list(submission.scripts) == ["tokenizer", "prep", "merge", "train", "evaluate", "export"]
+    assert "--max-sentences 777" in submission.scripts["tokenizer"]
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed: apt-get install shellcheck")
     for stage, script in submission.scripts.items():

@@ -44,6 +44,20 @@ def test_the_whole_way_from_text_to_a_sample(corpus: Path, tmp_path: Path) -> No
     assert read_manifest(data).splits["valid"]
 
 
+def test_a_tokenizer_of_the_default_size_can_be_trained(tmp_path: Path) -> None:
+    assert "32,000 pieces" in prep("tokenizer", "--from-python-stdlib", "--out", tmp_path)
+
+
+def test_a_sample_too_small_for_the_vocabulary_names_its_option(
+    corpus: Path, tmp_path: Path
+) -> None:
+    train = ["tokenizer", corpus, "--out", tmp_path / "tok"]
+    with pytest.raises(DataError, match=r"Raise --max-sentences \(prep\.max_sentences\), or a sm"):
+        prep(*train, "--max-sentences", 50)
+    with pytest.raises(DataError, match="Give more text, or a smaller --vocab-size"):
+        prep(*train)
+
+
 def test_bad_documents_are_an_error_or_counted(data_path: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text(json.dumps({"text": text_of(1)}) + "\nnot JSON\n")

@@ -159,6 +159,13 @@ def test_a_shard_truncated_in_use_is_an_error(copy_path: Path) -> None:
         data.read(1000, 64)
 
 
+def test_a_corpus_of_one_document_is_no_two_splits(data_path: Path, tmp_path: Path) -> None:
+    job = make_job(write_jsonl(tmp_path / "one.jsonl", 1), data_path / "tokenizer", tmp_path / "d")
+    run_job(job, data_path / "tokenizer")
+    with pytest.raises(DataError, match="a document is never divided between splits"):
+        TokenDataset(job.out, "valid")
+
+
 def test_empty_split_and_too_few_tokens_are_errors(data_path: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no tokens of split 'test'"):
         TokenDataset(data_path, "test")
