@@ -5,11 +5,13 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from data_prep.manifest import read_manifest, write_manifest
 from pipeline.config import RunConfig, load_config, to_yaml, valid_keys
 from pipeline.errors import ConfigError
 from pipeline.train.experiment import resolve
@@ -211,6 +213,24 @@ def test_a_dataset_without_its_manifest(
     assert "manifest.json" in error
     assert "esolm prep merge" in error
     assert "parallel.tp 3" in error, "the dataset's problem must not hide the others"
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_splits_without_a_whole_sequence(
+    command: str, dataset: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """What a plan takes, training takes too."""
+    arguments = [command, str(config), "train.valid_every_steps=2"]
+    error = refused([*arguments, "train.seq_len=1000000"], monkeypatch, capsys)
+    for split in ("train", "valid"):
+        assert f"split '{split}' of {dataset} has" in error
+    without = tmp_path / "without"
+    shutil.copytree(dataset, without)
+    manifest = read_manifest(dataset)
+    write_manifest(without, replace(manifest, splits={"train": manifest.splits["train"]}))
+    error = refused([*arguments, f"data.path={without}"], monkeypatch, capsys)
+    assert "no tokens of split 'valid'" in error
 
 
 def test_a_truncated_shard(

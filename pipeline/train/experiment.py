@@ -38,16 +38,22 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
 
     Raises ConfigError with every problem at once.
     """
+    dataset, problems = open_dataset(config)
+    experiment, others = _assemble(config, world_size, dataset)
+    if problems or experiment is None:
+        raise ConfigError(problems + others)
+    return experiment
+
+
+def open_dataset(config: RunConfig) -> tuple[TokenDataset | None, list[str]]:
+    """The train split (None if it cannot be opened) and what is wrong with the splits."""
     dataset, problems = None, []
     try:
         dataset = TokenDataset(config.data.path, "train")
         problems += _split_problems(config, dataset)
     except DataError as error:
         problems.append(str(error))
-    experiment, others = _assemble(config, world_size, dataset)
-    if experiment is None:
-        raise ConfigError(problems + others)
-    return experiment
+    return dataset, problems
 
 
 def problems_before_data(config: RunConfig, world_size: int) -> list[str]:
@@ -89,7 +95,8 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
         splits.append(TokenDataset(config.data.path, "valid"))
     return [
         f"split '{split.split}' of {config.data.path} has {split.num_tokens} tokens, too few for "
-        f"one sequence of train.seq_len {config.train.seq_len}"
+        f"one sequence of train.seq_len {config.train.seq_len}: make that smaller, or tokenize "
+        "more text (for the valid split: with a larger --valid-fraction)"
         for split in splits
         if split.num_tokens < config.train.seq_len
     ]
