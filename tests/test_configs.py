@@ -127,6 +127,14 @@ def refused(
         (["train.precision=fp16"], ["choose fp32 or bf16", "loss scaling"]),
         (["objective.kappa=1"], ["objective.kappa = 1 goes with objective.alpha_0 = 1"]),
         (["parallel.sequence=true"], ["parallel.sequence=true splits tokens"]),
+        (["run.dir=${nope}"], ["'run.dir' cannot be resolved", "'nope' not found"]),
+        (["run.dir=${nope"], ["'run.dir=${nope' cannot be read"]),
+        (["seed=${run.dir}"], ["'seed' cannot be resolved", "Integer"]),
+        (["data.path=[a"], ["'data.path=[a' cannot be read"]),
+        (["train.steps=???"], ["'train.steps' is missing"]),
+        (["optimizer.lr=.inf"], ["optimizer.lr is inf; it must be finite and at least 0"]),
+        (["optimizer.lr=nan"], ["optimizer.lr is nan"]),
+        (["train.timeout_minutes=1e300"], ["train.timeout_minutes is 1e+300"]),
     ],
     ids=lambda value: value[0] if value[0].count("=") or value[0].count(".") == 1 else "",
 )
@@ -144,8 +152,13 @@ def test_a_bad_setting_is_named(
 
 def test_all_unknown_keys_are_reported_at_once(config: Path) -> None:
     with pytest.raises(ConfigError) as raised:
-        load_config(config, ["a.b=1", "sead=2", "train.steps=x"])
-    assert len(raised.value.problems) == 3
+        load_config(config, ["a.b=1", "sead=2", "train.steps=x", "data.path=[a", "run.dir=${a}"])
+    assert len(raised.value.problems) == 5
+
+
+def test_a_setting_may_refer_to_one_of_another_layer(config: Path) -> None:
+    resolved = load_config(config, ["run.dir=${data.path}/run"])
+    assert resolved.run.dir == f"{resolved.data.path}/run"
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -161,6 +174,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     [
         ("- a\n- b\n", "not a list"),
         ("train: {steps: [", "not valid YAML"),
+        ("defaults:\n", "'defaults' is None; it must be a list of names"),
+        ("defaults: run/demo\n", "'defaults' is 'run/demo'; it must be a list"),
+        ("defaults: [{run: demo}]\n", "it must be a list of names"),
         ("defaults: [run/nowhere]\n", "there is no run/nowhere.yaml"),
         ("defaults: [bad]\n", "includes itself"),
     ],
