@@ -48,10 +48,25 @@ def process_info() -> ProcessInfo:
     return ProcessInfo(0, 1, 0)
 
 
+def check_gpus(ranks: int) -> None:
+    """Raises ConfigError if so many ranks, which all see the same GPUs, would have to share one."""
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < ranks:
+        raise ConfigError(
+            f"{ranks} ranks on this machine but {gpus} GPU{'s' if gpus > 1 else ''}: give --ranks "
+            f"{gpus}, or CUDA_VISIBLE_DEVICES= in the environment to train on the CPU"
+        )
+
+
 def device_of(info: ProcessInfo) -> torch.device:
-    """This rank's GPU, or the CPU where the machine has none."""
+    """This rank's GPU, or the CPU where the machine has none.
+
+    Raises ConfigError if a launcher started more ranks here than there are GPUs.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
+    # Only a launcher sets it. To each task of srun its own GPU may be the only one in sight.
+    check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     device = torch.device("cuda", info.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
