@@ -4,6 +4,7 @@ The kinds that kill do it at an exact place, to rank 0 where that is the commit:
 outside hits the moment between two system calls.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -53,6 +54,20 @@ def infinite_loss() -> None:
         return [MicroBatch(batches[0].inputs, targets, batches[0].term), *batches[1:]]
 
     BatchSource.batch = spoiled  # type: ignore[method-assign]
+
+
+def full_disk() -> None:
+    """From the batch of one step on, not a byte more fits on the disk of the run."""
+    batch, fill = BatchSource.batch, Path(os.environ["FILL"])
+
+    def last_bytes(self: BatchSource, first_sample: int) -> list[MicroBatch]:
+        if first_sample // GLOBAL_BATCH_SIZE == FAULTY_STEP and not fill.exists():
+            with fill.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+        return batch(self, first_sample)
+
+    BatchSource.batch = last_bytes  # type: ignore[method-assign]
 
 
 def slow_reader() -> None:
@@ -167,6 +182,7 @@ KINDS = {
     for kind in (
         hang,
         infinite_loss,
+        full_disk,
         slow_reader,
         slow_checks,
         fails_while_saving,

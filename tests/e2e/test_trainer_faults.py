@@ -51,14 +51,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
-    dataset: Path, small_disk: Path, tmp_path: Path
+def test_a_full_disk_leaves_the_last_checkpoint_and_stops_the_run_at_its_end(
+    dataset: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint of this network has 6 MB, and the disk 9."""
+    """A checkpoint of this network has 6 MB, and the disk 9, which something else then fills.
+
+    Figures are lost, but the run goes on, for there may be room again at the next checkpoint.
+    """
+    monkeypatch.setenv("FILL", str(small_disk / "fill"))
     config = write_config(small_disk, dataset, steps=12, save_every=4)
-    (process,) = start_faulty("none", config, "parallel.tp=1")
+    options = ["parallel.tp=1", "data.prefetch=1", "checkpoint.asynchronous=false"]
+    (process,) = start_faulty("full_disk", config, *options)
     output = finish(process, 1)
     assert "No space left on device" in output
+    assert "metrics.jsonl cannot be written" in output
+    assert "the checkpoint of step 12 could not be written" in output
     found = newest_valid(small_disk / "run" / "checkpoints")
     assert found is not None
     assert found[1].step == 4
