@@ -103,6 +103,8 @@ class TrainSection:
     """Accepted steps that the mean and the deviation are taken over."""
     spike_policy: str = "skip"
     """`skip` the update, or `rollback`: to the last checkpoint, going on with data after it."""
+    max_refused_steps: int = 20
+    """The run ends with an error after so many refused steps without a new one in between."""
     check_replicas_every_steps: int = 1000
     """Compare what ranks hold in common, bit by bit; 0: never."""
     profile_steps: str = ""

@@ -1,13 +1,14 @@
 """Guards against numbers that would spoil a run."""
 
 import faulthandler
+import logging
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from model.sharding import is_sharded
 from pipeline.errors import EsolmError
 from pipeline.parallel.engine import Engine, StepResult
 
+logger = logging.getLogger(__name__)
+
 # Share of the watchdog's time after which a rank without progress writes its last words.
 LAST_WORDS_AT = 0.8
 
@@ -27,19 +30,29 @@ class SpikeGuard:
 
     A step is a spike where either lies more than `sigmas` standard deviations above the mean of the
     last `window` accepted steps. Every rank sees the same figures and comes to the same verdict.
+
+    measured: what the figures depend on and a resume may change. Steps of another kind say nothing
+    about those to come, which would all be spikes, and never learnt from.
     """
 
-    def __init__(self, window: int, sigmas: float) -> None:
-        self.window, self.sigmas = window, sigmas
+    def __init__(self, window: int, sigmas: float, measured: dict[str, Any] | None = None) -> None:
+        self.window, self.sigmas, self.measured = window, sigmas, measured or {}
         self._losses: deque[float] = deque(maxlen=window)
         self._norms: deque[float] = deque(maxlen=window)
 
-    def state(self) -> dict[str, list[float]]:
+    def state(self) -> dict[str, Any]:
         """The steps that the next one is judged by; a restart must not change the verdict."""
-        return {"losses": list(self._losses), "norms": list(self._norms)}
+        figures = {"losses": list(self._losses), "norms": list(self._norms)}
+        return {**figures, "measured": self.measured}
 
-    def restore(self, state: dict[str, list[float]]) -> None:
-        """As it was when `state` was asked for; without any step where that is empty."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """As it was when `state` was asked for; without any step where that is of another kind.
+
+        Older checkpoints do not say what their steps were measured on, or hold none.
+        """
+        if state.get("measured", self.measured) != self.measured:
+            logger.info("batch size or objective differ: the spike guard begins with no step")
+            state = {}
         self._losses = deque(state.get("losses", []), maxlen=self.window)
         self._norms = deque(state.get("norms", []), maxlen=self.window)
 
@@ -68,6 +81,32 @@ class SpikeGuard:
                         f"({deviation:.4g}) above its mean of {mean:.4g} over {self.window} steps"
                     )
         return None
+
+
+class Standstill:
+    """Ends a run that gets no further: `limit` refusals since the last new update.
+
+    A refusal is a step that was not applied, whether or not the run was rolled back for it. Steps
+    that are taken again after a rollback are nothing new.
+    """
+
+    def __init__(self, limit: int, step: int) -> None:
+        self.limit, self._furthest, self._refused = limit, step, 0
+
+    def note(self, step: int, applied: bool) -> None:
+        """Raises EsolmError at the limit, the same on every rank."""
+        if applied and step > self._furthest:
+            self._furthest, self._refused = step, 0
+        elif not applied:
+            self._refused += 1
+        if self._refused >= self.limit:
+            raise EsolmError(
+                f"{self._refused} steps were refused since step {self._furthest}, the last that "
+                "got the run any further (train.max_refused_steps). incidents.jsonl and the log "
+                "say why. If losses or gradients are not finite, resume with a smaller "
+                "optimizer.lr, from an older checkpoint if need be; if the figures are sound and "
+                "only higher than before, with train.spike_sigmas=0."
+            )
 
 
 def check_replicas(engine: Engine) -> None:

@@ -43,6 +43,7 @@ RANGES = {
     "train.timeout_minutes": Range(0, 1e6, above=True),
     "train.spike_sigmas": MAYBE,
     "train.spike_window": Range(2),
+    "train.max_refused_steps": COUNT,
     "train.check_replicas_every_steps": MAYBE,
     "optimizer.lr": MAYBE,
     "optimizer.beta_1": Range(0, 1, below=True),

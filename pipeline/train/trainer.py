@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.parallel.engine import EngineConfig, MicroBatch, StepResult
 from pipeline.parallel.flight_recorder import dump_collectives
 from pipeline.train.batches import BatchSource
 from pipeline.train.experiment import Experiment, optimizer_arguments
-from pipeline.train.guards import SpikeGuard, Watchdog, check_replicas
+from pipeline.train.guards import SpikeGuard, Standstill, Watchdog, check_replicas
 from pipeline.train.initial_weights import start_from
 from pipeline.train.measures import Measures
 from pipeline.train.profiling import StepProfiler, parse_steps
@@ -62,7 +63,11 @@ class Trainer:
         )
         self.checkpointer.clean()
         self.progress = Progress()
-        self.guard = SpikeGuard(train.spike_window, train.spike_sigmas)
+        self.guard = SpikeGuard(
+            train.spike_window,
+            train.spike_sigmas,
+            {"global_batch_size": train.global_batch_size, **asdict(self.config.objective)},
+        )
         found = self.checkpointer.resume_point()
         if found is not None:
             check_same_run(found[1], experiment, self.reader)
@@ -85,6 +90,7 @@ class Trainer:
         )
         self.profiler = StepProfiler(parse_steps(train.profile_steps), directory.profile(rank))
         self.requests = RequestPoll(device, saving.every_minutes)
+        self.standstill = Standstill(train.max_refused_steps, self.progress.step)
         self.recorder = Recorder(directory, self.config, self.progress.step, rank)
         self.batches = self._read_ahead()
 
@@ -137,7 +143,10 @@ class Trainer:
             figures["skipped_steps"] = self.progress.step - self.progress.updates
             self.recorder.record(self.progress.step, figures)
         if not result.applied:
-            self._handle_incident(result)
+            self._note_incident(result)
+        self.standstill.note(self.progress.step, result.applied)
+        if not result.applied and self.config.train.spike_policy == "rollback":
+            self._roll_back()
 
     def _advance(self, result: StepResult) -> None:
         train = self.config.train
@@ -188,13 +197,11 @@ class Trainer:
             figures["checkpoint_mirrored_step"] = self.checkpointer.mirrored_step
         self.recorder.record(self.progress.step, figures)
 
-    def _handle_incident(self, result: StepResult) -> None:
-        """Writes down the step that was not applied, and rolls back where that is the policy."""
+    def _note_incident(self, result: StepResult) -> None:
+        """Writes down the step that was not applied."""
         reason = self.guard.reason(result) or "the gradient is not finite"
         first_sample = self.progress.consumed_samples - self.config.train.global_batch_size
         self.recorder.incident(self.progress.step, first_sample, reason, result)
-        if self.config.train.spike_policy == "rollback":
-            self._roll_back()
 
     def _roll_back(self) -> None:
         """Back to the last checkpoint's weights, on to data that no step has seen."""

@@ -101,6 +101,18 @@ def test_an_infinite_loss_is_skipped_or_rolled_back(dataset: Path, tmp_path: Pat
         )
 
 
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_a_run_that_gets_no_further_ends(policy: str, dataset: Path, tmp_path: Path) -> None:
+    """Its first update spoils the weights, and nothing is finite from then on."""
+    config = write_config(tmp_path, dataset, steps=40, save_every=1)
+    options = ["parallel.tp=1", "optimizer.lr=1e30", f"train.spike_policy={policy}"]
+    process = start("train", str(config), *options, "train.max_refused_steps=5")
+    assert "5 steps were refused since step 1," in finish(process, 1)
+    incidents = (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()
+    assert len(incidents) == 5
+    assert not (tmp_path / "run" / "DONE").exists()
+
+
 def test_an_error_waits_for_the_checkpoint_that_is_being_written(
     dataset: Path, tmp_path: Path
 ) -> None:
