@@ -6,7 +6,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from model.sharding import is_sharded
 from pipeline.errors import EsolmError
+from pipeline.parallel import zero
 from pipeline.parallel.engine import Engine, StepResult
 
 logger = logging.getLogger(__name__)
@@ -109,33 +111,54 @@ class Standstill:
             )
 
 
-def check_replicas(engine: Engine) -> None:
-    """Compares what ranks hold in common, bit by bit: all weights over DP, whole ones over TP.
+@dataclass(frozen=True)
+class Copy:
+    """What this rank holds of a parameter, and over which ranks it must be the same bit by bit."""
 
-    Collective over all ranks. Raises EsolmError naming the parameters that differ. Under ZeRO-3
-    weights have no replicas over DP.
+    name: str
+    held: Tensor
+    over_data: bool
+    over_tensor: bool
+
+
+def check_replicas(engine: Engine) -> None:
+    """Compares what ranks hold in common, bit by bit; collective over all ranks.
+
+    The two copies of tied embeddings under pipeline parallelism differ by rounding: replicas are
+    summed in an order that depends on what else a stage holds. They are not compared.
+
+    Raises EsolmError naming the parameters that differ.
     """
-    names, sums, whole = [], [], []
-    for name, parameter in engine.parameters():
-        if engine.layout.zero < 3:
-            names.append(name)
-            sums.append(_bit_sum(parameter.data))
-            whole.append(not is_sharded(parameter))
-    if not names:
-        return
-    mine = torch.stack(sums)
-    differ = _differs(mine, parallel_state.get_data_parallel_group())
-    tensor_group = parallel_state.get_tensor_model_parallel_group()
-    differ |= _differs(mine, tensor_group) & torch.tensor(whole, device=mine.device)
-    found = [name for name, wrong in zip(names, differ.tolist(), strict=True) if wrong]
+    copies = list(_copies(engine))
+    mine = torch.stack([_bit_sum(copy.held) for copy in copies])
+    found = set()
+    for group, members in (
+        (parallel_state.get_data_parallel_group(), [copy.over_data for copy in copies]),
+        (parallel_state.get_tensor_model_parallel_group(), [copy.over_tensor for copy in copies]),
+    ):
+        differ = _differs(mine, group) & torch.tensor(members, device=mine.device)
+        found |= {copy.name for copy, wrong in zip(copies, differ.tolist(), strict=True) if wrong}
     flag = torch.tensor([len(found)], device=mine.device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     if flag.item():
-        shown = ", ".join(found[:5]) if found else "see the logs of the other ranks"
+        shown = ", ".join(sorted(found)[:5]) if found else "see the logs of the other ranks"
         raise EsolmError(
             f"weights that must be equal on several ranks differ ({shown}): a memory error or a "
             "faulty link. Resume from the last checkpoint, on other nodes if it comes again."
         )
+
+
+def _copies(engine: Engine) -> Iterator[Copy]:
+    """Every rank of a group has the same, in the same order."""
+    for name, parameter in engine.parameters():
+        whole = not is_sharded(parameter)
+        if engine.layout.zero < 3:
+            yield Copy(name, parameter.data, True, whole)
+            continue
+        # Of ZeRO-3's parts each data-parallel rank has its own; small weights are whole as well.
+        yield Copy(name, zero.stage_3_part(parameter), False, whole)
+        if parameter.ds_persist:  # type: ignore[attr-defined]
+            yield Copy(name, parameter.data, True, whole)
 
 
 def _bit_sum(tensor: Tensor) -> Tensor:

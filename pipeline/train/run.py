@@ -122,5 +122,7 @@ def _announce(experiment: Experiment, kernels: dict[str, str]) -> None:
     flops = flops_per_token(experiment.model, work, train.seq_len)
     logger.info("%.3g training FLOPs per token", flops)
     logger.info("dataset %s: %d tokens", experiment.dataset.path, experiment.dataset.num_tokens)
+    if experiment.model.tied_embeddings and experiment.layout.pp > 1:
+        logger.info("the two copies of the tied embeddings are not among the replicas compared")
     for name, choice in kernels.items():
         logger.info("%s: %s", name, choice)

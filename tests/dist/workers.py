@@ -203,7 +203,7 @@ def guards(cases: list[dict[str, Any]]) -> Any:
                         _same(before, after_infinite),
                         _same(before, after_sound),
                     ],
-                    "flip": _flip_one_weight(engine),
+                    "flips": {name: _flip(engine, name) for name in case["flips"]},
                 }
             )
     return answers
@@ -258,15 +258,21 @@ def _same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return bool(everywhere.item())
 
 
-def _flip_one_weight(engine: Engine) -> str:
-    """Changes one weight on the last rank; returns what the replica check says."""
+def _flip(engine: Engine, name: str) -> str:
+    """What the replica check says while a weight is another on the last rank."""
+    held = torch.empty(0)
     if dist.get_rank() == dist.get_world_size() - 1:
-        parameter = engine.parameters()[0][1]
-        parameter.data.view(-1)[3] += 1e-3
+        parameter = dict(engine.parameters())[name]
+        cut = engine.layout.zero == 3 and engine.layout.dp == 1
+        held = (zero.stage_3_part(parameter) if cut else parameter.data).view(-1)
+    right = held.clone()
+    held[3:4] += 0.1
     try:
         check_replicas(engine)
     except EsolmError as error:
         return str(error)
+    finally:
+        held.copy_(right)
     return ""
 
 
