@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from torch._C._distributed_c10d import HashStore
 
 from pipeline.errors import ConfigError
@@ -94,20 +95,22 @@ def initialize_processes(
 ) -> None:
     """Creates the process groups of the layout: gloo on CPUs, NCCL on GPUs.
 
-    Raises ConfigError if the job has another number of ranks than the layout.
+    timeout: of a collective in any group, also those that the libraries make. Raises ConfigError
+    if the job has another number of ranks than the layout.
     """
     if info.world_size != layout.world_size:
         raise ConfigError(
             f"{layout} needs {layout.world_size} ranks, but {info.world_size} started"
         )
+    # Not every maker of groups takes one: without it NCCL's would end before the watchdog.
+    c10d.default_pg_timeout = timeout
+    c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
     deepspeed = import_deepspeed()
     backend = "nccl" if device.type == "cuda" else "gloo"
     if info.world_size == 1 and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     else:
-        dist.init_process_group(
-            backend, rank=info.rank, world_size=info.world_size, timeout=timeout
-        )
+        dist.init_process_group(backend, rank=info.rank, world_size=info.world_size)
     os.environ.setdefault("LOCAL_RANK", str(info.local_rank))
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     initialize_groups(layout)
@@ -124,6 +127,7 @@ def initialize_groups(layout: Layout) -> None:
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=c10d.default_pg_timeout / timedelta(minutes=1),
     )
 
 

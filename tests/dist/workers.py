@@ -18,6 +18,8 @@ from model.config import ModelConfig
 from model.flops import layer_costs
 from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
 from pipeline.checkpoint import store
+from pipeline.checkpoint.checkpointer import Checkpointer
+from pipeline.checkpoint.commit import Retention
 from pipeline.checkpoint.fragments import WEIGHTS
 from pipeline.errors import EsolmError
 from pipeline.parallel import zero
@@ -230,6 +232,18 @@ def averages(cases: list[dict[str, Any]]) -> Any:
                     "buckets": [result.buckets.get(bucket) for bucket in range(4)],
                 }
             )
+    return answers
+
+
+def timeouts(cases: list[dict[str, Any]]) -> Any:
+    """Per case: the seconds that each group gives a collective, DeepSpeed's and a save's too."""
+    answers = []
+    for case in cases:
+        with engine_of(case):
+            Checkpointer(Path(case["out"]), Retention(1), True, lambda: None)
+            groups = list(dist.distributed_c10d._world.pg_map)
+            backends = [group._get_backend(torch.device("cpu")) for group in groups]
+            answers.append([backend.options._timeout.total_seconds() for backend in backends])
     return answers
 
 
