@@ -17,10 +17,9 @@ from pipeline.data.reader import SampleReader
 from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, CheckpointError, EsolmError
 from pipeline.parallel.build import build_engine
 from pipeline.parallel.engine import EngineConfig, MicroBatch, StepResult
-from pipeline.parallel.flight_recorder import dump_collectives
 from pipeline.train.batches import BatchSource
 from pipeline.train.experiment import Experiment, optimizer_arguments
-from pipeline.train.guards import SpikeGuard, Standstill, Watchdog, check_replicas
+from pipeline.train.guards import SpikeGuard, Standstill, check_replicas
 from pipeline.train.initial_weights import start_from
 from pipeline.train.measures import Measures
 from pipeline.train.profiling import StepProfiler, parse_steps
@@ -31,6 +30,7 @@ from pipeline.train.schedule import learning_rate
 from pipeline.train.signals import RequestPoll
 from pipeline.train.startup import seconds_since_start
 from pipeline.train.validation import Validator
+from pipeline.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +39,17 @@ class Trainer:
     """One process of a run: engine, data, checkpoints and guards, and the loop over them."""
 
     def __init__(
-        self, experiment: Experiment, directory: RunDirectory, device: torch.device, rank: int
+        self,
+        experiment: Experiment,
+        directory: RunDirectory,
+        device: torch.device,
+        rank: int,
+        watchdog: Watchdog,
     ) -> None:
         self.experiment, self.config = experiment, experiment.config
         train, saving = self.config.train, self.config.checkpoint
         self.directory, self.device, self.rank = directory, device, rank
-        self.watchdog = Watchdog(
-            directory.stacks(rank),
-            train.timeout_minutes * 60.0,
-            lambda: dump_collectives(directory.logs, rank, device),
-        )
-        self.watchdog.progress()
+        self.watchdog = watchdog
         self.reader = SampleReader(
             experiment.dataset, train.seq_len, self.config.seed, self.config.data.shuffle
         )
@@ -126,7 +126,7 @@ class Trainer:
         self.batches.close()
         self.watchdog.progress()
         self.checkpointer.close(0.5 * self.config.train.timeout_minutes * 60.0)
-        self.watchdog.close()
+        self.watchdog.progress()
 
     def _step(self) -> None:
         """One global batch, its figures, and what the guard makes of them."""

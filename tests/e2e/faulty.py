@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 
 from pipeline.checkpoint import commit
 from pipeline.config import load_config
@@ -122,6 +123,19 @@ def fails_while_saving() -> None:
     os.fsync = slow_disk
 
 
+def never_leaves() -> None:
+    """A batch cannot be read, and leaving the process groups then takes for ever."""
+    read = SampleReader.read
+
+    def unreadable(self: SampleReader, indices: Any) -> Any:
+        if int(indices[0]) // GLOBAL_BATCH_SIZE >= FAULTY_STEP:
+            raise DataError("the shard is gone")
+        return read(self, indices)
+
+    SampleReader.read = unreadable  # type: ignore[method-assign]
+    dist.destroy_process_group = lambda: time.sleep(1000)
+
+
 def killed_while_writing() -> None:
     """Of the last rank's file of step 8 one half is written, nothing is synced."""
     sync = os.fsync
@@ -186,6 +200,7 @@ KINDS = {
         slow_reader,
         slow_checks,
         fails_while_saving,
+        never_leaves,
         killed_while_writing,
         killed_before_the_manifest,
         killed_before_the_rename,

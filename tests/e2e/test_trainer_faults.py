@@ -28,6 +28,16 @@ def test_a_hung_rank_leaves_the_stacks_of_every_rank(dataset: Path, tmp_path: Pa
     assert newest_valid(tmp_path / "run" / "checkpoints") is not None
 
 
+def test_a_rank_that_cannot_leave_is_ended(dataset: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, dataset)
+    options = ["parallel.tp=1", "train.timeout_minutes=0.14"]
+    (process,) = start_faulty("never_leaves", config, *options)
+    finish(process, 1)
+    assert "in shutdown_processes" in (tmp_path / "run" / "logs" / "stacks_0.txt").read_text()
+    (end,) = (tmp_path / "run" / "ends.jsonl").read_text().splitlines()
+    assert "the shard is gone" in end
+
+
 def test_long_checks_are_not_taken_for_a_hang(dataset: Path, tmp_path: Path) -> None:
     """Both the two files of the checkpoint and the ten batches take longer than the watchdog."""
     config = write_config(tmp_path, dataset, steps=4)
