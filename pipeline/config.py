@@ -3,14 +3,17 @@
 import difflib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, Container, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from pipeline.errors import ConfigError
 
 Schema = TypeVar("Schema")
+Layer: TypeAlias = dict[Any, Any]
+"""What one file or one override says, nested, its interpolations not resolved."""
 
 
 @dataclass
@@ -100,6 +103,8 @@ class TrainSection:
     """Accepted steps that the mean and the deviation are taken over."""
     spike_policy: str = "skip"
     """`skip` the update, or `rollback`: to the last checkpoint, going on with data after it."""
+    max_refused_steps: int = 20
+    """The run ends with an error after so many refused steps without a new one in between."""
     check_replicas_every_steps: int = 1000
     """Compare what ranks hold in common, bit by bit; 0: never."""
     profile_steps: str = ""
@@ -223,14 +228,19 @@ def load_config(path: str | Path, overrides: list[str]) -> RunConfig:
 def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]) -> Schema:
     """As `load_config`, for any dataclass of keys with defaults."""
     layers = _layers(Path(path), [])
-    layers.append(_parse_overrides(overrides))
     problems: list[str] = []
+    for text in overrides:
+        try:
+            layers.append(_parse_override(text))
+        except ConfigError as error:
+            problems += error.problems
     config = OmegaConf.structured(schema)
     known = _keys_of(schema, "")
     for layer in layers:
         for key, value in _leaves(layer, known):
             problems += _set(config, known, key, value)
-    problems += [f"'{key}' is missing" for key in sorted(OmegaConf.missing_keys(config))]
+    for key in known:
+        problems += _value_problems(config, key)
     if problems:
         raise ConfigError(problems)
     resolved = OmegaConf.to_object(config)
@@ -243,7 +253,7 @@ def to_yaml(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _layers(path: Path, seen: list[Path]) -> list[DictConfig]:
+def _layers(path: Path, seen: list[Path]) -> list[Layer]:
     """The file's `defaults:`, depth first, then the file itself."""
     path = path.resolve()
     if path in seen:
@@ -252,19 +262,27 @@ def _layers(path: Path, seen: list[Path]) -> list[DictConfig]:
         content = OmegaConf.load(path)
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}") from None
+    except YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    except Exception as error:
-        if type(error).__module__.startswith("yaml"):
-            raise ConfigError(f"{path} is not valid YAML: {error}") from error
-        raise
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path} must hold keys and values, not a list")
-    defaults = content.pop("defaults", [])
+    # Interpolations stay as they are: what they name may stand in another layer.
+    layer = _plain(content)
+    defaults = layer.pop("defaults", [])
+    if not isinstance(defaults, list) or not all(isinstance(name, str) for name in defaults):
+        raise ConfigError(
+            f"{path}: 'defaults' is {defaults!r}; it must be a list of names such as model/demo"
+        )
     layers = []
     for name in defaults:
-        layers += _layers(_find(str(name), path), [*seen, path])
-    return [*layers, content]
+        layers += _layers(_find(name, path), [*seen, path])
+    return [*layers, layer]
+
+
+def _plain(layer: DictConfig) -> Layer:
+    return cast(Layer, OmegaConf.to_container(layer, resolve=False))
 
 
 def _find(name: str, including: Path) -> Path:
@@ -277,19 +295,20 @@ def _find(name: str, including: Path) -> Path:
     raise ConfigError(f"{including}: 'defaults' names '{name}', but there is no {relative}")
 
 
-def _parse_overrides(overrides: list[str]) -> DictConfig:
-    malformed = [text for text in overrides if "=" not in text]
-    if malformed:
-        raise ConfigError([f"'{text}' is not of the form key=value" for text in malformed])
-    return OmegaConf.from_dotlist(overrides)
+def _parse_override(text: str) -> Layer:
+    if "=" not in text:
+        raise ConfigError(f"'{text}' is not of the form key=value")
+    try:
+        return _plain(OmegaConf.from_dotlist([text]))
+    except (YAMLError, OmegaConfBaseException, LookupError, ValueError) as error:
+        raise ConfigError(f"'{text}' cannot be read: {_in_one_line(error)}") from error
 
 
-def _leaves(layer: DictConfig, known: list[str], prefix: str = "") -> list[tuple[str, Any]]:
+def _leaves(layer: Layer, known: list[str], prefix: str = "") -> list[tuple[str, Any]]:
     leaves = []
-    for key in layer:
-        value = layer[key]
+    for key, value in layer.items():
         name = f"{prefix}{key!s}"
-        if isinstance(value, DictConfig) and name not in known:
+        if isinstance(value, dict) and name not in known:
             leaves += _leaves(value, known, f"{name}.")
         else:
             leaves.append((name, value))
@@ -303,8 +322,25 @@ def _set(config: DictConfig, known: list[str], key: str, value: Any) -> list[str
     try:
         OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
-        return [f"'{key}' = {value!r}: {str(error).splitlines()[0]}"]
+        return [f"'{key}' = {value!r}: {_in_one_line(error)}"]
     return []
+
+
+def _value_problems(config: DictConfig, key: str) -> list[str]:
+    """A value that is missing, or an interpolation that leads nowhere or to the wrong type."""
+    try:
+        value = OmegaConf.select(config, key, throw_on_missing=True)
+        if isinstance(value, Container):
+            OmegaConf.to_container(value, resolve=True)
+    except MissingMandatoryValue:
+        return [f"'{key}' is missing"]
+    except OmegaConfBaseException as error:
+        return [f"'{key}' cannot be resolved: {_in_one_line(error)}"]
+    return []
+
+
+def _in_one_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def valid_keys() -> list[str]:

@@ -25,6 +25,7 @@ FIRST_LAYOUT = ["parallel.tp=2", "parallel.zero=1"]
 SECOND_LAYOUT = ["parallel.tp=1", "parallel.zero=2"]
 LAYOUTS = ["TP2, ZeRO-1", "DP2, ZeRO-2"]
 SAMPLE_LENGTH = 256
+RANKS = 2
 
 console = Console()
 
@@ -44,6 +45,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True)
     # The other core belongs to whatever else the machine does: threads that wait for it spin.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    use_cpu_without_enough_gpus()
     settings = [] if arguments.steps is None else [f"train.steps={arguments.steps}"]
     summary = run_demo(arguments.out, arguments.text, settings)
     summary["seconds"] = round(time.monotonic() - started, 1)
@@ -68,7 +70,7 @@ def run_demo(out: Path, text: list[Path] | None, settings: list[str]) -> dict[st
     esolm("prep", "merge", str(data))
     heading(f"2. Training in the layout {LAYOUTS[0]}, until the run is killed")
     paths = [f"run.dir={run}", f"data.path={data}"]
-    train = ["train", str(CONFIG), "--ranks", "2", *paths, *settings]
+    train = ["train", str(CONFIG), "--ranks", str(RANKS), *paths, *settings]
     kill_after_a_checkpoint([*train, *FIRST_LAYOUT], run)
     heading(f"3. The same run, resumed in the layout {LAYOUTS[1]}")
     esolm(*train, *SECOND_LAYOUT)
@@ -91,6 +93,14 @@ def run_demo(out: Path, text: list[Path] | None, settings: list[str]) -> dict[st
         "gate_checks": sorted(record["gate"]),
         "cached_ratio": round(sampled["compare"]["ratio"], 2),
     }
+
+
+def use_cpu_without_enough_gpus() -> None:
+    """Two ranks cannot share a GPU, and the figures of all parts should be of one device."""
+    import torch
+
+    if torch.cuda.device_count() < RANKS:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def esolm(*arguments: str) -> None:

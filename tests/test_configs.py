@@ -5,11 +5,13 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from data_prep.manifest import read_manifest, write_manifest
 from pipeline.config import RunConfig, load_config, to_yaml, valid_keys
 from pipeline.errors import ConfigError
 from pipeline.train.experiment import resolve
@@ -125,6 +127,14 @@ def refused(
         (["train.precision=fp16"], ["choose fp32 or bf16", "loss scaling"]),
         (["objective.kappa=1"], ["objective.kappa = 1 goes with objective.alpha_0 = 1"]),
         (["parallel.sequence=true"], ["parallel.sequence=true splits tokens"]),
+        (["run.dir=${nope}"], ["'run.dir' cannot be resolved", "'nope' not found"]),
+        (["run.dir=${nope"], ["'run.dir=${nope' cannot be read"]),
+        (["seed=${run.dir}"], ["'seed' cannot be resolved", "Integer"]),
+        (["data.path=[a"], ["'data.path=[a' cannot be read"]),
+        (["train.steps=???"], ["'train.steps' is missing"]),
+        (["optimizer.lr=.inf"], ["optimizer.lr is inf; it must be finite and at least 0"]),
+        (["optimizer.lr=nan"], ["optimizer.lr is nan"]),
+        (["train.timeout_minutes=1e300"], ["train.timeout_minutes is 1e+300"]),
     ],
     ids=lambda value: value[0] if value[0].count("=") or value[0].count(".") == 1 else "",
 )
@@ -142,8 +152,13 @@ def test_a_bad_setting_is_named(
 
 def test_all_unknown_keys_are_reported_at_once(config: Path) -> None:
     with pytest.raises(ConfigError) as raised:
-        load_config(config, ["a.b=1", "sead=2", "train.steps=x"])
-    assert len(raised.value.problems) == 3
+        load_config(config, ["a.b=1", "sead=2", "train.steps=x", "data.path=[a", "run.dir=${a}"])
+    assert len(raised.value.problems) == 5
+
+
+def test_a_setting_may_refer_to_one_of_another_layer(config: Path) -> None:
+    resolved = load_config(config, ["run.dir=${data.path}/run"])
+    assert resolved.run.dir == f"{resolved.data.path}/run"
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -159,6 +174,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     [
         ("- a\n- b\n", "not a list"),
         ("train: {steps: [", "not valid YAML"),
+        ("defaults:\n", "'defaults' is None; it must be a list of names"),
+        ("defaults: run/demo\n", "'defaults' is 'run/demo'; it must be a list"),
+        ("defaults: [{run: demo}]\n", "it must be a list of names"),
         ("defaults: [run/nowhere]\n", "there is no run/nowhere.yaml"),
         ("defaults: [bad]\n", "includes itself"),
     ],
@@ -211,6 +229,24 @@ def test_a_dataset_without_its_manifest(
     assert "manifest.json" in error
     assert "esolm prep merge" in error
     assert "parallel.tp 3" in error, "the dataset's problem must not hide the others"
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_splits_without_a_whole_sequence(
+    command: str, dataset: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """What a plan takes, training takes too."""
+    arguments = [command, str(config), "train.valid_every_steps=2"]
+    error = refused([*arguments, "train.seq_len=1000000"], monkeypatch, capsys)
+    for split in ("train", "valid"):
+        assert f"split '{split}' of {dataset} has" in error
+    without = tmp_path / "without"
+    shutil.copytree(dataset, without)
+    manifest = read_manifest(dataset)
+    write_manifest(without, replace(manifest, splits={"train": manifest.splits["train"]}))
+    error = refused([*arguments, f"data.path={without}"], monkeypatch, capsys)
+    assert "no tokens of split 'valid'" in error
 
 
 def test_a_truncated_shard(

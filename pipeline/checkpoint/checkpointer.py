@@ -42,7 +42,7 @@ class RunState:
     data: dict[str, Any]
     data_path: str
     tokenizer: str
-    guard: dict[str, list[float]] = field(default_factory=dict)
+    guard: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_manifest(cls, manifest: commit.Manifest) -> "RunState":

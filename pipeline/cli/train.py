@@ -43,7 +43,9 @@ def train_command(
         code = train(resolved)
         ignore_stop_signals()
         raise typer.Exit(code)
+    from pipeline.parallel.bootstrap import check_gpus
     from pipeline.train.experiment import resolve
 
     resolve(resolved, ranks)  # one message for a bad configuration, not one from each rank
+    check_gpus(ranks)
     raise typer.Exit(launch(["train", str(config), *given], ranks))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from torch._C._distributed_c10d import HashStore
 
 from pipeline.errors import ConfigError
@@ -48,10 +49,25 @@ def process_info() -> ProcessInfo:
     return ProcessInfo(0, 1, 0)
 
 
+def check_gpus(ranks: int) -> None:
+    """Raises ConfigError if so many ranks, which all see the same GPUs, would have to share one."""
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < ranks:
+        raise ConfigError(
+            f"{ranks} ranks on this machine but {gpus} GPU{'s' if gpus > 1 else ''}: give --ranks "
+            f"{gpus}, or CUDA_VISIBLE_DEVICES= in the environment to train on the CPU"
+        )
+
+
 def device_of(info: ProcessInfo) -> torch.device:
-    """This rank's GPU, or the CPU where the machine has none."""
+    """This rank's GPU, or the CPU where the machine has none.
+
+    Raises ConfigError if a launcher started more ranks here than there are GPUs.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
+    # Only a launcher sets it. To each task of srun its own GPU may be the only one in sight.
+    check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     device = torch.device("cuda", info.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
@@ -79,20 +95,22 @@ def initialize_processes(
 ) -> None:
     """Creates the process groups of the layout: gloo on CPUs, NCCL on GPUs.
 
-    Raises ConfigError if the job has another number of ranks than the layout.
+    timeout: of a collective in any group, also those that the libraries make. Raises ConfigError
+    if the job has another number of ranks than the layout.
     """
     if info.world_size != layout.world_size:
         raise ConfigError(
             f"{layout} needs {layout.world_size} ranks, but {info.world_size} started"
         )
+    # Not every maker of groups takes one: without it NCCL's would end before the watchdog.
+    c10d.default_pg_timeout = timeout
+    c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
     deepspeed = import_deepspeed()
     backend = "nccl" if device.type == "cuda" else "gloo"
     if info.world_size == 1 and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     else:
-        dist.init_process_group(
-            backend, rank=info.rank, world_size=info.world_size, timeout=timeout
-        )
+        dist.init_process_group(backend, rank=info.rank, world_size=info.world_size)
     os.environ.setdefault("LOCAL_RANK", str(info.local_rank))
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     initialize_groups(layout)
@@ -109,6 +127,7 @@ def initialize_groups(layout: Layout) -> None:
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=c10d.default_pg_timeout / timedelta(minutes=1),
     )
 
 

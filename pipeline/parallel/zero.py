@@ -117,10 +117,8 @@ def _stage_1_or_2(
 
 
 def _stage_3(engine: Engine, parameter: Any) -> tuple[torch.Size, int, dict[str, Tensor]] | None:
-    size = parameter.ds_tensor.ds_numel  # of one rank's partition, padding included
-    start = size * parallel_state.get_data_parallel_rank()
-    numel = min(size, parameter.ds_numel - start)
-    if numel <= 0:
+    start, numel = _bounds_of_stage_3(parameter)
+    if numel == 0:
         return None
     # Its public reader copies to the device what is offloaded; these are the states themselves.
     read = parameter._z3_optimizer._get_fp32_opt_state_partition
@@ -129,6 +127,19 @@ def _stage_3(engine: Engine, parameter: Any) -> tuple[torch.Size, int, dict[str,
         for name in STATES
     }
     return parameter.ds_shape, start, states
+
+
+def stage_3_part(parameter: Any) -> Tensor:
+    """What this rank holds of a weight that ZeRO-3 has cut, in the network's precision."""
+    part: Tensor = parameter.ds_tensor.data.view(-1).narrow(0, 0, _bounds_of_stage_3(parameter)[1])
+    return part
+
+
+def _bounds_of_stage_3(parameter: Any) -> tuple[int, int]:
+    """(start, number) of the elements that this rank holds, without the last one's padding."""
+    size = parameter.ds_tensor.ds_numel
+    start = size * parallel_state.get_data_parallel_rank()
+    return start, max(0, min(size, parameter.ds_numel - start))
 
 
 def _publish_stage_1_or_2(engine: Engine) -> None:

@@ -6,15 +6,14 @@ from model.config import ModelConfig
 from model.flops import flops_per_token, layer_costs
 from model.objectives import Objective
 from pipeline.config import RunConfig
-from pipeline.data.dataset import TokenDataset
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.parallel.layout import Layout, fit_layout
 from pipeline.plan.activations import Activations, MicroBatchShape
 from pipeline.plan.cost import Machine, bubble_share
 from pipeline.plan.shapes import stage_size
 from pipeline.plan.stages import stage_bounds
 from pipeline.plan.state import StateBytes, state_bytes
-from pipeline.train.experiment import build_objective, problems_before_data
+from pipeline.train.experiment import build_objective, open_dataset, problems_before_data
 
 CHECKPOINT_BYTES = 16
 """Per parameter: fp32 weights, two moments, average."""
@@ -93,21 +92,23 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Subje
     """
     problems, notes = problems_before_data(config, ranks), []
     mask_id = bos_id = 0
-    try:
-        dataset = TokenDataset(config.data.path, "train")
+    dataset, data_problems = open_dataset(config)
+    if dataset is not None:
+        problems += data_problems
         if vocab_size not in (None, dataset.vocab_size):
             notes.append(
                 f"the vocabulary is the dataset's, {dataset.vocab_size}; --vocab-size was not used"
             )
         vocab_size, mask_id, bos_id = dataset.vocab_size, dataset.mask_id, dataset.bos_id
-    except DataError as error:
-        if vocab_size is None:
-            problems.append(f"{error} To plan without it, give --vocab-size N.")
-        elif vocab_size < 2:
-            problems.append(f"--vocab-size is {vocab_size}; it must be at least 2")
-        else:
-            notes.append(f"no dataset at {config.data.path}: --vocab-size {vocab_size} stands in")
-            mask_id = vocab_size - 1
+    elif vocab_size is None:
+        problems += [
+            f"{problem} To plan without it, give --vocab-size N." for problem in data_problems
+        ]
+    elif vocab_size < 2:
+        problems.append(f"--vocab-size is {vocab_size}; it must be at least 2")
+    else:
+        notes.append(f"no dataset at {config.data.path}: --vocab-size {vocab_size} stands in")
+        mask_id = vocab_size - 1
     if problems:
         raise ConfigError(problems)
     assert vocab_size is not None

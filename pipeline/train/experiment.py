@@ -7,6 +7,7 @@ from typing import Any
 from data_prep.errors import DataError
 from model.config import RECOMPUTE, ModelConfig
 from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
+from pipeline.checkpoint.commit import committed
 from pipeline.checkpoint.remote import is_url, url_problems
 from pipeline.config import RunConfig
 from pipeline.data.dataset import TokenDataset
@@ -14,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.parallel.layout import Layout, fit_layout
 from pipeline.train.profiling import steps_problems
 from pipeline.train.ranges import range_problems
+from pipeline.train.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,22 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
 
     Raises ConfigError with every problem at once.
     """
+    dataset, problems = open_dataset(config)
+    experiment, others = _assemble(config, world_size, dataset)
+    if problems or experiment is None:
+        raise ConfigError(problems + others)
+    return experiment
+
+
+def open_dataset(config: RunConfig) -> tuple[TokenDataset | None, list[str]]:
+    """The train split (None if it cannot be opened) and what is wrong with the splits."""
     dataset, problems = None, []
     try:
         dataset = TokenDataset(config.data.path, "train")
         problems += _split_problems(config, dataset)
     except DataError as error:
         problems.append(str(error))
-    experiment, others = _assemble(config, world_size, dataset)
-    if experiment is None:
-        raise ConfigError(problems + others)
-    return experiment
+    return dataset, problems
 
 
 def problems_before_data(config: RunConfig, world_size: int) -> list[str]:
@@ -89,7 +97,8 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
         splits.append(TokenDataset(config.data.path, "valid"))
     return [
         f"split '{split.split}' of {config.data.path} has {split.num_tokens} tokens, too few for "
-        f"one sequence of train.seq_len {config.train.seq_len}"
+        f"one sequence of train.seq_len {config.train.seq_len}: make that smaller, or tokenize "
+        "more text (for the valid split: with a larger --valid-fraction)"
         for split in splits
         if split.num_tokens < config.train.seq_len
     ]
@@ -141,15 +150,24 @@ def _train_problems(config: RunConfig) -> list[str]:
     problems += _choice("train.spike_policy", train.spike_policy, ["skip", "rollback"])
     problems += _choice("train.init_weights", train.init_weights, ["ema", "raw"])
     problems += steps_problems(train.profile_steps)
-    if is_url(train.init_from):
-        problems += url_problems("train.init_from", train.init_from)
-    elif train.init_from and not Path(train.init_from).is_dir():
-        problems.append(f"train.init_from: there is no directory {train.init_from}")
+    problems += _origin_problems(config)
     problems += url_problems("checkpoint.mirror", config.checkpoint.mirror)
     problems += _choice("data.shuffle", config.data.shuffle, ["global", "none"])
     recompute = config.parallel.activation_checkpointing
     problems += _choice("parallel.activation_checkpointing", recompute, list(RECOMPUTE))
     return problems
+
+
+def _origin_problems(config: RunConfig) -> list[str]:
+    """Of train.init_from, which says nothing once the run has a checkpoint, here or mirrored."""
+    origin = config.train.init_from
+    if is_url(origin):
+        return url_problems("train.init_from", origin)
+    if not origin or Path(origin).is_dir() or config.checkpoint.mirror:
+        return []
+    if committed(RunDirectory(config.run.dir).checkpoints):
+        return []
+    return [f"train.init_from: there is no directory {origin}"]
 
 
 def _choice(key: str, value: str, allowed: list[str]) -> list[str]:

@@ -1,13 +1,11 @@
 """Guards against numbers that would spoil a run."""
 
-import faulthandler
+import logging
 import math
-import threading
-import time
 from collections import deque
-from collections.abc import Callable
-from pathlib import Path
-from typing import IO
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,10 +14,10 @@ from torch import Tensor
 
 from model.sharding import is_sharded
 from pipeline.errors import EsolmError
+from pipeline.parallel import zero
 from pipeline.parallel.engine import Engine, StepResult
 
-# Share of the watchdog's time after which a rank without progress writes its last words.
-LAST_WORDS_AT = 0.8
+logger = logging.getLogger(__name__)
 
 
 class SpikeGuard:
@@ -27,19 +25,29 @@ class SpikeGuard:
 
     A step is a spike where either lies more than `sigmas` standard deviations above the mean of the
     last `window` accepted steps. Every rank sees the same figures and comes to the same verdict.
+
+    measured: what the figures depend on and a resume may change. Steps of another kind say nothing
+    about those to come, which would all be spikes, and never learnt from.
     """
 
-    def __init__(self, window: int, sigmas: float) -> None:
-        self.window, self.sigmas = window, sigmas
+    def __init__(self, window: int, sigmas: float, measured: dict[str, Any] | None = None) -> None:
+        self.window, self.sigmas, self.measured = window, sigmas, measured or {}
         self._losses: deque[float] = deque(maxlen=window)
         self._norms: deque[float] = deque(maxlen=window)
 
-    def state(self) -> dict[str, list[float]]:
+    def state(self) -> dict[str, Any]:
         """The steps that the next one is judged by; a restart must not change the verdict."""
-        return {"losses": list(self._losses), "norms": list(self._norms)}
+        figures = {"losses": list(self._losses), "norms": list(self._norms)}
+        return {**figures, "measured": self.measured}
 
-    def restore(self, state: dict[str, list[float]]) -> None:
-        """As it was when `state` was asked for; without any step where that is empty."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """As it was when `state` was asked for; without any step where that is of another kind.
+
+        Older checkpoints do not say what their steps were measured on, or hold none.
+        """
+        if state.get("measured", self.measured) != self.measured:
+            logger.info("batch size or objective differ: the spike guard begins with no step")
+            state = {}
         self._losses = deque(state.get("losses", []), maxlen=self.window)
         self._norms = deque(state.get("norms", []), maxlen=self.window)
 
@@ -70,33 +78,80 @@ class SpikeGuard:
         return None
 
 
-def check_replicas(engine: Engine) -> None:
-    """Compares what ranks hold in common, bit by bit: all weights over DP, whole ones over TP.
+class Standstill:
+    """Ends a run that gets no further: `limit` refusals since the last new update.
 
-    Collective over all ranks. Raises EsolmError naming the parameters that differ. Under ZeRO-3
-    weights have no replicas over DP.
+    A refusal is a step that was not applied, whether or not the run was rolled back for it. Steps
+    that are taken again after a rollback are nothing new.
     """
-    names, sums, whole = [], [], []
-    for name, parameter in engine.parameters():
-        if engine.layout.zero < 3:
-            names.append(name)
-            sums.append(_bit_sum(parameter.data))
-            whole.append(not is_sharded(parameter))
-    if not names:
-        return
-    mine = torch.stack(sums)
-    differ = _differs(mine, parallel_state.get_data_parallel_group())
-    tensor_group = parallel_state.get_tensor_model_parallel_group()
-    differ |= _differs(mine, tensor_group) & torch.tensor(whole, device=mine.device)
-    found = [name for name, wrong in zip(names, differ.tolist(), strict=True) if wrong]
+
+    def __init__(self, limit: int, step: int) -> None:
+        self.limit, self._furthest, self._refused = limit, step, 0
+
+    def note(self, step: int, applied: bool) -> None:
+        """Raises EsolmError at the limit, the same on every rank."""
+        if applied and step > self._furthest:
+            self._furthest, self._refused = step, 0
+        elif not applied:
+            self._refused += 1
+        if self._refused >= self.limit:
+            raise EsolmError(
+                f"{self._refused} steps were refused since step {self._furthest}, the last that "
+                "got the run any further (train.max_refused_steps). incidents.jsonl and the log "
+                "say why. If losses or gradients are not finite, resume with a smaller "
+                "optimizer.lr, from an older checkpoint if need be; if the figures are sound and "
+                "only higher than before, with train.spike_sigmas=0."
+            )
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What this rank holds of a parameter, and over which ranks it must be the same bit by bit."""
+
+    name: str
+    held: Tensor
+    over_data: bool
+    over_tensor: bool
+
+
+def check_replicas(engine: Engine) -> None:
+    """Compares what ranks hold in common, bit by bit; collective over all ranks.
+
+    The two copies of tied embeddings under pipeline parallelism differ by rounding: replicas are
+    summed in an order that depends on what else a stage holds. They are not compared.
+
+    Raises EsolmError naming the parameters that differ.
+    """
+    copies = list(_copies(engine))
+    mine = torch.stack([_bit_sum(copy.held) for copy in copies])
+    found = set()
+    for group, members in (
+        (parallel_state.get_data_parallel_group(), [copy.over_data for copy in copies]),
+        (parallel_state.get_tensor_model_parallel_group(), [copy.over_tensor for copy in copies]),
+    ):
+        differ = _differs(mine, group) & torch.tensor(members, device=mine.device)
+        found |= {copy.name for copy, wrong in zip(copies, differ.tolist(), strict=True) if wrong}
     flag = torch.tensor([len(found)], device=mine.device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     if flag.item():
-        shown = ", ".join(found[:5]) if found else "see the logs of the other ranks"
+        shown = ", ".join(sorted(found)[:5]) if found else "see the logs of the other ranks"
         raise EsolmError(
             f"weights that must be equal on several ranks differ ({shown}): a memory error or a "
             "faulty link. Resume from the last checkpoint, on other nodes if it comes again."
         )
+
+
+def _copies(engine: Engine) -> Iterator[Copy]:
+    """Every rank of a group has the same, in the same order."""
+    for name, parameter in engine.parameters():
+        whole = not is_sharded(parameter)
+        if engine.layout.zero < 3:
+            yield Copy(name, parameter.data, True, whole)
+            continue
+        # Of ZeRO-3's parts each data-parallel rank has its own; small weights are whole as well.
+        yield Copy(name, zero.stage_3_part(parameter), False, whole)
+        if parameter.ds_persist:  # type: ignore[attr-defined]
+            yield Copy(name, parameter.data, True, whole)
 
 
 def _bit_sum(tensor: Tensor) -> Tensor:
@@ -111,38 +166,3 @@ def _differs(values: Tensor, group: dist.ProcessGroup) -> Tensor:
     dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)
     dist.all_reduce(high, op=dist.ReduceOp.MAX, group=group)
     return low != high
-
-
-class Watchdog:
-    """Ends a rank that makes no progress, with the stack of every thread on disk.
-
-    The timer runs outside the interpreter, so it also fires where a call into a library hangs.
-    Shortly before, a thread calls `last_words`, if the interpreter still lets it.
-    """
-
-    def __init__(
-        self, stacks: Path, seconds: float, last_words: Callable[[], None] | None = None
-    ) -> None:
-        self._seconds, self._last_words = seconds, last_words
-        self._file: IO[str] = stacks.open("a")
-        self._moved = time.monotonic()
-        self._closed = threading.Event()
-        if last_words is not None:
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-
-    def progress(self) -> None:
-        """Puts off the end by the full time again."""
-        self._moved = time.monotonic()
-        faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
-
-    def close(self) -> None:
-        self._closed.set()
-        faulthandler.cancel_dump_traceback_later()
-        self._file.close()
-
-    def _watch(self) -> None:
-        assert self._last_words is not None
-        while not self._closed.wait(self._moved + LAST_WORDS_AT * self._seconds - time.monotonic()):
-            if time.monotonic() - self._moved >= LAST_WORDS_AT * self._seconds:
-                self._last_words()
-                return

@@ -63,19 +63,19 @@ class History:
     ) -> None:
         job = os.environ.get("SLURM_JOB_ID")
         host = platform.node()
-        _append(
-            self._starts,
-            Start(now(), step, consumed_samples, global_batch_size, layout, world_size, host, job),
+        entry = Start(
+            now(), step, consumed_samples, global_batch_size, layout, world_size, host, job
         )
+        append_line(self._starts, asdict(entry))
 
     def end(self, step: int, exit_code: int, reason: str) -> None:
-        _append(self._ends, End(now(), len(self.starts()), step, exit_code, reason))
+        append_line(self._ends, asdict(End(now(), len(self.starts()), step, exit_code, reason)))
 
     def roll_back(
         self, from_step: int, step: int, consumed_samples: int, global_batch_size: int
     ) -> None:
         entry = Rollback(now(), from_step, step, consumed_samples, global_batch_size)
-        _append(self._rollbacks, entry)
+        append_line(self._rollbacks, asdict(entry))
 
     def starts(self) -> list[Start]:
         return [Start(**line) for line in read_lines(self._starts)]
@@ -95,13 +95,27 @@ def now() -> str:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; none where it does not exist.
 
-    A last line without its end belongs to a process that is writing it, or was killed there.
+    A line that is none was being written when a process was killed, or the disk was full.
     """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
+    return [entry for line in path.read_text().splitlines(True) if (entry := parse_line(line))]
 
 
-def _append(path: Path, entry: Any) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(entry)) + "\n")
+def parse_line(line: str) -> dict[str, Any]:
+    """The object of a whole line, else an empty one."""
+    try:
+        entry = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        entry = None
+    return entry if isinstance(entry, dict) else {}
+
+
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Adds a line, below what a torn one left. Raises OSError where the disk is full."""
+    line = json.dumps(entry) + "\n"
+    with path.open("a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode())

@@ -122,9 +122,10 @@ def _problems(origin: Origin, experiment: Experiment) -> list[str]:
             "bundle one without: nothing else computes exactly what it computes"
         )
     dataset = experiment.dataset
-    if origin.tokenizer not in (None, dataset.tokenizer_fingerprint):
+    # An import without a tokenizer names none; the size of its vocabulary is compared above.
+    if origin.tokenizer and origin.tokenizer != dataset.tokenizer_fingerprint:
         problems.append(
-            f"the vocabulary of {origin.path} (tokenizer {str(origin.tokenizer)[:12]}) is not that "
+            f"the vocabulary of {origin.path} (tokenizer {origin.tokenizer[:12]}) is not that "
             f"of {dataset.path} (tokenizer {dataset.tokenizer_fingerprint[:12]})"
         )
     return problems

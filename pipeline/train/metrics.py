@@ -1,45 +1,85 @@
 """What a run reports: one JSON line per logged step, and the same as TensorBoard scalars."""
 
-import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+
+from pipeline.train.history import append_line, parse_line
+
+logger = logging.getLogger(__name__)
+
+
+class Reports:
+    """Writes that training does not depend on: on a full disk it goes on without them.
+
+    What fails is said once, until something of the kind could be written again.
+    """
+
+    def __init__(self) -> None:
+        self._failing: set[str] = set()
+
+    def attempt(self, kind: str, write: Callable[[], Any]) -> bool:
+        """Whether it was written. kind: what stops, for the warning."""
+        try:
+            write()
+        except OSError as error:
+            if kind not in self._failing:
+                logger.warning("%s cannot be written (%s); training goes on", kind, error)
+            self._failing.add(kind)
+            return False
+        self._failing.discard(kind)
+        return True
 
 
 class MetricsWriter:
     """Appends to metrics.jsonl and to the event files; rank 0 only.
 
     A run that resumes repeats the steps after its checkpoint: the lines of those steps are dropped
-    from metrics.jsonl first, so that it holds each step once.
+    from metrics.jsonl first, so that it holds each step once. last_kept: the step of the
+    checkpoint, -1 where there is none.
     """
 
-    def __init__(self, metrics: Path, tensorboard: Path, resumed_step: int) -> None:
+    def __init__(self, metrics: Path, tensorboard: Path, last_kept: int, reports: Reports) -> None:
+        self._metrics, self._reports = metrics, reports
+        self._events: Any = None
         if metrics.exists():
-            _drop_after(metrics, resumed_step)
-        self._file = metrics.open("a", buffering=1)
-        self._events = SummaryWriter(str(tensorboard), purge_step=resumed_step + 1)
+            reports.attempt("metrics.jsonl", lambda: _drop_after(metrics, last_kept))
+
+        def open_events() -> None:
+            self._events = SummaryWriter(str(tensorboard), purge_step=last_kept + 1)
+
+        reports.attempt("TensorBoard's events", open_events)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """values: numbers, or "n/a" for what is not known."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            if not isinstance(value, str):
-                self._events.add_scalar(name, value, step)
+        entry = {"step": step, **values}
+        self._reports.attempt("metrics.jsonl", lambda: append_line(self._metrics, entry))
+        self._on_events(lambda events: _add_scalars(events, step, values))
 
     def close(self) -> None:
-        self._file.close()
-        self._events.close()
+        self._on_events(lambda events: events.close())
+
+    def _on_events(self, act: Callable[[Any], None]) -> None:
+        """TensorBoard's thread ends with its first error, which its next call raises again."""
+        if self._events is None:
+            return
+        if not self._reports.attempt("TensorBoard's events", lambda: act(self._events)):
+            self._events = None
+
+
+def _add_scalars(events: Any, step: int, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if not isinstance(value, str):
+            events.add_scalar(name, value, step)
 
 
 def _drop_after(metrics: Path, step: int) -> None:
-    kept = []
-    for line in metrics.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue  # the last line of a killed run may be cut short
+    """Also drops what a torn line left."""
+    lines = metrics.read_text().splitlines(True)
+    kept = [line for line in lines if parse_line(line).get("step", step + 1) <= step]
     staging = metrics.with_suffix(".tmp")
     staging.write_text("".join(kept))
     staging.replace(metrics)

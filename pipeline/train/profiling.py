@@ -54,8 +54,12 @@ class StepProfiler:
         """Writes the trace, if one is being made."""
         if self._profile is None:
             return
-        self._profile.stop()
-        self._trace.parent.mkdir(parents=True, exist_ok=True)
-        self._profile.export_chrome_trace(str(self._trace))
+        finished, self._profile = self._profile, None
+        finished.stop()
+        try:
+            self._trace.parent.mkdir(parents=True, exist_ok=True)
+            finished.export_chrome_trace(str(self._trace))
+        except OSError as error:  # a full disk must not end a run
+            logger.warning("the profile could not be written: %s", error)
+            return
         logger.info("profile written to %s", self._trace)
-        self._profile = None

@@ -2,26 +2,28 @@
 
 from dataclasses import dataclass
 from functools import reduce
+from math import inf
 
 from pipeline.config import RunConfig
 
 
 @dataclass(frozen=True)
 class Range:
-    """Values from low to high; `above` leaves out low itself, `below` leaves out high."""
+    """Finite values from low to high; `above` leaves out low itself, `below` leaves out high."""
 
     low: float
-    high: float = float("inf")
+    high: float = inf
     above: bool = False
     below: bool = False
 
     def holds(self, value: float) -> bool:
         low = value > self.low if self.above else value >= self.low
-        return low and (value < self.high if self.below else value <= self.high)
+        below = self.below or self.high == inf
+        return low and (value < self.high if below else value <= self.high)
 
     def __str__(self) -> str:
         low = f"{'above' if self.above else 'at least'} {self.low:g}"
-        if self.high == float("inf"):
+        if self.high == inf:
             return low
         return f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
 
@@ -38,9 +40,10 @@ RANGES = {
     "train.log_every_steps": COUNT,
     "train.valid_every_steps": MAYBE,
     "train.valid_samples": COUNT,
-    "train.timeout_minutes": POSITIVE,
+    "train.timeout_minutes": Range(0, 1e6, above=True),
     "train.spike_sigmas": MAYBE,
     "train.spike_window": Range(2),
+    "train.max_refused_steps": COUNT,
     "train.check_replicas_every_steps": MAYBE,
     "optimizer.lr": MAYBE,
     "optimizer.beta_1": Range(0, 1, below=True),
@@ -67,7 +70,7 @@ def range_problems(config: RunConfig) -> list[str]:
     """Every numeric setting outside its range, in words; ModelConfig checks its own sizes."""
     values = {key: reduce(getattr, key.split("."), config) for key in RANGES}
     return [
-        f"{key} is {value}; it must be {RANGES[key]}"
+        f"{key} is {value}; it must be {'finite and ' if str(value) == 'inf' else ''}{RANGES[key]}"
         for key, value in values.items()
         if not RANGES[key].holds(value)  # type: ignore[arg-type]
     ]

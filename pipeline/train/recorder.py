@@ -1,13 +1,12 @@
 """What a run tells: to a person, to metrics.jsonl, to TensorBoard, to incidents.jsonl."""
 
-import json
 import logging
 from typing import Any, Self
 
 from pipeline.config import RunConfig
 from pipeline.parallel.engine import StepResult
-from pipeline.train.history import History
-from pipeline.train.metrics import MetricsWriter
+from pipeline.train.history import History, append_line
+from pipeline.train.metrics import MetricsWriter, Reports
 from pipeline.train.progress import Progress
 from pipeline.train.report import ProgressReport
 from pipeline.train.run_directory import RunDirectory
@@ -21,8 +20,10 @@ class Recorder:
     def __init__(self, directory: RunDirectory, config: RunConfig, step: int, rank: int) -> None:
         self._directory, self._config = directory, config
         self._writer: MetricsWriter | None = None
+        self._reports = Reports()
         if rank == 0:
-            self._writer = MetricsWriter(directory.metrics, directory.tensorboard, step)
+            # Step 0 alone is reported again by a run that has no checkpoint: it validates anew.
+            self._writer = self._write_after(step if step > 0 else -1)
         self._report = ProgressReport(config.train.steps, step, rank == 0)
 
     def __enter__(self) -> Self:
@@ -49,11 +50,14 @@ class Recorder:
         self._report.advance(step)
         if self._writer is not None:
             global_batch_size = self._config.train.global_batch_size
-            History(self._directory).roll_back(
-                from_step, step, progress.consumed_samples, global_batch_size
+            self._reports.attempt(
+                "rollbacks.jsonl",
+                lambda: History(self._directory).roll_back(
+                    from_step, step, progress.consumed_samples, global_batch_size
+                ),
             )
             self._writer.close()
-            self._writer = MetricsWriter(self._directory.metrics, self._directory.tensorboard, step)
+            self._writer = self._write_after(step)
 
     def incident(self, step: int, first_sample: int, reason: str, result: StepResult) -> None:
         """Notes a step whose update was not applied, with all that its draws are keyed by."""
@@ -70,8 +74,13 @@ class Recorder:
             "first_sample": first_sample,
             "global_batch_size": self._config.train.global_batch_size,
         }
-        with self._directory.incidents.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        self._reports.attempt(
+            "incidents.jsonl", lambda: append_line(self._directory.incidents, entry)
+        )
+
+    def _write_after(self, step: int) -> MetricsWriter:
+        directory = self._directory
+        return MetricsWriter(directory.metrics, directory.tensorboard, step, self._reports)
 
 
 def _json_number(value: float) -> float | str:

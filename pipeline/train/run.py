@@ -16,10 +16,11 @@ from pipeline.parallel.bootstrap import (
     process_info,
     shutdown_processes,
 )
-from pipeline.parallel.flight_recorder import record_collectives
+from pipeline.parallel.flight_recorder import dump_collectives, record_collectives
 from pipeline.train.experiment import Experiment, resolve
 from pipeline.train.history import History
 from pipeline.train.run_directory import RunDirectory
+from pipeline.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from pipeline.train.trainer import Trainer
@@ -43,20 +44,29 @@ def train(config: RunConfig) -> int:
     timeout = timedelta(minutes=2 * config.train.timeout_minutes)
     record_collectives(directory.logs)
     initialize_processes(info, experiment.layout, device, timeout)
+    watchdog: Watchdog | None = None
     try:
         _lock(directory, info.rank)
         directory.log_to_files(info.rank)
+        watchdog = Watchdog(
+            directory.stacks(info.rank),
+            60.0 * config.train.timeout_minutes,
+            lambda: dump_collectives(directory.logs, info.rank, device),
+        )
+        watchdog.progress()
         # Imported here: DeepSpeed must be set up for the device first.
         from pipeline.train.trainer import Trainer
 
         if info.rank == 0:
             _announce(experiment, kernels)
-        trainer = Trainer(experiment, directory, device, info.rank)
+        trainer = Trainer(experiment, directory, device, info.rank, watchdog)
         if info.rank == 0:
             directory.describe(config, experiment.dataset.tokenizer_path.parent, kernels)
         return _run(trainer, History(directory))
     finally:
-        shutdown_processes()
+        shutdown_processes()  # which may hang as well, where another rank is gone
+        if watchdog is not None:
+            watchdog.close()
 
 
 def _run(trainer: "Trainer", history: History) -> int:
@@ -122,5 +132,7 @@ def _announce(experiment: Experiment, kernels: dict[str, str]) -> None:
     flops = flops_per_token(experiment.model, work, train.seq_len)
     logger.info("%.3g training FLOPs per token", flops)
     logger.info("dataset %s: %d tokens", experiment.dataset.path, experiment.dataset.num_tokens)
+    if experiment.model.tied_embeddings and experiment.layout.pp > 1:
+        logger.info("the two copies of the tied embeddings are not among the replicas compared")
     for name, choice in kernels.items():
         logger.info("%s: %s", name, choice)

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from data_prep.files import write_atomic
 from pipeline.config import RunConfig, to_yaml
 from pipeline.errors import ConfigError
 
@@ -80,9 +81,10 @@ class RunDirectory:
 
     def is_finished(self, steps: int) -> bool:
         """Whether DONE says that the asked-for steps are behind us; more steps continue the run."""
-        if not self.done.exists():
-            return False
-        return bool(json.loads(self.done.read_text())["step"] >= steps)
+        try:
+            return bool(json.loads(self.done.read_text())["step"] >= steps)
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            return False  # one that was cut short: the run goes on to its end and writes it anew
 
     def log_to_files(self, rank: int) -> None:
         """Sends this rank's log to logs/rank_N.log, appended over restarts.
@@ -105,15 +107,32 @@ class RunDirectory:
 
     def describe(self, config: RunConfig, tokenizer: Path, kernels: dict[str, str]) -> None:
         """Writes config.yaml, env.json and the run's own copy of the tokenizer."""
-        (self.path / "config.yaml").write_text(to_yaml(config))
-        (self.path / "env.json").write_text(json.dumps(environment(kernels), indent=1) + "\n")
-        if not self.tokenizer.exists():
-            shutil.copytree(tokenizer, self.tokenizer)
+        write_atomic(self.path / "config.yaml", to_yaml(config).encode())
+        described = json.dumps(environment(kernels), indent=1) + "\n"
+        write_atomic(self.path / "env.json", described.encode())
+        if _is_cut_short(self.tokenizer, tokenizer):
+            _copy_whole(tokenizer, self.tokenizer)
 
     def finish(self, step: int) -> None:
         """Marks the training as complete."""
         moment = datetime.now(UTC).isoformat(timespec="seconds")
-        self.done.write_text(json.dumps({"step": step, "time": moment}) + "\n")
+        write_atomic(self.done, (json.dumps({"step": step, "time": moment}) + "\n").encode())
+
+
+def _is_cut_short(copy: Path, original: Path) -> bool:
+    """Whether the copy holds files of the original alone, or none, and not all of them whole."""
+    there = {path.name: path.stat().st_size for path in copy.glob("*")}
+    whole = {path.name: path.stat().st_size for path in original.glob("*")}
+    return there != whole and all(size <= whole.get(name, -1) for name, size in there.items())
+
+
+def _copy_whole(original: Path, copy: Path) -> None:
+    """In place of whatever a start that was killed left there."""
+    staging = copy.with_name(f"{copy.name}.tmp")
+    for left in (staging, copy):
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree(original, staging)
+    staging.rename(copy)
 
 
 def _take(lock: IO[str]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from pipeline.data.reader import SampleReader
 from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, CheckpointError, EsolmError
 from pipeline.parallel.build import build_engine
 from pipeline.parallel.engine import EngineConfig, MicroBatch, StepResult
-from pipeline.parallel.flight_recorder import dump_collectives
 from pipeline.train.batches import BatchSource
 from pipeline.train.experiment import Experiment, optimizer_arguments
-from pipeline.train.guards import SpikeGuard, Watchdog, check_replicas
+from pipeline.train.guards import SpikeGuard, Standstill, check_replicas
 from pipeline.train.initial_weights import start_from
 from pipeline.train.measures import Measures
 from pipeline.train.profiling import StepProfiler, parse_steps
@@ -30,6 +30,7 @@ from pipeline.train.schedule import learning_rate
 from pipeline.train.signals import RequestPoll
 from pipeline.train.startup import seconds_since_start
 from pipeline.train.validation import Validator
+from pipeline.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +39,17 @@ class Trainer:
     """One process of a run: engine, data, checkpoints and guards, and the loop over them."""
 
     def __init__(
-        self, experiment: Experiment, directory: RunDirectory, device: torch.device, rank: int
+        self,
+        experiment: Experiment,
+        directory: RunDirectory,
+        device: torch.device,
+        rank: int,
+        watchdog: Watchdog,
     ) -> None:
         self.experiment, self.config = experiment, experiment.config
         train, saving = self.config.train, self.config.checkpoint
         self.directory, self.device, self.rank = directory, device, rank
-        self.watchdog = Watchdog(
-            directory.stacks(rank),
-            train.timeout_minutes * 60.0,
-            lambda: dump_collectives(directory.logs, rank, device),
-        )
-        self.watchdog.progress()
+        self.watchdog = watchdog
         self.reader = SampleReader(
             experiment.dataset, train.seq_len, self.config.seed, self.config.data.shuffle
         )
@@ -62,7 +63,11 @@ class Trainer:
         )
         self.checkpointer.clean()
         self.progress = Progress()
-        self.guard = SpikeGuard(train.spike_window, train.spike_sigmas)
+        self.guard = SpikeGuard(
+            train.spike_window,
+            train.spike_sigmas,
+            {"global_batch_size": train.global_batch_size, **asdict(self.config.objective)},
+        )
         found = self.checkpointer.resume_point()
         if found is not None:
             check_same_run(found[1], experiment, self.reader)
@@ -85,6 +90,7 @@ class Trainer:
         )
         self.profiler = StepProfiler(parse_steps(train.profile_steps), directory.profile(rank))
         self.requests = RequestPoll(device, saving.every_minutes)
+        self.standstill = Standstill(train.max_refused_steps, self.progress.step)
         self.recorder = Recorder(directory, self.config, self.progress.step, rank)
         self.batches = self._read_ahead()
 
@@ -120,7 +126,7 @@ class Trainer:
         self.batches.close()
         self.watchdog.progress()
         self.checkpointer.close(0.5 * self.config.train.timeout_minutes * 60.0)
-        self.watchdog.close()
+        self.watchdog.progress()
 
     def _step(self) -> None:
         """One global batch, its figures, and what the guard makes of them."""
@@ -137,7 +143,10 @@ class Trainer:
             figures["skipped_steps"] = self.progress.step - self.progress.updates
             self.recorder.record(self.progress.step, figures)
         if not result.applied:
-            self._handle_incident(result)
+            self._note_incident(result)
+        self.standstill.note(self.progress.step, result.applied)
+        if not result.applied and self.config.train.spike_policy == "rollback":
+            self._roll_back()
 
     def _advance(self, result: StepResult) -> None:
         train = self.config.train
@@ -188,13 +197,11 @@ class Trainer:
             figures["checkpoint_mirrored_step"] = self.checkpointer.mirrored_step
         self.recorder.record(self.progress.step, figures)
 
-    def _handle_incident(self, result: StepResult) -> None:
-        """Writes down the step that was not applied, and rolls back where that is the policy."""
+    def _note_incident(self, result: StepResult) -> None:
+        """Writes down the step that was not applied."""
         reason = self.guard.reason(result) or "the gradient is not finite"
         first_sample = self.progress.consumed_samples - self.config.train.global_batch_size
         self.recorder.incident(self.progress.step, first_sample, reason, result)
-        if self.config.train.spike_policy == "rollback":
-            self._roll_back()
 
     def _roll_back(self) -> None:
         """Back to the last checkpoint's weights, on to data that no step has seen."""

@@ -1,6 +1,5 @@
 """The state of a run, from its files alone: no torch, no word with the processes."""
 
-import json
 import statistics
 import time
 from collections import deque
@@ -12,7 +11,7 @@ from typing import Any
 from pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, ConfigError
-from pipeline.train.history import History, read_lines
+from pipeline.train.history import History, parse_line, read_lines
 from pipeline.train.run_directory import RunDirectory
 
 RECENT_LINES = 20
@@ -114,7 +113,7 @@ class _Metrics:
     def read(cls, path: Path) -> "_Metrics":
         """Lines are picked by their text and only the last parsed: a run may log for weeks."""
         steps: deque[str] = deque(maxlen=RECENT_LINES)
-        validation = start = "{}"
+        validation = start = ""
         if path.exists():
             with path.open() as file:
                 for line in file:
@@ -124,7 +123,8 @@ class _Metrics:
                         validation = line
                     elif '"start_seconds": ' in line and line.endswith("\n"):
                         start = line
-        return cls([json.loads(line) for line in steps], json.loads(validation), json.loads(start))
+        recent = [entry for line in steps if (entry := parse_line(line))]
+        return cls(recent, parse_line(validation), parse_line(start))
 
     @property
     def last(self) -> dict[str, Any]:

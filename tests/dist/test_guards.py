@@ -9,6 +9,7 @@ from tests.dist.ranks import run_ranks
 
 CASES: dict[str, dict[str, Any]] = {
     "TP2": {"layout": {"tp": 2, "pp": 1, "dp": 1, "zero": 1}},
+    "TP2 ZeRO-3": {"layout": {"tp": 2, "pp": 1, "dp": 1, "zero": 3}},
     "PP2": {"layout": {"tp": 1, "pp": 2, "dp": 1, "zero": 1}},
     "DP2 ZeRO-1": {"layout": {"tp": 1, "pp": 1, "dp": 2, "zero": 1}},
     "DP2 ZeRO-2": {"layout": {"tp": 1, "pp": 1, "dp": 2, "zero": 2}},
@@ -18,17 +19,31 @@ CASES: dict[str, dict[str, Any]] = {
     "DP2 ZeRO-2 bf16": {"layout": {"tp": 1, "pp": 1, "dp": 2, "zero": 2}, "precision": "bf16"},
     "DP2 ZeRO-3 bf16": {"layout": {"tp": 1, "pp": 1, "dp": 2, "zero": 3}, "precision": "bf16"},
 }
-# The last rank of these holds no copy of what it changes.
-WITHOUT_REPLICAS = {"TP2", "PP2", "PP2 bf16", "DP2 ZeRO-3", "DP2 ZeRO-3 bf16"}
+EMBEDDING, FIRST_NORM, LAST_NORM = "embedding.tokens.weight", "blocks.0.norm1.weight", "head.norm.weight"
+# What the last rank holds as others do, and what it alone holds.
+REPLICAS = {
+    "TP2": ([FIRST_NORM], [EMBEDDING]),
+    "TP2 ZeRO-3": ([FIRST_NORM], [EMBEDDING]),
+    "DP2 ZeRO-3": ([FIRST_NORM], []),
+    "DP2 ZeRO-3 bf16": ([FIRST_NORM], []),
+    "PP2": ([], [LAST_NORM]),
+    "PP2 bf16": ([], [LAST_NORM]),
+}
 
 
 @pytest.mark.dist
 def test_guards(tmp_path: Path) -> None:
-    answers = run_ranks("guards", 2, list(CASES.values()), tmp_path, 240)
+    cases = [{**case, "flips": sum(replicas_of(name), [])} for name, case in CASES.items()]
+    answers = run_ranks("guards", 2, cases, tmp_path, 240)
     for name, answer in zip(CASES, answers, strict=True):
         assert answer["applied"] == [False, False, True], name
         assert answer["unchanged"] == [True, True, False], name
-        if name in WITHOUT_REPLICAS:
-            assert answer["flip"] == "", name
-        else:
-            assert "weights that must be equal" in answer["flip"], name
+        replicated, alone = replicas_of(name)
+        for parameter in replicated:
+            assert "weights that must be equal" in answer["flips"][parameter], (name, parameter)
+        for parameter in alone:
+            assert answer["flips"][parameter] == "", (name, parameter)
+
+
+def replicas_of(name: str) -> tuple[list[str], list[str]]:
+    return REPLICAS.get(name, ([EMBEDDING, LAST_NORM], []))

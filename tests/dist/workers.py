@@ -18,6 +18,8 @@ from model.config import ModelConfig
 from model.flops import layer_costs
 from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
 from pipeline.checkpoint import store
+from pipeline.checkpoint.checkpointer import Checkpointer
+from pipeline.checkpoint.commit import Retention
 from pipeline.checkpoint.fragments import WEIGHTS
 from pipeline.errors import EsolmError
 from pipeline.parallel import zero
@@ -203,7 +205,7 @@ def guards(cases: list[dict[str, Any]]) -> Any:
                         _same(before, after_infinite),
                         _same(before, after_sound),
                     ],
-                    "flip": _flip_one_weight(engine),
+                    "flips": {name: _flip(engine, name) for name in case["flips"]},
                 }
             )
     return answers
@@ -233,6 +235,18 @@ def averages(cases: list[dict[str, Any]]) -> Any:
     return answers
 
 
+def timeouts(cases: list[dict[str, Any]]) -> Any:
+    """Per case: the seconds that each group gives a collective, DeepSpeed's and a save's too."""
+    answers = []
+    for case in cases:
+        with engine_of(case):
+            Checkpointer(Path(case["out"]), Retention(1), True, lambda: None)
+            groups = list(dist.distributed_c10d._world.pg_map)
+            backends = [group._get_backend(torch.device("cpu")) for group in groups]
+            answers.append([backend.options._timeout.total_seconds() for backend in backends])
+    return answers
+
+
 def _everything(engine: Engine) -> list[torch.Tensor]:
     """States, what the network computes with, and the optimizer's count of its updates."""
     counts = [state["step"].clone() for state in engine.optimizer.state.values()]
@@ -258,15 +272,21 @@ def _same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return bool(everywhere.item())
 
 
-def _flip_one_weight(engine: Engine) -> str:
-    """Changes one weight on the last rank; returns what the replica check says."""
+def _flip(engine: Engine, name: str) -> str:
+    """What the replica check says while a weight is another on the last rank."""
+    held = torch.empty(0)
     if dist.get_rank() == dist.get_world_size() - 1:
-        parameter = engine.parameters()[0][1]
-        parameter.data.view(-1)[3] += 1e-3
+        parameter = dict(engine.parameters())[name]
+        cut = engine.layout.zero == 3 and engine.layout.dp == 1
+        held = (zero.stage_3_part(parameter) if cut else parameter.data).view(-1)
+    right = held.clone()
+    held[3:4] += 0.1
     try:
         check_replicas(engine)
     except EsolmError as error:
         return str(error)
+    finally:
+        held.copy_(right)
     return ""
 
 

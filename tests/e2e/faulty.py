@@ -4,6 +4,7 @@ The kinds that kill do it at an exact place, to rank 0 where that is the commit:
 outside hits the moment between two system calls.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 
 from pipeline.checkpoint import commit
 from pipeline.config import load_config
@@ -53,6 +55,20 @@ def infinite_loss() -> None:
         return [MicroBatch(batches[0].inputs, targets, batches[0].term), *batches[1:]]
 
     BatchSource.batch = spoiled  # type: ignore[method-assign]
+
+
+def full_disk() -> None:
+    """From the batch of one step on, not a byte more fits on the disk of the run."""
+    batch, fill = BatchSource.batch, Path(os.environ["FILL"])
+
+    def last_bytes(self: BatchSource, first_sample: int) -> list[MicroBatch]:
+        if first_sample // GLOBAL_BATCH_SIZE == FAULTY_STEP and not fill.exists():
+            with fill.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+        return batch(self, first_sample)
+
+    BatchSource.batch = last_bytes  # type: ignore[method-assign]
 
 
 def slow_reader() -> None:
@@ -105,6 +121,19 @@ def fails_while_saving() -> None:
 
     SampleReader.read = unreadable  # type: ignore[method-assign]
     os.fsync = slow_disk
+
+
+def never_leaves() -> None:
+    """A batch cannot be read, and leaving the process groups then takes for ever."""
+    read = SampleReader.read
+
+    def unreadable(self: SampleReader, indices: Any) -> Any:
+        if int(indices[0]) // GLOBAL_BATCH_SIZE >= FAULTY_STEP:
+            raise DataError("the shard is gone")
+        return read(self, indices)
+
+    SampleReader.read = unreadable  # type: ignore[method-assign]
+    dist.destroy_process_group = lambda: time.sleep(1000)
 
 
 def killed_while_writing() -> None:
@@ -167,9 +196,11 @@ KINDS = {
     for kind in (
         hang,
         infinite_loss,
+        full_disk,
         slow_reader,
         slow_checks,
         fails_while_saving,
+        never_leaves,
         killed_while_writing,
         killed_before_the_manifest,
         killed_before_the_rename,

@@ -28,6 +28,16 @@ def test_a_hung_rank_leaves_the_stacks_of_every_rank(dataset: Path, tmp_path: Pa
     assert newest_valid(tmp_path / "run" / "checkpoints") is not None
 
 
+def test_a_rank_that_cannot_leave_is_ended(dataset: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, dataset)
+    options = ["parallel.tp=1", "train.timeout_minutes=0.14"]
+    (process,) = start_faulty("never_leaves", config, *options)
+    finish(process, 1)
+    assert "in shutdown_processes" in (tmp_path / "run" / "logs" / "stacks_0.txt").read_text()
+    (end,) = (tmp_path / "run" / "ends.jsonl").read_text().splitlines()
+    assert "the shard is gone" in end
+
+
 def test_long_checks_are_not_taken_for_a_hang(dataset: Path, tmp_path: Path) -> None:
     """Both the two files of the checkpoint and the ten batches take longer than the watchdog."""
     config = write_config(tmp_path, dataset, steps=4)
@@ -51,14 +61,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
-    dataset: Path, small_disk: Path, tmp_path: Path
+def test_a_full_disk_leaves_the_last_checkpoint_and_stops_the_run_at_its_end(
+    dataset: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint of this network has 6 MB, and the disk 9."""
+    """A checkpoint of this network has 6 MB, and the disk 9, which something else then fills.
+
+    Figures are lost, but the run goes on, for there may be room again at the next checkpoint.
+    """
+    monkeypatch.setenv("FILL", str(small_disk / "fill"))
     config = write_config(small_disk, dataset, steps=12, save_every=4)
-    (process,) = start_faulty("none", config, "parallel.tp=1")
+    options = ["parallel.tp=1", "data.prefetch=1", "checkpoint.asynchronous=false"]
+    (process,) = start_faulty("full_disk", config, *options)
     output = finish(process, 1)
     assert "No space left on device" in output
+    assert "metrics.jsonl cannot be written" in output
+    assert "the checkpoint of step 12 could not be written" in output
     found = newest_valid(small_disk / "run" / "checkpoints")
     assert found is not None
     assert found[1].step == 4
@@ -92,6 +109,18 @@ def test_an_infinite_loss_is_skipped_or_rolled_back(dataset: Path, tmp_path: Pat
             24,
             "inf",
         )
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_a_run_that_gets_no_further_ends(policy: str, dataset: Path, tmp_path: Path) -> None:
+    """Its first update spoils the weights, and nothing is finite from then on."""
+    config = write_config(tmp_path, dataset, steps=40, save_every=1)
+    options = ["parallel.tp=1", "optimizer.lr=1e30", f"train.spike_policy={policy}"]
+    process = start("train", str(config), *options, "train.max_refused_steps=5")
+    assert "5 steps were refused since step 1," in finish(process, 1)
+    incidents = (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()
+    assert len(incidents) == 5
+    assert not (tmp_path / "run" / "DONE").exists()
 
 
 def test_an_error_waits_for_the_checkpoint_that_is_being_written(

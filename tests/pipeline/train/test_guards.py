@@ -3,8 +3,9 @@ import math
 
 import pytest
 
+from pipeline.errors import EsolmError
 from pipeline.parallel.engine import StepResult
-from pipeline.train.guards import SpikeGuard
+from pipeline.train.guards import SpikeGuard, Standstill
 
 
 def result(loss: float, norm: float = 1.0) -> StepResult:
@@ -54,3 +55,40 @@ def test_a_restart_does_not_change_the_verdict() -> None:
     assert restarted.state() == guard.state()
     restarted.restore({})
     assert restarted.judge(result(1e9)), "an older checkpoint holds no such figures"
+
+
+def test_a_resume_with_another_batch_size_learns_its_level_anew() -> None:
+    """Smaller batches have larger gradients: by the old ones every step would be a spike."""
+    guard = SpikeGuard(8, 6.0, {"global_batch_size": 32})
+    for _ in range(8):
+        assert guard.judge(result(3.0))
+    state = json.loads(json.dumps(guard.state()))
+    smaller = SpikeGuard(8, 6.0, {"global_batch_size": 4})
+    smaller.restore(state)
+    for _ in range(8):
+        assert smaller.judge(result(3.0, 9.0))
+    assert not smaller.judge(result(3.0, 90.0))
+    same = SpikeGuard(8, 6.0, {"global_batch_size": 32})
+    same.restore(state)
+    assert not same.judge(result(3.0, 9.0))
+    state.pop("measured")
+    smaller.restore(state)
+    assert not smaller.judge(result(3.0, 9.0)), "an older checkpoint is taken for the same"
+
+
+def test_refusals_without_an_end_are_an_error() -> None:
+    standstill = Standstill(3, step=10)
+    for step, applied in ((11, False), (12, False), (13, True), (14, False), (15, False)):
+        standstill.note(step, applied)
+    with pytest.raises(EsolmError, match=r"3 steps were refused since step 13, .*optimizer\.lr"):
+        standstill.note(16, False)
+
+
+def test_what_is_trained_again_after_a_rollback_is_no_way_forward() -> None:
+    standstill = Standstill(3, step=4)
+    for _ in range(2):
+        for step, applied in ((5, True), (6, True), (7, False)):
+            standstill.note(step, applied)
+    standstill.note(5, True)
+    with pytest.raises(EsolmError, match="since step 6"):
+        standstill.note(6, False)

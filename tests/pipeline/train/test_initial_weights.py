@@ -1,14 +1,17 @@
 """A run that starts from the weights of another begins where that one ended."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pipeline.checkpoint import commit
 from pipeline.checkpoint.reader import CheckpointReader
 from pipeline.export.export import load_any_tokenizer
 from pipeline.export.fold import fold
@@ -67,8 +70,20 @@ def bundle(recorded_run: RecordedRun, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
+def unnamed(recorded_run: RecordedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's newest checkpoint as an import without a tokenizer writes one."""
+    staging = tmp_path_factory.mktemp("unnamed") / "step_00000012.tmp"
+    shutil.copytree(CheckpointReader(recorded_run.path).directory, staging)
+    manifest = commit.read_manifest(staging)
+    return commit.commit(staging, replace(manifest, run={**manifest.run, "tokenizer": ""}))
+
+
+@pytest.fixture(scope="module")
 def started(
-    recorded_run: RecordedRun, bundle: Path, tmp_path_factory: pytest.TempPathFactory
+    recorded_run: RecordedRun,
+    bundle: Path,
+    unnamed: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Per name, a run of two steps that started from the recorded run; `log` of the single ones."""
     folder = tmp_path_factory.mktemp("started")
@@ -82,12 +97,13 @@ def started(
     log = run_all(
         [
             start("ema", origin),
-            start("raw", origin, "train.init_weights=raw"),
+            start("raw", f"train.init_from={unnamed}", "train.init_weights=raw"),
             start("bundle", f"train.init_from={bundle}"),
             start("longer", origin, "train.seq_len=48", "model.rope_base=20000"),
             start("other", origin, "model.hidden_size=32", adaln),
             start("unlike", f"train.init_from={bundle}", adaln),
-            start("ema", origin, "train.steps=3"),
+            start("ema", "train.init_from=/it/is/gone", "train.steps=3"),
+            start("new", "train.init_from=/it/is/gone"),
         ],
         1,
     )
@@ -137,4 +153,5 @@ def test_what_may_differ_is_said_and_what_may_not_is_refused(started: Path) -> N
     assert "any other bundle one without" in log
     assert "resumed from" in log, "a run that has a checkpoint goes on from it"
     assert log.count("ended with 0") == 5
-    assert log.count("refused: train.init_from") == 2
+    assert log.count("refused: train.init_from") == 3
+    assert "there is no directory /it/is/gone" in log

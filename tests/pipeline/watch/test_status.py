@@ -35,6 +35,7 @@ def log_steps(run: RunDirectory, last: int) -> None:
             line = {"step": step, "loss": 9.0 / step, "tokens": 100 * step}
             line |= {"tokens_per_second": 50.0, "step_seconds": 2.0, "skipped_steps": 1}
             file.write(json.dumps(line) + "\n")
+        file.write('{"step": 40, "loss": 1{"step": 40, "loss": 2.0}\n')  # torn by a full disk
         file.write('{"step": 40, "valid_loss": 5.5}\n{"step": 41, "loss": 1')
 
 
