@@ -5,6 +5,8 @@ Shape letters: B batch, S tokens fed, L output positions (S, or S/2 in a two-str
 D hidden, H heads, K head dim, V vocabulary, N cache slots.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -84,9 +86,16 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
     """cos and sin, float32 [B, S, 1, 1, K/2]; no buffer, so nothing to lose when loading."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = positions.float()[..., None, None, None] * base ** (-exponents / head_dim)
+    frequencies = rotary_frequencies(head_dim, base, positions.device)
+    angles = positions.float()[..., None, None, None] * frequencies
     return angles.cos(), angles.sin()
+
+
+@cache
+def rotary_frequencies(head_dim: int, base: float, device: torch.device) -> Tensor:
+    """float32 [K/2], to the last bit those of training: in this form, and computed by the CPU."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32)
+    return (1.0 / base ** (exponents / head_dim)).to(device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
