@@ -240,7 +240,7 @@ class EsoLMModel(EsoLMPreTrainedModel):
         position_ids: Tensor | None = None,
         attention_pattern: str = "causal",
         prefix_length: Tensor | None = None,
-        block_size: int = 1,
+        block_size: int | None = None,
         cache: KeyValueCache | None = None,
         start: int = 0,
         logits_to_keep: int | Tensor = 0,
@@ -258,6 +258,7 @@ class EsoLMModel(EsoLMPreTrainedModel):
         elif attention_pattern != "bidirectional":
             if prefix_length is None:
                 prefix_length = input_ids.new_zeros(input_ids.shape[0])
+            block_size = block_size or self.config.block_size or 1
             mask = dense_mask(attention_pattern, seq_len, prefix_length, block_size, start)
         angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_base)
         hidden = self.embed_tokens(input_ids)
@@ -308,7 +309,7 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         position_ids: Tensor | None = None,
         attention_pattern: str = "causal",
         prefix_length: Tensor | None = None,
-        block_size: int = 1,
+        block_size: int | None = None,
         cache: KeyValueCache | None = None,
         start: int = 0,
         logits_to_keep: int | Tensor = 0,
@@ -320,7 +321,7 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         attention_pattern: one of PATTERNS, or `block_causal`. In two-stream patterns the noised
         stream comes first, the clean one second, and only the noised one has logits (L = S / 2).
         prefix_length: int64 [B], number of clean tokens in front (prefix patterns).
-        block_size: tokens of a block (block patterns).
+        block_size: tokens of a block (block patterns); None: the network's own, 1 if it has none.
         cache, start: the tokens go to the cache's slots from `start` on, and see slots as if all
         of them were fed. `start` must not lie inside a prefix or a block.
         logits_to_keep: only the last so many positions, 0 means all; or int64 [B, L], which ones.
