@@ -162,7 +162,13 @@ def _check_in_float64(bundle: Bundle, request: Request) -> None:
 
 
 def _prompt_ids(bundle: Bundle, request: Request) -> Tensor | None:
+    config = bundle.model.config
     if not request.prompt:
+        if config.first_is_given and config.bos_token_id is None:
+            raise ConfigError(
+                f"{bundle.path} predicts no first token and does not know its bos: import or "
+                "export the network again with its --tokenizer (an import takes --bos-id too)"
+            )
         return None
     if bundle.tokenizer is None:
         raise ConfigError(f"{bundle.path} carries no tokenizer, so it takes no --prompt")

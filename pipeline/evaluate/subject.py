@@ -75,7 +75,9 @@ def _open_checkpoint(
         step=reader.step,
         weights=weights,
         logits=network.all_logits,
-        objective=objective_of(reader.objective, reader.model.mask_id, codec),
+        objective=objective_of(
+            reader.objective, reader.model.mask_id, codec.bos_id if codec else None
+        ),
         seq_len=reader.seq_len,
         vocab_size=reader.model.vocab_size,
         mask_id=reader.model.mask_id,
@@ -104,7 +106,11 @@ def _open_bundle(
         step=record["step"],
         weights=record["weights"],
         logits=BundleLogits(model),
-        objective=objective_of(record["objective"], config.mask_token_id, codec),
+        objective=objective_of(
+            record["objective"],
+            config.mask_token_id,
+            codec.bos_id if codec else config.bos_token_id,
+        ),
         seq_len=record["seq_len"],
         vocab_size=config.vocab_size,
         mask_id=config.mask_token_id,
@@ -132,13 +138,12 @@ class BundleLogits:
         return logits
 
 
-def objective_of(stored: dict[str, Any], mask_id: int, codec: TextCodec | None) -> Objective:
+def objective_of(stored: dict[str, Any], mask_id: int, bos_id: int | None) -> Objective:
     """The objective that a checkpoint or bundle says it was trained with."""
     from pipeline.train.experiment import build_objective
 
     known = {field.name for field in fields(ObjectiveSection)}
     section = ObjectiveSection(**{key: stored[key] for key in known & stored.keys()})
-    bos_id = codec.bos_id if codec else None
     if section.name == "ar" and section.prepend == "bos" and bos_id is None:
         raise ConfigError("the network was trained with bos in front: name its --tokenizer")
     objective, _ = build_objective(RunConfig(objective=section), mask_id, bos_id or 0)

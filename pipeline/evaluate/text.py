@@ -74,9 +74,7 @@ class TransformersCodec(TextCodec):
 
         foreign = ForeignTokenizer(directory)
         self._tokenizer = load_foreign(directory)
-        # The published conventions: [CLS] and [SEP] stand in where there is no bos and eos.
-        self.bos_id = _first(foreign.info.bos_id, self._tokenizer.cls_token_id)
-        self.eos_id = _first(foreign.info.eos_id, self._tokenizer.sep_token_id)
+        self.bos_id, self.eos_id = foreign.info.bos_id, foreign.info.eos_id
         self.vocab_size, self.fingerprint = foreign.info.vocab_size, foreign.info.fingerprint
 
     def encode(self, text: str) -> list[int]:
@@ -85,10 +83,6 @@ class TransformersCodec(TextCodec):
 
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def _first(*candidates: int | None) -> int | None:
-    return next((candidate for candidate in candidates if candidate is not None), None)
 
 
 def load_codec(directory: Path) -> TextCodec:

@@ -30,6 +30,7 @@ class Options:
     seq_len: int | None = None
     num_heads: int | None = None
     mask_id: int | None = None
+    bos_id: int | None = None
 
     def problems(self) -> list[str]:
         """What is out of range, in words."""

@@ -74,18 +74,40 @@ def stored_mask_id(tokenizer: Any, rows: int) -> int | None:
 
     The published code takes the tokenizer's own mask token, and adds a last row where it has none.
     """
-    if not isinstance(tokenizer, Inert) or not isinstance(tokenizer.state, dict):
+    special = _special_tokens(tokenizer)
+    if not special:
         return None
-    state = tokenizer.state
-    special = _unwrap(state.get("_special_tokens_map"))
-    named = special if isinstance(special, dict) else {}
-    if "_mask_token" not in state and "mask_token" not in named:
-        # Newer tokenizers list only the special tokens that they have.
-        return rows - 1 if named else None
-    token = _token_text(state.get("_mask_token", named.get("mask_token")))
-    if token is None:
-        return rows - 1
-    index = _vocabulary(state).get(token)
+    token = _token_text(special.get("mask"))
+    return rows - 1 if token is None else _row_of(token, tokenizer, rows)
+
+
+def stored_bos_id(tokenizer: Any, rows: int) -> int | None:
+    """The row of bos according to a pickled tokenizer; None if it cannot be told.
+
+    The published code takes [CLS] where there is no bos.
+    """
+    special = _special_tokens(tokenizer)
+    token = _token_text(special.get("bos")) or _token_text(special.get("cls"))
+    return None if token is None else _row_of(token, tokenizer, rows)
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, Any]:
+    """By `mask`, `bos` and so on; empty if the record tells nothing.
+
+    Older tokenizers hold None for what they do not have, newer ones may leave it out.
+    """
+    if not isinstance(tokenizer, Inert) or not isinstance(tokenizer.state, dict):
+        return {}
+    named = _unwrap(tokenizer.state.get("_special_tokens_map"))
+    found = dict(named) if isinstance(named, dict) else {}
+    for name in ("mask", "bos", "cls"):
+        if f"_{name}_token" in tokenizer.state:
+            found[f"{name}_token"] = tokenizer.state[f"_{name}_token"]
+    return {str(key).removesuffix("_token"): value for key, value in found.items()}
+
+
+def _row_of(token: str, tokenizer: Inert, rows: int) -> int | None:
+    index = _vocabulary(tokenizer.state).get(token)
     return index if isinstance(index, int) and 0 <= index < rows else None
 
 
