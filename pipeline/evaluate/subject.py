@@ -37,6 +37,22 @@ class Subject:
     tokenizer: str | None
     codec: TextCodec | None
 
+    def check_vocabulary(
+        self, path: Path, num_rows: int, mask_id: int, fingerprint: str | None
+    ) -> None:
+        """Raises ConfigError unless a tokenizer or dataset has the ids of the network.
+
+        num_rows: of a network with its vocabulary. fingerprint: None where it tells nothing.
+        """
+        known = self.tokenizer
+        differs = bool(known) and fingerprint not in (None, known)
+        if differs or mask_id != self.mask_id or num_rows > self.vocab_size:
+            raise ConfigError(
+                f"{path} has another vocabulary ({num_rows} ids, mask {mask_id}, tokenizer "
+                f"{(fingerprint or 'not known')[:12]}) than {self.path} ({self.vocab_size} ids, "
+                f"mask {self.mask_id}, tokenizer {(known or 'not known')[:12]})"
+            )
+
 
 def open_subject(
     path: Path, weights: str | None, device: torch.device, tokenizer: Path | None = None
@@ -44,13 +60,17 @@ def open_subject(
     """A run directory's newest checkpoint, one checkpoint directory, or a bundle.
 
     weights: `ema` (the default) or `raw`; a bundle has but one kind. tokenizer: a directory to take
-    in place of its own. Raises CheckpointError, ExportError or ConfigError.
+    in place of its own, with the same ids. Raises CheckpointError, ExportError or ConfigError.
     """
     if (path / BUNDLE_RECORD).is_file():
-        return _open_bundle(path, weights, device, tokenizer)
-    if not path.exists():
+        subject = _open_bundle(path, weights, device, tokenizer)
+    elif path.exists():
+        subject = _open_checkpoint(path, weights or "ema", device, tokenizer)
+    else:
         raise CheckpointError(f"{path} does not exist; name a run, a checkpoint or a bundle")
-    return _open_checkpoint(path, weights or "ema", device, tokenizer)
+    if tokenizer is not None and (codec := subject.codec) is not None:
+        subject.check_vocabulary(tokenizer, codec.num_rows, codec.mask_id, codec.fingerprint)
+    return subject
 
 
 def _open_checkpoint(
