@@ -144,6 +144,7 @@ def check_decoding(source: Source, stored: Any) -> dict[str, Any]:
     length, tokens = decoding_length(source), 0
     bundle = stored.double()
     for seed, (alpha_0, num_steps, prompt_length, top_p) in enumerate(SCHEDULES):
+        prompt_length = min(prompt_length, length - 1)  # a network may be trained on few tokens
         prompt_length = max(prompt_length, int(bundle.config.first_is_given))
         prompt = torch.arange(3 * prompt_length).reshape(3, prompt_length) % source.model.vocab_size
         options = {
