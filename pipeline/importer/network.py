@@ -85,8 +85,9 @@ def _describe(
     clips = {key: value for key in published.CLIPS if (value := file.scalar(key)) is not None}
     name = recognise.objective_name(reading, model.adaln, bool(clips))
     objective = recognise.objective_of(reading, name, clips)
-    given = options.seq_len
-    seq_len = int(reading.value("model.length", given, DEFAULT_LENGTH, "the length"))
+    seq_len = reading.value("model.length", "--length", options.seq_len, DEFAULT_LENGTH)
+    if seq_len < 1:
+        raise ImportCheckpointError(f"its length is {seq_len}")
     if name == "bd3lm" and seq_len % objective.block_size:
         raise ImportCheckpointError(
             f"its length {seq_len} does not divide by its block size {objective.block_size}"
