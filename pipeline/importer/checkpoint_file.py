@@ -25,15 +25,18 @@ class PublishedFile:
         content = self.archive.content
         self.content: dict[Any, Any] = content if isinstance(content, dict) else {}
         state = self.content.get("state_dict")
-        if not isinstance(state, dict) or not all(
-            isinstance(key, str) and isinstance(value, LazyTensor) for key, value in state.items()
-        ):
+        held: dict[Any, Any] = state if isinstance(state, dict) else {"": state}
+        wrong = [key for key, value in held.items() if not isinstance(value, LazyTensor)]
+        if wrong or not all(isinstance(key, str) for key in held):
             self.archive.close()
-            raise self.problem("is no Lightning checkpoint: it has no 'state_dict' of tensors")
+            which = f" (not so '{wrong[0]}')" if wrong and state is held else ""
+            raise self.problem(
+                f"is no Lightning checkpoint: it has no 'state_dict' of plain tensors{which}"
+            )
         self.tensors: dict[str, LazyTensor] = {}
-        for key, value in state.items():
+        for key, value in held.items():
             self.tensors[published.clean_key(key)] = value
-        if len(self.tensors) != len(state):
+        if len(self.tensors) != len(held):
             self.archive.close()
             raise self.problem("has the same key twice once '_orig_mod.' is taken out of its keys")
 
