@@ -6,6 +6,7 @@ D hidden, H heads, K head dim, V vocabulary, N cache slots.
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -239,7 +240,7 @@ class EsoLMModel(EsoLMPreTrainedModel):
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         attention_pattern: str = "causal",
-        prefix_length: Tensor | None = None,
+        prefix_length: Tensor | int | None = None,
         block_size: int | None = None,
         cache: KeyValueCache | None = None,
         start: int = 0,
@@ -250,7 +251,8 @@ class EsoLMModel(EsoLMPreTrainedModel):
         seq_len = input_ids.shape[1]
         if position_ids is None:
             natural = torch.arange(start, start + seq_len // streams, device=input_ids.device)
-            position_ids = natural.repeat(streams).expand(input_ids.shape)
+            position_ids = natural.repeat(streams)
+        position_ids = expanded("position_ids", position_ids, input_ids)
         is_causal = attention_pattern == "causal" and start == 0
         mask = None
         if attention_pattern == "causal":
@@ -258,6 +260,7 @@ class EsoLMModel(EsoLMPreTrainedModel):
         elif attention_pattern != "bidirectional":
             if prefix_length is None:
                 prefix_length = input_ids.new_zeros(input_ids.shape[0])
+            prefix_length = expanded("prefix_length", prefix_length, input_ids[:, 0])
             block_size = block_size or self.config.block_size or 1
             mask = dense_mask(attention_pattern, seq_len, prefix_length, block_size, start)
         angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_base)
@@ -279,6 +282,17 @@ class EsoLMModel(EsoLMPreTrainedModel):
         if input_ids.shape[1] % streams:
             raise ValueError(f"'{pattern}' takes two streams, not {input_ids.shape[1]} tokens")
         return streams
+
+
+def expanded(name: str, values: Any, like: Tensor) -> Tensor:
+    """A number, list or tensor in the shape and on the device of `like`."""
+    values = torch.as_tensor(values, device=like.device)
+    try:
+        return values.expand(like.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)}; {tuple(like.shape)} is due"
+        ) from None
 
 
 def kept(hidden_BSD: Tensor, positions: int | Tensor) -> Tensor:
@@ -308,7 +322,7 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         attention_pattern: str = "causal",
-        prefix_length: Tensor | None = None,
+        prefix_length: Tensor | int | None = None,
         block_size: int | None = None,
         cache: KeyValueCache | None = None,
         start: int = 0,
@@ -317,10 +331,11 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         """Logits, at least float32, [B, L, V]; the mask id's is -inf.
 
         input_ids, position_ids: int64 [B, S]. Positions are natural ones, gathered by the order
-        in which the tokens are fed; by default 0, 1, 2, ... in each stream.
+        in which the tokens are fed, [S] if all rows share them; by default 0, 1, 2, ... in each
+        stream.
         attention_pattern: one of PATTERNS, or `block_causal`. In two-stream patterns the noised
         stream comes first, the clean one second, and only the noised one has logits (L = S / 2).
-        prefix_length: int64 [B], number of clean tokens in front (prefix patterns).
+        prefix_length: int64 [B], number of clean tokens in front (prefix patterns), or one number.
         block_size: tokens of a block (block patterns); None: the network's own, 1 if it has none.
         cache, start: the tokens go to the cache's slots from `start` on, and see slots as if all
         of them were fed. `start` must not lie inside a prefix or a block.
