@@ -5,7 +5,9 @@ the noised stream z followed by the clean stream x, and i, j count within a stre
 """
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -145,30 +147,42 @@ class MaskBuilder:
         pattern, prefix = self._pattern, self._rows[:, 2]
         if pattern in (AttentionPattern.BIDIRECTIONAL, AttentionPattern.CAUSAL):
             return AttentionMask(pattern, num_queries)
-        if prefix.is_cuda:
+        if prefix.is_cuda and suits_flex(seq_len):
             block = flex_mask(pattern, seq_len, prefix, self._block_size, num_queries)
             return AttentionMask(pattern, num_queries, block=block)
         dense = dense_mask(pattern, seq_len, prefix, self._block_size, num_queries)
         return AttentionMask(pattern, num_queries, dense=dense)
 
 
+def suits_flex(seq_len: int) -> bool:
+    """Whether a length is worth a kernel of its own: FlexAttention is compiled anew for each.
+
+    Training has few lengths. Likelihoods under an order feed every length up to L: without
+    gradients the dense mask serves those that are not made of whole blocks of the kernel.
+    """
+    return torch.is_grad_enabled() or seq_len % FLEX_BLOCK == 0
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """Softmax attention of q [B, H, Q, K] over k and v [B, H, S, K] under the mask: like q."""
     if mask.block is not None:
-        out: Tensor = _compiled_flex()(q, k, v, block_mask=mask.block)
+        out: Tensor = compiled_flex()(q, k, v, block_mask=mask.block)
         return out
     is_causal = mask.pattern is AttentionPattern.CAUSAL
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.dense, is_causal=is_causal)
 
 
-_flex: Any = None
+FLEX_BLOCK = 128
+# Patterns, numbers of queries, batch sizes, with and without gradients: more than torch's 8. Beyond
+# the limit torch would take the eager form, which builds the full score matrix, and only warn.
+MOST_KERNELS = 64
 
 
-def _compiled_flex() -> Any:
-    """flex_attention compiled once per process: the eager form builds the full score matrix."""
-    global _flex
-    if _flex is None:
-        from torch.nn.attention.flex_attention import flex_attention
+@cache
+def compiled_flex(backend: str | Callable[..., Any] = "inductor") -> Any:
+    """flex_attention compiled once per process."""
+    from torch._dynamo import config
+    from torch.nn.attention.flex_attention import flex_attention
 
-        _flex = torch.compile(flex_attention, dynamic=False)
-    return _flex
+    config.recompile_limit = max(config.recompile_limit, MOST_KERNELS)
+    return torch.compile(flex_attention, dynamic=False, backend=backend)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, ExportError
-from pipeline.export.manifest import verify_bundle
+from pipeline.export.manifest import NAME, verify_bundle
 from pipeline.export.writer import read_model
 
 
@@ -76,8 +76,11 @@ def load_bundle(path: Path) -> Bundle:
     """A bundle whose every byte is as it was exported, on the GPU if there is one.
 
     On a CPU it computes in fp32, whatever it was stored in. The code that runs is this
-    repository's, not the copy in the bundle. Raises ExportError if a file was altered.
+    repository's, not the copy in the bundle. Raises ExportError if a file was altered, ConfigError
+    if there is no bundle.
     """
+    if not (path / NAME).is_file():
+        raise ConfigError(f"{path} is no bundle: it has no {NAME}; make one with esolm export")
     record = verify_bundle(path)
     on_gpu = torch.cuda.is_available()
     model = read_model(path, None if on_gpu else torch.float32).to("cuda" if on_gpu else "cpu")
@@ -162,7 +165,13 @@ def _check_in_float64(bundle: Bundle, request: Request) -> None:
 
 
 def _prompt_ids(bundle: Bundle, request: Request) -> Tensor | None:
+    config = bundle.model.config
     if not request.prompt:
+        if config.first_is_given and config.bos_token_id is None:
+            raise ConfigError(
+                f"{bundle.path} predicts no first token and does not know its bos: import or "
+                "export the network again with its --tokenizer (an import takes --bos-id too)"
+            )
         return None
     if bundle.tokenizer is None:
         raise ConfigError(f"{bundle.path} carries no tokenizer, so it takes no --prompt")

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.cli.evaluate_options import arguments_of, numbers, refuse_misplaced
+
 
 def evaluate_command(
     context: typer.Context,
@@ -83,6 +85,7 @@ def evaluate_command(
 
     from pipeline.evaluate import show
 
+    refuse_misplaced(context)
     if ranks is not None:
         from pipeline.launch import launch
 
@@ -90,23 +93,13 @@ def evaluate_command(
     if samples:
         from pipeline.evaluate.sampling import SampleSettings, measure_samples
 
+        alphas = numbers("--alpha-0", alpha_0, float)
+        settings = SampleSettings(
+            alphas, numbers("--steps", steps, int), num_samples, batch_size, length, top_p,
+            temperature, seed,
+        )  # fmt: skip
         report: dict[str, Any] | None = measure_samples(
-            network,
-            SampleSettings(
-                alphas=_floats("--alpha-0", alpha_0),
-                steps=_integers("--steps", steps),
-                num_samples=num_samples,
-                batch_size=batch_size,
-                length=length,
-                top_p=top_p,
-                temperature=temperature,
-                seed=seed,
-            ),
-            judge=judge,
-            featuriser=featuriser,
-            references=dataset,
-            split=split,
-            out=out,
+            network, settings, judge, featuriser, dataset, split, out
         )
         text = show.samples_text
     else:
@@ -152,9 +145,11 @@ def _likelihoods(
 
     if (target.dataset is None) == (target.suite is None):
         raise ConfigError("name either a DATASET or a --suite")
-    alphas = _floats("--alpha-0", alpha_0)
+    alphas = numbers("--alpha-0", alpha_0, float)
     if len(alphas) > 1:
         raise ConfigError("--alpha-0 takes a list only with --samples")
+    if seq_len is not None and seq_len < 1:
+        raise ConfigError(f"--seq-len is {seq_len}; it must be at least 1")
     die_with_launcher()
     info, device = ranks.join()
     try:
@@ -175,35 +170,3 @@ def _likelihoods(
         raise
     finally:
         ranks.leave(info)
-
-
-def arguments_of(context: typer.Context, without: str) -> list[str]:
-    """The command line that gives these parameters, one option left out."""
-    positional, options = [], []
-    for parameter in context.command.params:
-        value = context.params.get(parameter.name or "")
-        if parameter.name == without or value is None or value == parameter.default:
-            continue
-        if parameter.param_type_name == "argument":
-            positional.append(str(value))
-        else:
-            options += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
-    return [*positional, *options]
-
-
-def _floats(option: str, text: str | None) -> list[float]:
-    from pipeline.errors import ConfigError
-
-    try:
-        return [float(part) for part in text.split(",")] if text else []
-    except ValueError:
-        raise ConfigError(f"{option} is '{text}'; give numbers, as in 0,0.25,1") from None
-
-
-def _integers(option: str, text: str | None) -> list[int]:
-    from pipeline.errors import ConfigError
-
-    try:
-        return [int(part) for part in text.split(",")] if text else []
-    except ValueError:
-        raise ConfigError(f"{option} is '{text}'; give whole numbers, as in 8,32,128") from None

@@ -36,6 +36,9 @@ def import_command(
     mask_id: Annotated[
         int | None, typer.Option(help="The mask's row where it is not the last.")
     ] = None,
+    bos_id: Annotated[
+        int | None, typer.Option(help="The row of bos, where no tokenizer says it.")
+    ] = None,
 ) -> None:
     """Import a published Eso-LM (A or B), AR, MDLM or BD3-LM checkpoint.
 
@@ -55,7 +58,7 @@ def import_command(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("pipeline.export").setLevel(logging.INFO)
     options = Options(
-        variant, weights, dtype, objective, alpha_0, block_size, length, num_heads, mask_id
+        variant, weights, dtype, objective, alpha_0, block_size, length, num_heads, mask_id, bos_id
     )
     report = import_checkpoint(file, out, options, tokenizer)
     worst = max(report.export.gate["logit_parity"]["largest_difference"].values())

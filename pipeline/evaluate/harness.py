@@ -10,6 +10,7 @@ from typing import Any
 from data_prep.progress import Progress
 from pipeline.errors import ConfigError
 from pipeline.evaluate.scoring import Scorer, windows
+from pipeline.evaluate.task_options import decoding_of, share_out
 from pipeline.evaluate.text import load_codec
 from pipeline.generate import Request, load_bundle
 
@@ -29,7 +30,8 @@ class EsoLMHarness(LM):  # type: ignore[misc]
     """Left-to-right likelihoods of Eso-LM and `ar` networks, and two-phase generation.
 
     path: a bundle with a tokenizer. batch_size: requests per forward pass. alpha_0, num_steps,
-    top_p, temperature: of `generate_until`; by default greedy, left to right.
+    top_p, temperature: of `generate_until`; by default greedy, left to right. What a task says of
+    do_sample, temperature and top_p goes first.
     """
 
     def __init__(
@@ -109,20 +111,20 @@ class EsoLMHarness(LM):  # type: ignore[misc]
     def _generate(self, context: str, options: dict[str, Any]) -> str:
         until = options.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
-        new = min(int(options.get("max_gen_toks", self._max_gen_toks)), self._length - 1)
-        prompt = self._codec.encode(context)[-(self._length - new) :]
-        written = self._write(prompt, len(prompt) + new)
+        most = int(options.get("max_gen_toks", self._max_gen_toks))
+        prompt, new = share_out(self._length, self._codec.encode(context), most)
+        written = self._write(prompt, len(prompt) + new, decoding_of(self._decoding, options))
         if self._codec.eos_id in written:
             written = written[: written.index(self._codec.eos_id)]
         text = self._codec.decode(written)
         ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
 
-    def _write(self, prompt: list[int], length: int) -> list[int]:
+    def _write(self, prompt: list[int], length: int, decoding: Request) -> list[int]:
         import torch
 
         ids = torch.tensor([prompt], dtype=torch.int64) if prompt else None
-        options = {**self._decoding.options(), "length": length}
+        options = {**decoding.options(), "length": length}
         output = self._bundle.model.generate(ids, **options)
         tokens: list[int] = output.sequences[0, len(prompt) :].tolist()
         return tokens

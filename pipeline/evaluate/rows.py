@@ -78,15 +78,9 @@ def dataset_rows(
 ) -> DatasetRows:
     """Raises DataError for a bad dataset and ConfigError for one of another vocabulary."""
     dataset = TokenDataset(path, split)
-    known = subject.tokenizer
-    differs = bool(known) and known != dataset.tokenizer_fingerprint
-    if differs or dataset.mask_id != subject.mask_id or dataset.vocab_size > subject.vocab_size:
-        raise ConfigError(
-            f"{path} has another vocabulary ({dataset.vocab_size} ids, mask {dataset.mask_id}, "
-            f"tokenizer {dataset.tokenizer_fingerprint[:12]}) than {subject.path} "
-            f"({subject.vocab_size} ids, mask {subject.mask_id}, tokenizer "
-            f"{(known or 'not known')[:12]})"
-        )
+    subject.check_vocabulary(
+        path, dataset.vocab_size, dataset.mask_id, dataset.tokenizer_fingerprint
+    )
     reader = SampleReader(dataset, seq_len or subject.seq_len, seed=0, shuffle="none")
     return DatasetRows(
         f"{path} ({split})",

@@ -17,6 +17,7 @@ from pipeline.evaluate.mauve_score import check_available, mauve
 from pipeline.evaluate.quality import distinct, unigram_entropy
 from pipeline.evaluate.text import TextCodec, load_codec
 from pipeline.generate import Bundle, Request, generate, load_bundle
+from pipeline.parallel.bootstrap import process_info
 
 Int64Array = NDArray[np.int64]
 
@@ -62,6 +63,8 @@ def measure_samples(
     references: a dataset whose rows MAUVE compares with. out: a folder for pareto.csv, pareto.png.
     Raises ConfigError, DataError or ExportError.
     """
+    if process_info().world_size > 1:
+        raise ConfigError("--samples is the work of one process: start it once, without ranks")
     bundle = load_bundle(path)
     codec = load_codec(path) if (path / "tokenizer_config.json").is_file() else None
     if codec is None and (judge or featuriser):

@@ -37,6 +37,22 @@ class Subject:
     tokenizer: str | None
     codec: TextCodec | None
 
+    def check_vocabulary(
+        self, path: Path, num_rows: int, mask_id: int, fingerprint: str | None
+    ) -> None:
+        """Raises ConfigError unless a tokenizer or dataset has the ids of the network.
+
+        num_rows: of a network with its vocabulary. fingerprint: None where it tells nothing.
+        """
+        known = self.tokenizer
+        differs = bool(known) and fingerprint not in (None, known)
+        if differs or mask_id != self.mask_id or num_rows > self.vocab_size:
+            raise ConfigError(
+                f"{path} has another vocabulary ({num_rows} ids, mask {mask_id}, tokenizer "
+                f"{(fingerprint or 'not known')[:12]}) than {self.path} ({self.vocab_size} ids, "
+                f"mask {self.mask_id}, tokenizer {(known or 'not known')[:12]})"
+            )
+
 
 def open_subject(
     path: Path, weights: str | None, device: torch.device, tokenizer: Path | None = None
@@ -44,13 +60,17 @@ def open_subject(
     """A run directory's newest checkpoint, one checkpoint directory, or a bundle.
 
     weights: `ema` (the default) or `raw`; a bundle has but one kind. tokenizer: a directory to take
-    in place of its own. Raises CheckpointError, ExportError or ConfigError.
+    in place of its own, with the same ids. Raises CheckpointError, ExportError or ConfigError.
     """
     if (path / BUNDLE_RECORD).is_file():
-        return _open_bundle(path, weights, device, tokenizer)
-    if not path.exists():
+        subject = _open_bundle(path, weights, device, tokenizer)
+    elif path.exists():
+        subject = _open_checkpoint(path, weights or "ema", device, tokenizer)
+    else:
         raise CheckpointError(f"{path} does not exist; name a run, a checkpoint or a bundle")
-    return _open_checkpoint(path, weights or "ema", device, tokenizer)
+    if tokenizer is not None and (codec := subject.codec) is not None:
+        subject.check_vocabulary(tokenizer, codec.num_rows, codec.mask_id, codec.fingerprint)
+    return subject
 
 
 def _open_checkpoint(
@@ -75,7 +95,9 @@ def _open_checkpoint(
         step=reader.step,
         weights=weights,
         logits=network.all_logits,
-        objective=objective_of(reader.objective, reader.model.mask_id, codec),
+        objective=objective_of(
+            reader.objective, reader.model.mask_id, codec.bos_id if codec else None
+        ),
         seq_len=reader.seq_len,
         vocab_size=reader.model.vocab_size,
         mask_id=reader.model.mask_id,
@@ -104,7 +126,11 @@ def _open_bundle(
         step=record["step"],
         weights=record["weights"],
         logits=BundleLogits(model),
-        objective=objective_of(record["objective"], config.mask_token_id, codec),
+        objective=objective_of(
+            record["objective"],
+            config.mask_token_id,
+            codec.bos_id if codec else config.bos_token_id,
+        ),
         seq_len=record["seq_len"],
         vocab_size=config.vocab_size,
         mask_id=config.mask_token_id,
@@ -132,13 +158,12 @@ class BundleLogits:
         return logits
 
 
-def objective_of(stored: dict[str, Any], mask_id: int, codec: TextCodec | None) -> Objective:
+def objective_of(stored: dict[str, Any], mask_id: int, bos_id: int | None) -> Objective:
     """The objective that a checkpoint or bundle says it was trained with."""
     from pipeline.train.experiment import build_objective
 
     known = {field.name for field in fields(ObjectiveSection)}
     section = ObjectiveSection(**{key: stored[key] for key in known & stored.keys()})
-    bos_id = codec.bos_id if codec else None
     if section.name == "ar" and section.prepend == "bos" and bos_id is None:
         raise ConfigError("the network was trained with bos in front: name its --tokenizer")
     objective, _ = build_objective(RunConfig(objective=section), mask_id, bos_id or 0)

@@ -14,12 +14,17 @@ Int64Array = NDArray[np.int64]
 
 
 class TextCodec:
-    """bos_id, eos_id: None where the tokenizer has none. `encode` adds no special tokens."""
+    """bos_id, eos_id: None where the tokenizer has none. `encode` adds no special tokens.
+
+    num_rows, mask_id: of a network with this vocabulary. fingerprint: None for a tokenizer of
+    transformers, which has none that survives being saved again.
+    """
 
     bos_id: int | None
     eos_id: int | None
-    vocab_size: int
-    fingerprint: str
+    num_rows: int
+    mask_id: int
+    fingerprint: str | None
 
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError
@@ -44,7 +49,8 @@ class OwnCodec(TextCodec):
         self._pieces: Any = SentencePieceProcessor(model_file=str(directory / MODEL_NAME))
         info = self._tokenizer.info
         self.bos_id, self.eos_id = info.bos_id, info.eos_id
-        self.vocab_size, self.fingerprint = info.vocab_size, info.fingerprint
+        self.num_rows, self.mask_id = info.vocab_size, info.mask_id
+        self.fingerprint = info.fingerprint
         self._bytes_of_id = np.array([self._bytes(i) for i in range(info.vocab_size)], np.int64)
 
     def encode(self, text: str) -> list[int]:
@@ -74,10 +80,9 @@ class TransformersCodec(TextCodec):
 
         foreign = ForeignTokenizer(directory)
         self._tokenizer = load_foreign(directory)
-        # The published conventions: [CLS] and [SEP] stand in where there is no bos and eos.
-        self.bos_id = _first(foreign.info.bos_id, self._tokenizer.cls_token_id)
-        self.eos_id = _first(foreign.info.eos_id, self._tokenizer.sep_token_id)
-        self.vocab_size, self.fingerprint = foreign.info.vocab_size, foreign.info.fingerprint
+        self.bos_id, self.eos_id = foreign.info.bos_id, foreign.info.eos_id
+        self.num_rows, self.mask_id = foreign.network_rows, foreign.network_mask_id
+        self.fingerprint = None
 
     def encode(self, text: str) -> list[int]:
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -85,10 +90,6 @@ class TransformersCodec(TextCodec):
 
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def _first(*candidates: int | None) -> int | None:
-    return next((candidate for candidate in candidates if candidate is not None), None)
 
 
 def load_codec(directory: Path) -> TextCodec:

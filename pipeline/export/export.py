@@ -48,7 +48,10 @@ def export(
     Raises CheckpointError if there is none, and otherwise as `export_source`.
     """
     _refuse_existing(out, overwrite)
-    return export_source(open_source(checkpoint), out, weights, dtype, tokenizer, overwrite)
+    source = open_source(checkpoint)
+    if source.objective.get("prepend") == "bos" and not (tokenizer or source.tokenizer_path):
+        raise ExportError("the network was trained with bos in front: give its --tokenizer")
+    return export_source(source, out, weights, dtype, tokenizer, overwrite)
 
 
 def export_source(
@@ -58,12 +61,13 @@ def export_source(
     dtype: str = "bf16",
     tokenizer: Path | None = None,
     overwrite: bool = False,
+    bos_id: int | None = None,
 ) -> ExportReport:
     """Writes the bundle `out` and returns what it holds.
 
     weights: `ema` or `raw`. dtype: `bf16` or `fp32`. tokenizer: a tokenizer directory in place of
-    the checkpoint's own. Raises ExportError, and leaves nothing behind, if a check of the gate
-    fails, or if `out` exists and may not be replaced.
+    the checkpoint's own. bos_id: where there is no tokenizer. Raises ExportError, and leaves
+    nothing behind, if a check of the gate fails, or if `out` exists and may not be replaced.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype '{dtype}' is unknown; choose of {', '.join(DTYPES)}")
@@ -72,7 +76,7 @@ def export_source(
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     temporary.mkdir()
     try:
-        report = _build(source, temporary, out, weights, dtype, tokenizer)
+        report = _build(source, temporary, out, weights, dtype, tokenizer, bos_id)
         _put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -80,13 +84,13 @@ def export_source(
 
 
 def _build(
-    source: Source, directory: Path, out: Path, weights: str, dtype: str, tokenizer: Path | None
-) -> ExportReport:
+    source: Source, directory: Path, out: Path, weights: str, dtype: str, tokenizer: Path | None,
+    bos_id: int | None,
+) -> ExportReport:  # fmt: skip
     tensors = load_tensors(source, weights)
     loaded_tokenizer = load_any_tokenizer(tokenizer or source.tokenizer_path)
-    model = load_model(
-        bundle_config(source, loaded_tokenizer), fold(tensors, source.model, DTYPES[dtype])
-    )
+    config = bundle_config(source, loaded_tokenizer, bos_id)
+    model = load_model(config, fold(tensors, source.model, DTYPES[dtype]))
     write_bundle(directory, source, model, loaded_tokenizer)
     gate = run_gate(directory, source, tensors, DTYPES[dtype], loaded_tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -16,7 +16,10 @@ FILES = (CONFIG_NAME, "tokenizer.json", "vocab.json", "vocab.txt")
 
 @dataclass(frozen=True)
 class ForeignInfo:
-    """What a bundle and a network must agree on. fingerprint: over the directory's files."""
+    """What a bundle and a network must agree on. fingerprint: over the directory's files.
+
+    bos_id, eos_id: by the published conventions [CLS] and [SEP] where there is no bos and eos.
+    """
 
     vocab_size: int
     bos_id: int | None
@@ -54,8 +57,8 @@ class ForeignTokenizer:
         self._tokenizer = load_foreign(directory)
         self.info = ForeignInfo(
             vocab_size=int(self._tokenizer.vocab_size),
-            bos_id=self._tokenizer.bos_token_id,
-            eos_id=self._tokenizer.eos_token_id,
+            bos_id=_first(self._tokenizer.bos_token_id, self._tokenizer.cls_token_id),
+            eos_id=_first(self._tokenizer.eos_token_id, self._tokenizer.sep_token_id),
             mask_id=self._tokenizer.mask_token_id,
             fingerprint=_fingerprint(directory),
         )
@@ -95,6 +98,10 @@ def is_foreign(directory: Path) -> bool:
     """Whether a directory is one of transformers; ours has a `tokenizer.model` and no config."""
     own = (directory / "tokenizer.model").is_file() and not (directory / CONFIG_NAME).is_file()
     return not own and any((directory / name).is_file() for name in FILES)
+
+
+def _first(*candidates: int | None) -> int | None:
+    return next((candidate for candidate in candidates if candidate is not None), None)
 
 
 def _fingerprint(directory: Path) -> str:

@@ -124,6 +124,12 @@ def check_parity(
     return {"largest_difference": differences, "rounding": rounding, "tolerance": TOLERANCE}
 
 
+def some_tokens(model: ModelConfig, rows: int, count: int) -> Tensor:
+    """int64 [rows, count] of different tokens, as far as there are, none of them the mask."""
+    tokens = torch.arange(rows * count).reshape(rows, count) % (model.vocab_size - 1)
+    return tokens + (tokens >= model.mask_id)
+
+
 def decoding_length(source: Source) -> int:
     """A short length that the network can write: whole blocks under `bd3lm`."""
     length = min(source.seq_len, MAX_LENGTH)
@@ -144,8 +150,9 @@ def check_decoding(source: Source, stored: Any) -> dict[str, Any]:
     length, tokens = decoding_length(source), 0
     bundle = stored.double()
     for seed, (alpha_0, num_steps, prompt_length, top_p) in enumerate(SCHEDULES):
+        prompt_length = min(prompt_length, length - 1)  # a network may be trained on few tokens
         prompt_length = max(prompt_length, int(bundle.config.first_is_given))
-        prompt = torch.arange(3 * prompt_length).reshape(3, prompt_length) % source.model.vocab_size
+        prompt = some_tokens(source.model, 3, prompt_length)
         options = {
             "alpha_0": alpha_0, "num_steps": num_steps, "length": length, "top_p": top_p,
             "temperature": 1.0, "seed": seed,

@@ -21,6 +21,7 @@ from pipeline.export.gate_network import (
     bundle_logits,
     decoding_length,
     parity_inputs,
+    some_tokens,
 )
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _write_task(work: Path, source: Source, stored: Any, texts: list[Text]) -> N
         "logits": bundle_logits(stored, inputs),
     }
     options = {"alpha_0": 0.5, "num_steps": 4, "length": decoding_length(source), "seed": 0}
-    tensors["prompt"] = torch.zeros(2, 1, dtype=torch.int64)
+    tensors["prompt"] = some_tokens(source.model, 2, 1)
     tensors["sequences"] = stored.double().generate(tensors["prompt"], **options).sequences
     stored.float()
     save_file(tensors, work / "task.safetensors")

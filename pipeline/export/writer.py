@@ -65,19 +65,23 @@ the sha256 of every file.
 """
 
 
-def bundle_config(source: Source, tokenizer: "AnyTokenizer | None") -> "EsoLMConfig":
-    """The bundle's configuration of a trained network."""
+def bundle_config(
+    source: Source, tokenizer: "AnyTokenizer | None", bos_id: int | None = None
+) -> "EsoLMConfig":
+    """The bundle's configuration of a trained network. bos_id: where there is no tokenizer."""
     from pipeline.export.bundle.configuration_esolm import EsoLMConfig
 
     model, objective = source.model, source.objective
+    if tokenizer is not None:
+        bos_id = tokenizer.info.bos_id
     config = EsoLMConfig(
         **_architecture(model),
-        bos_token_id=tokenizer.info.bos_id if tokenizer else None,
+        bos_token_id=bos_id,
         eos_token_id=tokenizer.info.eos_id if tokenizer else None,
         objective=objective["name"],
         variant=objective.get("variant") if objective["name"] == "esolm" else None,
         alpha_0=objective["alpha_0"] if objective["name"] == "esolm" else None,
-        prepend_token_id=_prepend_id(source, tokenizer),
+        prepend_token_id=_prepend_id(source, bos_id),
         block_size=objective.get("block_size") if objective["name"] == "bd3lm" else None,
         keep_first=objective["name"] == "bd3lm" and objective.get("keep_first", True),
         seq_len=source.seq_len,
@@ -86,13 +90,10 @@ def bundle_config(source: Source, tokenizer: "AnyTokenizer | None") -> "EsoLMCon
     return config
 
 
-def _prepend_id(source: Source, tokenizer: "AnyTokenizer | None") -> int | None:
-    """The token that stood before every sequence in training, where there was one."""
+def _prepend_id(source: Source, bos_id: int | None) -> int | None:
+    """What stood before every sequence in training; None for nothing, or an unknown bos."""
     objective = source.objective
     prepend = objective.get("prepend", "none") if objective["name"] == "ar" else "none"
-    if prepend == "bos" and tokenizer is None:
-        raise ExportError("the network was trained with bos in front: give its --tokenizer")
-    bos_id = tokenizer.info.bos_id if tokenizer else None
     ids: dict[str, int | None] = {"none": None, "mask": source.model.mask_id, "bos": bos_id}
     return ids[prepend]
 

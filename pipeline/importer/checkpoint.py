@@ -55,14 +55,9 @@ def _fragments(network: Network) -> list[Fragment]:
 
 @dataclass(frozen=True)
 class ImportedSource:
-    """The imported network as an export sees it.
-
-    knows_bos: whether there is a tokenizer that says which token bos is. Without one, a bundle of a
-    network that was fed bos in front says that nothing is: it then asks for a prompt.
-    """
+    """The imported network as an export sees it."""
 
     network: Network
-    knows_bos: bool
     tokenizer_path: Path | None = None
     data_path: Path | None = None
 
@@ -76,10 +71,7 @@ class ImportedSource:
 
     @property
     def objective(self) -> dict[str, Any]:
-        objective = asdict(self.network.objective)
-        if objective["prepend"] == "bos" and not self.knows_bos:
-            objective["prepend"] = "none"
-        return objective
+        return asdict(self.network.objective)
 
     @property
     def seq_len(self) -> int:

@@ -9,9 +9,9 @@ from model.config import ModelConfig
 from pipeline.errors import ImportCheckpointError
 from pipeline.importer import published
 from pipeline.importer.archive import Archive
-from pipeline.importer.inert import Inert, LazyTensor
+from pipeline.importer.inert import LazyTensor
 from pipeline.importer.published import Parameter
-from pipeline.importer.stored_config import StoredConfig
+from pipeline.importer.stored_config import StoredConfig, unwrap
 
 # Where each state of a training checkpoint comes from, for the report.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -25,15 +25,18 @@ class PublishedFile:
         content = self.archive.content
         self.content: dict[Any, Any] = content if isinstance(content, dict) else {}
         state = self.content.get("state_dict")
-        if not isinstance(state, dict) or not all(
-            isinstance(key, str) and isinstance(value, LazyTensor) for key, value in state.items()
-        ):
+        held: dict[Any, Any] = state if isinstance(state, dict) else {"": state}
+        wrong = [key for key, value in held.items() if not isinstance(value, LazyTensor)]
+        if wrong or not all(isinstance(key, str) for key in held):
             self.archive.close()
-            raise self.problem("is no Lightning checkpoint: it has no 'state_dict' of tensors")
+            which = f" (not so '{wrong[0]}')" if wrong and state is held else ""
+            raise self.problem(
+                f"is no Lightning checkpoint: it has no 'state_dict' of plain tensors{which}"
+            )
         self.tensors: dict[str, LazyTensor] = {}
-        for key, value in state.items():
+        for key, value in held.items():
             self.tensors[published.clean_key(key)] = value
-        if len(self.tensors) != len(state):
+        if len(self.tensors) != len(held):
             self.archive.close()
             raise self.problem("has the same key twice once '_orig_mod.' is taken out of its keys")
 
@@ -48,11 +51,14 @@ class PublishedFile:
 
     @property
     def config(self) -> StoredConfig:
-        return StoredConfig(self._hyper_parameter("config"))
+        """Lightning keeps it under its name, or in place of all hyper-parameters."""
+        held = self._hyper_parameters()
+        root = held if "config" not in held and "algo" in held else held.get("config")
+        return StoredConfig(root, self.archive.read)
 
     @property
     def tokenizer(self) -> Any:
-        return self._hyper_parameter("tokenizer")
+        return self._hyper_parameters().get("tokenizer")
 
     @property
     def step(self) -> int:
@@ -100,6 +106,8 @@ class PublishedFile:
         shadows = record.get("shadow_params") if isinstance(record, dict) else None
         if not isinstance(shadows, list):
             raise self.problem("is damaged: its 'ema' has no list 'shadow_params'")
+        if not shadows:
+            return None
         expected = published.parameters(model)
         if len(shadows) != len(expected):
             raise self.problem(
@@ -159,8 +167,6 @@ class PublishedFile:
             found[parameter.name] = published.to_here(parameter, tensor, model)
         return found
 
-    def _hyper_parameter(self, name: str) -> Any:
-        held = self.content.get("hyper_parameters")
-        if isinstance(held, Inert):
-            held = held.entries or held.state
-        return held.get(name) if isinstance(held, dict) else None
+    def _hyper_parameters(self) -> dict[Any, Any]:
+        held = unwrap(self.content.get("hyper_parameters"))
+        return held if isinstance(held, dict) else {}

@@ -45,7 +45,10 @@ def import_checkpoint(
     Raises ImportCheckpointError for a file or options that cannot be imported, ExportError if the
     bundle fails its gate. Then nothing is left behind.
     """
-    if problems := options.problems():
+    problems = options.problems()
+    if options.bos_id is not None and tokenizer is not None:
+        problems.append("--bos-id and --tokenizer: a tokenizer knows its bos")
+    if problems:
         raise ImportCheckpointError("; ".join(problems))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ImportCheckpointError(f"{out} exists and is not empty; choose another --out")
@@ -111,10 +114,11 @@ def _write(
     own = vocabulary is not None and not isinstance(vocabulary, ForeignTokenizer)
     fingerprint = vocabulary.info.fingerprint if vocabulary is not None and own else ""
     checkpoint = write_checkpoint(directory, network, fingerprint)
-    source = ImportedSource(network, knows_bos=vocabulary is not None)
-    if network.objective.prepend == "bos" and vocabulary is None:
+    bos_id = network.bos_id if vocabulary is None else vocabulary.info.bos_id
+    if network.objective.prepend == "bos" and bos_id is None:
         notes.append(
-            "bos stood in front of every sequence: begin prompts with it, or give --tokenizer"
+            "bos stood in front of every sequence, but which token that is the file does not say: "
+            "begin prompts with it, or give --tokenizer or --bos-id"
         )
     if tokenizer is not None:
         folder = tokenizer.parent if tokenizer.is_file() else tokenizer
@@ -122,7 +126,10 @@ def _write(
         for path in sorted(folder.iterdir()):
             if path.is_file():
                 shutil.copyfile(path, directory / "tokenizer" / path.name)
-    report = export_source(source, directory / "bundle", options.weights, options.dtype, tokenizer)
+    report = export_source(
+        ImportedSource(network), directory / "bundle", options.weights, options.dtype, tokenizer,
+        bos_id=bos_id,
+    )  # fmt: skip
     write_json(directory / RECORD, _record(file, network, options, report, notes))
     return ImportReport(
         checkpoint, directory / "bundle", system_name(network), network, report, notes

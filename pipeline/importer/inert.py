@@ -78,6 +78,13 @@ ORDINARY = frozenset(
     + ["argparse.Namespace", "types.SimpleNamespace", "uuid.UUID"]
     + ["torch.Size", "torch.Tensor", "torch.device", "torch.dtype"]
     + ["torch.nn.parameter.Parameter", "torch.torch_version.TorchVersion"]
+    # Tensors that no published network is made of, but that may lie beside one.
+    + ["torch.serialization._get_layout"]
+    + ["torch._utils._rebuild_" + name for name in (
+        "meta_tensor_no_storage", "nested_tensor", "qtensor", "sparse_csr_tensor", "sparse_tensor",
+        "tensor_v3",
+    )]
+    + ["re._compile"]
 )  # fmt: skip
 
 
@@ -94,7 +101,7 @@ def call(callee: Any, args: Any) -> Any:
     of the standard library or of torch.
     """
     if not isinstance(callee, Global):
-        return Inert(type(callee).__name__, args)
+        raise _hostile(f"the result of `{getattr(callee, 'name', type(callee).__name__)}`")
     if callee.name in RULES:
         try:
             return RULES[callee.name](*args)
@@ -103,22 +110,38 @@ def call(callee: Any, args: Any) -> Any:
     package = callee.name.partition(".")[0]
     if callee.name in ORDINARY or package not in (sys.stdlib_module_names | {"torch"}):
         return Inert(callee.name, args)
-    raise ImportCheckpointError(
-        f"it asks for a call of `{callee.name}`, which no checkpoint needs: it looks hostile. "
+    # It keeps a function with its arguments; who calls the result is refused above.
+    if callee.name == "functools.partial" and isinstance(next(iter(args), None), Global):
+        return Inert(callee.name, args)
+    raise _hostile(f"`{callee.name}`")
+
+
+def _hostile(what: str) -> ImportCheckpointError:
+    return ImportCheckpointError(
+        f"it asks for a call of {what}, which no checkpoint needs: it looks hostile. "
         "Nothing of it was executed; do not load it with other tools"
     )
 
 
-def storage(reference: Any) -> Storage:
-    """The storage that a persistent id of torch names."""
+def storage(reference: Any) -> Storage | Inert:
+    """The storage that a persistent id of torch names, inert if its numbers are no plain ones."""
     match reference:
-        case ("storage", Global(name=kind), str() as key, _, int() as numel) if kind in STORAGES:
-            return Storage(key, STORAGES[kind], numel)
+        case ("storage", Global(name=kind), str() as key, _, int() as numel):
+            if kind in STORAGES:
+                return Storage(key, STORAGES[kind], numel)
+            if kind.startswith("torch.") and kind.endswith("Storage"):
+                return Inert(kind, (key, numel))
     raise ImportCheckpointError("it refers to a storage in a way that torch.save does not")
 
 
-def _tensor(source: Any, offset: Any, size: Any, stride: Any, *_: Any) -> LazyTensor:
-    """A view of a storage; raises ValueError unless it lies within the storage."""
+def _tensor(source: Any, offset: Any, size: Any, stride: Any, *_: Any) -> LazyTensor | Inert:
+    """A view of a storage; raises ValueError unless it lies within the storage.
+
+    Inert where reading it would be in vain or cost more than the file's size: of complex numbers,
+    quantised, or with one element in many places.
+    """
+    if isinstance(source, Inert):
+        return Inert("a tensor", (source,))
     if not isinstance(source, Storage) or not isinstance(size, tuple | list):
         raise ValueError("a tensor needs a storage and a size")
     numbers = [offset, *size, *stride]
@@ -128,8 +151,10 @@ def _tensor(source: Any, offset: Any, size: Any, stride: Any, *_: Any) -> LazyTe
     for length, step in zip(size, stride, strict=True):
         elements *= length
         last += (length - 1) * step
-    if elements > source.numel or (elements and last >= source.numel):
+    if elements and last >= source.numel:
         raise ValueError(f"a tensor of size {list(size)} does not fit its storage")
+    if elements > source.numel:
+        return Inert("a tensor", (source,))
     return LazyTensor(source, offset, tuple(size), tuple(stride))
 
 
@@ -151,4 +176,5 @@ RULES: dict[str, Any] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
 }

@@ -11,7 +11,7 @@ from pipeline.errors import ImportCheckpointError
 from pipeline.importer import published, recognise
 from pipeline.importer.checkpoint_file import PublishedFile
 from pipeline.importer.recognise import Options, Reading
-from pipeline.importer.stored_config import stored_mask_id
+from pipeline.importer.stored_config import stored_bos_id, stored_mask_id
 
 DEFAULT_LENGTH = 1024
 # Tokenizers of the paper that have a mask token of their own: name, vocabulary, mask id.
@@ -20,7 +20,10 @@ OWN_MASK = ("bert-base-uncased", 30522, 103)
 
 @dataclass(frozen=True)
 class Network:
-    """What a file holds. states: `weights`, `ema` (None if absent) and both moments, by name."""
+    """What a file holds. states: `weights`, `ema` (None if absent) and both moments, by name.
+
+    bos_id: by the tokenizer in the file, or the option; None if it cannot be told.
+    """
 
     step: int
     model: ModelConfig
@@ -30,6 +33,7 @@ class Network:
     ema: dict[str, Tensor] | None
     moments: dict[str, dict[str, Tensor]] | None
     notes: list[str]
+    bos_id: int | None = None
 
 
 def read_network(file: PublishedFile, options: Options, tokenizer_mask: int | None) -> Network:
@@ -41,6 +45,7 @@ def read_network(file: PublishedFile, options: Options, tokenizer_mask: int | No
     reading = Reading(file.config, options)
     try:
         objective, model, seq_len = _describe(file, reading, tokenizer_mask)
+        bos_id = _bos_id(file, options, model)
     except ImportCheckpointError as error:
         text = str(error)
         raise (
@@ -53,7 +58,9 @@ def read_network(file: PublishedFile, options: Options, tokenizer_mask: int | No
         if options.weights == "ema":
             raise file.problem("holds no averaged weights ('ema'); pass --weights raw")
         reading.notes.append("ema: the raw weights (the file holds no average)")
-    return Network(file.step, model, objective, seq_len, weights, ema, moments, reading.notes)
+    return Network(
+        file.step, model, objective, seq_len, weights, ema, moments, reading.notes, bos_id
+    )
 
 
 def _describe(
@@ -78,8 +85,9 @@ def _describe(
     clips = {key: value for key in published.CLIPS if (value := file.scalar(key)) is not None}
     name = recognise.objective_name(reading, model.adaln, bool(clips))
     objective = recognise.objective_of(reading, name, clips)
-    given = options.seq_len
-    seq_len = int(reading.value("model.length", given, DEFAULT_LENGTH, "the length"))
+    seq_len = reading.value("model.length", "--length", options.seq_len, DEFAULT_LENGTH)
+    if seq_len < 1:
+        raise ImportCheckpointError(f"its length is {seq_len}")
     if name == "bd3lm" and seq_len % objective.block_size:
         raise ImportCheckpointError(
             f"its length {seq_len} does not divide by its block size {objective.block_size}"
@@ -120,8 +128,27 @@ def _mask_id(file: PublishedFile, reading: Reading, rows: int, tokenizer_mask: i
     name = str(reading.config.get("data.tokenizer_name_or_path") or "")
     if name.endswith(OWN_MASK[0]) and rows == OWN_MASK[1]:
         found[f"the tokenizer's name {name}"] = OWN_MASK[2]
+    mask_id = _agreed("mask id", found)
+    return rows - 1 if mask_id is None else mask_id
+
+
+def _bos_id(file: PublishedFile, options: Options, model: ModelConfig) -> int | None:
+    found = {
+        "--bos-id": options.bos_id,
+        "the tokenizer in the file": stored_bos_id(file.tokenizer, model.vocab_size),
+    }
+    bos_id = _agreed("bos id", found)
+    if bos_id is not None and (not 0 <= bos_id < model.vocab_size or bos_id == model.mask_id):
+        raise ImportCheckpointError(
+            f"--bos-id is {bos_id}; it must be one of the {model.vocab_size} rows, and not the mask"
+        )
+    return bos_id
+
+
+def _agreed(what: str, found: dict[str, Any]) -> int | None:
+    """The one index that all known sources tell, None where none is known."""
     known = {source: index for source, index in found.items() if index is not None}
     if len(set(known.values())) > 1:
         told = ", ".join(f"{index} by {source}" for source, index in known.items())
-        raise ImportCheckpointError(f"its mask id is unclear: {told}")
-    return next(iter(known.values()), rows - 1)
+        raise ImportCheckpointError(f"its {what} is unclear: {told}")
+    return next(iter(known.values()), None)

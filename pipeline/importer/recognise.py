@@ -1,5 +1,6 @@
 """Which of the paper's systems a checkpoint holds: by configuration, keys and options."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ class Options:
     seq_len: int | None = None
     num_heads: int | None = None
     mask_id: int | None = None
+    bos_id: int | None = None
 
     def problems(self) -> list[str]:
         """What is out of range, in words."""
@@ -44,6 +46,17 @@ class Options:
             for name, (given, allowed) in choices.items()
             if given not in allowed
         ]
+        ranges = {
+            "--alpha-0": (self.alpha_0, 0.0, 1.0),
+            "--block-size": (self.block_size, 1, math.inf),
+            "--length": (self.seq_len, 1, math.inf),
+            "--num-heads": (self.num_heads, 1, math.inf),
+        }
+        found += [
+            f"{name} is {given}; it must lie in [{low}, {high}]"
+            for name, (given, low, high) in ranges.items()
+            if given is not None and not low <= given <= high
+        ]
         if self.variant is not None and self.objective not in (None, "esolm"):
             found.append("--variant and --objective: Eso-LM alone has variants")
         return found
@@ -57,10 +70,11 @@ class Reading:
     options: Options
     notes: list[str] = field(default_factory=list)
 
-    def value(self, path: str, given: Any, otherwise: Any, what: str) -> Any:
+    def value(self, path: str, option: str, given: Any, otherwise: Any) -> Any:
         """Of the configuration, else the option, else an assumption that is noted.
 
-        Raises ImportCheckpointError where configuration and option contradict each other.
+        Raises ImportCheckpointError where configuration and option contradict each other, and where
+        the configuration has something that cannot be read and the option is not given.
         """
         stored = self.config.number(path)
         if stored is not None:
@@ -73,6 +87,9 @@ class Reading:
             return stored
         if given is not None:
             return given
+        if self.config.has(path):
+            raise ImportCheckpointError(f"its {path} is stored, but not as a number: pass {option}")
+        what = path.rpartition(".")[2]
         self.notes.append(f"{what} is not stored in the file; {otherwise} is assumed")
         return otherwise
 
@@ -102,6 +119,12 @@ def objective_name(reading: Reading, has_adaln: bool, has_clips: bool) -> str:
 
 def objective_of(reading: Reading, name: str, clips: dict[str, float]) -> ObjectiveSection:
     """The objective as a run's configuration would state it."""
+    _refuse_other_options(reading.options, name)
+    if name != "ar" and _has_time(reading.config):
+        raise ImportCheckpointError(
+            "it was trained with time_conditioning, that is with another adaLN at every t; the "
+            "networks here have a constant one"
+        )
     section = ObjectiveSection(name=name)
     section.low_variance = reading.config.get("algo.loss_type") == "low_var"
     if name == "esolm":
@@ -115,19 +138,30 @@ def objective_of(reading: Reading, name: str, clips: dict[str, float]) -> Object
     return section
 
 
+def _refuse_other_options(options: Options, name: str) -> None:
+    for option, given, owner in (
+        ("--alpha-0", options.alpha_0, "esolm"),
+        ("--block-size", options.block_size, "bd3lm"),
+    ):
+        if given is not None and name != owner:
+            raise ImportCheckpointError(f"{option} goes with '{owner}'; this is '{name}'")
+
+
+def _has_time(config: StoredConfig) -> bool:
+    return bool(config.get("algo.time_conditioning") or config.get("time_conditioning"))
+
+
 def _esolm(reading: Reading, section: ObjectiveSection) -> ObjectiveSection:
     options = reading.options
-    section.alpha_0 = reading.value("algo.alpha_0", options.alpha_0, 1.0, "alpha_0")
-    pure = section.alpha_0 in (0.0, 1.0)
-    split = reading.config.number("algo.batch_split")
-    section.kappa = section.alpha_0 if pure else (0.5 if split is None else split)
+    section.alpha_0 = reading.value("algo.alpha_0", "--alpha-0", options.alpha_0, 1.0)
+    section.kappa = _kappa(reading, section.alpha_0)
     modes = [reading.config.get(f"algo.{phase}_attn_mode") for phase in ("diffusion", "sequential")]
     # A phase that never happens has a mode that means nothing.
     if section.alpha_0 == 0.0:
         modes[0] = None
     if section.alpha_0 == 1.0:
         modes[1] = None
-    if modes[0] == "bidirectional" and section.alpha_0 == 1.0:
+    if modes[0] == "bidirectional" and section.alpha_0 == 1.0 and options.variant is None:
         reading.notes.append("Eso-LM with bidirectional attention and alpha_0 = 1 is MDLM")
         return ObjectiveSection(name="mdlm", low_variance=section.low_variance)
     section.variant = _variant(modes, options.variant)
@@ -136,6 +170,21 @@ def _esolm(reading: Reading, section: ObjectiveSection) -> ObjectiveSection:
     if problems:
         raise ImportCheckpointError("its configuration is impossible: " + "; ".join(problems))
     return section
+
+
+def _kappa(reading: Reading, alpha_0: float) -> float:
+    """The share of rows that take the diffusion term; a hybrid needs rows of both terms."""
+    if alpha_0 in (0.0, 1.0):
+        return alpha_0
+    split = reading.config.number("algo.batch_split")
+    if split is not None and 0.0 < split < 1.0:
+        return split
+    if split is not None:
+        reading.notes.append(
+            f"batch_split is {split:g}, which leaves a term of alpha_0 {alpha_0:g} without rows; "
+            "training goes on with 0.5"
+        )
+    return 0.5
 
 
 def _variant(modes: list[Any], given: str | None) -> str:
@@ -173,7 +222,9 @@ def _note_shuffling(reading: Reading, section: ObjectiveSection) -> None:
 
 def _bd3lm(reading: Reading, section: ObjectiveSection, clips: dict[str, float]) -> None:
     config, options = reading.config, reading.options
-    section.block_size = int(reading.value("block_size", options.block_size, 4, "the block size"))
+    section.block_size = reading.value("block_size", "--block-size", options.block_size, 4)
+    if section.block_size < 1:
+        raise ImportCheckpointError(f"its block size is {section.block_size}")
     low, high = (
         clips.get(key, config.number(f"training.{key}"))
         for key in ("sampling_eps_min", "sampling_eps_max")

@@ -1,10 +1,15 @@
 """Values of a pickled omegaconf configuration and tokenizer, read out of their inert records."""
 
 import json
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
-from pipeline.importer.inert import Inert
+import numpy as np
+from torch import Tensor
+
+from pipeline.importer.inert import Inert, LazyTensor
 
 _INTERPOLATION = re.compile(r"\$\{(\.*)([\w.]+)\}")
 # Deeper wrapping or longer chains of interpolations do not occur; a hostile file could loop.
@@ -12,15 +17,24 @@ _MAX_DEPTH = 16
 
 
 class StoredConfig:
-    """The configuration of the published code, whether stored as a DictConfig or as plain dicts."""
+    """The configuration of the published code, whether stored as a DictConfig or as plain dicts.
 
-    def __init__(self, root: Any) -> None:
-        self._root = root
+    read: reads a tensor of the file, for numbers that are stored as one.
+    """
+
+    def __init__(self, root: Any, read: Callable[[LazyTensor], Tensor]) -> None:
+        self._root, self._read = root, read
+
+    def has(self, path: str) -> bool:
+        """Whether there is anything at a dotted path, be it something that `get` cannot read."""
+        return self._node(path) not in (None, "???")
 
     def get(self, path: str) -> Any:
         """The plain value at a dotted path, interpolations followed; None where there is none."""
         for _ in range(_MAX_DEPTH):
             value = self._node(path)
+            if isinstance(value, LazyTensor) and value.size == ():
+                return self._read(value).item()
             if not isinstance(value, str | int | float):
                 return None
             match = _INTERPOLATION.fullmatch(value) if isinstance(value, str) else None
@@ -33,12 +47,12 @@ class StoredConfig:
         return None
 
     def number(self, path: str) -> float | None:
-        """The number at a path."""
-        value = self.get(path)
+        """The number at a path; None where there is none, or none that is finite."""
         try:
-            return None if value is None else float(value)
-        except ValueError:
+            number = float(self.get(path))
+        except (TypeError, ValueError, OverflowError):
             return None
+        return number if math.isfinite(number) else None
 
     def count(self, path: str) -> int | None:
         """The positive whole number at a path."""
@@ -46,19 +60,21 @@ class StoredConfig:
         return int(value) if value is not None and value >= 1 and value == int(value) else None
 
     def _node(self, path: str) -> Any:
-        node = _unwrap(self._root)
+        node = unwrap(self._root)
         for part in path.split("."):
             if not isinstance(node, dict):
                 return None
-            node = _unwrap(node.get(part))
+            node = unwrap(node.get(part))
         return node
 
 
-def _unwrap(node: Any) -> Any:
+def unwrap(node: Any) -> Any:
     """The dict, list or value inside a node of omegaconf, or of an object with plain attributes."""
     for _ in range(_MAX_DEPTH):
         if not isinstance(node, Inert):
             return node
+        if node.name.endswith(".multiarray.scalar"):
+            return _numpy_scalar(node.args)
         state = node.state if isinstance(node.state, dict) else {}
         if "_val" in state:
             node = state["_val"]
@@ -69,23 +85,57 @@ def _unwrap(node: Any) -> Any:
     return None
 
 
+def _numpy_scalar(args: Any) -> Any:
+    """The number in `numpy.float64(0.25)` and its like; the record itself if it is none."""
+    match args:
+        case (Inert(name="numpy.dtype", args=(str() as kind, *_)), raw):
+            if isinstance(raw, Inert) and raw.name == "_codecs.encode":
+                raw = str(raw.args[0]).encode("latin1", "replace")
+            if isinstance(raw, bytes) and re.fullmatch("f[248]|[iu][1248]", kind):
+                values = np.frombuffer(raw[: int(kind[1])], dtype=f"<{kind}")
+                return values[0].item() if len(values) else args
+    return args
+
+
 def stored_mask_id(tokenizer: Any, rows: int) -> int | None:
     """The row of the mask according to a pickled tokenizer; None if it cannot be told.
 
     The published code takes the tokenizer's own mask token, and adds a last row where it has none.
     """
-    if not isinstance(tokenizer, Inert) or not isinstance(tokenizer.state, dict):
+    special = _special_tokens(tokenizer)
+    if not special:
         return None
-    state = tokenizer.state
-    special = _unwrap(state.get("_special_tokens_map"))
-    named = special if isinstance(special, dict) else {}
-    if "_mask_token" not in state and "mask_token" not in named:
-        # Newer tokenizers list only the special tokens that they have.
-        return rows - 1 if named else None
-    token = _token_text(state.get("_mask_token", named.get("mask_token")))
-    if token is None:
-        return rows - 1
-    index = _vocabulary(state).get(token)
+    token = _token_text(special.get("mask"))
+    return rows - 1 if token is None else _row_of(token, tokenizer, rows)
+
+
+def stored_bos_id(tokenizer: Any, rows: int) -> int | None:
+    """The row of bos according to a pickled tokenizer; None if it cannot be told.
+
+    The published code takes [CLS] where there is no bos.
+    """
+    special = _special_tokens(tokenizer)
+    token = _token_text(special.get("bos")) or _token_text(special.get("cls"))
+    return None if token is None else _row_of(token, tokenizer, rows)
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, Any]:
+    """By `mask`, `bos` and so on; empty if the record tells nothing.
+
+    Older tokenizers hold None for what they do not have, newer ones may leave it out.
+    """
+    if not isinstance(tokenizer, Inert) or not isinstance(tokenizer.state, dict):
+        return {}
+    named = unwrap(tokenizer.state.get("_special_tokens_map"))
+    found = dict(named) if isinstance(named, dict) else {}
+    for name in ("mask", "bos", "cls"):
+        if f"_{name}_token" in tokenizer.state:
+            found[f"{name}_token"] = tokenizer.state[f"_{name}_token"]
+    return {str(key).removesuffix("_token"): value for key, value in found.items()}
+
+
+def _row_of(token: str, tokenizer: Inert, rows: int) -> int | None:
+    index = _vocabulary(tokenizer.state).get(token)
     return index if isinstance(index, int) and 0 <= index < rows else None
 
 
@@ -99,7 +149,7 @@ def _token_text(token: Any) -> str | None:
 def _vocabulary(state: dict[Any, Any]) -> dict[Any, Any]:
     """Ids by token, as far as the tokenizer's state lists them."""
     for name in ("vocab", "encoder"):
-        found = _unwrap(state.get(name))
+        found = unwrap(state.get(name))
         if isinstance(found, dict) and found:
             return found
     backend = state.get("_tokenizer")

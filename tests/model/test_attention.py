@@ -12,8 +12,10 @@ from model.attention import (
     AttentionPattern,
     MaskBuilder,
     attend,
+    compiled_flex,
     dense_mask,
     flex_mask,
+    suits_flex,
 )
 from model.flops import RowWork, visible_pairs
 from model.inputs import NetworkInput
@@ -141,3 +143,27 @@ def test_counted_pairs_are_the_visible_ones(
         work = RowWork(1.0, pattern, length, 0.0, block_size=block_size, prefix_pairs=pairs)
         mask = dense_mask(pattern, length * pattern.num_streams, prefix[None], block_size)[0, 0]
         assert visible_pairs(work) == (int(mask.sum()), int(mask[:length].sum()))
+
+
+def test_lengths_without_a_kernel_of_their_own() -> None:
+    """Likelihoods under an order feed every length up to L, without gradients."""
+    with torch.no_grad():
+        assert [n for n in range(1, 400) if suits_flex(n)] == [128, 256, 384]
+    assert all(suits_flex(n) for n in (1, 127, 1023))
+
+
+def test_no_kernel_is_given_up() -> None:
+    """torch compiles 8 forms of a function by default and then runs it eagerly, with a warning."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("eager")
+    flex, prefix = compiled_flex(counter), torch.tensor([3, 5])
+    lengths = range(16, 28)
+    with torch.no_grad():
+        for length in lengths:
+            q, k, v = (torch.randn(2, 2, length, 16) for _ in range(3))
+            block = flex_mask(AttentionPattern.PREFIX, length, prefix)
+            dense = dense_mask(AttentionPattern.PREFIX, length, prefix)
+            expected = attend(q, k, v, AttentionMask(AttentionPattern.PREFIX, length, dense=dense))
+            torch.testing.assert_close(flex(q, k, v, block_mask=block), expected)
+    assert counter.frame_count == len(lengths)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from model.rotary import rotary_angles, rotate
+from model.rotary import rotary_angles, rotary_frequencies, rotate
+from pipeline.export.bundle import modeling_esolm
 
 
 @pytest.mark.parametrize("base", [10000.0, 500.0])
@@ -19,6 +20,21 @@ def test_angles_to_long_positions(base: float) -> None:
             angle = position * base ** (-2 * k / 8)
             assert float(cos[0, column, k]) == pytest.approx(math.cos(angle), abs=1e-3)
             assert float(sin[0, column, k]) == pytest.approx(math.sin(angle), abs=1e-3)
+
+
+@pytest.mark.parametrize("head_dim", [8, 16, 32, 64, 128])
+def test_frequencies_are_the_published_ones_to_the_last_bit(head_dim: int) -> None:
+    """At position 1,023 another way of rounding the same formula moves an angle by 3e-5."""
+    published = 1.0 / (10000 ** (torch.arange(0, head_dim, 2).float() / head_dim))
+    assert torch.equal(rotary_frequencies(head_dim, 10000.0, torch.device("cpu")), published)
+    positions = torch.tensor([[1, 1023]])
+    angles = positions[..., None] * published
+    for found in (
+        rotary_angles(positions, head_dim, 10000.0),
+        modeling_esolm.rotary_angles(positions, head_dim, 10000.0),
+    ):
+        for values, expected in zip(found, (angles.cos(), angles.sin()), strict=True):
+            assert torch.equal(values.flatten(), expected.flatten())
 
 
 def test_scores_depend_on_the_distance_alone() -> None:

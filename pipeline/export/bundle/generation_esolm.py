@@ -1,7 +1,9 @@
 # mypy: ignore-errors
 """`generate`: which options there are, and which decoder an objective has."""
 
+import math
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -52,7 +54,14 @@ class EsoLMGenerationConfig(GenerationConfig):
 
     def validate(self, **_: Any) -> None:
         """Raises ValueError naming every option out of range."""
-        wrong = []
+        wrong = [
+            f"{name} is {value!r}; it must be a whole number"
+            for name in ("num_steps", "length", "seed")
+            if not isinstance(value := getattr(self, name), Integral)
+            and not (name == "seed" and value is None)
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
         if not 0.0 <= self.alpha_0 <= 1.0:
             wrong.append(f"alpha_0 is {self.alpha_0}; it must lie in [0, 1]")
         if self.num_steps < 1:
@@ -61,8 +70,8 @@ class EsoLMGenerationConfig(GenerationConfig):
             wrong.append(f"length is {self.length}; it must be at least 1")
         if not 0.0 < self.top_p <= 1.0:
             wrong.append(f"top_p is {self.top_p}; it must lie in (0, 1]")
-        if self.temperature < 0.0:
-            wrong.append(f"temperature is {self.temperature}; it must not be negative")
+        if not 0.0 <= self.temperature < math.inf:
+            wrong.append(f"temperature is {self.temperature}; it must be finite and not negative")
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -121,11 +130,16 @@ class EsoLMGenerationMixin:
         num_samples: int = 1,
         use_cache: bool = True,
         streamer: Any = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Any = None,
         **options: Any,
     ) -> EsoLMGenerationOutput:
         """Writes sequences of `length` tokens.
 
-        input_ids: int64 [B, P], a prompt at the first positions; without one, `num_samples` rows.
+        input_ids: int64 [B, P], a prompt at the first positions of each row; a single row serves
+        `num_samples` rows. Without one, `num_samples` rows.
+        attention_mask, token_type_ids: what tokenizers return beside the ids. All of a prompt is
+        seen, so a mask must be all ones: rows have equal lengths. Types of tokens mean nothing.
         use_cache: False recomputes everything that is written in every pass: the same tokens.
         It changes nothing where there is no cache (`has_cache`).
         streamer: gets `put(prompt)`, after each pass `put_draft(sequences)` if it has that method
@@ -139,6 +153,8 @@ class EsoLMGenerationMixin:
             generator.seed()
         else:
             generator.manual_seed(settings.seed)
+        if attention_mask is not None and not torch.as_tensor(attention_mask).bool().all():
+            raise ValueError("the prompt is padded; give prompts of one length without padding")
         prompt = self._prompt(input_ids, num_samples, settings.length)
         plan = self._plan(prompt, settings, generator)
         sampler = TokenSampler(settings.temperature, settings.top_p, generator)
@@ -167,8 +183,18 @@ class EsoLMGenerationMixin:
         config = self.config
         if config.trained_as not in DECODERS:
             raise ValueError(f"there is no decoder for networks trained as '{config.trained_as}'")
+        if not isinstance(num_samples, Integral) or num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples!r}; it must be a whole number from 1 on")
         if input_ids is None:
             input_ids = torch.zeros(num_samples, 0, dtype=torch.int64, device=self.device)
+        check_prompt(input_ids, config.vocab_size, config.mask_token_id)
+        if len(input_ids) == 1:
+            input_ids = input_ids.expand(num_samples, -1)
+        elif num_samples not in (1, len(input_ids)):
+            raise ValueError(
+                f"the prompt has {len(input_ids)} rows and num_samples is {num_samples}; give one "
+                "row, or as many rows as samples"
+            )
         if config.first_is_given and not input_ids.shape[1]:
             if config.bos_token_id is None:
                 raise ValueError("this network predicts no first token: give a prompt")
@@ -192,3 +218,20 @@ class EsoLMGenerationMixin:
         plan = draw_plan(len(prompt), length, prompt.shape[1], alpha_0, settings.num_steps,
                          generator)  # fmt: skip
         return replace(plan, order=plan.order.to(prompt.device))
+
+
+def check_prompt(input_ids: Any, vocab_size: int, mask_id: int) -> None:
+    """Raises ValueError unless it is int [B, P] of written tokens, B at least 1."""
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or not len(input_ids):
+        found = (
+            tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
+        )
+        raise ValueError(f"the prompt is {found}; give a tensor of shape [batch, tokens]")
+    if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise ValueError(f"the prompt is of {input_ids.dtype}; give token ids as int64")
+    if ((input_ids < 0) | (input_ids >= vocab_size)).any():
+        raise ValueError(f"the prompt has ids outside of the vocabulary, 0 to {vocab_size - 1}")
+    if (input_ids == mask_id).any():
+        raise ValueError(
+            f"the prompt has the mask id {mask_id}: a prompt is written text at the first positions"
+        )

@@ -5,6 +5,9 @@ Shape letters: B batch, S tokens fed, L output positions (S, or S/2 in a two-str
 D hidden, H heads, K head dim, V vocabulary, N cache slots.
 """
 
+from functools import cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -84,9 +87,16 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
     """cos and sin, float32 [B, S, 1, 1, K/2]; no buffer, so nothing to lose when loading."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = positions.float()[..., None, None, None] * base ** (-exponents / head_dim)
+    frequencies = rotary_frequencies(head_dim, base, positions.device)
+    angles = positions.float()[..., None, None, None] * frequencies
     return angles.cos(), angles.sin()
+
+
+@cache
+def rotary_frequencies(head_dim: int, base: float, device: torch.device) -> Tensor:
+    """float32 [K/2], to the last bit those of training: in this form, and computed by the CPU."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32)
+    return (1.0 / base ** (exponents / head_dim)).to(device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -230,8 +240,8 @@ class EsoLMModel(EsoLMPreTrainedModel):
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         attention_pattern: str = "causal",
-        prefix_length: Tensor | None = None,
-        block_size: int = 1,
+        prefix_length: Tensor | int | None = None,
+        block_size: int | None = None,
         cache: KeyValueCache | None = None,
         start: int = 0,
         logits_to_keep: int | Tensor = 0,
@@ -241,7 +251,8 @@ class EsoLMModel(EsoLMPreTrainedModel):
         seq_len = input_ids.shape[1]
         if position_ids is None:
             natural = torch.arange(start, start + seq_len // streams, device=input_ids.device)
-            position_ids = natural.repeat(streams).expand(input_ids.shape)
+            position_ids = natural.repeat(streams)
+        position_ids = expanded("position_ids", position_ids, input_ids)
         is_causal = attention_pattern == "causal" and start == 0
         mask = None
         if attention_pattern == "causal":
@@ -249,6 +260,8 @@ class EsoLMModel(EsoLMPreTrainedModel):
         elif attention_pattern != "bidirectional":
             if prefix_length is None:
                 prefix_length = input_ids.new_zeros(input_ids.shape[0])
+            prefix_length = expanded("prefix_length", prefix_length, input_ids[:, 0])
+            block_size = block_size or self.config.block_size or 1
             mask = dense_mask(attention_pattern, seq_len, prefix_length, block_size, start)
         angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_base)
         hidden = self.embed_tokens(input_ids)
@@ -269,6 +282,17 @@ class EsoLMModel(EsoLMPreTrainedModel):
         if input_ids.shape[1] % streams:
             raise ValueError(f"'{pattern}' takes two streams, not {input_ids.shape[1]} tokens")
         return streams
+
+
+def expanded(name: str, values: Any, like: Tensor) -> Tensor:
+    """A number, list or tensor in the shape and on the device of `like`."""
+    values = torch.as_tensor(values, device=like.device)
+    try:
+        return values.expand(like.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)}; {tuple(like.shape)} is due"
+        ) from None
 
 
 def kept(hidden_BSD: Tensor, positions: int | Tensor) -> Tensor:
@@ -298,8 +322,8 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         attention_pattern: str = "causal",
-        prefix_length: Tensor | None = None,
-        block_size: int = 1,
+        prefix_length: Tensor | int | None = None,
+        block_size: int | None = None,
         cache: KeyValueCache | None = None,
         start: int = 0,
         logits_to_keep: int | Tensor = 0,
@@ -307,11 +331,12 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         """Logits, at least float32, [B, L, V]; the mask id's is -inf.
 
         input_ids, position_ids: int64 [B, S]. Positions are natural ones, gathered by the order
-        in which the tokens are fed; by default 0, 1, 2, ... in each stream.
+        in which the tokens are fed, [S] if all rows share them; by default 0, 1, 2, ... in each
+        stream.
         attention_pattern: one of PATTERNS, or `block_causal`. In two-stream patterns the noised
         stream comes first, the clean one second, and only the noised one has logits (L = S / 2).
-        prefix_length: int64 [B], number of clean tokens in front (prefix patterns).
-        block_size: tokens of a block (block patterns).
+        prefix_length: int64 [B], number of clean tokens in front (prefix patterns), or one number.
+        block_size: tokens of a block (block patterns); None: the network's own, 1 if it has none.
         cache, start: the tokens go to the cache's slots from `start` on, and see slots as if all
         of them were fed. `start` must not lie inside a prefix or a block.
         logits_to_keep: only the last so many positions, 0 means all; or int64 [B, L], which ones.

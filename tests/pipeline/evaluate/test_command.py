@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipeline.cli.evaluate import arguments_of
+from pipeline.cli.evaluate_options import arguments_of
 from pipeline.cli.main import app
 from pipeline.errors import ConfigError
 from tests.processes import run_python
@@ -85,11 +85,32 @@ def test_samples(make_bundle: Callable[[str], Path], tmp_path: Path) -> None:
         (["data", "--alpha-0", "0,1"], "takes a list only with --samples"),
         (["data", "--alpha-0", "half"], "--alpha-0 is 'half'"),
         (["--samples", "--steps", "4,x"], "--steps is '4,x'"),
+        (["--samples", "--ranks", "2", "--orders", "4"], "--orders, --ranks means nothing with"),
+        (["--samples", "--tokenizer", "tok", "--weights", "raw"], "--weights, --tokenizer means"),
+        (["--samples", "--suite", "ptb", "--files", "f"], "--suite, --files means nothing with"),
+        (["data", "--samples"], r"dataset \(a DATASET\) goes with --featuriser"),
+        (["--samples", "--split", "train"], "--split goes with a DATASET"),
+        (["data", "--length", "8", "--out", "o"], "--length, --out goes with --samples"),
+        (["data", "--judge", "j", "--num-samples", "2"], "--num-samples, --judge goes with"),
+        (["data", "--files", "f"], "--files goes with --suite"),
+        (["--suite", "ptb", "--split", "train"], "--split goes with a DATASET"),
+        (["data", "--clip-search", "--orders", "2"], "--orders means nothing with --clip-search"),
+        (["data", "--seq-len", "0"], "--seq-len is 0"),
     ],
 )
 def test_refusals(arguments: list[str], message: str, make_bundle: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match=message):
         run(make_bundle("esolm_b"), *arguments)
+
+
+def test_samples_are_written_by_one_process(
+    make_bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under torchrun and srun too, where every rank would repeat the sweep."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="work of one process"):
+        run(make_bundle("esolm_b"), "--samples")
 
 
 def test_the_command_line_is_handed_on_to_the_ranks() -> None:

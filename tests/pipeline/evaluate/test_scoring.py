@@ -1,8 +1,10 @@
 """Continuations scored in one forward, against decoding step by step; the harness adapter."""
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.evaluate.scoring import Scorer, windows
-from pipeline.generate import load_bundle
+from pipeline.evaluate.task_options import decoding_of, share_out
+from pipeline.generate import Request, load_bundle
 
 REQUESTS = [
     ([5, 6, 7], [8, 9, 10, 11]),
@@ -85,6 +88,74 @@ def test_windows_score_every_token_once() -> None:
         parts = windows(ids, size)
         assert [token for _, part in parts for token in part] == ids
         assert all(len(context) + len(part) <= size for context, part in parts)
+
+
+@pytest.mark.parametrize(
+    ("length", "tokens", "max_new", "kept", "new"),
+    [
+        (1024, 100, 256, 100, 256),
+        (1024, 1000, 256, 768, 256),
+        (256, 100, 256, 100, 156),
+        (256, 200, 256, 128, 128),
+        (128, 3, 256, 3, 125),
+        (16, 0, 256, 0, 16),
+        (16, 40, 4, 12, 4),
+        (2, 9, 256, 1, 1),
+    ],
+)
+def test_room_for_the_context(length: int, tokens: int, max_new: int, kept: int, new: int) -> None:
+    context = list(range(tokens))
+    assert share_out(length, context, max_new) == (context[tokens - kept :], new)
+
+
+@pytest.mark.parametrize(
+    ("options", "temperature", "top_p"),
+    [
+        ({}, 0.0, 0.9),
+        ({"do_sample": False, "temperature": 0.7}, 0.0, 0.9),
+        ({"do_sample": True, "temperature": 0.7, "top_p": 0.5}, 0.7, 0.5),
+        ({"temperature": 0.3}, 0.3, 0.9),
+        ({"do_sample": True}, 1.0, 0.9),
+        ({"temperature": 0.0, "top_p": 1.0, "until": ["x"]}, 0.0, 1.0),
+    ],
+)
+def test_a_task_says_how_to_decode(
+    options: dict[str, Any], temperature: float, top_p: float
+) -> None:
+    request = decoding_of(Request(temperature=0.0, top_p=0.9), options)
+    assert (request.temperature, request.top_p) == (temperature, top_p)
+    if options.get("do_sample") and "temperature" not in options:
+        assert decoding_of(Request(temperature=0.6), options).temperature == 0.6
+
+
+def test_generation_for_a_task(
+    make_bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the package: stand-ins for the two names that the adapter takes from it."""
+    for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model", "lm_eval.api.registry"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules["lm_eval.api.model"], "LM", object, raising=False)
+    registry = sys.modules["lm_eval.api.registry"]
+    monkeypatch.setattr(registry, "register_model", lambda _: lambda found: found, raising=False)
+    monkeypatch.delitem(sys.modules, "pipeline.evaluate.harness", raising=False)
+    harness = importlib.import_module("pipeline.evaluate.harness")
+    monkeypatch.delitem(sys.modules, "pipeline.evaluate.harness")
+    model = harness.EsoLMHarness(str(make_bundle("esolm_b")))
+    fed: list[int] = []
+    hook = lambda _, given: fed.append(given[0].shape[1])  # noqa: E731
+    model._bundle.model.register_forward_pre_hook(hook)
+    text = "ba be bin bor bus ca ce cin da de din dor " * 4
+
+    def written(**options: Any) -> str:
+        fed.clear()
+        request = SimpleNamespace(args=(text, {"until": [], **options}))
+        found: str = model.generate_until([request])[0]
+        return found
+
+    greedy = written()
+    assert fed[0] == 8 + 1, "half of the network's 16 tokens are left to a long context"
+    assert written(do_sample=False, temperature=1.0) == greedy
+    assert written(do_sample=True, temperature=1.0) != greedy
 
 
 def test_the_harness_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import torch
 
 from data_prep.errors import DataError
+from data_prep.tokenizer import load_tokenizer, save_tokenizer, train_model
 from pipeline.errors import ConfigError
 from pipeline.evaluate.detokenize import DETOKENIZERS
 from pipeline.evaluate.rows import ArrayRows
 from pipeline.evaluate.subject import Subject, open_subject
 from pipeline.evaluate.suites import CONFIGS, load_suite, suite_rows
+from tests.data_prep.corpus import text_of
 
 NAMES = ["ag_news", "arxiv", "lambada", "lm1b", "ptb", "pubmed", "text8", "wikitext"]
 
@@ -132,3 +135,32 @@ def test_bad_requests(subject: Subject, tmp_path: Path) -> None:
     without = Subject(**dict(vars(subject), codec=None))
     with pytest.raises(ConfigError, match=re.escape("name one by --tokenizer")):
         suite_rows("ptb", tmp_path, without, None, None)
+
+
+def test_a_tokenizer_of_other_ids_is_refused(
+    make_run: Callable[[str], Path], make_bundle: Callable[[str], Path], judge: Path, tmp_path: Path
+) -> None:
+    """One of transformers with another vocabulary; one of our own that differs in its pieces."""
+    own = make_run("esolm_b") / "tokenizer"
+    size = load_tokenizer(own).info.vocab_size
+    texts = [text_of(i)[::-1] for i in range(200)]
+    other = tmp_path / "other"
+    save_tokenizer(train_model(texts, size), other)
+    for network in (make_run("esolm_b"), make_bundle("esolm_b")):
+        for directory in (judge, other):
+            with pytest.raises(ConfigError, match="has another vocabulary"):
+                open_subject(network, None, torch.device("cpu"), directory)
+        assert open_subject(network, None, torch.device("cpu"), own).codec is not None
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "mask_id", "fingerprint"), [(401, 3, None), (300, 4, None), (300, 3, "other")]
+)
+def test_vocabularies_that_do_not_fit(
+    subject: Subject, num_rows: int, mask_id: int, fingerprint: str | None
+) -> None:
+    small = replace(subject, vocab_size=400, mask_id=3)
+    small.check_vocabulary(Path("fits"), 400, 3, None)
+    small.check_vocabulary(Path("fits"), 300, 3, small.tokenizer)
+    with pytest.raises(ConfigError, match=f"{num_rows} ids, mask {mask_id}"):
+        small.check_vocabulary(Path("no"), num_rows, mask_id, fingerprint)

@@ -106,6 +106,22 @@ def test_default_positions_and_kept_logits(paper_source: Any) -> None:
     assert (logits[..., paper_source.model.mask_id] == -torch.inf).all()
 
 
+@pytest.mark.parametrize("block_size", [4, None])
+def test_blocks_are_those_of_the_network(paper_source: Any, block_size: int | None) -> None:
+    """None: a network without blocks of its own, where a block is one token."""
+    if block_size is not None:
+        paper_source.objective = {"name": "bd3lm", "block_size": block_size}
+    bundle = network_of(paper_source)
+    tokens = torch.randint(paper_source.model.vocab_size, (2, 16))
+    with torch.no_grad():
+        own, given, other = (
+            bundle(tokens, attention_pattern="block_two_stream", **options).logits
+            for options in ({}, {"block_size": block_size or 1}, {"block_size": 2})
+        )
+    assert torch.equal(own, given)
+    assert not torch.equal(own, other)
+
+
 def test_unknown_pattern_and_odd_streams_are_refused(modern_source: Any) -> None:
     bundle, tokens = network_of(modern_source), torch.zeros(1, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="'diagonal' is unknown"):

@@ -84,16 +84,18 @@ def test_reload_writes_the_same_tokens(
 
 @pytest.mark.parametrize(("prepend", "expected"), [("none", None), ("mask", 3), ("bos", 1)])
 def test_token_in_front(
-    paper_source: Any, tmp_path: Path, quick: None, prepend: str, expected: int | None
-) -> None:
+    paper_source: Any, tmp_path: Path, quick: None, prepend: str, expected: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     paper_source.objective = {"name": "ar", "prepend": prepend}
     export_source(paper_source, tmp_path / "bundle")
     config = json.loads((tmp_path / "bundle" / "config.json").read_text())
     assert config["prepend_token_id"] == expected
     paper_source.tokenizer_path = None
     if prepend == "bos":
+        monkeypatch.setattr(exporting, "open_source", lambda _: paper_source)
         with pytest.raises(ExportError, match="give its --tokenizer"):
-            export_source(paper_source, tmp_path / "other")
+            exporting.export("a run", tmp_path / "other")
 
 
 def test_a_tied_bundle_holds_the_weight_once(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, ExportError
 from pipeline.export.manifest import write_manifest
 from pipeline.export.writer import _write_tokenizer
 from pipeline.generate import Request, compare, generate, load_bundle
+from tests.processes import run_python
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +91,11 @@ def test_bad_requests(bundle: Path, tmp_path: Path) -> None:
         generate(loaded, Request(alpha_0=1.5))
     with pytest.raises(ConfigError, match="the prompt has"):
         generate(loaded, Request(length=2, prompt="a long prompt"))
-    with pytest.raises(ExportError, match="is no bundle"):
+    with pytest.raises(ConfigError, match="is no bundle"):
         load_bundle(tmp_path)
+    done = run_python("-m", "pipeline", "generate", str(tmp_path / "nowhere"))
+    assert done.returncode == 64
+    assert "nowhere is no bundle" in done.stderr
 
 
 @pytest.fixture

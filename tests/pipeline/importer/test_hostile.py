@@ -1,7 +1,9 @@
 """Files that would run code: nothing happens, and what looks hostile is refused by name."""
 
+import functools
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -206,7 +208,7 @@ def test_malformed_pickles(code: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "size", "stride"),
-    [(0, (5,), (1,)), (1, (4,), (1,)), (-1, (2,), (1,)), (0, (2, 2), (4, 1)), (0, (9,), (0,))],
+    [(0, (5,), (1,)), (1, (4,), (1,)), (-1, (2,), (1,)), (0, (2, 2), (4, 1)), (4, (9,), (0,))],
 )
 def test_tensors_outside_their_storage(
     offset: int, size: tuple[int, ...], stride: tuple[int, ...]
@@ -218,6 +220,70 @@ def test_tensors_outside_their_storage(
     storage = Storage("0", torch.float32, 4)
     with pytest.raises(ImportCheckpointError, match="wrong way"):
         call(rule, (storage, offset, size, stride, False, {}))
+
+
+def test_one_element_in_many_places_is_never_read() -> None:
+    """Within its storage, but it could be larger than memory."""
+    from pipeline.importer.inert import Global, Storage, call
+
+    rule = Global("torch._utils._rebuild_tensor_v2")
+    tensor = call(rule, (Storage("0", torch.float32, 4), 0, (1 << 60,), (0,), False, {}))
+    assert isinstance(tensor, Inert)
+
+
+def tagged() -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter.tag = 1  # type: ignore[attr-defined]
+    return parameter
+
+
+HONEST: dict[str, Any] = {
+    "partial": functools.partial(print, 1, end=""),
+    "regular expression": re.compile("a+", re.IGNORECASE),
+    "sparse": torch.zeros(3, 3).to_sparse(),
+    "sparse rows": torch.zeros(3, 3).to_sparse_csr(),
+    "expanded": torch.zeros(1).expand(10),
+    "complex": torch.zeros(2, dtype=torch.complex64),
+    "meta": torch.zeros(2, device="meta"),
+    "float8": torch.zeros(2).to(torch.float8_e5m2),
+    "unsigned": torch.zeros(2, dtype=torch.uint16),
+    "tagged parameter": tagged(),
+}
+
+
+@pytest.mark.parametrize("name", list(HONEST))
+def test_honest_objects_beside_the_weights(tmp_path: Path, quick: None, name: str) -> None:
+    published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"], callbacks={"held": [HONEST[name]]})
+    import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
+
+
+@pytest.mark.parametrize("name", ["sparse", "expanded", "complex", "partial"])
+@pytest.mark.parametrize("place", ["state_dict", "ema"])
+def test_such_objects_are_no_weights(tmp_path: Path, name: str, place: str) -> None:
+    system = SYSTEMS["esolm_b"]
+    weights = published.random_weights(True, 1)
+    content = published.checkpoint(system, weights, weights, published.configuration(system))
+    if place == "ema":
+        content["ema"]["shadow_params"][0] = HONEST[name]
+    else:
+        content["state_dict"]["backbone.vocab_embed.embedding"] = HONEST[name]
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(ImportCheckpointError, match=r"vocab_embed\.embedding'"):
+        import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
+
+
+def test_a_partial_that_is_called(tmp_path: Path) -> None:
+    """Kept it does nothing; called it is what it holds."""
+    canary = tmp_path / "canary"
+    partial = stack_global("functools", "partial") + stack_global("os", "system")
+    code = partial + text(f"touch {canary}") + b"\x86R)R"
+    pickle.loads(b"\x80\x04" + code + b".")
+    assert canary.exists()
+    canary.unlink()
+    file = archive_of(tmp_path / "a.ckpt", b"\x80\x04" + code + b".")
+    with pytest.raises(ImportCheckpointError, match="Nothing of it was executed"):
+        import_checkpoint(file, tmp_path / "out", Options())
+    assert not canary.exists()
 
 
 def test_nested_tuples_as_a_key_are_refused() -> None:

@@ -155,6 +155,13 @@ def test_without_a_configuration(tmp_path: Path, quick: None, name: str, options
         ("mdlm", Options(objective="ar"), "has adaLN"),
         ("mdlm", Options(variant="C"), "choose A or B"),
         ("mdlm", Options(objective="mdlm", num_heads=2), "number of heads is unclear"),
+        ("mdlm", Options(objective="mdlm", alpha_0=0.5), "--alpha-0 goes with 'esolm'; this is"),
+        ("ar", Options(block_size=4), "--block-size goes with 'bd3lm'; this is 'ar'"),
+        ("bd3lm", Options(block_size=0), "--block-size is 0"),
+        ("esolm_b", Options(variant="B", seq_len=0), "--length is 0"),
+        ("esolm_b", Options(variant="B", seq_len=-5), "--length is -5"),
+        ("esolm_b", Options(variant="B", alpha_0=2.0), r"--alpha-0 is 2\.0"),
+        ("esolm_b", Options(variant="B", num_heads=0), "--num-heads is 0"),
     ],
 )
 def test_options_that_do_not_fit(
@@ -172,7 +179,13 @@ def test_options_that_do_not_fit(
         ({"name": "sedd"}, "was trained as 'sedd'"),
         ({"diffusion_attn_mode": "mixed"}, "neither those of Eso-LM"),
         ({"sequential_attn_mode": "mixed"}, "neither those of Eso-LM"),
-        ({"batch_split": 1.0}, "kappa = 1 goes with"),
+        ({"alpha_0": 1.5}, r"alpha_0 is 1\.5; it must lie in"),
+        (
+            {"alpha_0": "${eval:1/8}"},
+            r"algo\.alpha_0 is stored, but not as a number: pass --alpha-0",
+        ),
+        ({"alpha_0": float("nan")}, "not as a number: pass --alpha-0"),
+        ({"time_conditioning": True}, "trained with time_conditioning"),
     ],
 )
 def test_configurations_that_cannot_be(
@@ -182,6 +195,75 @@ def test_configurations_that_cannot_be(
     published.save(tmp_path / "a.ckpt", system)
     with pytest.raises(ImportCheckpointError, match=message):
         import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
+
+
+@pytest.mark.parametrize("split", [0.0, 1.0])
+def test_split_that_leaves_a_term_without_rows(tmp_path: Path, quick: None, split: float) -> None:
+    algo = {**SYSTEMS["esolm_b"].algo, "batch_split": split}
+    published.save(tmp_path / "a.ckpt", System("odd", algo))
+    report = import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
+    assert report.network.objective.kappa == 0.5
+    assert any(f"batch_split is {split:g}" in note for note in report.notes)
+
+
+def whole(config: Any) -> dict[str, Any]:
+    return {"hyper_parameters": config}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda config: whole(OmegaConf.create({"config": config, "tokenizer": "gpt2"})),
+        lambda config: whole(OmegaConf.create(config)),
+        lambda config: whole(config),
+        lambda config: {"config": config},
+    ],
+    ids=["DictConfig of all", "DictConfig in place", "dict in place", "under its name"],
+)
+def test_places_of_the_configuration(tmp_path: Path, quick: None, form: Any) -> None:
+    config = published.configuration(SYSTEMS["esolm_a"])
+    published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_a"], **form(config))
+    report = import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
+    objective = asdict(report.network.objective)
+    assert {key: objective[key] for key in EXPECTED["esolm_a"]} == EXPECTED["esolm_a"]
+    assert report.network.seq_len == LENGTH
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float64(0.125), np.float32(0.125), torch.tensor(0.125), "0.125", "${model.share}"],
+    ids=["float64", "float32", "tensor", "text", "interpolation"],
+)
+def test_forms_of_a_number(tmp_path: Path, quick: None, value: Any) -> None:
+    config = published.configuration(SYSTEMS["esolm_b"])
+    config["algo"]["alpha_0"] = value
+    config["model"] |= {"share": 0.125, "length": np.int64(LENGTH)}
+    published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"], config=config)
+    report = import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
+    assert report.network.objective.alpha_0 == 0.125
+    assert report.network.seq_len == LENGTH
+    assert not any("not stored" in note for note in report.notes)
+
+
+def test_a_number_that_cannot_be_read_is_given_by_option(tmp_path: Path, quick: None) -> None:
+    config = published.configuration(SYSTEMS["esolm_b"])
+    config["algo"]["alpha_0"] = "${eval:1/8}"
+    published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"], config=config)
+    options = Options(alpha_0=0.125)
+    report = import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", options)
+    assert report.network.objective.alpha_0 == 0.125
+
+
+@pytest.mark.parametrize("name", ["esolm_a", "esolm_b", "mdlm", "ar", "ar_mask"])
+@pytest.mark.parametrize("length", [1, 2])
+def test_networks_of_a_few_tokens_pass_the_gate(
+    tmp_path: Path, quick: None, name: str, length: int
+) -> None:
+    config = published.configuration(SYSTEMS[name])
+    config["model"]["length"] = length
+    published.save(tmp_path / "a.ckpt", SYSTEMS[name], config=config)
+    report = import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
+    assert report.network.seq_len == length
 
 
 def test_eso_lm_that_is_mdlm(tmp_path: Path, quick: None) -> None:
@@ -232,6 +314,10 @@ def test_file_without_averages(tmp_path: Path, quick: None) -> None:
     system = SYSTEMS["mdlm"]
     content = published.checkpoint(system, raw, None, published.configuration(system))
     torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(ImportCheckpointError, match="pass --weights raw"):
+        import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
+    empty = {"ema": {"decay": 0.9, "num_updates": 0, "shadow_params": []}}
+    torch.save(content | empty, tmp_path / "a.ckpt")
     with pytest.raises(ImportCheckpointError, match="pass --weights raw"):
         import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
     import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options(weights="raw"))

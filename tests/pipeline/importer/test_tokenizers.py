@@ -10,8 +10,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data_prep.tokenizer import load_tokenizer
 from model.attention import AttentionPattern
+from model.objectives import AutoRegressive
 from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.errors import ImportCheckpointError
+from pipeline.errors import ConfigError, ExportError, ImportCheckpointError
+from pipeline.evaluate.subject import open_subject
 from pipeline.evaluate.text import load_codec
 from pipeline.export.export import export
 from pipeline.export.gate_network import bundle_logits, parity_inputs
@@ -165,6 +167,49 @@ def test_directory_without_a_tokenizer(tmp_path: Path) -> None:
         import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options(), tmp_path / "empty")
 
 
+AR_BOS = System("ar_bos", {"name": "ar", "prepend_token": "bos"}, adaln=False)
+
+
+@pytest.mark.parametrize("told", ["gpt2", "bert", "--bos-id"])
+@pytest.mark.parametrize("system", [AR_BOS, SYSTEMS["bd3lm"]], ids=["ar", "bd3lm"])
+def test_bos_is_known_without_a_tokenizer(
+    tmp_path: Path, quick: None, told: str, system: System
+) -> None:
+    """By the pickled tokenizer, [CLS] in that of BERT, or by option: samples begin there."""
+    changes, options, rows, bos_id = {}, Options(bos_id=5), 13, 5
+    if told != "--bos-id":
+        tokenizer: Any = like_bert() if told == "bert" else like_gpt2()
+        changes, options = {"tokenizer": tokenizer}, Options()
+        rows = tokenizer.vocab_size + (told == "gpt2")
+        bos_id = tokenizer.cls_token_id if told == "bert" else tokenizer.bos_token_id
+    published.save(tmp_path / "a.ckpt", system, rows, **changes)
+    import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", options)
+    bundle = tmp_path / "out" / "bundle"
+    config = json.loads((bundle / "config.json").read_text())
+    assert config["bos_token_id"] == bos_id
+    assert config["prepend_token_id"] == (bos_id if system is AR_BOS else None)
+    written = generate(load_bundle(bundle), Request(num_samples=2)).sequences
+    if system is AR_BOS:
+        objective = open_subject(bundle, None, torch.device("cpu")).objective
+        assert objective == AutoRegressive(prepend_id=bos_id)
+    else:
+        assert written[:, 0].tolist() == [bos_id] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(bos_id=12), "one of the 13 rows, and not the mask"),
+        (Options(bos_id=13), "one of the 13 rows"),
+        (Options(bos_id=-1), "one of the 13 rows"),
+    ],
+)
+def test_bos_that_is_no_token(tmp_path: Path, options: Options, message: str) -> None:
+    published.save(tmp_path / "a.ckpt", AR_BOS)
+    with pytest.raises(ImportCheckpointError, match=message):
+        import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", options)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])
 def test_tokenizer_pickled_in_the_file_tells_the_mask(
     tmp_path: Path, quick: None, kind: str
@@ -180,13 +225,20 @@ def test_tokenizer_pickled_in_the_file_tells_the_mask(
 
 
 def test_bos_in_front_without_a_tokenizer(tmp_path: Path, quick: None) -> None:
-    """The bundle then asks for a prompt; with a tokenizer it puts bos there itself."""
-    system = System("ar_bos", {"name": "ar", "prepend_token": "bos"}, adaln=False)
+    """The bundle then asks for what is missing, and never is the bundle of another objective."""
     tokenizer = like_gpt2()
-    published.save(tmp_path / "a.ckpt", system, tokenizer.vocab_size + 1)
+    published.save(tmp_path / "a.ckpt", AR_BOS, tokenizer.vocab_size + 1)
     report = import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
     assert any("begin prompts with it" in note for note in report.notes)
     assert CheckpointReader(tmp_path / "out").objective["prepend"] == "bos"
+    assert verify_bundle(tmp_path / "out" / "bundle")["objective"]["prepend"] == "bos"
+    for path in (tmp_path / "out", tmp_path / "out" / "bundle"):
+        with pytest.raises(ConfigError, match="bos in front: name its --tokenizer"):
+            open_subject(path, None, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"does not know its bos.*--bos-id"):
+        generate(load_bundle(tmp_path / "out" / "bundle"), Request())
+    with pytest.raises(ExportError, match="give its --tokenizer"):
+        export(tmp_path / "out", tmp_path / "again")
     directory = saved(tokenizer, tmp_path / "gpt2")
     import_checkpoint(tmp_path / "a.ckpt", tmp_path / "with", Options(), directory)
     found = [
