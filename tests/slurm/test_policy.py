@@ -1,6 +1,7 @@
 """When a training job comes back and when it does not: scancel, caps, DONE, unfit nodes."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -52,27 +53,42 @@ def submit_stub(folder: Path, dataset: Path, stub: str, *overrides: str) -> str:
     return job_of(submit_run(config, profile, *overrides))
 
 
+@dataclass(frozen=True)
+class LeftAlone:
+    """Two jobs whose ranks ended while there was no controller."""
+
+    saved: Path
+    failed: Path
+    jobs: dict[Path, str]
+
+
 @pytest.fixture(scope="module")
 def left_alone(
     slurm: MiniCluster, dataset: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str]:
-    """A job whose ranks saved while no controller could say whether it is cancelled."""
+) -> LeftAlone:
+    """No controller could say whether the one is cancelled and where the other's nodes are."""
     slurm.empty()
     folder = tmp_path_factory.mktemp("left_alone")
     stub = """
         [ -n "$SLURM_RESTART_COUNT" ] && exit 0
-        touch "{run}/started"
+        touch "{run}/started_$SLURM_PROCID"
         until [ -e "{run}/alone" ]; do sleep 0.2; done
-        exit 85"""
-    job, run = submit_stub(folder, dataset, stub), folder / "run"
-    wait_for(slurm, run, (run / "started").exists, "a start")
+        """
+    ends = {"saved": "exit 85", "failed": "echo 'ValueError: no good' >&2; exit 1"}
+    jobs = {
+        folder / name / "run": submit_stub(folder / name, dataset, stub + end, "slurm.nodes=2")
+        for name, end in ends.items()
+    }
+    for run in jobs:
+        wait_for(slurm, run, (run / "started_1").exists, "a start")
     slurm.stop_controller()
-    (run / "alone").touch()
-    log = run / "slurm" / "logs" / f"train-{job}.log"
-    slurm.wait_until(lambda: "Unable to contact" in log.read_text(), "a question", 600)
+    for run, job in jobs.items():
+        (run / "alone").touch()
+        log = run / "slurm" / "logs" / f"train-{job}.log"
+        slurm.wait_until(lambda log=log: "Unable to contact" in log.read_text(), "a question", 600)
     slurm.start_controller()
     slurm.wait_until(slurm.nodes_answer, "all nodes", 600)  # until then a submit is refused
-    return run, job
+    return LeftAlone(*jobs, jobs)
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +141,14 @@ def test_an_unfit_node_is_excluded(unfit: Path, slurm: MiniCluster) -> None:
     assert record["Restarts"] == "1"
 
 
-def test_a_controller_that_is_down_for_a_while(
-    left_alone: tuple[Path, str], slurm: MiniCluster
-) -> None:
-    run, job = left_alone
-    slurm.wait_for_state(job, "COMPLETED")
-    assert slurm.job(job)["Restarts"] == "1", explain(run)
+def test_a_controller_that_is_down_for_a_while(left_alone: LeftAlone, slurm: MiniCluster) -> None:
+    """What was to come back does; of an ordinary error no node is blamed."""
+    saved, failed = left_alone.saved, left_alone.failed
+    slurm.wait_for_state(left_alone.jobs[saved], "COMPLETED")
+    assert slurm.job(left_alone.jobs[saved])["Restarts"] == "1", explain(saved)
+    record = slurm.wait_for_state(left_alone.jobs[failed], "FAILED")
+    assert (record["Restarts"], record["ExcNodeList"]) == ("0", "(null)"), explain(failed)
+    assert events(failed, "failed")[0].detail == "exit code 1: ValueError: no good"
 
 
 def test_a_preflight_that_cannot_run_blames_no_node(
