@@ -44,7 +44,7 @@ class HealthSection:
     min_free_gb: float = 5.0
     """Least free space in the scratch folder and in the run directory."""
     max_clock_skew_seconds: float = 30.0
-    """Most that a node's clock may differ from the first node's, the time to start included."""
+    """Most that a node's clock may differ from the first node's; rounded up to whole seconds."""
     min_allreduce_gb_per_second: float = 0.0
     """Least bus bandwidth within a node, and between two; 0: not measured."""
     timeout_seconds: int = 300
