@@ -128,7 +128,17 @@ class ClusterProfile:
             problems.append(f"container.runtime is '{self.container.runtime}'; choose {choices}")
         elif self.container.runtime != "none" and not self.container.image:
             problems.append(f"container.runtime {self.container.runtime} needs container.image")
+        if self.container.runtime == "pyxis" and self.scratch and not self._sees_scratch():
+            problems.append(
+                f"scratch {self.scratch} is not in the container: mount its folder on the node "
+                "with container.mounts, or leave it out"
+            )
         return problems
+
+    def _sees_scratch(self) -> bool:
+        """Pyxis mounts before a task can make the folder, so one above it has to be mounted."""
+        targets = [Path(mount.split(":")[-1]) for mount in self.container.mounts]
+        return any(target in Path(self.scratch).parents for target in targets)
 
 
 def load_profile(name: str) -> ClusterProfile:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipeline.checkpoint.remote import is_url
 from pipeline.config import RunConfig, load_config, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.slurm import client
@@ -16,7 +17,7 @@ from pipeline.slurm.chain import CANCELLED, Chain, ChainJob, refuse_if_live, wri
 from pipeline.slurm.check import cluster_problems
 from pipeline.slurm.lint import lint_script
 from pipeline.slurm.profile import ClusterProfile, load_profile, time_problems
-from pipeline.slurm.render import render
+from pipeline.slurm.render import mounted_folders, render
 from pipeline.slurm.stages import STAGES, Job, Paths, plan_jobs, prep_problems
 from pipeline.train.experiment import problems_before_data, resolve
 from pipeline.train.run_directory import REVISION, RunDirectory, git_revision
@@ -37,6 +38,7 @@ class Submission:
     jobs: list[Job]
     scripts: dict[str, str]
     notes: list[str]
+    in_container: bool
 
 
 def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[str]) -> Submission:
@@ -54,6 +56,7 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
         problems.append(f"slurm.max_restarts is {config.slurm.max_restarts}; 0 is the least")
     if not _PLAIN_PATH.fullmatch(config.run.dir):
         problems.append(f"run.dir {config.run.dir} holds characters that Slurm would misread")
+    problems += _mount_problems(config, profile, stages)
     if "prep" in stages:
         problems += prep_problems(config)
     usable: list[int] = []
@@ -73,7 +76,8 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
     revision = git_revision()
     scripts = {job.stage: render(job, config, profile, paths, usable, revision) for job in jobs}
     _check_scripts(scripts, ask_slurm=reason is None)
-    return Submission(config, cluster, revision, paths, jobs, scripts, notes)
+    in_container = profile.container.runtime != "none"
+    return Submission(config, cluster, revision, paths, jobs, scripts, notes, in_container)
 
 
 def submit(submission: Submission) -> Chain:
@@ -122,7 +126,20 @@ def _absolute(config: RunConfig) -> RunConfig:
     config.prep.inputs = [str(Path(path).resolve()) for path in config.prep.inputs]
     if config.prep.tokenizer:
         config.prep.tokenizer = str(Path(config.prep.tokenizer).resolve())
+    if config.train.init_from and not is_url(config.train.init_from):
+        config.train.init_from = str(Path(config.train.init_from).resolve())
     return config
+
+
+def _mount_problems(config: RunConfig, profile: ClusterProfile, stages: list[str]) -> list[str]:
+    """Paths that a container's runtime would take apart."""
+    folders = [folder for stage in stages for folder in mounted_folders(config, profile, stage)]
+    return [
+        f"{folder} cannot be mounted into a container: it holds other characters than letters, "
+        "digits and . / + @ = - _"
+        for folder in dict.fromkeys(folders)
+        if folder != config.run.dir and not all(map(_PLAIN_PATH.fullmatch, folder.split(":")))
+    ]
 
 
 def _stage_problems(stages: list[str]) -> list[str]:
@@ -221,6 +238,9 @@ def _write(submission: Submission) -> None:
     (paths.slurm / CANCELLED).unlink(missing_ok=True)
     paths.code.mkdir(parents=True)
     paths.config.write_text(to_yaml(submission.config))
+    if submission.in_container:  # what a job is yet to make has to be there to be mounted
+        for folder in (submission.config.data.path, submission.config.prep.tokenizer):
+            Path(folder).mkdir(parents=True, exist_ok=True)
     source = Path(__file__).parents[2]
     for package in PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")

@@ -70,6 +70,40 @@ def test_one_submit_from_text_to_a_bundle(
     assert "nothing is left to do" in again.stdout
 
 
+# As strict as the real one about mounts, but what it starts runs outside.
+APPTAINER = """#!/bin/bash
+shift
+while [[ $1 == --* ]]; do
+    [ "$1" = --bind ] && bound="$bound $2"
+    [ "$1" = --pwd ] && cd "$2"
+    shift 2
+done
+for mount in $bound ${APPTAINER_BIND//,/ }; do
+    [ -e "${mount%%:*}" ] || { echo "OSError: mount source ${mount%%:*} doesn't exist"; exit 255; }
+    [ "${mount%%:*}" = "$TMPDIR" ] && scratch=yes
+done
+[ -n "$scratch" ] || { echo "OSError: no $TMPDIR in the container"; exit 255; }
+exec "${@:2}"
+"""
+
+
+def test_in_a_container_from_the_first_submit(
+    cluster: MiniCluster, corpus: Path, tmp_path: Path
+) -> None:
+    """Neither data nor tokenizer is there yet, and the scratch folder is to be made."""
+    config, run = write_run(tmp_path, tmp_path / "data", steps=10), tmp_path / "run"
+    apptainer = tmp_path / "apptainer"
+    apptainer.write_text(APPTAINER)
+    apptainer.chmod(0o755)
+    extra = "container: {runtime: apptainer, image: image.sif}\n"
+    extra += f"setup: ['PATH={tmp_path}:$PATH']\nscratch: {tmp_path}/scratch/$SLURM_JOB_ID\n"
+    settings = [f"prep.inputs=[{corpus}]", f"prep.tokenizer={tmp_path / 'tokenizer'}"]
+    settings += ["prep.vocab_size=400", "prep.tasks=1", "prep.valid_fraction=0.2"]
+    submit_run(config, write_profile(tmp_path, extra=extra), *settings, stages=("prep",))
+    stages = wait_for_chain(cluster, run)
+    assert [s.state for s in stages.values()] == ["COMPLETED"] * 3, format_chain([*stages.values()])
+
+
 def test_a_failing_prep_task_and_its_repair(
     cluster: MiniCluster, corpus: Path, tmp_path: Path
 ) -> None:

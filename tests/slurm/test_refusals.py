@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.slurm.check import association_problems
 from pipeline.slurm.client import SlurmError
 from pipeline.slurm.lint import lint_script
-from pipeline.slurm.profile import PROFILES, ClusterProfile, load_profile
+from pipeline.slurm.profile import PROFILES, ClusterProfile, ContainerSection, load_profile
 from pipeline.slurm.stages import STAGES
 from pipeline.slurm.submit import prepare, submit
 from pipeline.train.run_directory import RunDirectory
@@ -131,6 +131,36 @@ def test_scripts_of_every_shipped_profile_pass_shellcheck(
             ["shellcheck", "-"], input=script, capture_output=True, text=True, check=False
         )
         assert checked.returncode == 0, f"{stage}:\n{checked.stdout}"
+
+
+CONTAINER = "container: {{runtime: {}, image: i.sif, mounts: [/shared/data]}}\n"
+
+
+def test_a_container_sees_what_its_job_reads(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.slurm.client.why_unavailable", lambda: "no Slurm here")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first" / "checkpoints" / "step_00000004").mkdir(parents=True)
+    config = write_run(tmp_path, dataset, steps=4)
+    profile = write_profile(tmp_path, extra=CONTAINER.format("apptainer"))
+    checkpoint = "first/checkpoints/step_00000004"
+    submission = prepare(config, [f"train.init_from={checkpoint}"], str(profile), ["train"])
+    assert submission.config.train.init_from == str(tmp_path / checkpoint)
+    for folder in ("/shared/data", tmp_path / "run", dataset, tmp_path / "first"):
+        assert f"--bind {folder}:{folder}\n" in submission.scripts["train"]
+    config = write_run(tmp_path / "a b", tmp_path / "one two", steps=4)
+    with pytest.raises(ConfigError) as refused:
+        prepare(config, [f"run.dir={tmp_path}/run"], str(profile), ["export"])
+    assert "one two cannot be mounted into a container" in str(refused.value)
+
+
+def test_pyxis_makes_no_folder_on_the_node() -> None:
+    container = ContainerSection("pyxis", "image.sqsh", ["/nvme"])
+    profile = ClusterProfile(gpus_per_node=1, scratch="/nvme/$SLURM_JOB_ID", container=container)
+    assert profile.problems() == []
+    profile.scratch = "/local/$SLURM_JOB_ID"
+    assert "scratch /local/$SLURM_JOB_ID is not in the container" in profile.problems()[0]
 
 
 @pytest.mark.parametrize(
