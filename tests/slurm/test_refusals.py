@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.slurm.check import association_problems
-from pipeline.slurm.client import SlurmError
+from pipeline.slurm.client import SlurmError, accounted_states
 from pipeline.slurm.lint import lint_script
 from pipeline.slurm.profile import PROFILES, ClusterProfile, ContainerSection, load_profile
 from pipeline.slurm.stages import STAGES
@@ -77,6 +77,7 @@ def test_a_live_run_is_not_submitted_again(
     assert cancelled.returncode == 0, cancelled.stderr
     assert f"train: job {chain.jobs[0].job_id} cancelled (it was PENDING)" in cancelled.stdout
     assert cluster.job(chain.jobs[0].job_id)["JobState"] == "CANCELLED"
+    assert accounted_states(chain.jobs[0].job_id) is None, "this cluster keeps no accounts"
     second = submit_run(config, profile)
     assert second.submission != chain.submission
 
