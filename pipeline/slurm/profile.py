@@ -8,6 +8,8 @@ from pipeline.config import load_structured
 from pipeline.errors import ConfigError
 
 PROFILES = Path(__file__).parents[2] / "configs" / "cluster"
+LIMIT_CHECK_SECONDS = 30
+"""How often Slurm looks at time limits."""
 RUNTIMES = ("none", "pyxis", "apptainer")
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
@@ -63,6 +65,8 @@ class ClusterProfile:
     """0: a cluster without GPUs, trained on by gloo."""
     gpu_type: str = ""
     """Where the cluster names its GPUs, e.g. a100."""
+    gpu_memory_gb: float = 0.0
+    """Of one GPU; 0: the data sheet's, if gpu_type says which it is, else not checked."""
     tasks_per_node: int = 0
     """Ranks on a node; 0: one per GPU."""
     cpus_per_task: int = 8
@@ -166,6 +170,17 @@ def time_problems(name: str, value: str) -> list[str]:
     return [
         f"{name} is '{value}'; write DAYS-HOURS:MINUTES such as 0-01:30, or HOURS:MINUTES:SECONDS "
         "in quotes"
+    ]
+
+
+def warning_problems(limit: str, warn_seconds: int) -> list[str]:
+    """A job that is asked to stop as it starts: Slurm looks at limits only every so often."""
+    seconds = seconds_of(limit)
+    if seconds is None or seconds > warn_seconds + LIMIT_CHECK_SECONDS:
+        return []
+    return [
+        f"time limit {limit} leaves nothing to train in: the ranks are asked to save warn_seconds "
+        f"{warn_seconds} before it, up to {LIMIT_CHECK_SECONDS} s early"
     ]
 
 

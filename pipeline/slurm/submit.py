@@ -16,7 +16,8 @@ from pipeline.slurm import client
 from pipeline.slurm.chain import CANCELLED, Chain, ChainJob, refuse_if_live, write_chain
 from pipeline.slurm.check import cluster_problems
 from pipeline.slurm.lint import lint_script
-from pipeline.slurm.profile import ClusterProfile, load_profile, time_problems
+from pipeline.slurm.memory import memory_problems
+from pipeline.slurm.profile import ClusterProfile, load_profile, time_problems, warning_problems
 from pipeline.slurm.render import mounted_folders, render
 from pipeline.slurm.stages import STAGES, Job, Paths, plan_jobs, prep_problems
 from pipeline.train.experiment import problems_before_data, resolve
@@ -46,23 +47,25 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
 
     Raises ConfigError with every problem at once.
     """
-    config = _absolute(load_config(config_path, overrides))
-    profile = load_profile(cluster)
+    config, profile = _load(config_path, overrides, cluster)
     problems = _stage_problems(stages) + profile.problems()
-    fewest, most = _node_range(config)
+    fewest, most, found = _node_range(config)
+    problems += found
     if config.slurm.time:
         problems += time_problems("slurm.time", config.slurm.time)
+    if "train" in stages:
+        problems += warning_problems(config.slurm.time or profile.time, profile.warn_seconds)
     if config.slurm.max_restarts < 0:
         problems.append(f"slurm.max_restarts is {config.slurm.max_restarts}; 0 is the least")
     if not _PLAIN_PATH.fullmatch(config.run.dir):
         problems.append(f"run.dir {config.run.dir} holds characters that Slurm would misread")
     problems += _mount_problems(config, profile, stages)
     if "prep" in stages:
-        problems += prep_problems(config)
+        problems += prep_problems(config, stages)
     usable: list[int] = []
     if "train" in stages and profile.ranks_per_node > 0:
         usable, found = _usable_nodes(config, profile, fewest, most, "prep" in stages)
-        problems += found
+        problems += found or memory_problems(config, profile, fewest)
     paths = Paths(Path(config.run.dir), _next_submission(Path(config.run.dir)))
     jobs, notes = plan_jobs(config, stages, paths) if not problems else ([], [])
     jobs, notes = _without_finished(config, jobs, notes)
@@ -78,6 +81,24 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
     _check_scripts(scripts, ask_slurm=reason is None)
     in_container = profile.container.runtime != "none"
     return Submission(config, cluster, revision, paths, jobs, scripts, notes, in_container)
+
+
+def _load(
+    config_path: Path, overrides: list[str], cluster: str
+) -> tuple[RunConfig, ClusterProfile]:
+    """Raises ConfigError with what is wrong in either."""
+    problems = []
+    try:
+        config = _absolute(load_config(config_path, overrides))
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        profile = load_profile(cluster)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return config, profile
 
 
 def submit(submission: Submission) -> Chain:
@@ -152,13 +173,14 @@ def _stage_problems(stages: list[str]) -> list[str]:
     return problems
 
 
-def _node_range(config: RunConfig) -> tuple[int, int]:
+def _node_range(config: RunConfig) -> tuple[int, int, list[str]]:
+    """Fewest and most nodes, and what is wrong with them."""
     match = _NODES.fullmatch(config.slurm.nodes)
     fewest = int(match[1]) if match else 0
     most = int(match[2] or fewest) if match else 0
-    if not 1 <= fewest <= most:
-        raise ConfigError(f"slurm.nodes is '{config.slurm.nodes}'; write a number or MIN-MAX")
-    return fewest, most
+    if 1 <= fewest <= most:
+        return fewest, most, []
+    return 1, 1, [f"slurm.nodes is '{config.slurm.nodes}'; write a number or MIN-MAX"]
 
 
 def _usable_nodes(
