@@ -1,50 +1,154 @@
 """All-reduce bandwidth within a node and between neighbours, to name the node that is slow."""
 
+import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from pipeline.parallel.bootstrap import device_of, process_info
+from pipeline.parallel.bootstrap import ProcessInfo, device_of, process_info
 
 MEGABYTES = {"cuda": 256, "cpu": 16}
 REPEATS = 5
-TIMEOUT = timedelta(minutes=4)
+LEAVE_SECONDS = 10
 
 
-def bandwidth_problems(least_gb_per_second: float) -> list[str]:
-    """What is too slow about this rank's node; collective over all ranks of the step.
+class UnmeasuredError(Exception):
+    """Nothing could be learnt about this node, and it need not be at fault."""
 
-    Each node by itself first, then each with both of its neighbours in a ring: a node is to blame
-    if it is slow alone or with every neighbour. Of two slow nodes both are.
+
+class UnmetError(UnmeasuredError):
+    """This rank could not even meet the others."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this rank stands, and the longest time it spends on each of the steps."""
+
+    rank: int
+    world_size: int
+    ranks_per_node: int
+    device: torch.device
+    patience: timedelta
+
+    @property
+    def node(self) -> int:
+        return self.rank // self.ranks_per_node
+
+    @property
+    def num_nodes(self) -> int:
+        return self.world_size // self.ranks_per_node
+
+
+def bandwidth_problems(
+    least_gb_per_second: float, ranks_per_node: int, found: list[str], patience: timedelta
+) -> list[str]:
+    """What is wrong with this rank's node; collective over all ranks of the step.
+
+    found: what this rank knows to be wrong already. Every rank tells the others before anything is
+    measured, for a collective fails on all nodes when one is broken. Then each node by itself, and
+    last each with both of its neighbours in a ring: a node is to blame if it fails or is slow
+    alone or with every neighbour. Of two slow nodes both are, of two that fail together neither.
+
+    Raises UnmeasuredError if others spoil it.
     """
     info = process_info()
-    device = device_of(info)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=info.rank, world_size=info.world_size, timeout=TIMEOUT)
+    device, found = _usable_device(info, found)
+    place = Place(info.rank, info.world_size, ranks_per_node, device, patience)
+    with _meeting(place) as store:
+        told = _exchange(store, place, found)
+        problems = _told_of(place, told)
+        if not problems:
+            problems = _slowness(store, place, least_gb_per_second)
+    return problems
+
+
+def _usable_device(info: ProcessInfo, found: list[str]) -> tuple[torch.device, list[str]]:
     try:
-        nodes = _nodes()
-        mine = nodes.index(os.environ["SLURMD_NODENAME"])
-        ranks_per_node = info.world_size // len(nodes)
-        alone = _measure([[node] for node in range(len(nodes))], mine, ranks_per_node, device)
-        problems = []
-        if alone and alone[0] < least_gb_per_second:
-            problems.append(f"all-reduce within the node runs at {alone[0]:.2f} GB/s")
-        speeds = _measure(ring(len(nodes)), mine, ranks_per_node, device)
-        if speeds and max(speeds) < least_gb_per_second:
-            problems.append(f"all-reduce with its neighbours runs at {max(speeds):.2f} GB/s")
-        return [f"{text}; {least_gb_per_second:g} are wanted" for text in problems]
+        device = device_of(info)
+        torch.ones(1, device=device).item()
+    except RuntimeError as error:
+        return torch.device("cpu"), [*found, f"rank {info.rank} cannot compute: {_said(error)}"]
+    return device, found
+
+
+def _told_of(place: Place, told: list[list[str] | None]) -> list[str]:
+    """Problems of this rank's node. Raises UnmeasuredError if only others have any."""
+    mine = told[place.node * place.ranks_per_node :][: place.ranks_per_node]
+    problems = [text for said in mine for text in said or []]
+    if None in mine:
+        problems.append(f"{mine.count(None)} of its {len(mine)} ranks did not start")
+    others = [str(rank) for rank, said in enumerate(told) if said != []]
+    if others and not problems:
+        raise UnmeasuredError(f"not measured, because of what ranks {', '.join(others)} are on")
+    return problems
+
+
+@contextmanager
+def _meeting(place: Place) -> Iterator[TCPStore]:
+    """The store at which all ranks meet; rank 0, which keeps it, is the last to leave."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    keeper = place.rank == 0
+    try:
+        store = TCPStore(
+            address, port, is_master=keeper, timeout=place.patience, wait_for_workers=False
+        )
+        store.set(f"came/{place.rank}", "")
+    except RuntimeError as error:
+        raise UnmetError(f"no meeting at {address}:{port}: {_said(error)}") from error
+    try:
+        yield store
     finally:
-        dist.destroy_process_group()
+        if keeper:
+            _wait_for_the_others(store, place.world_size)
+        else:
+            with suppress(RuntimeError):  # rank 0 is gone
+                store.add("left", 1)
 
 
-def _nodes() -> list[str]:
-    """Names of the nodes in the order of their ranks."""
-    gathered: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(gathered, os.environ["SLURMD_NODENAME"])
-    return list(dict.fromkeys(gathered))
+def _wait_for_the_others(store: TCPStore, world_size: int) -> None:
+    came = sum(store.check([f"came/{rank}"]) for rank in range(1, world_size))
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while store.add("left", 0) < came and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _exchange(store: TCPStore, place: Place, found: list[str]) -> list[list[str] | None]:
+    """What each rank found wrong, None of those that did not say."""
+    keys = [f"found/{rank}" for rank in range(place.world_size)]
+    try:
+        store.set(keys[place.rank], json.dumps(found))
+        with suppress(dist.DistStoreError):  # too late for some
+            store.wait(keys, place.patience)
+        return [json.loads(store.get(key)) if store.check([key]) else None for key in keys]
+    except RuntimeError as error:
+        raise UnmetError(f"the meeting broke up: {_said(error)}") from error
+
+
+def _slowness(store: Store, place: Place, least_gb_per_second: float) -> list[str]:
+    speeds, failures = _measure([[node] for node in range(place.num_nodes)], store, place)
+    if failures:
+        return [f"all-reduce within the node fails: {failures[0]}"]
+    problems = _too_slow("within the node", speeds, least_gb_per_second)
+    speeds, failures = _measure(ring(place.num_nodes), store, place)
+    if failures and not speeds:
+        text = f"all-reduce with every neighbour fails: {failures[0]}"
+        if place.num_nodes == 2 and not problems:
+            raise UnmeasuredError(text)  # of two that fail together either may be at fault
+        problems.append(text)
+    return problems + _too_slow("with its neighbours", speeds, least_gb_per_second)
+
+
+def _too_slow(where: str, speeds: list[float], least: float) -> list[str]:
+    if not speeds or max(speeds) >= least:
+        return []
+    return [f"all-reduce {where} runs at {max(speeds):.2f} GB/s; {least:g} are wanted"]
 
 
 def ring(num_nodes: int) -> list[list[int]]:
@@ -57,26 +161,41 @@ def ring(num_nodes: int) -> list[list[int]]:
     return pairs[0::2] + pairs[1::2]
 
 
-def _measure(
-    groups: list[list[int]], mine: int, ranks_per_node: int, device: torch.device
-) -> list[float]:
-    """Bus bandwidth in GB/s of each group of nodes that this node is in."""
-    speeds = []
+def _measure(groups: list[list[int]], store: Store, place: Place) -> tuple[list[float], list[str]]:
+    """Bus bandwidth in GB/s of the groups of nodes that this node is in, and why others failed.
+
+    Each group is a world of its own, so that it depends on no other ranks.
+    """
+    speeds, failures = [], []
     for nodes in groups:
-        ranks = [node * ranks_per_node + i for node in nodes for i in range(ranks_per_node)]
-        group = dist.new_group(ranks)
-        if mine in nodes and len(ranks) > 1:
-            speeds.append(_all_reduce_speed(group, len(ranks), device))
-    return speeds
+        first = [node * place.ranks_per_node for node in nodes]
+        ranks = [rank + i for rank in first for i in range(place.ranks_per_node)]
+        if place.node not in nodes or len(ranks) == 1:
+            continue
+        try:
+            dist.init_process_group(
+                "nccl" if place.device.type == "cuda" else "gloo",
+                store=PrefixStore(f"nodes {nodes}", store),
+                rank=ranks.index(place.rank),
+                world_size=len(ranks),
+                timeout=place.patience,
+            )
+            speeds.append(_all_reduce_speed(len(ranks), place.device))
+        except RuntimeError as error:
+            failures.append(_said(error))
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+    return speeds, failures
 
 
-def _all_reduce_speed(group: dist.ProcessGroup, size: int, device: torch.device) -> float:
+def _all_reduce_speed(size: int, device: torch.device) -> float:
     tensor = torch.ones(MEGABYTES[device.type] * 2**20 // 4, device=device)
-    dist.all_reduce(tensor, group=group)  # connects
+    dist.all_reduce(tensor)  # connects
     _finish(device)
     started = time.perf_counter()
     for _ in range(REPEATS):
-        dist.all_reduce(tensor, group=group)
+        dist.all_reduce(tensor)
     _finish(device)
     seconds = (time.perf_counter() - started) / REPEATS
     bytes_moved = tensor.numel() * 4 * 2 * (size - 1) / size
@@ -86,3 +205,7 @@ def _all_reduce_speed(group: dist.ProcessGroup, size: int, device: torch.device)
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _said(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -21,20 +21,39 @@ def cluster_problems(
     """What the live cluster has against the stages. Raises SlurmError if it does not answer."""
     known = _partitions()
     problems = []
-    for name in dict.fromkeys(partition_of(stage, profile) for stage in stages):
-        if name in known:
-            problems += _access_problems(name, known[name], profile)
-        else:
-            named = f"'{name}'" if name else "is missing: it"
-            problems.append(f"partition {named} is not one of {', '.join(sorted(known))}")
-    if "train" in stages and profile.partition in known:
-        problems += _size_problems(profile, _nodes(profile.partition), most_nodes)
+    for names in dict.fromkeys(partition_of(stage, profile) for stage in stages):
+        for name in names.split(","):
+            if name in known:
+                problems += _access_problems(name, known[name], profile)
+            else:
+                named = f"'{name}'" if name else "is missing: it"
+                problems.append(f"partition {named} is not one of {', '.join(sorted(known))}")
+    if "train" in stages:
         limit = config.slurm.time or profile.time
-        problems += _time_problems(profile.partition, known[profile.partition], limit)
-    if profile.cpu_partition in known and not set(stages) <= set(GPU_STAGES):
-        cpu_limit = profile.cpu.time
-        problems += _time_problems(profile.cpu_partition, known[profile.cpu_partition], cpu_limit)
+        problems += _nowhere(
+            {
+                name: _size_problems(name, profile, _nodes(name), most_nodes)
+                + _time_problems(name, known[name], limit)
+                for name in profile.partition.split(",")
+                if name in known
+            }
+        )
+    if not set(stages) <= set(GPU_STAGES):
+        problems += _nowhere(
+            {
+                name: _time_problems(name, known[name], profile.cpu.time)
+                for name in profile.cpu_partition.split(",")
+                if name in known
+            }
+        )
     return list(dict.fromkeys(problems + association_problems(profile)))
+
+
+def _nowhere(found: dict[str, list[str]]) -> list[str]:
+    """What keeps a job out of all of its partitions; Slurm takes the first that it fits."""
+    if not all(found.values()):
+        return []
+    return [problem for problems in found.values() for problem in problems]
 
 
 def _partitions() -> dict[str, dict[str, str]]:
@@ -75,25 +94,26 @@ def _access_problems(name: str, partition: dict[str, str], profile: ClusterProfi
     return problems
 
 
-def _size_problems(profile: ClusterProfile, nodes: list[Node], most_nodes: int) -> list[str]:
+def _size_problems(
+    name: str, profile: ClusterProfile, nodes: list[Node], most_nodes: int
+) -> list[str]:
     problems = []
     cpus = profile.ranks_per_node * profile.cpus_per_task
     most_gpus = max((node.gpus for node in nodes), default=0)
     most_cpus = max((node.cpus for node in nodes), default=0)
     if most_gpus < profile.gpus_per_node:
         problems.append(
-            f"gpus_per_node is {profile.gpus_per_node}; no node of partition {profile.partition} "
+            f"gpus_per_node is {profile.gpus_per_node}; no node of partition {name} "
             f"has more than {most_gpus}"
         )
     if most_cpus < cpus:
         problems.append(
             f"{profile.ranks_per_node} ranks with cpus_per_task {profile.cpus_per_task} need "
-            f"{cpus} CPUs; no node of partition {profile.partition} has more than {most_cpus}"
+            f"{cpus} CPUs; no node of partition {name} has more than {most_cpus}"
         )
     if most_nodes > len(nodes):
         problems.append(
-            f"slurm.nodes asks for {most_nodes} nodes; partition {profile.partition} has "
-            f"{len(nodes)}"
+            f"slurm.nodes asks for {most_nodes} nodes; partition {name} has {len(nodes)}"
         )
     return problems
 

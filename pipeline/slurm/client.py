@@ -104,6 +104,16 @@ def records(job_id: str) -> list[JobRecord] | None:
     return [_record(fields(line)) for line in lines if line.startswith("JobId=")]
 
 
+def accounted_states(job_id: str) -> list[str] | None:
+    """States of the job, or of the array's tasks, in Slurm's accounts; None if it keeps none."""
+    try:
+        lines = call("sacct", "-nXP", "-j", job_id, "-o", "JobID,State").splitlines()
+    except SlurmError:
+        return None
+    # As in "123_4|CANCELLED by 1000".
+    return [line.split("|")[1].split()[0] for line in lines if "|" in line]
+
+
 def fields(line: str) -> dict[str, str]:
     """`Key=value` words of a line of scontrol's."""
     return dict(word.split("=", 1) for word in line.split() if "=" in word)

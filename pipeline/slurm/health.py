@@ -1,8 +1,16 @@
 """The pre-flight step of a training job: is every node fit to train on?
 
-One process per node, or one per rank where bandwidth is measured too. A node that is fit leaves
-NODE.ok in the reports folder; one that is not leaves NODE.failed with the reasons, one that hangs
-leaves nothing, and the batch script excludes both. Needs torch only to measure bandwidth.
+One process per node, or one per rank where bandwidth is measured too. Each node leaves its verdict
+in the reports folder, with the reasons:
+
+NODE.ok          fit
+NODE.failed      unfit
+NODE.began       fit as far as could be seen; measuring the bandwidth has not come to an end
+NODE.unmeasured  the same, and others may be why it could not be measured
+NODE.unmet       the same, and it did not even meet the others
+
+One that hangs leaves nothing. What follows from the verdicts decides the batch script. Needs torch
+only to measure bandwidth.
 """
 
 import argparse
@@ -12,50 +20,66 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
+from datetime import timedelta
 from pathlib import Path
 
 
 def main() -> int:
     """Checks this node; exit code 0 if it is fit."""
+    given = _arguments()
+    node = os.environ.get("SLURMD_NODENAME", platform.node())
+    is_first = os.environ.get("SLURM_LOCALID", "0") == "0"  # it speaks for its node
+    problems = _node_problems(given) if is_first else []
+    verdict = "failed" if problems else "ok"
+    if given.min_allreduce_gb_per_second > 0:
+        if is_first:  # before others can spoil it
+            write_verdict(given.reports, node, "failed" if problems else "began", problems)
+        verdict, problems = _measured(given, problems)
+    if not is_first:
+        return 0
+    write_verdict(given.reports, node, verdict, problems)
+    print(f"{node}: {'; '.join(problems) or 'fit'}", file=sys.stderr)
+    return 0 if verdict == "ok" else 1
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--reports", type=Path, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--min-free-gb", type=float, default=0.0)
-    parser.add_argument("--clock", type=float, help="what the first node's clock said at the start")
-    parser.add_argument("--max-clock-skew", type=float, default=30.0)
     parser.add_argument("--min-allreduce-gb-per-second", type=float, default=0.0)
-    given = parser.parse_args()
-    node = os.environ.get("SLURMD_NODENAME", platform.node())
-    problems: list[str] = []
-    is_first = os.environ.get("SLURM_LOCALID", "0") == "0"
-    if is_first:
-        folders = [given.run_dir, Path(os.environ.get("TMPDIR", tempfile.gettempdir()))]
-        problems += clock_problems(given.clock, given.max_clock_skew)
-        problems += [text for path in folders for text in disk_problems(path, given.min_free_gb)]
-        problems += gpu_problems(given.gpus)
-    if given.min_allreduce_gb_per_second > 0:
-        from pipeline.slurm.bandwidth import bandwidth_problems
-
-        problems += bandwidth_problems(given.min_allreduce_gb_per_second)
-    if not is_first:
-        return 0  # the node's first process speaks for it
-    verdict = "failed" if problems else "ok"
-    (given.reports / f"{node}.{verdict}").write_text(f"{node}: {'; '.join(problems)}\n")
-    print(f"{node}: {'; '.join(problems) or 'fit'}", file=sys.stderr)
-    return 1 if problems else 0
+    parser.add_argument("--ranks-per-node", type=int, default=1)
+    parser.add_argument("--timeout-seconds", type=float, default=300.0, help="for everything")
+    return parser.parse_args()
 
 
-def clock_problems(reference: float | None, most_seconds: float) -> list[str]:
-    """Compares this node's clock with another's reading, taken just before this process started."""
-    if reference is None:
-        return []
-    ahead = time.time() - reference
-    # Behind is wrong at once (the reading was cut to whole seconds); ahead includes the start.
-    if -1.0 <= ahead <= most_seconds:
-        return []
-    return [f"the clock is {ahead:+.0f} s off that of the first node"]
+def _node_problems(given: argparse.Namespace) -> list[str]:
+    folders = [given.run_dir, Path(os.environ.get("TMPDIR", tempfile.gettempdir()))]
+    problems = [text for path in folders for text in disk_problems(path, given.min_free_gb)]
+    return problems + gpu_problems(given.gpus)
+
+
+def _measured(given: argparse.Namespace, found: list[str]) -> tuple[str, list[str]]:
+    """The verdict on this rank's node with its bandwidth, and the reasons."""
+    from pipeline.slurm.bandwidth import UnmeasuredError, UnmetError, bandwidth_problems
+
+    # It has that many steps, of which each may have to wait for a rank that is gone.
+    patience = timedelta(seconds=given.timeout_seconds / 5)
+    least, ranks = given.min_allreduce_gb_per_second, given.ranks_per_node
+    try:
+        problems = bandwidth_problems(least, ranks, found, patience)
+    except UnmeasuredError as error:
+        verdict = "unmet" if isinstance(error, UnmetError) else "unmeasured"
+        return ("failed", found) if found else (verdict, [str(error)])
+    return "failed" if problems else "ok", problems
+
+
+def write_verdict(reports: Path, node: str, verdict: str, reasons: list[str]) -> None:
+    """Leaves NODE.VERDICT in place of any other of the node."""
+    (reports / f"{node}.{verdict}").write_text(f"{node}: {'; '.join(reasons)}\n")
+    for other in {"ok", "failed", "began", "unmeasured", "unmet"} - {verdict}:
+        (reports / f"{node}.{other}").unlink(missing_ok=True)
 
 
 def disk_problems(folder: Path, least_gb: float) -> list[str]:

@@ -8,6 +8,8 @@ from pipeline.config import load_structured
 from pipeline.errors import ConfigError
 
 PROFILES = Path(__file__).parents[2] / "configs" / "cluster"
+LIMIT_CHECK_SECONDS = 30
+"""How often Slurm looks at time limits."""
 RUNTIMES = ("none", "pyxis", "apptainer")
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
@@ -44,7 +46,7 @@ class HealthSection:
     min_free_gb: float = 5.0
     """Least free space in the scratch folder and in the run directory."""
     max_clock_skew_seconds: float = 30.0
-    """Most that a node's clock may differ from the first node's, the time to start included."""
+    """Most that a node's clock may differ from the first node's; rounded up to whole seconds."""
     min_allreduce_gb_per_second: float = 0.0
     """Least bus bandwidth within a node, and between two; 0: not measured."""
     timeout_seconds: int = 300
@@ -63,6 +65,8 @@ class ClusterProfile:
     """0: a cluster without GPUs, trained on by gloo."""
     gpu_type: str = ""
     """Where the cluster names its GPUs, e.g. a100."""
+    gpu_memory_gb: float = 0.0
+    """Of one GPU; 0: the data sheet's, if gpu_type says which it is, else not checked."""
     tasks_per_node: int = 0
     """Ranks on a node; 0: one per GPU."""
     cpus_per_task: int = 8
@@ -128,7 +132,17 @@ class ClusterProfile:
             problems.append(f"container.runtime is '{self.container.runtime}'; choose {choices}")
         elif self.container.runtime != "none" and not self.container.image:
             problems.append(f"container.runtime {self.container.runtime} needs container.image")
+        if self.container.runtime == "pyxis" and self.scratch and not self._sees_scratch():
+            problems.append(
+                f"scratch {self.scratch} is not in the container: mount its folder on the node "
+                "with container.mounts, or leave it out"
+            )
         return problems
+
+    def _sees_scratch(self) -> bool:
+        """Pyxis mounts before a task can make the folder, so one above it has to be mounted."""
+        targets = [Path(mount.split(":")[-1]) for mount in self.container.mounts]
+        return any(target in Path(self.scratch).parents for target in targets)
 
 
 def load_profile(name: str) -> ClusterProfile:
@@ -156,6 +170,17 @@ def time_problems(name: str, value: str) -> list[str]:
     return [
         f"{name} is '{value}'; write DAYS-HOURS:MINUTES such as 0-01:30, or HOURS:MINUTES:SECONDS "
         "in quotes"
+    ]
+
+
+def warning_problems(limit: str, warn_seconds: int) -> list[str]:
+    """A job that is asked to stop as it starts: Slurm looks at limits only every so often."""
+    seconds = seconds_of(limit)
+    if seconds is None or seconds > warn_seconds + LIMIT_CHECK_SECONDS:
+        return []
+    return [
+        f"time limit {limit} leaves nothing to train in: the ranks are asked to save warn_seconds "
+        f"{warn_seconds} before it, up to {LIMIT_CHECK_SECONDS} s early"
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.checkpoint.remote import is_url
 from pipeline.config import RunConfig
 from pipeline.slurm.profile import ClusterProfile
 from pipeline.slurm.stages import GPU_STAGES, Job, Paths, partition_of
@@ -32,7 +33,7 @@ def render(
         code=paths.code,
         revision=revision,
         python=profile.python or sys.executable,
-        mounts=_mounts(config, profile, paths),
+        mounts=_mounts(config, profile, job.stage),
         usable_nodes=usable_nodes,
         gpus=lambda count: f"{profile.gpu_type}:{count}" if profile.gpu_type else str(count),
     )
@@ -93,9 +94,21 @@ def _array(tasks: tuple[int, ...], concurrent: int) -> str:
     return f"{','.join(words)}%{concurrent}"
 
 
-def _mounts(config: RunConfig, profile: ClusterProfile, paths: Paths) -> list[str]:
+def mounted_folders(config: RunConfig, profile: ClusterProfile, stage: str) -> list[str]:
+    """What the container of a stage must see, each FROM or FROM:TO; none without containers."""
+    if profile.container.runtime == "none":
+        return []
+    folders = [*profile.container.mounts, config.run.dir, config.data.path]
+    if stage in ("tokenizer", "prep"):
+        folders += [*config.prep.inputs, config.prep.tokenizer]
+    if stage == "train" and not is_url(config.train.init_from):
+        # Of a checkpoint the whole run: its tokenizer lies beside the checkpoints.
+        origin = Path(config.train.init_from)
+        folders.append(str(origin.parents[1] if origin.parent.name == "checkpoints" else origin))
+    return [folder for folder in dict.fromkeys(folders) if folder not in ("", ".")]
+
+
+def _mounts(config: RunConfig, profile: ClusterProfile, stage: str) -> list[str]:
     """FROM:TO of all that a container must see."""
-    folders = [*profile.container.mounts, str(paths.run), config.data.path]
-    folders += [*config.prep.inputs, config.prep.tokenizer]
-    pairs = [folder if ":" in folder else f"{folder}:{folder}" for folder in folders if folder]
-    return list(dict.fromkeys(pairs))
+    folders = mounted_folders(config, profile, stage)
+    return [folder if ":" in folder else f"{folder}:{folder}" for folder in folders]

@@ -15,6 +15,7 @@ from pipeline.slurm.profile import ClusterProfile
 STAGES = ("prep", "train", "evaluate", "export")
 # What runs on the partition of training; the rest on that for jobs without GPUs.
 GPU_STAGES = ("train", "evaluate")
+FEWEST_PIECES = 260
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def _missing_tasks(config: RunConfig) -> list[int]:
     return [task for task in range(prep.tasks) if not is_finished(job, task)]
 
 
-def prep_problems(config: RunConfig) -> list[str]:
-    """Everything wrong with the `prep` section."""
+def prep_problems(config: RunConfig, stages: list[str]) -> list[str]:
+    """Everything wrong with the `prep` section, also for the stages that use what it makes."""
     prep = config.prep
     problems = []
     if not prep.inputs and not prep.from_python_stdlib:
@@ -136,12 +137,32 @@ def prep_problems(config: RunConfig) -> list[str]:
         problems.append(f"prep.tasks is {prep.tasks}; it must be at least 1")
     if prep.on_bad_document not in ("error", "skip"):
         problems.append(f"prep.on_bad_document is '{prep.on_bad_document}'; choose error or skip")
+    if not 0 <= prep.valid_fraction < 1:
+        problems.append(f"prep.valid_fraction is {prep.valid_fraction}; it must be in [0, 1)")
+    elif prep.valid_fraction == 0 and (readers := _readers_of_valid(config, stages)):
+        problems.append(
+            f"prep.valid_fraction is 0, which leaves nothing to validate on for {readers}"
+        )
+    if prep.shard_tokens < 1:
+        problems.append(f"prep.shard_tokens is {prep.shard_tokens}; it must be at least 1")
+    if prep.vocab_size <= FEWEST_PIECES and not (Path(prep.tokenizer) / MODEL_NAME).exists():
+        problems.append(
+            f"prep.vocab_size is {prep.vocab_size}; it must be more than {FEWEST_PIECES}, the "
+            "bytes and special symbols of every tokenizer"
+        )
     if not problems:
         try:
             _missing_tasks(config)
         except DataError as error:
             problems.append(str(error))
     return problems
+
+
+def _readers_of_valid(config: RunConfig, stages: list[str]) -> str:
+    readers = ["stage evaluate"] if "evaluate" in stages else []
+    if "train" in stages and config.train.valid_every_steps > 0:
+        readers.append("train.valid_every_steps")
+    return " and ".join(readers)
 
 
 def partition_of(stage: str, profile: ClusterProfile) -> str:

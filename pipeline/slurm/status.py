@@ -53,7 +53,8 @@ def chain_status(run: str | Path) -> list[StageStatus]:
     statuses: list[StageStatus] = []
     for job in chain.jobs:
         records = client.records(job.job_id) if ask else None
-        statuses.append(_status_of(run, job, records, statuses))
+        accounts = client.accounted_states(job.job_id) if ask and not records else []
+        statuses.append(_status_of(run, job, records, accounts, statuses))
     return statuses
 
 
@@ -73,27 +74,39 @@ def read_events(run: Path, stage: str) -> list[Event]:
     events = []
     folder = run / "slurm" / "events"
     for path in [*folder.glob(f"{stage}.tsv"), *folder.glob(f"{stage}-*.tsv")]:
-        for line in path.read_text().splitlines():
-            time, job, restart, name, detail = line.split("\t", 4)
-            events.append(Event(time, job, int(restart), name, detail))
+        for line in path.read_text(errors="replace").splitlines():
+            words = line.split("\t", 4)
+            # A node that dies, or a full disk, may leave half a line.
+            if len(words) == 5 and words[2].isdigit():
+                time, job, restart, name, detail = words
+                events.append(Event(time, job, int(restart), name, detail))
     return sorted(events, key=lambda event: event.time)
 
 
 def _status_of(
-    run: Path, job: ChainJob, records: list[client.JobRecord] | None, before: list[StageStatus]
+    run: Path,
+    job: ChainJob,
+    records: list[client.JobRecord] | None,
+    accounts: list[str] | None,
+    before: list[StageStatus],
 ) -> StageStatus:
+    """By Slurm's records, else its accounts (None: it keeps none), else the job's last words."""
     last = _last_events(run, job)
     if records:
         states = [record.state for record in records]
         restarts = sum(record.restarts for record in records)
     else:
-        states = [_STATE_OF_EVENT.get(event.name, "UNKNOWN") for event in last.values()]
+        told = [_STATE_OF_EVENT.get(event.name, "UNKNOWN") for event in last.values()]
+        states = accounts or told
         restarts = sum(event.restart for event in last.values())
     state = _overall(states) if states else "UNKNOWN"
     culprit = next((s for s in before if s.state in _UNSUCCESSFUL), None)
     detail = _detail(job, state, records, last)
     if not last and culprit is not None and state in ("CANCELLED", "UNKNOWN", "PENDING"):
         state, detail = "CANCELLED", f"never started, because {culprit.stage} did not succeed"
+    if state == "UNKNOWN" and accounts is None:
+        forgotten = "Slurm has forgotten the job and keeps no accounts (sacct)"
+        detail = f"{detail}; {forgotten}" if detail else forgotten
     return StageStatus(job.stage, job.job_id, state, detail, restarts, job.log)
 
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipeline.checkpoint.remote import is_url
 from pipeline.config import RunConfig, load_config, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.slurm import client
 from pipeline.slurm.chain import CANCELLED, Chain, ChainJob, refuse_if_live, write_chain
 from pipeline.slurm.check import cluster_problems
 from pipeline.slurm.lint import lint_script
-from pipeline.slurm.profile import ClusterProfile, load_profile, time_problems
-from pipeline.slurm.render import render
+from pipeline.slurm.memory import memory_problems
+from pipeline.slurm.profile import ClusterProfile, load_profile, time_problems, warning_problems
+from pipeline.slurm.render import mounted_folders, render
 from pipeline.slurm.stages import STAGES, Job, Paths, plan_jobs, prep_problems
 from pipeline.train.experiment import problems_before_data, resolve
 from pipeline.train.run_directory import REVISION, RunDirectory, git_revision
@@ -37,6 +39,7 @@ class Submission:
     jobs: list[Job]
     scripts: dict[str, str]
     notes: list[str]
+    in_container: bool
 
 
 def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[str]) -> Submission:
@@ -44,22 +47,25 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
 
     Raises ConfigError with every problem at once.
     """
-    config = _absolute(load_config(config_path, overrides))
-    profile = load_profile(cluster)
+    config, profile = _load(config_path, overrides, cluster)
     problems = _stage_problems(stages) + profile.problems()
-    fewest, most = _node_range(config)
+    fewest, most, found = _node_range(config)
+    problems += found
     if config.slurm.time:
         problems += time_problems("slurm.time", config.slurm.time)
+    if "train" in stages:
+        problems += warning_problems(config.slurm.time or profile.time, profile.warn_seconds)
     if config.slurm.max_restarts < 0:
         problems.append(f"slurm.max_restarts is {config.slurm.max_restarts}; 0 is the least")
     if not _PLAIN_PATH.fullmatch(config.run.dir):
         problems.append(f"run.dir {config.run.dir} holds characters that Slurm would misread")
+    problems += _mount_problems(config, profile, stages)
     if "prep" in stages:
-        problems += prep_problems(config)
+        problems += prep_problems(config, stages)
     usable: list[int] = []
     if "train" in stages and profile.ranks_per_node > 0:
         usable, found = _usable_nodes(config, profile, fewest, most, "prep" in stages)
-        problems += found
+        problems += found or memory_problems(config, profile, fewest)
     paths = Paths(Path(config.run.dir), _next_submission(Path(config.run.dir)))
     jobs, notes = plan_jobs(config, stages, paths) if not problems else ([], [])
     jobs, notes = _without_finished(config, jobs, notes)
@@ -73,7 +79,26 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
     revision = git_revision()
     scripts = {job.stage: render(job, config, profile, paths, usable, revision) for job in jobs}
     _check_scripts(scripts, ask_slurm=reason is None)
-    return Submission(config, cluster, revision, paths, jobs, scripts, notes)
+    in_container = profile.container.runtime != "none"
+    return Submission(config, cluster, revision, paths, jobs, scripts, notes, in_container)
+
+
+def _load(
+    config_path: Path, overrides: list[str], cluster: str
+) -> tuple[RunConfig, ClusterProfile]:
+    """Raises ConfigError with what is wrong in either."""
+    problems = []
+    try:
+        config = _absolute(load_config(config_path, overrides))
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        profile = load_profile(cluster)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return config, profile
 
 
 def submit(submission: Submission) -> Chain:
@@ -122,7 +147,20 @@ def _absolute(config: RunConfig) -> RunConfig:
     config.prep.inputs = [str(Path(path).resolve()) for path in config.prep.inputs]
     if config.prep.tokenizer:
         config.prep.tokenizer = str(Path(config.prep.tokenizer).resolve())
+    if config.train.init_from and not is_url(config.train.init_from):
+        config.train.init_from = str(Path(config.train.init_from).resolve())
     return config
+
+
+def _mount_problems(config: RunConfig, profile: ClusterProfile, stages: list[str]) -> list[str]:
+    """Paths that a container's runtime would take apart."""
+    folders = [folder for stage in stages for folder in mounted_folders(config, profile, stage)]
+    return [
+        f"{folder} cannot be mounted into a container: it holds other characters than letters, "
+        "digits and . / + @ = - _"
+        for folder in dict.fromkeys(folders)
+        if folder != config.run.dir and not all(map(_PLAIN_PATH.fullmatch, folder.split(":")))
+    ]
 
 
 def _stage_problems(stages: list[str]) -> list[str]:
@@ -135,13 +173,14 @@ def _stage_problems(stages: list[str]) -> list[str]:
     return problems
 
 
-def _node_range(config: RunConfig) -> tuple[int, int]:
+def _node_range(config: RunConfig) -> tuple[int, int, list[str]]:
+    """Fewest and most nodes, and what is wrong with them."""
     match = _NODES.fullmatch(config.slurm.nodes)
     fewest = int(match[1]) if match else 0
     most = int(match[2] or fewest) if match else 0
-    if not 1 <= fewest <= most:
-        raise ConfigError(f"slurm.nodes is '{config.slurm.nodes}'; write a number or MIN-MAX")
-    return fewest, most
+    if 1 <= fewest <= most:
+        return fewest, most, []
+    return 1, 1, [f"slurm.nodes is '{config.slurm.nodes}'; write a number or MIN-MAX"]
 
 
 def _usable_nodes(
@@ -221,6 +260,9 @@ def _write(submission: Submission) -> None:
     (paths.slurm / CANCELLED).unlink(missing_ok=True)
     paths.code.mkdir(parents=True)
     paths.config.write_text(to_yaml(submission.config))
+    if submission.in_container:  # what a job is yet to make has to be there to be mounted
+        for folder in (submission.config.data.path, submission.config.prep.tokenizer):
+            Path(folder).mkdir(parents=True, exist_ok=True)
     source = Path(__file__).parents[2]
     for package in PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")

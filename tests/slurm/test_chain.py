@@ -70,16 +70,57 @@ def test_one_submit_from_text_to_a_bundle(
     assert "nothing is left to do" in again.stdout
 
 
+# As strict as the real one about mounts, but what it starts runs outside.
+APPTAINER = """#!/bin/bash
+shift
+while [[ $1 == --* ]]; do
+    [ "$1" = --bind ] && bound="$bound $2"
+    [ "$1" = --pwd ] && cd "$2"
+    shift 2
+done
+for mount in $bound ${APPTAINER_BIND//,/ }; do
+    [ -e "${mount%%:*}" ] || { echo "OSError: mount source ${mount%%:*} doesn't exist"; exit 255; }
+    [ "${mount%%:*}" = "$TMPDIR" ] && scratch=yes
+done
+[ -n "$scratch" ] || { echo "OSError: no $TMPDIR in the container"; exit 255; }
+exec "${@:2}"
+"""
+
+
+def test_in_a_container_from_the_first_submit(
+    cluster: MiniCluster, corpus: Path, tmp_path: Path
+) -> None:
+    """Neither data nor tokenizer is there yet, and the scratch folder is to be made."""
+    config, run = write_run(tmp_path, tmp_path / "data", steps=10), tmp_path / "run"
+    apptainer = tmp_path / "apptainer"
+    apptainer.write_text(APPTAINER)
+    apptainer.chmod(0o755)
+    extra = "container: {runtime: apptainer, image: image.sif}\n"
+    extra += f"setup: ['PATH={tmp_path}:$PATH']\nscratch: {tmp_path}/scratch/$SLURM_JOB_ID\n"
+    settings = [f"prep.inputs=[{corpus}]", f"prep.tokenizer={tmp_path / 'tokenizer'}"]
+    settings += ["prep.vocab_size=400", "prep.tasks=1", "prep.valid_fraction=0.2"]
+    submit_run(config, write_profile(tmp_path, extra=extra), *settings, stages=("prep",))
+    stages = wait_for_chain(cluster, run)
+    assert [s.state for s in stages.values()] == ["COMPLETED"] * 3, format_chain([*stages.values()])
+
+
 def test_a_failing_prep_task_and_its_repair(
     cluster: MiniCluster, corpus: Path, tmp_path: Path
 ) -> None:
-    """The file is damaged on disk and restored: neither its size nor its time changes."""
+    """The file is damaged on disk and restored: neither its size nor its time changes.
+
+    Damaged for the last task, whose job has the number of the whole array; the first one waits,
+    to be still there when it fails.
+    """
     config = write_run(tmp_path, tmp_path / "data", steps=10)
-    run, profile = tmp_path / "run", write_profile(tmp_path)
+    run = tmp_path / "run"
+    wait = f'until grep -qsE "failed|stopped" {run}/slurm/events/prep-3.tsv; do sleep 0.2; done'
+    first_waits = f"""setup: ['[ "$SLURM_ARRAY_TASK_ID" != 0 ] || {wait}']\n"""
+    profile = write_profile(tmp_path, extra=first_waits)
     text = tmp_path / "text.jsonl"
     sound, moment = corpus.read_bytes(), (1_700_000_000, 1_700_000_000)
     lines = sound.splitlines(keepends=True)
-    lines[6] = lines[6].replace(b'{"text"', b'{"text?')
+    lines[7] = lines[7].replace(b'{"text"', b'{"text?')
     text.write_bytes(b"".join(lines))
     os.utime(text, moment)
     tokenizer = make_tokenizer(tmp_path / "tokenizer")
@@ -87,8 +128,8 @@ def test_a_failing_prep_task_and_its_repair(
     submit_run(config, profile, *settings, stages=("prep", "train", "export"))
     stages = wait_for_chain(cluster, run)
     assert stages["prep"].state == "FAILED"
-    assert "3 of 4 tasks done; task 2: exit code 64" in stages["prep"].detail
-    assert f"{text}:7: invalid JSON" in stages["prep"].detail
+    assert "3 of 4 tasks done; task 3: exit code 64" in stages["prep"].detail
+    assert f"{text}:8: invalid JSON" in stages["prep"].detail
     for name in ("merge", "train", "export"):
         assert stages[name].state == "CANCELLED"
         assert stages[name].detail == "never started, because prep did not succeed"
@@ -98,9 +139,9 @@ def test_a_failing_prep_task_and_its_repair(
     os.utime(text, moment)
     chain = submit_run(config, profile, *settings, stages=("prep",))
     script = Path(chain.submission) / "prep.sbatch"
-    assert "#SBATCH --array=2%2\n" in script.read_text()
+    assert "#SBATCH --array=3%2\n" in script.read_text()
     stages = wait_for_chain(cluster, run)
     assert {status.state for status in stages.values()} == {"COMPLETED"}
     assert stages["prep"].detail == "1 of 1 tasks done"
-    assert [record["ArrayTaskId"] for record in cluster.jobs(job_of(chain, "prep"))] == ["2"]
+    assert [record["ArrayTaskId"] for record in cluster.jobs(job_of(chain, "prep"))] == ["3"]
     assert (tmp_path / "data" / "manifest.json").exists()

@@ -1,13 +1,16 @@
 """What the pre-flight finds on a node. That a cluster acts on it is tested in test_policy.py."""
 
 import os
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.slurm.bandwidth import ring
-from pipeline.slurm.health import clock_problems, disk_problems, gpu_problems
+from pipeline.slurm.health import disk_problems, gpu_problems
+from tests.dist.ranks import rank_environment
+from tests.processes import ROOT
 
 
 def nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -47,12 +50,57 @@ def test_disks(tmp_path: Path) -> None:
     assert "cannot be written to" in disk_problems(tmp_path / "missing", 0.0)[0]
 
 
-def test_clocks() -> None:
-    now = time.time()
-    assert clock_problems(now, 30.0) == []
-    assert clock_problems(None, 30.0) == []
-    assert "off that of the first node" in clock_problems(now + 100.0, 30.0)[0]
-    assert "off that of the first node" in clock_problems(now - 100.0, 30.0)[0]
+def preflight(folder: Path, faults: list[str], ranks_per_node: int, *options: str) -> set[str]:
+    """The verdicts of nodes a, b and so on. One process for each rank but those `absent`."""
+    processes = []
+    for rank, variables in enumerate(rank_environment(len(faults))):
+        node, local = divmod(rank, ranks_per_node)
+        variables |= {"SLURMD_NODENAME": "abc"[node], "SLURM_LOCALID": str(local)}
+        command = [sys.executable, "-W", "ignore", "-m", "tests.slurm.faulty_health", faults[rank]]
+        command += ["--reports", str(folder), "--run-dir", str(folder), *options]
+        command += ["--min-allreduce-gb-per-second", "1e-9", "--timeout-seconds", "50"]
+        command += ["--ranks-per-node", str(ranks_per_node)]
+        if faults[rank] != "absent":
+            processes.append(subprocess.Popen(command, env=variables, cwd=ROOT))
+    try:
+        for process in processes:
+            process.wait(timeout=120)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("device", "rank 3 cannot compute: CUDA error: uncorrectable ECC"),
+        ("dies", "all-reduce within the node fails"),
+    ],
+)
+def test_only_the_node_at_fault_is_named(fault: str, reason: str, tmp_path: Path) -> None:
+    """A rank that spoils the collectives of all; its node's other rank tells."""
+    assert preflight(tmp_path, ["fit", "fit", "fit", fault], 2) == {"a.unmeasured", "b.failed"}
+    assert reason in (tmp_path / "b.failed").read_text()
+
+
+@pytest.mark.dist
+def test_of_three_nodes_one_dies_in_the_measurement(tmp_path: Path) -> None:
+    """It leaves that it did not come to an end; the others still have each other."""
+    assert preflight(tmp_path, ["fit", "fit", "dies"], 1) == {"a.ok", "b.ok", "c.began"}
+
+
+@pytest.mark.dist
+def test_nodes_that_cannot_meet_blame_nobody(tmp_path: Path) -> None:
+    """Nor each other: the first one has left nothing, which tells enough."""
+    assert preflight(tmp_path, ["absent", "fit", "fit"], 1) == {"b.unmet", "c.unmet"}
+
+
+@pytest.mark.dist
+def test_sound_nodes_are_measured(tmp_path: Path) -> None:
+    assert preflight(tmp_path, ["fit"] * 4, 2) == {"a.ok", "b.ok"}
 
 
 def test_neighbours_are_measured_in_pairs_once_each() -> None:

@@ -1,6 +1,8 @@
 """When a training job comes back and when it does not: scancel, caps, DONE, unfit nodes."""
 
+import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -52,43 +54,68 @@ def submit_stub(folder: Path, dataset: Path, stub: str, *overrides: str) -> str:
     return job_of(submit_run(config, profile, *overrides))
 
 
+@dataclass(frozen=True)
+class LeftAlone:
+    """Two jobs whose ranks ended while there was no controller."""
+
+    saved: Path
+    failed: Path
+    jobs: dict[Path, str]
+
+
 @pytest.fixture(scope="module")
 def left_alone(
     slurm: MiniCluster, dataset: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str]:
-    """A job whose ranks saved while no controller could say whether it is cancelled."""
+) -> LeftAlone:
+    """No controller could say whether the one is cancelled and where the other's nodes are."""
     slurm.empty()
     folder = tmp_path_factory.mktemp("left_alone")
     stub = """
         [ -n "$SLURM_RESTART_COUNT" ] && exit 0
-        touch "{run}/started"
+        touch "{run}/started_$SLURM_PROCID"
         until [ -e "{run}/alone" ]; do sleep 0.2; done
-        exit 85"""
-    job, run = submit_stub(folder, dataset, stub), folder / "run"
-    wait_for(slurm, run, (run / "started").exists, "a start")
+        """
+    ends = {"saved": "exit 85", "failed": "echo 'ValueError: no good' >&2; exit 1"}
+    jobs = {
+        folder / name / "run": submit_stub(folder / name, dataset, stub + end, "slurm.nodes=2")
+        for name, end in ends.items()
+    }
+    for run in jobs:
+        wait_for(slurm, run, (run / "started_1").exists, "a start")
     slurm.stop_controller()
-    (run / "alone").touch()
-    log = run / "slurm" / "logs" / f"train-{job}.log"
-    slurm.wait_until(lambda: "Unable to contact" in log.read_text(), "a question", 600)
+    for run, job in jobs.items():
+        (run / "alone").touch()
+        log = run / "slurm" / "logs" / f"train-{job}.log"
+        slurm.wait_until(lambda log=log: "Unable to contact" in log.read_text(), "a question", 600)
     slurm.start_controller()
     slurm.wait_until(slurm.nodes_answer, "all nodes", 600)  # until then a submit is refused
-    return run, job
+    return LeftAlone(*jobs, jobs)
+
+
+DATE = """#!/bin/bash
+[ "$SLURMD_NODENAME" = node2 ] && set -- --date="100 seconds" "$@"
+exec /bin/date "$@"
+"""
 
 
 @pytest.fixture(scope="module")
 def unfit(slurm: MiniCluster, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run submitted while the first node's scratch folder is broken; bandwidth is measured too.
+    """A run on all nodes, of which one has a broken scratch folder and one a clock that is ahead.
 
-    Under way while another test waits.
+    No difference between clocks is allowed; that programs take seconds to start is none. Bandwidth
+    is measured too. Under way while another test waits.
     """
     folder = tmp_path_factory.mktemp("unfit")
     scratch = folder / "scratch"
     scratch.mkdir()
     (scratch / "node1").write_text("not a folder")
-    profile = write_profile(folder, tasks=2, extra=f"scratch: {scratch}/$SLURMD_NODENAME\n")
-    measured = "health: {min_allreduce_gb_per_second: 0.0001, "
-    profile.write_text(profile.read_text().replace("health: {", measured))
-    submit_run(write_run(folder, dataset, steps=3), profile)
+    (folder / "date").write_text(DATE)
+    (folder / "date").chmod(0o755)
+    extra = f"scratch: {scratch}/$SLURMD_NODENAME\nsetup: ['PATH={folder}:$PATH']\n"
+    profile = write_profile(folder, extra=extra)
+    strict = "health: {min_allreduce_gb_per_second: 0.0001, max_clock_skew_seconds: 0, "
+    profile.write_text(profile.read_text().replace("health: {", strict))
+    submit_run(write_run(folder, dataset, steps=3), profile, "slurm.nodes=2-4")
     return folder / "run"
 
 
@@ -113,24 +140,30 @@ def test_what_ends_the_restarts(slurm: MiniCluster, dataset: Path, tmp_path: Pat
     assert "exit code 64: error: the data is gone" in reasons["bad_input"]
 
 
-def test_an_unfit_node_is_excluded(unfit: Path, slurm: MiniCluster) -> None:
-    wait_for_requeues(slurm, unfit)
-    [requeued] = events(unfit, "requeued")
-    assert requeued.detail.startswith("unfit: node1 (node1: ")
-    assert f"{unfit.parent}/scratch/node1 cannot be written to" in requeued.detail
-    wait_for_end(slurm, unfit, requeued.job)
-    record = slurm.job(requeued.job)
-    assert record["ExcNodeList"] == "node1"
-    assert record["NodeList"] != "node1"
-    assert record["Restarts"] == "1"
+def test_unfit_nodes_are_excluded(unfit: Path, slurm: MiniCluster) -> None:
+    wait_for_requeues(slurm, unfit, 2)
+    clock, disk = events(unfit, "requeued")
+    assert re.fullmatch(
+        r"unfit: node2 \(node2: the clock is \+(99|100) s off that of the first node\)",
+        clock.detail,
+    )
+    assert disk.detail.startswith("unfit: node1 (node1: ")
+    assert f"{unfit.parent}/scratch/node1 cannot be written to" in disk.detail
+    wait_for_end(slurm, unfit, disk.job)
+    record = slurm.job(disk.job)
+    assert record["ExcNodeList"] == "node2,node1"
+    assert record["NodeList"] == "node[3-4]"
+    assert record["Restarts"] == "2"
 
 
-def test_a_controller_that_is_down_for_a_while(
-    left_alone: tuple[Path, str], slurm: MiniCluster
-) -> None:
-    run, job = left_alone
-    slurm.wait_for_state(job, "COMPLETED")
-    assert slurm.job(job)["Restarts"] == "1", explain(run)
+def test_a_controller_that_is_down_for_a_while(left_alone: LeftAlone, slurm: MiniCluster) -> None:
+    """What was to come back does; of an ordinary error no node is blamed."""
+    saved, failed = left_alone.saved, left_alone.failed
+    slurm.wait_for_state(left_alone.jobs[saved], "COMPLETED")
+    assert slurm.job(left_alone.jobs[saved])["Restarts"] == "1", explain(saved)
+    record = slurm.wait_for_state(left_alone.jobs[failed], "FAILED")
+    assert (record["Restarts"], record["ExcNodeList"]) == ("0", "(null)"), explain(failed)
+    assert events(failed, "failed")[0].detail == "exit code 1: ValueError: no good"
 
 
 def test_a_preflight_that_cannot_run_blames_no_node(

@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.slurm.check import association_problems
-from pipeline.slurm.client import SlurmError
+from pipeline.slurm.client import SlurmError, accounted_states
 from pipeline.slurm.lint import lint_script
-from pipeline.slurm.profile import PROFILES, ClusterProfile, load_profile
+from pipeline.slurm.profile import PROFILES, ClusterProfile, ContainerSection, load_profile
 from pipeline.slurm.stages import STAGES
 from pipeline.slurm.submit import prepare, submit
 from pipeline.train.run_directory import RunDirectory
@@ -77,6 +77,7 @@ def test_a_live_run_is_not_submitted_again(
     assert cancelled.returncode == 0, cancelled.stderr
     assert f"train: job {chain.jobs[0].job_id} cancelled (it was PENDING)" in cancelled.stdout
     assert cluster.job(chain.jobs[0].job_id)["JobState"] == "CANCELLED"
+    assert accounted_states(chain.jobs[0].job_id) is None, "this cluster keeps no accounts"
     second = submit_run(config, profile)
     assert second.submission != chain.submission
 
@@ -133,6 +134,103 @@ def test_scripts_of_every_shipped_profile_pass_shellcheck(
             ["shellcheck", "-"], input=script, capture_output=True, text=True, check=False
         )
         assert checked.returncode == 0, f"{stage}:\n{checked.stdout}"
+
+
+def refusal(
+    monkeypatch: pytest.MonkeyPatch, config: Path, profile: Path | str, *overrides: str
+) -> str:
+    """What a submit of all stages is refused with, where no Slurm is."""
+    monkeypatch.setattr("pipeline.slurm.client.why_unavailable", lambda: "no Slurm here")
+    with pytest.raises(ConfigError) as refused:
+        prepare(config, list(overrides), str(profile), list(STAGES))
+    return str(refused.value)
+
+
+def test_what_a_node_would_find_much_later(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before there is a tokenizer or a dataset, all at once."""
+    settings = [f"prep.inputs=[{corpus}]", f"prep.tokenizer={tmp_path / 'tokenizer'}"]
+    settings += ["prep.vocab_size=260", "prep.shard_tokens=0", "slurm.time=0-00:01"]
+    settings += ["prep.valid_fraction=1.5", "slurm.nodes=none", "parallel.tp=3"]
+    config = write_run(tmp_path, tmp_path / "data", steps=4)
+    problems = refusal(monkeypatch, config, "cpu", *settings)
+    for part in (
+        "prep.vocab_size is 260; it must be more than 260",
+        "prep.shard_tokens is 0",
+        "prep.valid_fraction is 1.5",
+        "time limit 0-00:01 leaves nothing to train in",
+        "slurm.nodes is 'none'",
+        "2 ranks do not divide by parallel.tp 3",
+    ):
+        assert part in problems
+    problems = refusal(monkeypatch, config, "cpu", *settings[:2], "prep.valid_fraction=0")
+    assert "leaves nothing to validate on for stage evaluate" in problems
+    refused = esolm("submit", str(config), "--cluster", "nowhere", "train.nonsense=1")
+    assert refused.returncode == 64
+    assert "no cluster profile" in refused.stderr
+    assert "train.nonsense" in refused.stderr
+
+
+def test_what_a_plan_finds_is_refused(
+    dataset: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the dataset there, and with one to come."""
+    profile = write_profile(tmp_path, extra="gpus_per_node: 1\ngpu_type: a100\n")
+    large = ["model.hidden_size=8192", "model.num_layers=40", "model.ffn_hidden_size=32768"]
+    settings = [*large, f"prep.inputs=[{corpus}]", f"prep.tokenizer={tmp_path / 'tokenizer'}"]
+    for data in (dataset, tmp_path / "data"):
+        config = write_run(tmp_path, data, steps=4)
+        problems = refusal(monkeypatch, config, profile, *settings, "prep.tasks=0")
+        assert "with slurm.nodes 1 a GPU needs" in problems
+        assert "more than 90% of its 80 GB" in problems
+        assert "prep.tasks is 0" in problems
+
+
+@pytest.mark.slurm
+def test_a_list_of_partitions(cluster: MiniCluster, dataset: Path, tmp_path: Path) -> None:
+    """Each has to be there, and one has to do."""
+    config = write_run(tmp_path, dataset, steps=4)
+    profile = write_profile(tmp_path)
+    text = profile.read_text()
+    profile.write_text(text.replace("partition: low", 'partition: "high,low"'))
+    script = prepare(config, ["slurm.nodes=2"], str(profile), ["train"]).scripts["train"]
+    assert "#SBATCH --partition=high,low\n" in script
+    profile.write_text(text.replace("partition: low", 'partition: "low,nowhere,elsewhere"'))
+    with pytest.raises(ConfigError) as refused:
+        prepare(config, ["slurm.nodes=9"], str(profile), ["train"])
+    for part in ("partition 'nowhere'", "partition 'elsewhere'", "partition low has 4"):
+        assert part in str(refused.value)
+
+
+CONTAINER = "container: {{runtime: {}, image: i.sif, mounts: [/shared/data]}}\n"
+
+
+def test_a_container_sees_what_its_job_reads(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.slurm.client.why_unavailable", lambda: "no Slurm here")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first" / "checkpoints" / "step_00000004").mkdir(parents=True)
+    config = write_run(tmp_path, dataset, steps=4)
+    profile = write_profile(tmp_path, extra=CONTAINER.format("apptainer"))
+    checkpoint = "first/checkpoints/step_00000004"
+    submission = prepare(config, [f"train.init_from={checkpoint}"], str(profile), ["train"])
+    assert submission.config.train.init_from == str(tmp_path / checkpoint)
+    for folder in ("/shared/data", tmp_path / "run", dataset, tmp_path / "first"):
+        assert f"--bind {folder}:{folder}\n" in submission.scripts["train"]
+    config = write_run(tmp_path / "a b", tmp_path / "one two", steps=4)
+    with pytest.raises(ConfigError) as refused:
+        prepare(config, [f"run.dir={tmp_path}/run"], str(profile), ["export"])
+    assert "one two cannot be mounted into a container" in str(refused.value)
+
+
+def test_pyxis_makes_no_folder_on_the_node() -> None:
+    container = ContainerSection("pyxis", "image.sqsh", ["/nvme"])
+    profile = ClusterProfile(gpus_per_node=1, scratch="/nvme/$SLURM_JOB_ID", container=container)
+    assert profile.problems() == []
+    profile.scratch = "/local/$SLURM_JOB_ID"
+    assert "scratch /local/$SLURM_JOB_ID is not in the container" in profile.problems()[0]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Training that is interrupted: preemption, time limit, lost nodes. Nothing here is mocked."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,16 +29,35 @@ from tests.slurm.runs import (
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
-STEPS = 150
+# How far a run gets before it is disturbed for the last time is chance: the end is put behind that.
 ENDLESS = 100_000
+MORE = 50
 
 
 @pytest.fixture(scope="module")
-def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """The same training in one process, without Slurm: layouts do not change what is learnt."""
-    config = write_run(tmp_path_factory.mktemp("undisturbed"), dataset, steps=STEPS)
-    finish(start("train", str(config)), 0, timeout=600)
-    return config.parent / "run"
+
+    @cache
+    def trained(steps: int) -> Path:
+        config = write_run(tmp_path_factory.mktemp("undisturbed"), dataset, steps=steps)
+        finish(start("train", str(config)), 0, timeout=600)
+        return config.parent / "run"
+
+    return trained
+
+
+def put_end(chain: Chain) -> int:
+    """Ends a run that waits to start again some steps after its newest; returns the last step.
+
+    A multiple of so many that runs may share what they are compared with.
+    """
+    steps = (newest_step(Path(chain.run)) // MORE + 1) * MORE + MORE // 2
+    config = Path(chain.submission) / "config.yaml"
+    before = f"  steps: {ENDLESS}\n"
+    assert before in config.read_text()
+    config.write_text(config.read_text().replace(before, f"  steps: {steps}\n"))
+    return steps
 
 
 def largest_difference(one: Path, other: Path) -> float:
@@ -49,21 +70,23 @@ def largest_difference(one: Path, other: Path) -> float:
 def test_preempted_and_resumed_is_undisturbed(
     cluster: MiniCluster,
     dataset: Path,
-    undisturbed: Path,
+    undisturbed: Callable[[int], Path],
     tmp_path: Path,
     figures: dict[str, str],
 ) -> None:
     """Under both signal conventions, on two nodes each; the second starts as the first resumes."""
     runs = {name: tmp_path / name / "run" for name in ("default", "user_signal")}
     cluster.set_user_signal(False)
-    jobs = {"default": _preempted(cluster, dataset, runs["default"], ["node1", "node2"])}
+    ends = {"default": _preempted(cluster, dataset, runs["default"], ["node1", "node2"])}
     cluster.set_user_signal(True)
-    jobs["user_signal"] = _preempted(cluster, dataset, runs["user_signal"], ["node3", "node4"])
+    ends["user_signal"] = _preempted(cluster, dataset, runs["user_signal"], ["node3", "node4"])
+    jobs = {name: job for name, (job, _) in ends.items()}
     for name, run in runs.items():
+        steps = ends[name][1]
         wait_for_end(cluster, run, jobs[name])
         assert cluster.job(jobs[name])["Restarts"] == "1"
-        assert logged_steps(run) == list(range(1, STEPS + 1)), "steps were repeated or lost"
-        assert largest_difference(run, undisturbed) < 1e-5
+        assert logged_steps(run) == list(range(1, steps + 1)), "steps were repeated or lost"
+        assert largest_difference(run, undisturbed(steps)) < 1e-5
         log = (run / "slurm" / "logs" / f"train-{jobs[name]}.log").read_text()
         assert log.count("== training: ") == 2, "the log of the second start replaced the first's"
         figures[f"preemption ({name}), from the last step to the next"] = pauses(run, 1)
@@ -71,18 +94,17 @@ def test_preempted_and_resumed_is_undisturbed(
     assert events(runs["user_signal"], "asked"), "the batch script should have heard of it"
 
 
-def _preempted(cluster: MiniCluster, dataset: Path, run: Path, nodes: list[str]) -> str:
-    """A training job that more urgent work has just driven off its nodes, and requeued."""
-    config = write_run(run.parent, dataset, steps=STEPS)
+def _preempted(cluster: MiniCluster, dataset: Path, run: Path, nodes: list[str]) -> tuple[str, int]:
+    """A training job that more urgent work has just driven off its nodes, and its last step."""
+    config = write_run(run.parent, dataset, steps=ENDLESS)
     others = ",".join(sorted({"node1", "node2", "node3", "node4"} - set(nodes)))
     profile = write_profile(run.parent, extra=f"exclude: {others}\n")
-    job = job_of(submit_run(config, profile, "slurm.nodes=2"))
+    chain = submit_run(config, profile, "slurm.nodes=2")
     wait_for_step(cluster, run, 5)
     urgent = ("sbatch", "--partition=high", f"--nodelist={','.join(nodes)}", "--exclusive")
     cluster.run(*urgent, "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
     wait_for_requeues(cluster, run)
-    assert newest_step(run) < STEPS, "it was over before the preemption: more steps are needed"
-    return job
+    return job_of(chain), put_end(chain)
 
 
 @pytest.fixture(scope="module")
@@ -103,18 +125,23 @@ def time_limited(
 
 @pytest.mark.usefixtures("time_limited")
 def test_nodes_that_die_and_come_back(
-    slurm: MiniCluster, dataset: Path, undisturbed: Path, tmp_path: Path, figures: dict[str, str]
+    slurm: MiniCluster,
+    dataset: Path,
+    undisturbed: Callable[[int], Path],
+    tmp_path: Path,
+    figures: dict[str, str],
 ) -> None:
     """Two nodes, the first one dies, one node, two nodes, the other one dies, one node.
 
     Saved synchronously: the steps trained while a copy is being written would be lost as well.
     """
     save_every = 10
-    config = write_run(tmp_path, dataset, steps=STEPS, save_every=save_every, asynchronous=False)
+    config = write_run(tmp_path, dataset, steps=ENDLESS, save_every=save_every, asynchronous=False)
     run = tmp_path / "run"
     profile = write_profile(tmp_path, extra="exclude: node1,node2\n")
     profile.write_text(profile.read_text().replace("exit_seconds: 60", "exit_seconds: 5"))
-    job = job_of(submit_run(config, profile, "slurm.nodes=1-2"))
+    chain = submit_run(config, profile, "slurm.nodes=1-2")
+    job = job_of(chain)
     wait_for_step(slurm, run, save_every + 2)
     lost = {"first node": _repeated(slurm, run, _kill(slurm, run, "node3"))}
     assert not events(run, "requeued"), "the batch script died with its node"
@@ -129,6 +156,7 @@ def test_nodes_that_die_and_come_back(
     killed = _kill(slurm, run, "node4")
     wait_for_requeues(slurm, run)
     assert events(run, "requeued")[0].detail == "node4 no longer answers"
+    steps = put_end(chain)
     slurm.start_node("node4")  # until it is back or given up, the job stays pending
     lost["other node"] = _repeated(slurm, run, killed)
     assert slurm.job(job)["ExcNodeList"] == "node[1-2],node4"
@@ -138,22 +166,19 @@ def test_nodes_that_die_and_come_back(
         figures[f"{name} killed, steps repeated (saved every {save_every})"] = str(repeated)
         assert repeated <= save_every
     figures["nodes killed, from the last step to the next"] = pauses(run, 2)
-    assert sorted(set(logged_steps(run))) == list(range(1, STEPS + 1))
+    assert sorted(set(logged_steps(run))) == list(range(1, steps + 1))
     used = [event.detail.split(" on ")[1] for event in events(run, "training")]
     assert [words.split(" of ")[0] for words in used] == ["2", "1", "2", "1"]
-    assert largest_difference(run, undisturbed) < 1e-5
+    assert largest_difference(run, undisturbed(steps)) < 1e-5
 
 
 def test_a_time_limit_shorter_than_the_training(
     time_limited: Chain, slurm: MiniCluster, figures: dict[str, str]
 ) -> None:
-    """How far a job gets before Slurm looks at its limit is chance, so the end is put there."""
     run, job = Path(time_limited.run), job_of(time_limited)
     enough = max(2, len(events(run, "requeued")) + 1)
     wait_for_requeues(slurm, run, enough)
-    steps = newest_step(run) + 20
-    config = Path(time_limited.submission) / "config.yaml"
-    config.write_text(config.read_text().replace(f"  steps: {ENDLESS}\n", f"  steps: {steps}\n"))
+    steps = put_end(time_limited)
     wait_for_end(slurm, run, job)
     restarts = int(slurm.job(job)["Restarts"])
     figures["one-minute time limit, requeues to completion"] = str(restarts)

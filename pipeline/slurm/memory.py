@@ -1,0 +1,45 @@
+"""Whether a rank's share of the run fits its GPU, as `esolm plan` counts it."""
+
+from pathlib import Path
+
+from data_prep.tokenizer import MODEL_NAME, load_tokenizer
+from pipeline.config import RunConfig
+from pipeline.plan.cost import gpu_named
+from pipeline.plan.plan import find_subject, make_plan
+from pipeline.plan.search import HEADROOM
+from pipeline.slurm.profile import ClusterProfile
+from pipeline.train.hardware import PEAK_BF16_FLOPS
+
+
+def memory_problems(config: RunConfig, profile: ClusterProfile, nodes: int) -> list[str]:
+    """What does not fit on so many nodes; nothing where the memory of a GPU is not known."""
+    memory = gpu_memory(profile)
+    if memory is None:
+        return []
+    ranks = nodes * profile.ranks_per_node
+    need = make_plan(find_subject(config, ranks, _vocab_size(config)), ranks).memory
+    if need <= HEADROOM * memory:
+        return []
+    return [
+        f"with slurm.nodes {nodes} a GPU needs {need / 1e9:.1f} GB, more than {HEADROOM:.0%} of "
+        f"its {memory / 1e9:.0f} GB; `esolm plan --search` finds layouts that fit"
+    ]
+
+
+def gpu_memory(profile: ClusterProfile) -> float | None:
+    """Bytes of one GPU."""
+    if not profile.gpus_per_node:
+        return None
+    if profile.gpu_memory_gb:
+        return profile.gpu_memory_gb * 1e9
+    kind = profile.gpu_type.upper()
+    known = next((name for name in PEAK_BF16_FLOPS if name in kind), None)
+    return gpu_named(known).memory if known else None
+
+
+def _vocab_size(config: RunConfig) -> int:
+    """In place of a dataset that is yet to be made."""
+    tokenizer = Path(config.prep.tokenizer)
+    if (tokenizer / MODEL_NAME).exists():
+        return load_tokenizer(tokenizer).info.vocab_size
+    return config.prep.vocab_size
