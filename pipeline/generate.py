@@ -89,8 +89,8 @@ def load_bundle(path: Path) -> Bundle:
 
 def _load_tokenizer(path: Path) -> Any:
     """Our own, one of transformers, or None; no code of the bundle is run."""
+    from data_prep.transformers_tokenizer import CONFIG_NAME, load_foreign
     from pipeline.export.bundle.tokenization_esolm import EsoLMTokenizer
-    from pipeline.export.foreign_tokenizer import CONFIG_NAME, load_foreign
 
     if not (path / CONFIG_NAME).is_file():
         return None

@@ -76,7 +76,8 @@ class TransformersCodec(TextCodec):
     """A tokenizer directory of transformers, such as that of gpt2."""
 
     def __init__(self, directory: Path) -> None:
-        from pipeline.export.foreign_tokenizer import ForeignTokenizer, load_foreign
+        from data_prep.transformers_tokenizer import load_foreign
+        from pipeline.export.foreign_tokenizer import ForeignTokenizer
 
         foreign = ForeignTokenizer(directory)
         self._tokenizer = load_foreign(directory)

@@ -126,7 +126,8 @@ def load_any_tokenizer(path: Path | None) -> "AnyTokenizer | None":
     if path is None:
         return None
     from data_prep.tokenizer import load_own_tokenizer
-    from pipeline.export.foreign_tokenizer import ForeignTokenizer, is_foreign
+    from data_prep.transformers_tokenizer import is_foreign
+    from pipeline.export.foreign_tokenizer import ForeignTokenizer
 
     directory = path.parent if path.is_file() else path
     return ForeignTokenizer(directory) if is_foreign(directory) else load_own_tokenizer(directory)

@@ -1,17 +1,13 @@
-"""A tokenizer directory of transformers, such as that of gpt2, in place of one of our own."""
+"""A tokenizer of transformers, such as that of gpt2, beside a network and in its bundle."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.transformers_tokenizer import boundary_ids, fingerprint_of_directory, load_foreign
 from model.config import ModelConfig
-from pipeline.errors import DataError, ExportError
-
-CONFIG_NAME = "tokenizer_config.json"
-# Any of these makes a directory one of transformers.
-FILES = (CONFIG_NAME, "tokenizer.json", "vocab.json", "vocab.txt")
+from pipeline.errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -28,39 +24,19 @@ class ForeignInfo:
     fingerprint: str
 
 
-def load_foreign(directory: Path) -> Any:
-    """Whatever transformers makes of the directory; no code of the directory is run.
-
-    Raises DataError if transformers cannot load it.
-    """
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # else it warns that it does not know the network of a bundle
-    try:
-        return AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{directory} holds no tokenizer of transformers ({reason})") from None
-    finally:
-        logging.set_verbosity(verbosity)
-
-
 class ForeignTokenizer:
     """The tokenizer of a directory; raises DataError if transformers cannot load it."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
         self._tokenizer = load_foreign(directory)
+        bos_id, eos_id = boundary_ids(self._tokenizer)
         self.info = ForeignInfo(
             vocab_size=int(self._tokenizer.vocab_size),
-            bos_id=_first(self._tokenizer.bos_token_id, self._tokenizer.cls_token_id),
-            eos_id=_first(self._tokenizer.eos_token_id, self._tokenizer.sep_token_id),
+            bos_id=bos_id,
+            eos_id=eos_id,
             mask_id=self._tokenizer.mask_token_id,
-            fingerprint=_fingerprint(directory),
+            fingerprint=fingerprint_of_directory(directory),
         )
 
     @property
@@ -92,21 +68,3 @@ class ForeignTokenizer:
                 "not the tokenizer that the network was trained with"
             )
         self._tokenizer.save_pretrained(directory)
-
-
-def is_foreign(directory: Path) -> bool:
-    """Whether a directory is one of transformers; ours has a `tokenizer.model` and no config."""
-    own = (directory / "tokenizer.model").is_file() and not (directory / CONFIG_NAME).is_file()
-    return not own and any((directory / name).is_file() for name in FILES)
-
-
-def _first(*candidates: int | None) -> int | None:
-    return next((candidate for candidate in candidates if candidate is not None), None)
-
-
-def _fingerprint(directory: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(directory.iterdir()):
-        if path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja"):
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return digest.hexdigest()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from data_prep.files import sha256_of_file, write_json
+from data_prep.tokenizer import copy_tokenizer
 from pipeline.config import ModelSection
 from pipeline.errors import ImportCheckpointError
 from pipeline.export.export import ExportReport, export_source, load_any_tokenizer
@@ -110,7 +111,8 @@ def _write(
     vocabulary: "AnyTokenizer | None",
 ) -> ImportReport:
     notes = list(network.notes)
-    # The run's tokenizer is compared with that of its dataset, which is one of our own.
+    # The run's is compared with its dataset's. One of transformers is known by its files, and the
+    # dataset's may have been saved otherwise.
     own = vocabulary is not None and not isinstance(vocabulary, ForeignTokenizer)
     fingerprint = vocabulary.info.fingerprint if vocabulary is not None and own else ""
     checkpoint = write_checkpoint(directory, network, fingerprint)
@@ -122,10 +124,7 @@ def _write(
         )
     if tokenizer is not None:
         folder = tokenizer.parent if tokenizer.is_file() else tokenizer
-        (directory / "tokenizer").mkdir()
-        for path in sorted(folder.iterdir()):
-            if path.is_file():
-                shutil.copyfile(path, directory / "tokenizer" / path.name)
+        copy_tokenizer(folder, directory / "tokenizer")
     report = export_source(
         ImportedSource(network), directory / "bundle", options.weights, options.dtype, tokenizer,
         bos_id=bos_id,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data_prep.tokenizer import MODEL_NAME, load_tokenizer
+from data_prep.tokenizer import has_tokenizer, load_tokenizer
 from pipeline.config import RunConfig
 from pipeline.plan.cost import gpu_named
 from pipeline.plan.plan import find_subject, make_plan
@@ -40,6 +40,6 @@ def gpu_memory(profile: ClusterProfile) -> float | None:
 def _vocab_size(config: RunConfig) -> int:
     """In place of a dataset that is yet to be made."""
     tokenizer = Path(config.prep.tokenizer)
-    if (tokenizer / MODEL_NAME).exists():
+    if has_tokenizer(tokenizer):
         return load_tokenizer(tokenizer).info.vocab_size
     return config.prep.vocab_size

@@ -8,7 +8,7 @@ from data_prep.documents import find_files
 from data_prep.errors import DataError
 from data_prep.jobs import TokenizeJob, check_settings, is_finished
 from data_prep.manifest import MANIFEST_NAME
-from data_prep.tokenizer import MODEL_NAME, load_tokenizer
+from data_prep.tokenizer import has_tokenizer, load_tokenizer
 from pipeline.config import RunConfig
 from pipeline.slurm.profile import ClusterProfile
 
@@ -82,7 +82,7 @@ def _prep_jobs(config: RunConfig) -> tuple[list[Job], list[str]]:
     corpus = f"{_words(*inputs)} --text-key {_words(prep.text_key)}"
     corpus += f" --on-bad-document {prep.on_bad_document}"
     jobs = []
-    if not (Path(prep.tokenizer) / MODEL_NAME).exists():
+    if not has_tokenizer(Path(prep.tokenizer)):
         train = f"prep tokenizer {corpus} --vocab-size {prep.vocab_size}"
         train += f" --max-sentences {prep.max_sentences} --out {_words(prep.tokenizer)}"
         jobs.append(Job("tokenizer", "Trains the tokenizer.", train))
@@ -109,7 +109,7 @@ def _missing_tasks(config: RunConfig) -> list[int]:
     """
     prep = config.prep
     files = find_files([Path(path) for path in prep.inputs], prep.from_python_stdlib)
-    if not (Path(prep.tokenizer) / MODEL_NAME).exists():
+    if not has_tokenizer(Path(prep.tokenizer)):
         return list(range(prep.tasks))
     job = TokenizeJob(
         out=Path(config.data.path),
@@ -145,7 +145,7 @@ def prep_problems(config: RunConfig, stages: list[str]) -> list[str]:
         )
     if prep.shard_tokens < 1:
         problems.append(f"prep.shard_tokens is {prep.shard_tokens}; it must be at least 1")
-    if prep.vocab_size <= FEWEST_PIECES and not (Path(prep.tokenizer) / MODEL_NAME).exists():
+    if prep.vocab_size <= FEWEST_PIECES and not has_tokenizer(Path(prep.tokenizer)):
         problems.append(
             f"prep.vocab_size is {prep.vocab_size}; it must be more than {FEWEST_PIECES}, the "
             "bytes and special symbols of every tokenizer"

@@ -15,7 +15,7 @@ from data_prep.tokenizer import load_tokenizer
 from data_prep.verify import verify_dataset
 from pipeline.data.dataset import TokenDataset
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, text_of, write_jsonl
-from tests.pipeline.importer.test_tokenizers import like_bert, like_gpt2, saved
+from tests.foreign_tokenizers import like_bert, like_gpt2, saved
 
 
 @pytest.mark.parametrize("make", [like_gpt2, like_bert])

@@ -1,21 +1,33 @@
 """A published checkpoint that was imported goes on training where it stood."""
 
-import json
 from pathlib import Path
 
+import pytest
+
+from data_prep.tokenizer import load_tokenizer
 from pipeline.checkpoint.reader import CheckpointReader
+from pipeline.export.manifest import verify_bundle
 from pipeline.importer.importing import import_checkpoint
 from pipeline.importer.recognise import Options
+from tests.data_prep.corpus import make_job, run_job, write_jsonl
+from tests.foreign_tokenizers import like_gpt2, saved
 from tests.pipeline.importer import published
 from tests.pipeline.importer.published import SYSTEMS
 from tests.processes import run_python
 
 
-def test_an_imported_run_goes_on(dataset: Path, tmp_path: Path, quick: None) -> None:
-    run = tmp_path / "run"
-    vocabulary = json.loads((dataset / "manifest.json").read_text())["tokenizer"]["vocab_size"]
+@pytest.mark.parametrize("foreign", [False, True])
+def test_an_imported_run_goes_on(foreign: bool, dataset: Path, tmp_path: Path, quick: None) -> None:
+    """foreign: on text that was tokenized with the published tokenizer, one of transformers."""
+    tokenizer = dataset / "tokenizer"
+    if foreign:
+        tokenizer = saved(like_gpt2(), tmp_path / "tokenizer")
+        source = write_jsonl(tmp_path / "text.jsonl", 40)
+        dataset = tmp_path / "data"
+        run_job(make_job(source, tokenizer, dataset, valid_fraction=0.2), tokenizer)
+    run, vocabulary = tmp_path / "run", load_tokenizer(tokenizer).info.vocab_size
     published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"], vocabulary)
-    import_checkpoint(tmp_path / "a.ckpt", run, Options(), dataset / "tokenizer")
+    import_checkpoint(tmp_path / "a.ckpt", run, Options(), tokenizer)
     first = CheckpointReader(run).manifest.step
     settings = [
         f"data.path={dataset}",
@@ -28,3 +40,9 @@ def test_an_imported_run_goes_on(dataset: Path, tmp_path: Path, quick: None) -> 
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert f"at step {first}" in finished.stderr
     assert CheckpointReader(run).manifest.step == first + 2
+    bundle = tmp_path / "bundle"
+    for command in (["export", str(run), "--out", str(bundle)],
+                    ["evaluate", str(bundle), str(dataset), "--samples-limit", "4"]):  # fmt: skip
+        finished = run_python("-m", "pipeline", *command)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+    assert verify_bundle(bundle)["tokenizer"] == load_tokenizer(tokenizer).info.fingerprint
