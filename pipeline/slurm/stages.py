@@ -145,6 +145,8 @@ def prep_problems(config: RunConfig, stages: list[str]) -> list[str]:
         )
     if prep.shard_tokens < 1:
         problems.append(f"prep.shard_tokens is {prep.shard_tokens}; it must be at least 1")
+    if prep.max_sentences < 1:
+        problems.append(f"prep.max_sentences is {prep.max_sentences}; it must be at least 1")
     if prep.vocab_size <= FEWEST_PIECES and not has_tokenizer(Path(prep.tokenizer)):
         problems.append(
             f"prep.vocab_size is {prep.vocab_size}; it must be more than {FEWEST_PIECES}, the "
