@@ -115,7 +115,7 @@ class ReferenceNetwork:
         for k in range(half):
             # The network's angles are float32 by definition.
             exponent = torch.tensor(2.0 * k) / len(x)
-            angle = torch.tensor(float(position)) * self.config.rope_base**-exponent
+            angle = torch.tensor(float(position)) * (1.0 / self.config.rope_base**exponent)
             cos, sin = angle.cos().double(), angle.sin().double()
             out[k] = x[k] * cos - x[k + half] * sin
             out[k + half] = x[k + half] * cos + x[k] * sin

@@ -44,7 +44,8 @@ class Unfolded:
         heads, width = self.config.num_heads, self.config.head_dim
         qkv = self._linear(f"{name}.qkv", x).view(*x.shape[:2], heads, 3, width)
         exponents = torch.arange(0, width, 2, dtype=torch.float32)
-        angles = positions.float()[..., None] * self.config.rope_base ** (-exponents / width)
+        frequencies = 1.0 / self.config.rope_base ** (exponents / width)
+        angles = positions.float()[..., None] * frequencies
         turn = torch.complex(angles.cos().double(), angles.sin().double())[:, :, None]
         q, k = (
             torch.view_as_real(torch.complex(*part.chunk(2, -1)) * turn)
