@@ -122,9 +122,13 @@ def copy_foreign(source: Path, target: Path) -> None:
 
 
 def fingerprint_of_directory(directory: Path) -> str:
-    """Return a sha256 over the names and bytes of the files that make a tokenizer."""
+    """Return a sha256 over what makes the tokens, whatever else lies beside it.
+
+    That is tokenizer.json alone where there is one: vocabulary, merges and normaliser in one file.
+    """
+    whole = directory / "tokenizer.json"
     digest = hashlib.sha256()
-    for path in _files(directory):
+    for path in [whole] if whole.is_file() else _files(directory):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 

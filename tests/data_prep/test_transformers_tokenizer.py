@@ -62,6 +62,14 @@ def test_another_tokenizer_leaves_nothing_of_the_first(tmp_path: Path) -> None:
         assert load_tokenizer(tmp_path / "data" / "tokenizer").info == job.tokenizer
 
 
+def test_what_lies_beside_a_tokenizer_is_not_the_tokenizer(tmp_path: Path) -> None:
+    directory = saved(like_gpt2(), tmp_path / "tokenizer")
+    info = load_tokenizer(directory).info
+    (directory / "config.json").write_text("{}")
+    assert load_tokenizer(directory).info == info
+    assert load_tokenizer(saved(like_bert(), tmp_path / "other")).info != info
+
+
 def test_a_tokenizer_that_cannot_end_a_document_is_refused(tmp_path: Path) -> None:
     tokenizer = like_gpt2()
     tokenizer.eos_token = None
