@@ -47,7 +47,11 @@ class Place:
 
 
 def bandwidth_problems(
-    least_gb_per_second: float, ranks_per_node: int, found: list[str], patience: timedelta
+    least_gb_per_second: float,
+    ranks_per_node: int,
+    on_gpus: bool,
+    found: list[str],
+    patience: timedelta,
 ) -> list[str]:
     """What is wrong with this rank's node; collective over all ranks of the step.
 
@@ -59,7 +63,7 @@ def bandwidth_problems(
     Raises UnmeasuredError if others spoil it.
     """
     info = process_info()
-    device, found = _usable_device(info, found)
+    device, found = _usable_device(info, on_gpus, found)
     place = Place(info.rank, info.world_size, ranks_per_node, device, patience)
     with _meeting(place) as store:
         told = _exchange(store, place, found)
@@ -69,12 +73,16 @@ def bandwidth_problems(
     return problems
 
 
-def _usable_device(info: ProcessInfo, found: list[str]) -> tuple[torch.device, list[str]]:
+def _usable_device(
+    info: ProcessInfo, on_gpus: bool, found: list[str]
+) -> tuple[torch.device, list[str]]:
     try:
         device = device_of(info)
         torch.ones(1, device=device).item()
     except RuntimeError as error:
         return torch.device("cpu"), [*found, f"rank {info.rank} cannot compute: {_said(error)}"]
+    if on_gpus and device.type == "cpu":
+        found = [*found, f"rank {info.rank} finds no GPU"]
     return device, found
 
 

@@ -68,7 +68,7 @@ def _measured(given: argparse.Namespace, found: list[str]) -> tuple[str, list[st
     patience = timedelta(seconds=given.timeout_seconds / 5)
     least, ranks = given.min_allreduce_gb_per_second, given.ranks_per_node
     try:
-        problems = bandwidth_problems(least, ranks, found, patience)
+        problems = bandwidth_problems(least, ranks, given.gpus > 0, found, patience)
     except UnmeasuredError as error:
         verdict = "unmet" if isinstance(error, UnmetError) else "unmeasured"
         return ("failed", found) if found else (verdict, [str(error)])

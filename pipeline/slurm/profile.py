@@ -140,9 +140,9 @@ class ClusterProfile:
         return problems
 
     def _sees_scratch(self) -> bool:
-        """Pyxis mounts before a task can make the folder, so one above it has to be mounted."""
-        targets = [Path(mount.split(":")[-1]) for mount in self.container.mounts]
-        return any(target in Path(self.scratch).parents for target in targets)
+        """Pyxis mounts before a task can make the folder, so it or one above it has to be there."""
+        targets = [(mount.split(":") * 2)[1] for mount in self.container.mounts]
+        return any(Path(self.scratch).is_relative_to(target) for target in targets)
 
 
 def load_profile(name: str) -> ClusterProfile:

@@ -56,6 +56,7 @@ def preflight(folder: Path, faults: list[str], ranks_per_node: int, *options: st
     for rank, variables in enumerate(rank_environment(len(faults))):
         node, local = divmod(rank, ranks_per_node)
         variables |= {"SLURMD_NODENAME": "abc"[node], "SLURM_LOCALID": str(local)}
+        variables["CUDA_VISIBLE_DEVICES"] = ""
         command = [sys.executable, "-W", "ignore", "-m", "tests.slurm.faulty_health", faults[rank]]
         command += ["--reports", str(folder), "--run-dir", str(folder), *options]
         command += ["--min-allreduce-gb-per-second", "1e-9", "--timeout-seconds", "50"]
@@ -96,6 +97,15 @@ def test_of_three_nodes_one_dies_in_the_measurement(tmp_path: Path) -> None:
 def test_nodes_that_cannot_meet_blame_nobody(tmp_path: Path) -> None:
     """Nor each other: the first one has left nothing, which tells enough."""
     assert preflight(tmp_path, ["absent", "fit", "fit"], 1) == {"b.unmet", "c.unmet"}
+
+
+@pytest.mark.dist
+def test_a_gpu_that_only_the_driver_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(tmp_path, monkeypatch, "printf '0, 0\\n'")
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    assert preflight(reports, ["fit"], 1, "--gpus", "1") == {"a.failed"}
+    assert "rank 0 finds no GPU" in (reports / "a.failed").read_text()
 
 
 @pytest.mark.dist

@@ -226,9 +226,11 @@ def test_a_container_sees_what_its_job_reads(
 
 
 def test_pyxis_makes_no_folder_on_the_node() -> None:
-    container = ContainerSection("pyxis", "image.sqsh", ["/nvme"])
+    container = ContainerSection("pyxis", "image.sqsh")
     profile = ClusterProfile(gpus_per_node=1, scratch="/nvme/$SLURM_JOB_ID", container=container)
-    assert profile.problems() == []
+    for mount in ("/nvme", "/raid:/nvme", "/raid:/nvme:rw"):
+        container.mounts = [mount]
+        assert profile.problems() == []
     profile.scratch = "/local/$SLURM_JOB_ID"
     assert "scratch /local/$SLURM_JOB_ID is not in the container" in profile.problems()[0]
 
