@@ -117,7 +117,7 @@ def fails_while_saving() -> None:
 
     def slow_disk(descriptor: int) -> None:
         if commit.STAGING in os.readlink(f"/proc/self/fd/{descriptor}"):
-            time.sleep(3.0)
+            time.sleep(1.0)
         sync(descriptor)
 
     SampleReader.read = unreadable  # type: ignore[method-assign]
