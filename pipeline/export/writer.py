@@ -167,6 +167,8 @@ def write_bundle(
     model.generation_config = _generation_config(source)
     with no_transformers_bars():
         model.save_pretrained(directory)
+    for path in directory.glob("*.safetensors"):  # which safetensors lets only their owner read
+        path.chmod((directory / "config.json").stat().st_mode)
     for name in CODE_FILES:
         shutil.copyfile(CODE / name, directory / name)
     if isinstance(tokenizer, ForeignTokenizer):

@@ -62,6 +62,8 @@ def test_every_objective(
     config = json.loads((tmp_path / "bundle" / "config.json").read_text())
     assert config.get("block_size") == objective.get("block_size")
     assert config["keep_first"] == (objective.get("block_size") == 8)
+    modes = {path.stat().st_mode for path in (tmp_path / "bundle").iterdir()}
+    assert len(modes) == 1, "who may read one file may read the bundle"
 
 
 @pytest.mark.parametrize(
