@@ -87,26 +87,29 @@ class TransformersTokenizer:
 
 
 def _describe(tokenizer: Any, directory: Path) -> TokenizerInfo:
-    """The published conventions: a row is added for a mask; [CLS] and [SEP] stand in for bos, eos.
-
-    Raises DataError where nothing can end a document.
-    """
-    size, mask_id = int(tokenizer.vocab_size), tokenizer.mask_token_id
+    """Raises DataError where nothing can end a document."""
+    rows, mask_id = network_rows(tokenizer)
     bos_id, eos_id = boundary_ids(tokenizer)
     if eos_id is None:
         raise DataError(f"{directory}: the tokenizer has no eos or sep token to end documents with")
     return TokenizerInfo(
-        vocab_size=size + (mask_id is None),
+        vocab_size=rows,
         unk_id=-1 if tokenizer.unk_token_id is None else int(tokenizer.unk_token_id),
         bos_id=eos_id if bos_id is None else bos_id,
         eos_id=eos_id,
-        mask_id=size if mask_id is None else int(mask_id),
+        mask_id=mask_id,
         fingerprint=fingerprint_of_directory(directory),
     )
 
 
+def network_rows(tokenizer: Any) -> tuple[int, int]:
+    """Rows of a network, and the mask's; as published, one is added where there is no mask."""
+    size, mask_id = int(tokenizer.vocab_size), tokenizer.mask_token_id
+    return (size + 1, size) if mask_id is None else (size, int(mask_id))
+
+
 def boundary_ids(tokenizer: Any) -> tuple[int | None, int | None]:
-    """bos and eos; [CLS] and [SEP] where there are none."""
+    """bos and eos; as published, [CLS] and [SEP] where there are none."""
     bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     return (
         tokenizer.cls_token_id if bos_id is None else bos_id,

@@ -76,11 +76,10 @@ class TransformersCodec(TextCodec):
     """A tokenizer directory of transformers, such as that of gpt2."""
 
     def __init__(self, directory: Path) -> None:
-        from data_prep.transformers_tokenizer import load_foreign
         from pipeline.export.foreign_tokenizer import ForeignTokenizer
 
         foreign = ForeignTokenizer(directory)
-        self._tokenizer = load_foreign(directory)
+        self._tokenizer = foreign.tokenizer
         self.bos_id, self.eos_id = foreign.info.bos_id, foreign.info.eos_id
         self.num_rows, self.mask_id = foreign.network_rows, foreign.network_mask_id
         self.fingerprint = None

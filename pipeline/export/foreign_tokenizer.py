@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.transformers_tokenizer import boundary_ids, fingerprint_of_directory, load_foreign
+from data_prep.transformers_tokenizer import (
+    boundary_ids,
+    fingerprint_of_directory,
+    load_foreign,
+    network_rows,
+)
 from model.config import ModelConfig
 from pipeline.errors import ExportError
 
 
 @dataclass(frozen=True)
 class ForeignInfo:
-    """What a bundle and a network must agree on. fingerprint: over the directory's files.
-
-    bos_id, eos_id: by the published conventions [CLS] and [SEP] where there is no bos and eos.
-    """
+    """What a bundle and a network must agree on."""
 
     vocab_size: int
     bos_id: int | None
@@ -25,38 +27,33 @@ class ForeignInfo:
 
 
 class ForeignTokenizer:
-    """The tokenizer of a directory; raises DataError if transformers cannot load it."""
+    """The tokenizer of a directory; raises DataError if transformers cannot load it.
+
+    tokenizer: what transformers makes of it. network_rows, network_mask_id: of a network with this
+    vocabulary, the mask's row included.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
-        self._tokenizer = load_foreign(directory)
-        bos_id, eos_id = boundary_ids(self._tokenizer)
+        self.tokenizer = load_foreign(directory)
+        self.network_rows, self.network_mask_id = network_rows(self.tokenizer)
+        bos_id, eos_id = boundary_ids(self.tokenizer)
         self.info = ForeignInfo(
-            vocab_size=int(self._tokenizer.vocab_size),
+            vocab_size=int(self.tokenizer.vocab_size),
             bos_id=bos_id,
             eos_id=eos_id,
-            mask_id=self._tokenizer.mask_token_id,
+            mask_id=self.tokenizer.mask_token_id,
             fingerprint=fingerprint_of_directory(directory),
         )
 
-    @property
-    def network_mask_id(self) -> int:
-        """The mask's row: the tokenizer's own, or one after its vocabulary."""
-        return self.info.vocab_size if self.info.mask_id is None else self.info.mask_id
-
-    @property
-    def network_rows(self) -> int:
-        """Rows of a network with this vocabulary, the mask's included."""
-        return self.info.vocab_size + (self.info.mask_id is None)
-
     def encode(self, text: str) -> list[int]:
         """The ids that the tokenizer gives a text by default, its special tokens included."""
-        return [int(i) for i in self._tokenizer(text)["input_ids"]]
+        return [int(i) for i in self.tokenizer(text)["input_ids"]]
 
     def decode(self, ids: Sequence[int] | Any, skip_special: bool = False) -> str:
         """The text of token ids; not every tokenizer gives back the very text that it was given."""
         numbers = [int(i) for i in ids]
-        return str(self._tokenizer.decode(numbers, skip_special_tokens=skip_special))
+        return str(self.tokenizer.decode(numbers, skip_special_tokens=skip_special))
 
     def write(self, directory: Path, model: ModelConfig) -> None:
         """Saves it into a bundle; raises ExportError unless the network has its vocabulary."""
@@ -67,4 +64,4 @@ class ForeignTokenizer:
                 f"network has {model.vocab_size} rows and the mask in row {model.mask_id}: it is "
                 "not the tokenizer that the network was trained with"
             )
-        self._tokenizer.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
