@@ -10,11 +10,12 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import fsync_directory
 from pipeline.checkpoint.threads import in_threads
 from pipeline.errors import CheckpointError
 
@@ -105,9 +106,9 @@ def digest(path: Path) -> dict[str, Any]:
         }
 
 
-def digests(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    """Of several files, in their order."""
-    return in_threads(digest, paths)
+def digests(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """Of several files, by their names."""
+    return dict(zip([path.name for path in paths], in_threads(digest, paths), strict=True))
 
 
 def commit(staging: Path, manifest: Manifest) -> Path:
@@ -117,13 +118,13 @@ def commit(staging: Path, manifest: Manifest) -> Path:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    _sync_directory(staging)
+    fsync_directory(staging)
     final = staging.with_suffix("")
     replaced = final.with_suffix(REPLACED)
     if final.exists():  # a run was rolled back to this step, and saves what it goes on with
         final.rename(replaced)
     staging.rename(final)
-    _sync_directory(final.parent)
+    fsync_directory(final.parent)
     if replaced.exists():
         _remove(replaced)
     return final
@@ -258,11 +259,3 @@ def _is_valid(directory: Path) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

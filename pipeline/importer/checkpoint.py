@@ -25,7 +25,7 @@ def write_checkpoint(directory: Path, network: Network, tokenizer: str) -> Path:
     checkpoints = directory / "checkpoints"
     staging = commit.begin(checkpoints, network.step)
     store.write(staging, _fragments(network), None)
-    files = {path.name: commit.digest(path) for path in sorted(staging.iterdir())}
+    files = commit.digests(sorted(staging.iterdir()))
     state = RunState(
         step=network.step,
         updates=network.step if network.moments else 0,
