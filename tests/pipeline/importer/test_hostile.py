@@ -255,6 +255,7 @@ HONEST: dict[str, Any] = {
 def test_honest_objects_beside_the_weights(tmp_path: Path, quick: None, name: str) -> None:
     published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"], callbacks={"held": [HONEST[name]]})
     import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options())
+    assert (tmp_path / "out" / "bundle" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", ["sparse", "expanded", "complex", "partial"])
