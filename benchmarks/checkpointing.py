@@ -32,7 +32,6 @@ from model.flops import layer_costs
 from model.objectives import EsoLM
 from pipeline.checkpoint import commit
 from pipeline.checkpoint.checkpointer import Checkpointer, RunState
-from pipeline.parallel import zero
 from pipeline.parallel.bootstrap import (
     ProcessInfo,
     device_of,
@@ -143,7 +142,7 @@ class Measurement:
         self.engine, self.first, self.folder = engine, folder / FIRST, folder / name
         self.checkpointer = Checkpointer(self.folder, commit.Retention(1), True, lambda: None)
         self.checkpointer.reserve(engine)
-        self.sources = [t for part in zero.fragments(engine) for t in part.states.values()]
+        self.sources = [t for part in engine.fragments() for t in part.states.values()]
         self.copies = [torch.empty_like(source).copy_(source) for source in self.sources]
 
     def round(self, step: int) -> Round:

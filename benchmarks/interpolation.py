@@ -86,7 +86,7 @@ def run(job: tuple[Path, Path, float, int, int, int]) -> tuple[float, int, dict[
     import warnings
 
     warnings.filterwarnings("ignore")
-    from pipeline.config import load_config
+    from pipeline.run.config import load_config
     from pipeline.train.run import train
 
     directory = out / f"alpha_{alpha_0:g}_seed_{seed}_steps_{steps}"

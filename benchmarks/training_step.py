@@ -28,6 +28,8 @@ from model.flops import flops_per_token, layer_costs
 from model.initialize import initialize
 from model.network import Network
 from model.objectives import EsoLM
+from pipeline.data.batches import BatchSource
+from pipeline.data.micro_batch import MicroBatch
 from pipeline.parallel.bootstrap import (
     ProcessInfo,
     device_of,
@@ -36,12 +38,12 @@ from pipeline.parallel.bootstrap import (
     shutdown_processes,
 )
 from pipeline.parallel.build import build_engine
-from pipeline.parallel.engine import EngineConfig, MicroBatch, parallel_config
+from pipeline.parallel.deepspeed_engine import parallel_config
+from pipeline.parallel.engine import EngineConfig
 from pipeline.parallel.flat import LossModule
 from pipeline.parallel.layout import Layout
-from pipeline.train.batches import BatchSource
+from pipeline.run.hardware import peak_flops
 from pipeline.train.guards import SpikeGuard
-from pipeline.train.hardware import peak_flops
 
 CLIP, EMA_DECAY, SEED = 1.0, 0.999, 1
 OPTIMIZER: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}

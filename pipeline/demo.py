@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.checkpoint.commit import committed, step_of
-from pipeline.train.history import read_lines
+from pipeline.run.history import read_lines
 
 CONFIG = Path(__file__).parent.parent / "configs" / "run" / "demo.yaml"
 FIRST_LAYOUT = ["parallel.tp=2", "parallel.zero=1"]

@@ -12,9 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from data_prep.manifest import read_manifest, write_manifest
-from pipeline.config import RunConfig, load_config, to_yaml, valid_keys
 from pipeline.errors import ConfigError
-from pipeline.train.experiment import resolve
+from pipeline.run.config import RunConfig, load_config, to_yaml, valid_keys
+from pipeline.run.experiment import resolve
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_jsonl
 from tests.processes import ROOT, run_python
 
@@ -76,7 +76,7 @@ def test_every_run_configuration_takes_two_steps_at_reduced_size(
     script = tmp_path / "train_all.py"
     script.write_text(
         "import sys\n"
-        "from pipeline.config import load_config\n"
+        "from pipeline.run.config import load_config\n"
         "from pipeline.train.run import train\n"
         "for path, *overrides in eval(sys.argv[1]):\n"
         "    code = train(load_config(path, overrides))\n"

@@ -14,11 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.checkpoint import commit, store
-from pipeline.checkpoint.fragments import Fragment
 from pipeline.checkpoint.mirror import Mirror, newest_wanted, pull_or_problem
 from pipeline.errors import CheckpointError
-from pipeline.parallel import zero
 from pipeline.parallel.engine import Engine
+from pipeline.parallel.fragments import Fragment
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class Checkpointer:
         """
         started = time.perf_counter()
         self._finish_last()
-        fragments = zero.fragments(engine)
+        fragments = engine.fragments()
         if self.asynchronous:
             fragments = [self._copy(fragment) for fragment in fragments if fragment.writes]
             self._thread = threading.Thread(
@@ -206,8 +205,8 @@ class Checkpointer:
 
     def load(self, engine: Engine, directory: Path, state: RunState) -> None:
         """Restores weights, moments and EMA into whatever layout the engine has."""
-        store.read(directory, zero.fragments(engine), self.group)
-        zero.publish_weights(engine, state.updates)
+        store.read(directory, engine.fragments(), self.group)
+        engine.adopt(state.updates)
 
     def reserve(self, engine: Engine) -> None:
         """Takes the host memory for asynchronous saves now, so that not even the first one waits.
@@ -215,7 +214,7 @@ class Checkpointer:
         The system hands out memory page by page as it is written, which is slower than copying.
         """
         if self.asynchronous:
-            for fragment in zero.fragments(engine):
+            for fragment in engine.fragments():
                 if fragment.writes:
                     self._copy(fragment)
 

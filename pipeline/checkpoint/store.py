@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from pipeline.checkpoint.files import Reader, Writer
-from pipeline.checkpoint.fragments import Box, Fragment
 from pipeline.errors import CheckpointError
+from pipeline.parallel.fragments import Box, Fragment
 
 
 def write(directory: Path, fragments: list[Fragment], group: dist.ProcessGroup | None) -> None:

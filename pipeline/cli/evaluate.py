@@ -87,7 +87,7 @@ def evaluate_command(
 
     refuse_misplaced(context)
     if ranks is not None:
-        from pipeline.launch import launch
+        from pipeline.launch.ranks import launch
 
         raise typer.Exit(launch(["evaluate", *arguments_of(context, without="ranks")], ranks))
     if samples:
@@ -141,7 +141,7 @@ def _likelihoods(
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     from pipeline.errors import ConfigError, EsolmError
     from pipeline.evaluate import clip_search, likelihood, ranks, rows, subject, suites
-    from pipeline.launch import die_with_launcher
+    from pipeline.launch.ranks import die_with_launcher
 
     if (target.dataset is None) == (target.suite is None):
         raise ConfigError("name either a DATASET or a --suite")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.config import RunConfig
     from pipeline.plan.cost import Machine
+    from pipeline.run.config import RunConfig
 
 SHOWN_LAYOUTS = 10
 
@@ -50,8 +50,8 @@ def plan_command(
 
         esolm plan configs/run/demo.yaml --vocab-size 4096 --nodes 2 --gpus-per-node 4 --search
     """
-    from pipeline.config import load_config
     from pipeline.plan.cost import Machine, gpu_named
+    from pipeline.run.config import load_config
 
     resolved = load_config(config, overrides or [])
     named = gpu_named(gpu)

@@ -26,13 +26,13 @@ def train_command(
     """
     import signal
 
-    from pipeline.train.stop import ignore_stop_signals, note_stop_signals
+    from pipeline.launch.stop import ignore_stop_signals, note_stop_signals
 
     if ranks is None:  # before anything heavy: a request to stop may come at any moment
         note_stop_signals((signal.SIGTERM, signal.SIGUSR1))
 
-    from pipeline.config import load_config
-    from pipeline.launch import die_with_launcher, launch
+    from pipeline.launch.ranks import die_with_launcher, launch
+    from pipeline.run.config import load_config
 
     die_with_launcher()
     given = overrides or []
@@ -44,7 +44,7 @@ def train_command(
         ignore_stop_signals()
         raise typer.Exit(code)
     from pipeline.parallel.bootstrap import check_gpus
-    from pipeline.train.experiment import resolve
+    from pipeline.run.experiment import resolve
 
     resolve(resolved, ranks)  # one message for a bad configuration, not one from each rank
     check_gpus(ranks)

@@ -21,8 +21,8 @@ from model.likelihood import (
 )
 from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective, SampleKeys
 from model.objectives.draws import Purpose
+from pipeline.data.batches import VALIDATION_SEED
 from pipeline.evaluate.subject import Subject
-from pipeline.train.batches import VALIDATION_SEED
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]

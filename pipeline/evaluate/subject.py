@@ -11,11 +11,11 @@ from model.inputs import NetworkInput
 from model.likelihood import Logits
 from model.objectives import EsoLM, Objective
 from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.config import ObjectiveSection, RunConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate.text import TextCodec, load_codec
 from pipeline.export.consolidate import load_tensors
 from pipeline.export.manifest import NAME as BUNDLE_RECORD
+from pipeline.run.config import ObjectiveSection, RunConfig
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class BundleLogits:
 
 def objective_of(stored: dict[str, Any], mask_id: int, bos_id: int | None) -> Objective:
     """The objective that a checkpoint or bundle says it was trained with."""
-    from pipeline.train.experiment import build_objective
+    from pipeline.run.experiment import build_objective
 
     known = {field.name for field in fields(ObjectiveSection)}
     section = ObjectiveSection(**{key: stored[key] for key in known & stored.keys()})

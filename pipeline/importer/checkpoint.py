@@ -10,8 +10,8 @@ from torch import Tensor
 from model.config import ModelConfig
 from pipeline.checkpoint import commit, store
 from pipeline.checkpoint.checkpointer import RunState
-from pipeline.checkpoint.fragments import STATES, Fragment
 from pipeline.importer.network import Network
+from pipeline.parallel.fragments import STATES, Fragment
 from pipeline.parallel.single import single_process
 
 

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 
 from data_prep.files import sha256_of_file, write_json
 from data_prep.tokenizer import copy_tokenizer
-from pipeline.config import ModelSection
 from pipeline.errors import ImportCheckpointError
 from pipeline.export.export import ExportReport, export_source, load_any_tokenizer
 from pipeline.export.foreign_tokenizer import ForeignTokenizer
@@ -18,6 +17,7 @@ from pipeline.importer.checkpoint import ImportedSource, write_checkpoint
 from pipeline.importer.checkpoint_file import PublishedFile
 from pipeline.importer.network import Network, read_network
 from pipeline.importer.recognise import Options
+from pipeline.run.config import ModelSection
 
 if TYPE_CHECKING:
     from pipeline.export.writer import AnyTokenizer

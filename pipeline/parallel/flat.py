@@ -9,15 +9,10 @@ from torch import Tensor, nn
 
 from model.loss import SparseTargets, weighted_loss
 from model.network import Network
-from pipeline.parallel.bootstrap import import_deepspeed
-from pipeline.parallel.engine import (
-    Engine,
-    EngineConfig,
-    MicroBatch,
-    build_optimizer,
-    initialize_module,
-    parallel_config,
-)
+from pipeline.data.micro_batch import MicroBatch
+from pipeline.parallel.deepspeed_engine import DeepSpeedEngine, initialize_module, parallel_config
+from pipeline.parallel.engine import EngineConfig
+from pipeline.parallel.layout import Layout
 
 
 class LossModule(nn.Module):
@@ -31,22 +26,19 @@ class LossModule(nn.Module):
         return weighted_loss(self.network.head, self.network(inputs), targets)
 
 
-class FlatEngine(Engine):
-    """DeepSpeedEngine over the whole network."""
+class FlatEngine(DeepSpeedEngine):
+    """DeepSpeed's plain engine over the whole network."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
-        deepspeed = import_deepspeed()
         module = LossModule(Network(config.model, parallel_config(config.layout)))
         initialize_module(module, config)
         module.to(config.device)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=build_optimizer(module, config),
-            config=config.deepspeed(),
-            mpu=_ModelParallelUnit(),
-            dist_init_required=False,
-        )
+        self._wrap(module, mpu=_ModelParallelUnit())
+
+    @staticmethod
+    def runs(layout: Layout) -> bool:
+        return layout.pp == 1
 
     def _run(self, batches: Sequence[MicroBatch]) -> None:
         self.deepspeed.train()

@@ -1,6 +1,6 @@
 """The engine with pipeline stages: DeepSpeed's 1F1B schedule, with ZeRO-1."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megatron.core import parallel_state
@@ -9,24 +9,19 @@ from torch import Tensor
 from model.attention import MaskBuilder
 from model.loss import SparseTargets, weighted_loss
 from model.network import Block, Embedding, Head
+from pipeline.data.micro_batch import MicroBatch
 from pipeline.parallel.bootstrap import import_deepspeed
-from pipeline.parallel.engine import (
-    Engine,
-    EngineConfig,
-    MicroBatch,
-    build_optimizer,
-    initialize_module,
-    iterate,
-    parallel_config,
-)
+from pipeline.parallel.deepspeed_engine import DeepSpeedEngine, initialize_module, parallel_config
+from pipeline.parallel.engine import EngineConfig
+from pipeline.parallel.layout import Layout
 
 
-class PipeEngine(Engine):
+class PipeEngine(DeepSpeedEngine):
     """PipelineEngine over the network cut into stages."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
-        deepspeed = import_deepspeed()
+        import_deepspeed()
         from deepspeed.pipe import LayerSpec
         from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
@@ -54,12 +49,11 @@ class PipeEngine(Engine):
             # DeepSpeed leaves such a parameter out of the norm.
             module.forward_funcs[-1].output.weight.ds_pipe_replicated = True
         initialize_module(module, config)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=build_optimizer(module, config),
-            config=config.deepspeed(),
-            dist_init_required=False,
-        )
+        self._wrap(module)
+
+    @staticmethod
+    def runs(layout: Layout) -> bool:
+        return layout.pp > 1
 
     def _loss(self, hidden_TD: Tensor, targets: SparseTargets) -> Tensor:
         """Called on the last stage with the head's output; the head is the last layer there."""
@@ -68,13 +62,19 @@ class PipeEngine(Engine):
         return self._record(weighted_loss(head, hidden_TD, targets))
 
     def _run(self, batches: Sequence[MicroBatch]) -> None:
-        self.deepspeed.train_batch(iterate(batches))
+        self.deepspeed.train_batch(_pairs(batches))
 
     def _run_without_update(self, batches: Sequence[MicroBatch]) -> None:
         self.deepspeed.eval_batch(
-            iterate(batches), num_micro_batches=len(batches), reduce_output=None, bcast_loss=False
+            _pairs(batches), num_micro_batches=len(batches), reduce_output=None, bcast_loss=False
         )
         self.deepspeed.total_loss = None
+
+
+def _pairs(batches: Sequence[MicroBatch]) -> Iterator[tuple[Any, Any]]:
+    """The (inputs, labels) that DeepSpeed's pipeline pulls."""
+    for batch in batches:
+        yield batch.inputs, batch.targets
 
 
 def _balanced_pipeline(layer_costs: Sequence[float], tied: bool) -> Any:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 from pipeline.parallel.layout import Layout
-from pipeline.train.hardware import PEAK_BF16_FLOPS
+from pipeline.run.hardware import PEAK_BF16_FLOPS
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from model.config import ModelConfig
 from model.flops import flops_per_token, layer_costs
 from model.objectives import Objective
-from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.parallel.layout import Layout, fit_layout
 from pipeline.plan.activations import Activations, MicroBatchShape
@@ -13,7 +12,8 @@ from pipeline.plan.cost import Machine, bubble_share
 from pipeline.plan.shapes import stage_size
 from pipeline.plan.stages import stage_bounds
 from pipeline.plan.state import StateBytes, state_bytes
-from pipeline.train.experiment import build_objective, open_dataset, problems_before_data
+from pipeline.run.config import RunConfig
+from pipeline.run.experiment import build_objective, open_dataset, problems_before_data
 
 CHECKPOINT_BYTES = 16
 """Per parameter: fp32 weights, two moments, average."""

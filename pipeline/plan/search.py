@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from model.config import RECOMPUTE
-from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.plan.cost import Machine
 from pipeline.plan.estimate import StepSeconds, step_seconds
 from pipeline.plan.plan import Plan, Subject, make_plan
-from pipeline.train.experiment import problems_before_data
+from pipeline.run.config import RunConfig
+from pipeline.run.experiment import problems_before_data
 
 HEADROOM = 0.9
 """Share of a GPU's memory that a plan may fill: context, NCCL and fragmentation take the rest."""

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from data_prep.tokenizer import has_tokenizer, load_tokenizer
-from pipeline.config import RunConfig
 from pipeline.plan.cost import gpu_named
 from pipeline.plan.plan import find_subject, make_plan
 from pipeline.plan.search import HEADROOM
+from pipeline.run.config import RunConfig
+from pipeline.run.hardware import PEAK_BF16_FLOPS
 from pipeline.slurm.profile import ClusterProfile
-from pipeline.train.hardware import PEAK_BF16_FLOPS
 
 
 def memory_problems(config: RunConfig, profile: ClusterProfile, nodes: int) -> list[str]:

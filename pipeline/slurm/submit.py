@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.checkpoint.remote import is_url
-from pipeline.config import RunConfig, load_config, to_yaml
 from pipeline.errors import ConfigError
+from pipeline.run.config import RunConfig, load_config, to_yaml
+from pipeline.run.directory import REVISION, RunDirectory, git_revision
+from pipeline.run.experiment import problems_before_data, resolve
 from pipeline.slurm import client
 from pipeline.slurm.chain import CANCELLED, Chain, ChainJob, refuse_if_live, write_chain
 from pipeline.slurm.check import cluster_problems
@@ -20,8 +22,6 @@ from pipeline.slurm.memory import memory_problems
 from pipeline.slurm.profile import ClusterProfile, load_profile, time_problems, warning_problems
 from pipeline.slurm.render import mounted_folders, render
 from pipeline.slurm.stages import STAGES, Job, Paths, plan_jobs, prep_problems
-from pipeline.train.experiment import problems_before_data, resolve
-from pipeline.train.run_directory import REVISION, RunDirectory, git_revision
 
 PACKAGES = ("data_prep", "model", "pipeline")
 _PLAIN_PATH = re.compile(r"[\w./+@=-]+")

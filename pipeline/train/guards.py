@@ -3,8 +3,6 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from model.sharding import is_sharded
 from pipeline.errors import EsolmError
-from pipeline.parallel import zero
 from pipeline.parallel.engine import Engine, StepResult
 
 logger = logging.getLogger(__name__)
@@ -104,16 +100,6 @@ class Standstill:
             )
 
 
-@dataclass(frozen=True)
-class Copy:
-    """What this rank holds of a parameter, and over which ranks it must be the same bit by bit."""
-
-    name: str
-    held: Tensor
-    over_data: bool
-    over_tensor: bool
-
-
 def check_replicas(engine: Engine) -> None:
     """Compares what ranks hold in common, bit by bit; collective over all ranks.
 
@@ -122,7 +108,7 @@ def check_replicas(engine: Engine) -> None:
 
     Raises EsolmError naming the parameters that differ.
     """
-    copies = list(_copies(engine))
+    copies = list(engine.replicas())
     mine = torch.stack([_bit_sum(copy.held) for copy in copies])
     found = set()
     for group, members in (
@@ -139,19 +125,6 @@ def check_replicas(engine: Engine) -> None:
             f"weights that must be equal on several ranks differ ({shown}): a memory error or a "
             "faulty link. Resume from the last checkpoint, on other nodes if it comes again."
         )
-
-
-def _copies(engine: Engine) -> Iterator[Copy]:
-    """Every rank of a group has the same, in the same order."""
-    for name, parameter in engine.parameters():
-        whole = not is_sharded(parameter)
-        if engine.layout.zero < 3:
-            yield Copy(name, parameter.data, True, whole)
-            continue
-        # Of ZeRO-3's parts each data-parallel rank has its own; small weights are whole as well.
-        yield Copy(name, zero.stage_3_part(parameter), False, whole)
-        if parameter.ds_persist:  # type: ignore[attr-defined]
-            yield Copy(name, parameter.data, True, whole)
 
 
 def _bit_sum(tensor: Tensor) -> Tensor:

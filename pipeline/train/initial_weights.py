@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.checkpoint import store
-from pipeline.checkpoint.fragments import AVERAGE, WEIGHTS, Fragment
 from pipeline.checkpoint.reader import CheckpointReader
 from pipeline.checkpoint.remote import is_url
 from pipeline.errors import ConfigError, EsolmError
@@ -19,9 +18,9 @@ from pipeline.export.consolidate import STATES
 from pipeline.export.manifest import NAME as BUNDLE_RECORD
 from pipeline.export.manifest import verify_bundle
 from pipeline.export.unfold import bundle_architecture, unfold
-from pipeline.parallel import zero
 from pipeline.parallel.engine import Engine
-from pipeline.train.experiment import Experiment
+from pipeline.parallel.fragments import AVERAGE, WEIGHTS, Fragment
+from pipeline.run.experiment import Experiment
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def start_from(experiment: Experiment, engine: Engine, group: dist.ProcessGroup)
     origin = answer[0]
     if isinstance(origin, str):
         raise ConfigError(origin)
-    fragments = zero.fragments(engine)
+    fragments = engine.fragments()
     if origin.is_bundle:
         _fill(fragments, _bundle_tensors(Path(origin.path), experiment))
     else:
@@ -67,7 +66,7 @@ def start_from(experiment: Experiment, engine: Engine, group: dist.ProcessGroup)
         shutil.rmtree(_copies(experiment), ignore_errors=True)
     for part in fragments:
         part.states[AVERAGE].copy_(part.states[WEIGHTS])
-    zero.publish_weights(engine, 0)
+    engine.adopt(0)
     logger.info("%s weights of %s, step 0", origin.weights, origin.path)
 
 

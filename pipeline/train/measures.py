@@ -9,10 +9,10 @@ import torch
 from model.config import ModelConfig
 from model.flops import flops_per_token
 from model.objectives import Objective
-from pipeline.config import RunConfig
+from pipeline.data.batches import NUM_TIME_BUCKETS
 from pipeline.parallel.engine import StepResult
-from pipeline.train.batches import NUM_TIME_BUCKETS
-from pipeline.train.hardware import peak_flops
+from pipeline.run.config import RunConfig
+from pipeline.run.hardware import peak_flops
 
 
 def bucket_name(bucket: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.train.history import append_line, parse_line
+from pipeline.run.history import append_line, parse_line
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from model.config import ModelConfig
 from pipeline.checkpoint.checkpointer import RunState
 from pipeline.data.reader import SampleReader
 from pipeline.errors import ConfigError
-from pipeline.train.experiment import Experiment
+from pipeline.run.experiment import Experiment
 from pipeline.train.guards import SpikeGuard
 
 

@@ -3,13 +3,13 @@
 import logging
 from typing import Any, Self
 
-from pipeline.config import RunConfig
 from pipeline.parallel.engine import StepResult
-from pipeline.train.history import History, append_line
+from pipeline.run.config import RunConfig
+from pipeline.run.directory import RunDirectory
+from pipeline.run.history import History, append_line
 from pipeline.train.metrics import MetricsWriter, Reports
 from pipeline.train.progress import Progress
-from pipeline.train.report import ProgressReport
-from pipeline.train.run_directory import RunDirectory
+from pipeline.train.progress_bar import ProgressReport
 
 logger = logging.getLogger(__name__)
 

@@ -2,13 +2,11 @@
 
 import logging
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from model.flops import flops_per_token
 from pipeline.accelerators import chosen_kernels
-from pipeline.config import RunConfig
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from pipeline.parallel.bootstrap import (
     device_of,
@@ -17,13 +15,12 @@ from pipeline.parallel.bootstrap import (
     shutdown_processes,
 )
 from pipeline.parallel.flight_recorder import dump_collectives, record_collectives
-from pipeline.train.experiment import Experiment, resolve
-from pipeline.train.history import History
-from pipeline.train.run_directory import RunDirectory
+from pipeline.run.config import RunConfig
+from pipeline.run.directory import RunDirectory
+from pipeline.run.experiment import Experiment, resolve
+from pipeline.run.history import History
+from pipeline.train.trainer import Trainer
 from pipeline.train.watchdog import Watchdog
-
-if TYPE_CHECKING:
-    from pipeline.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +51,6 @@ def train(config: RunConfig) -> int:
             lambda: dump_collectives(directory.logs, info.rank, device),
         )
         watchdog.progress()
-        # Imported here: DeepSpeed must be set up for the device first.
-        from pipeline.train.trainer import Trainer
-
         if info.rank == 0:
             _announce(experiment, kernels)
         trainer = Trainer(experiment, directory, device, info.rank, watchdog)
@@ -69,7 +63,7 @@ def train(config: RunConfig) -> int:
             watchdog.close()
 
 
-def _run(trainer: "Trainer", history: History) -> int:
+def _run(trainer: Trainer, history: History) -> int:
     """Trains; rank 0 writes down the start and how it ended."""
     progress, config, layout = trainer.progress, trainer.config, trainer.experiment.layout
     if trainer.rank == 0:

@@ -12,23 +12,25 @@ from megatron.core import parallel_state
 from model.flops import layer_costs
 from pipeline.checkpoint.checkpointer import Checkpointer, RunState
 from pipeline.checkpoint.commit import Retention
+from pipeline.data.batches import BatchSource
+from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.prefetch import Prefetcher, prefetch
 from pipeline.data.reader import SampleReader
 from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, CheckpointError, EsolmError
+from pipeline.launch.startup import seconds_since_start
 from pipeline.parallel.build import build_engine
-from pipeline.parallel.engine import EngineConfig, MicroBatch, StepResult
-from pipeline.train.batches import BatchSource
-from pipeline.train.experiment import Experiment, optimizer_arguments
+from pipeline.parallel.engine import EngineConfig, StepResult
+from pipeline.run.directory import RunDirectory
+from pipeline.run.experiment import Experiment, optimizer_arguments
+from pipeline.run.ranges import parse_steps
 from pipeline.train.guards import SpikeGuard, Standstill, check_replicas
 from pipeline.train.initial_weights import start_from
 from pipeline.train.measures import Measures
-from pipeline.train.profiling import StepProfiler, parse_steps
+from pipeline.train.profiling import StepProfiler
 from pipeline.train.progress import Progress, check_same_run
 from pipeline.train.recorder import Recorder
-from pipeline.train.run_directory import RunDirectory
+from pipeline.train.requests import RequestPoll
 from pipeline.train.schedule import learning_rate
-from pipeline.train.signals import RequestPoll
-from pipeline.train.startup import seconds_since_start
 from pipeline.train.validation import Validator
 from pipeline.train.watchdog import Watchdog
 

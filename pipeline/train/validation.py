@@ -5,12 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from pipeline.config import RunConfig
+from pipeline.data.batches import BatchSource
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
-from pipeline.parallel import zero
 from pipeline.parallel.engine import Engine
-from pipeline.train.batches import BatchSource
+from pipeline.run.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Validator:
             "valid_perplexity_bound": math.exp(min(loss, 700.0)),
         }
         if self.with_average:
-            with zero.averaged_weights(self.engine):
+            with self.engine.averaged_weights():
                 figures["valid_loss_ema"] = sum(self._terms().values())
         return figures
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pipeline.checkpoint import commit
 from pipeline.checkpoint.listing import list_checkpoints
-from pipeline.config import RunConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.train.history import History, Rollback, Start, read_lines
-from pipeline.train.run_directory import RunDirectory
+from pipeline.run.config import RunConfig
+from pipeline.run.directory import RunDirectory
+from pipeline.run.history import History, Rollback, Start, read_lines
 
 
 @dataclass(frozen=True)

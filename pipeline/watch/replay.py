@@ -14,15 +14,15 @@ from model.objectives.base import term_of
 from model.objectives.draws import Purpose
 from pipeline.checkpoint import commit
 from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.config import RunConfig, load_config
+from pipeline.data.batches import BatchSource
 from pipeline.data.dataset import TokenDataset
+from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.reader import SampleReader
 from pipeline.errors import ConfigError
-from pipeline.parallel.engine import MicroBatch
 from pipeline.parallel.single import single_process
-from pipeline.train.batches import BatchSource
-from pipeline.train.experiment import build_objective
-from pipeline.train.run_directory import RunDirectory
+from pipeline.run.config import RunConfig, load_config
+from pipeline.run.directory import RunDirectory
+from pipeline.run.experiment import build_objective
 from pipeline.watch.place import Place, checkpoint_before, find_step
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
-from pipeline.config import RunConfig, load_config
 from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, ConfigError
-from pipeline.train.history import History, parse_line, read_lines
-from pipeline.train.run_directory import RunDirectory
+from pipeline.run.config import RunConfig, load_config
+from pipeline.run.directory import RunDirectory
+from pipeline.run.history import History, parse_line, read_lines
 
 RECENT_LINES = 20
 # A run is stalled once it has said nothing for so many of its usual pauses, at least a minute.

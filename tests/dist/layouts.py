@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.fragments import WEIGHTS
+from pipeline.parallel.fragments import WEIGHTS
 from pipeline.checkpoint.store import read_full
 from tests.dist.ranks import run_ranks
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.launch import free_port
+from pipeline.launch.ranks import free_port
 from tests.processes import ROOT, environment
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.checkpoint.fragments import STATES
+from pipeline.parallel.fragments import STATES
 from pipeline.checkpoint.store import read_full
 from tests.dist.ranks import run_ranks
 

@@ -20,9 +20,8 @@ from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
 from pipeline.checkpoint import store
 from pipeline.checkpoint.checkpointer import Checkpointer
 from pipeline.checkpoint.commit import Retention
-from pipeline.checkpoint.fragments import WEIGHTS
+from pipeline.parallel.fragments import WEIGHTS
 from pipeline.errors import EsolmError
-from pipeline.parallel import zero
 from pipeline.parallel.bootstrap import (
     device_of,
     initialize_groups,
@@ -30,9 +29,10 @@ from pipeline.parallel.bootstrap import (
     process_info,
     shutdown_processes,
 )
-from pipeline.parallel.engine import Engine, EngineConfig, MicroBatch
+from pipeline.data.micro_batch import MicroBatch
+from pipeline.parallel.engine import Engine, EngineConfig
 from pipeline.parallel.layout import Layout
-from pipeline.train.batches import BatchSource
+from pipeline.data.batches import BatchSource
 from pipeline.train.guards import check_replicas
 
 VOCAB_SIZE, MASK_ID, SEQ_LEN, GLOBAL_BATCH = 51, 50, 12, 8
@@ -152,7 +152,7 @@ def losses(cases: list[dict[str, Any]]) -> Any:
     for case in cases:
         with engine_of(case) as (engine, source):
             answers.append(train_steps(engine, source, 0, case["steps"]))
-            parts = zero.fragments(engine)
+            parts = engine.fragments()
             weights = [replace(part, states={WEIGHTS: part.states[WEIGHTS]}) for part in parts]
             store.write(Path(case["out"]), weights, None)
     return answers
@@ -163,7 +163,7 @@ def save_at_three(arguments: dict[str, Any]) -> Any:
     for case in arguments["cases"]:
         with engine_of(case) as (engine, source):
             train_steps(engine, source, 0, 3)
-            store.write(Path(case["folder"]), zero.fragments(engine), None)
+            store.write(Path(case["folder"]), engine.fragments(), None)
     return None
 
 
@@ -173,13 +173,13 @@ def resume_to_five(arguments: dict[str, Any]) -> Any:
     for case in arguments["cases"]:
         with engine_of(case) as (engine, source):
             if "folder" in case:
-                store.read(Path(case["folder"]), zero.fragments(engine), None)
-                zero.publish_weights(engine, 3)
-                store.write(Path(case["out"] + "-again"), zero.fragments(engine), None)
+                store.read(Path(case["folder"]), engine.fragments(), None)
+                engine.adopt(3)
+                store.write(Path(case["out"] + "-again"), engine.fragments(), None)
                 answers.append(train_steps(engine, source, 3, 5))
             else:
                 answers.append(train_steps(engine, source, 0, 5)[3:])
-            store.write(Path(case["out"]), zero.fragments(engine), None)
+            store.write(Path(case["out"]), engine.fragments(), None)
     return answers
 
 
@@ -219,7 +219,7 @@ def averages(cases: list[dict[str, Any]]) -> Any:
             train_steps(engine, source, 0, 3)
             before, losses = _everything(engine), []
             losses.append(engine.evaluate(batch_of(source, 9)))
-            with zero.averaged_weights(engine):
+            with engine.averaged_weights():
                 losses.append(engine.evaluate(batch_of(source, 9)))
             losses.append(engine.evaluate(batch_of(source, 9)))
             unchanged = _same(before, _everything(engine))
@@ -261,7 +261,7 @@ def _infinite(batches: list[MicroBatch]) -> list[MicroBatch]:
 
 
 def _weights_and_moments(engine: Engine) -> list[torch.Tensor]:
-    return [tensor.clone() for part in zero.fragments(engine) for tensor in part.states.values()]
+    return [tensor.clone() for part in engine.fragments() for tensor in part.states.values()]
 
 
 def _same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -276,9 +276,10 @@ def _flip(engine: Engine, name: str) -> str:
     """What the replica check says while a weight is another on the last rank."""
     held = torch.empty(0)
     if dist.get_rank() == dist.get_world_size() - 1:
-        parameter = dict(engine.parameters())[name]
+        # Of a weight that ZeRO-3 has cut the part comes first, then what is gathered of it.
+        copies = [replica.held for replica in engine.replicas() if replica.name == name]
         cut = engine.layout.zero == 3 and engine.layout.dp == 1
-        held = (zero.stage_3_part(parameter) if cut else parameter.data).view(-1)
+        held = copies[0 if cut else -1].view(-1)
     right = held.clone()
     held[3:4] += 0.1
     try:

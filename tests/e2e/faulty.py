@@ -18,11 +18,11 @@ import numpy as np
 import torch.distributed as dist
 
 from pipeline.checkpoint import commit
-from pipeline.config import load_config
+from pipeline.data.batches import BatchSource
+from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.reader import SampleReader
 from pipeline.errors import DataError
-from pipeline.parallel.engine import MicroBatch
-from pipeline.train.batches import BatchSource
+from pipeline.run.config import load_config
 from pipeline.train.run import train
 
 FAULTY_STEP = 6

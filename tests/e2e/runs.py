@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import torch
 
-from pipeline.checkpoint.fragments import STATES
 from pipeline.checkpoint.reader import CheckpointReader
+from pipeline.parallel.fragments import STATES
 from tests.dist.ranks import rank_environment
 from tests.processes import environment
 

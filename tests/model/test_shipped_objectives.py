@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from model.flops import flops_per_token
-from pipeline.config import RunConfig, load_config
-from pipeline.train.experiment import build_objective
+from pipeline.run.config import RunConfig, load_config
+from pipeline.run.experiment import build_objective
 from tests.model.conftest import MASK_ID, small_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "objective"

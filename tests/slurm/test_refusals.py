@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.run.directory import RunDirectory
 from pipeline.slurm.check import association_problems
 from pipeline.slurm.client import SlurmError, accounted_states
 from pipeline.slurm.lint import lint_script
 from pipeline.slurm.profile import PROFILES, ClusterProfile, ContainerSection, load_profile
 from pipeline.slurm.stages import STAGES
 from pipeline.slurm.submit import prepare, submit
-from pipeline.train.run_directory import RunDirectory
 from tests.slurm.cluster import MiniCluster
 from tests.slurm.runs import esolm, submit_run, write_profile, write_run
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint import files, store
-from pipeline.checkpoint.fragments import Fragment
 from pipeline.errors import CheckpointError
+from pipeline.parallel.fragments import Fragment
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

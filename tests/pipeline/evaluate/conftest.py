@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import ObjectiveSection
 from pipeline.export import gate
 from pipeline.export.export import export
 from pipeline.importer.checkpoint import write_checkpoint
 from pipeline.importer.network import Network
+from pipeline.run.config import ObjectiveSection
 from tests.pipeline.export.conftest import RandomSource, small_model
 
 SEQ_LEN = 16

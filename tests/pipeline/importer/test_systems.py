@@ -17,13 +17,13 @@ from model.attention import AttentionPattern
 from model.inputs import NetworkInput
 from model.objectives import SampleKeys
 from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.config import ObjectiveSection, RunConfig
 from pipeline.errors import ImportCheckpointError
 from pipeline.export.export import export
 from pipeline.export.gate_network import bundle_logits, parity_inputs
 from pipeline.export.writer import read_model
 from pipeline.importer.importing import import_checkpoint
 from pipeline.importer.recognise import Options
+from pipeline.run.config import ObjectiveSection, RunConfig
 from tests.model.reference_losses import reference_loss
 from tests.pipeline.importer import published
 from tests.pipeline.importer.published import LENGTH, SYSTEMS, VOCAB, PublishedNetwork, System
@@ -57,7 +57,7 @@ def training_network(reader: CheckpointReader, state: str) -> Any:
 
 
 def objective_of(reader: CheckpointReader) -> Any:
-    from pipeline.train.experiment import build_objective
+    from pipeline.run.experiment import build_objective
 
     config = RunConfig(objective=ObjectiveSection(**reader.objective))
     config.train.seq_len = reader.seq_len

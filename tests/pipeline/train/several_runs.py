@@ -6,8 +6,8 @@ Starting a process costs more than these trainings do.
 import os
 import sys
 
-from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.run.config import load_config
 from pipeline.train.run import train
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config
-from pipeline.train.history import read_lines
+from pipeline.run.config import load_config
+from pipeline.run.directory import RunDirectory
+from pipeline.run.history import read_lines
 from pipeline.train.metrics import MetricsWriter, Reports
 from pipeline.train.progress import Progress
 from pipeline.train.recorder import Recorder
-from pipeline.train.run_directory import RunDirectory
 from tests.processes import ROOT
 
 CONFIG = ROOT / "configs" / "run" / "demo.yaml"

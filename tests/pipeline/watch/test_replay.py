@@ -9,9 +9,9 @@ import torch
 from typer.testing import CliRunner
 
 from pipeline.cli.main import app
-from pipeline.config import load_config
 from pipeline.errors import ConfigError
-from pipeline.train.run_directory import RunDirectory
+from pipeline.run.config import load_config
+from pipeline.run.directory import RunDirectory
 from pipeline.watch.place import find_step
 from pipeline.watch.replay import replay, row_losses
 from tests.pipeline.conftest import RecordedRun

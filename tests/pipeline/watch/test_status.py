@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.main import app
-from pipeline.config import load_config, to_yaml
 from pipeline.errors import ConfigError
-from pipeline.train.history import History
-from pipeline.train.run_directory import RunDirectory
+from pipeline.run.config import load_config, to_yaml
+from pipeline.run.directory import RunDirectory
+from pipeline.run.history import History
 from pipeline.watch.status import run_status
 from tests.pipeline.conftest import RecordedRun
 from tests.processes import run_python

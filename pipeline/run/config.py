@@ -288,7 +288,7 @@ def _plain(layer: DictConfig) -> Layer:
 def _find(name: str, including: Path) -> Path:
     """A file named in `defaults:`, looked up from the configs folder above the including file."""
     relative = Path(name).with_suffix(".yaml")
-    roots = [including.parent, *including.parents, Path(__file__).parent.parent / "configs"]
+    roots = [including.parent, *including.parents, Path(__file__).parents[2] / "configs"]
     for root in roots:
         if (root / relative).is_file():
             return root / relative

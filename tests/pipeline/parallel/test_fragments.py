@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.checkpoint.fragments import Fragment
+from pipeline.parallel.fragments import Fragment
 
 
 def fragment_of(

@@ -1,10 +1,11 @@
 """The ranges of numeric settings."""
 
+import re
 from dataclasses import dataclass
 from functools import reduce
 from math import inf
 
-from pipeline.config import RunConfig
+from pipeline.run.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,25 @@ def range_problems(config: RunConfig) -> list[str]:
         for key, value in values.items()
         if not RANGES[key].holds(value)  # type: ignore[arg-type]
     ]
+
+
+def parse_steps(text: str) -> range:
+    """FIRST-LAST as the steps it names, counted from 1; empty text names none.
+
+    Not FIRST:LAST, which YAML reads as a number to base 60. Raises ValueError.
+    """
+    if not text:
+        return range(0)
+    match = re.fullmatch(r"(\d+)-(\d+)", text)
+    if match is None or not 0 < int(match[1]) <= int(match[2]):
+        raise ValueError(f"'{text}' is not FIRST-LAST with 0 < FIRST <= LAST")
+    return range(int(match[1]), int(match[2]) + 1)
+
+
+def steps_problems(text: str) -> list[str]:
+    """What is wrong with the setting, in words."""
+    try:
+        parse_steps(text)
+    except ValueError as error:
+        return [f"train.profile_steps: {error}"]
+    return []

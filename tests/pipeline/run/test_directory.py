@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config
-from pipeline.train.history import History, read_lines
-from pipeline.train.run_directory import RunDirectory
+from pipeline.run.config import load_config
+from pipeline.run.directory import RunDirectory
+from pipeline.run.history import History, read_lines
 from tests.processes import ROOT
 
 CONFIG = ROOT / "configs" / "run" / "demo.yaml"

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.train.run_directory import RunDirectory
+from pipeline.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)

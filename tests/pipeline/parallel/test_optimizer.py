@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pipeline.train.optimizer import EmaAdamW
+from pipeline.parallel.optimizer import EmaAdamW
 from pipeline.train.schedule import learning_rate
 
 

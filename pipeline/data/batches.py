@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from model.objectives import Objective, SampleKeys
 from model.objectives.base import term_of
 from model.objectives.noise import EPSILON
+from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.reader import SampleReader
-from pipeline.parallel.engine import MicroBatch
 
 # Validation draws its noise from another key than training does.
 VALIDATION_SEED = 1 << 63

@@ -9,13 +9,12 @@ from model.config import RECOMPUTE, ModelConfig
 from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
 from pipeline.checkpoint.commit import committed
 from pipeline.checkpoint.remote import is_url, url_problems
-from pipeline.config import RunConfig
 from pipeline.data.dataset import TokenDataset
 from pipeline.errors import ConfigError
 from pipeline.parallel.layout import Layout, fit_layout
-from pipeline.train.profiling import steps_problems
-from pipeline.train.ranges import range_problems
-from pipeline.train.run_directory import RunDirectory
+from pipeline.run.config import RunConfig
+from pipeline.run.directory import RunDirectory
+from pipeline.run.ranges import range_problems, steps_problems
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.train.hardware import peak_of
+from pipeline.run.hardware import peak_of
 
 
 @pytest.mark.parametrize(

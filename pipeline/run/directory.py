@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_prep.files import write_atomic
-from pipeline.config import RunConfig, to_yaml
 from pipeline.errors import ConfigError
+from pipeline.run.config import RunConfig, to_yaml
 
 # `esolm status` holds the lock for an instant when it looks whether a run is alive.
 LOCK_ATTEMPTS, LOCK_PAUSE_SECONDS = 5, 0.1

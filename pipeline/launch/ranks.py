@@ -17,7 +17,7 @@ from types import FrameType
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
 
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
-from pipeline.train.stop import STOP_SIGNALS
+from pipeline.launch.stop import STOP_SIGNALS
 
 LAUNCHER = "ESOLM_LAUNCHER_PID"
 MEETING_PORTS = range(20_000, 29_000)

@@ -1,0 +1,195 @@
+"""What the two engines over DeepSpeed share; all that is known of DeepSpeed's engines is here."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from megatron.core import ModelParallelConfig, parallel_state
+from torch import Tensor, nn
+
+from model.initialize import initialize
+from model.recompute import set_recompute
+from model.sequence_parallel import sum_partial_gradients
+from pipeline.data.micro_batch import MicroBatch
+from pipeline.parallel.bootstrap import import_deepspeed
+from pipeline.parallel.engine import Engine, EngineConfig, Judge, Replica, StepResult
+from pipeline.parallel.fragments import Fragment
+from pipeline.parallel.layout import REDUCE_BUCKET, Layout
+from pipeline.parallel.losses import reduce_losses
+from pipeline.parallel.names import canonical_parameters
+from pipeline.parallel.optimizer import EmaAdamW
+from pipeline.parallel.zero import ZeroStates, zero_states
+
+
+class DeepSpeedEngine(Engine):
+    """An engine of DeepSpeed around a module; a subclass makes the module and runs the batches."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        self._recorded: list[Tensor] = []
+        self._verdict: StepResult | None = None
+        self.deepspeed: Any = None
+        """DeepSpeed's engine; set by `_wrap`."""
+
+    @abstractmethod
+    def _run(self, batches: Sequence[MicroBatch]) -> None:
+        """Forward, backward and update over one step's micro-batches of this replica."""
+
+    @abstractmethod
+    def _run_without_update(self, batches: Sequence[MicroBatch]) -> None:
+        """Forward only, in evaluation mode."""
+
+    def _wrap(self, module: nn.Module, **arguments: Any) -> None:
+        """Hands an initialised module to DeepSpeed."""
+        self.deepspeed, *_ = import_deepspeed().initialize(
+            model=module,
+            optimizer=build_optimizer(module, self.config),
+            config=deepspeed_config(self.config),
+            dist_init_required=False,
+            **arguments,
+        )
+
+    @property
+    def optimizer(self) -> EmaAdamW:
+        """The optimizer itself, below DeepSpeed's wrapper."""
+        wrapped: EmaAdamW = self.deepspeed.optimizer.optimizer
+        return wrapped
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return canonical_parameters(self.deepspeed.module, self.config.model)
+
+    def train_step(
+        self, batches: Sequence[MicroBatch], learning_rate: float, judge: Judge | None = None
+    ) -> StepResult:
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._verdict = None
+        self.optimizer.veto = lambda: not self._judged(batches, judge).applied
+        self._run(batches)
+        return self._judged(batches, judge)
+
+    def evaluate(self, batches: Sequence[MicroBatch]) -> dict[str, float]:
+        self._run_without_update(batches)
+        return self._reduce_losses(batches)[0]
+
+    @cached_property
+    def _states(self) -> ZeroStates:
+        return zero_states(
+            self.deepspeed.optimizer, self.parameters(), self.config.model, self.layout
+        )
+
+    def fragments(self) -> list[Fragment]:
+        return self._states.fragments()
+
+    def publish(self) -> None:
+        self._states.publish()
+
+    def adopt(self, updates: int) -> None:
+        for state in self.optimizer.state.values():
+            state["step"].fill_(updates)
+        self.publish()
+
+    def replicas(self) -> Iterator[Replica]:
+        return self._states.replicas()
+
+    def _judged(self, batches: Sequence[MicroBatch], judge: Judge | None) -> StepResult:
+        """The step's figures and the verdict on it, found once; collective the first time."""
+        if self._verdict is None:
+            wrapper = self.deepspeed.optimizer
+            norm = float(wrapper._global_grad_norm)
+            finite = math.isfinite(norm) and not wrapper.overflow
+            losses, buckets = self._reduce_losses(batches)
+            result = StepResult(losses, norm, finite, buckets)
+            if finite and judge is not None:
+                result = replace(result, applied=judge(result))
+            self._verdict = result
+        return self._verdict
+
+    def _record(self, loss: Tensor) -> Tensor:
+        """Notes a micro-batch's loss and scales it for backward.
+
+        DeepSpeed averages over micro-batches and replicas; the weights of the loss already make
+        the sum over all of them the loss of the step.
+        """
+        self._recorded.append(loss.detach())
+        return loss * (self.config.num_micro_batches * self.layout.dp)
+
+    def _reduce_losses(
+        self, batches: Sequence[MicroBatch]
+    ) -> tuple[dict[str, float], dict[int, float]]:
+        reduced = reduce_losses(batches, self._recorded, self.layout, self.config.device)
+        self._recorded.clear()
+        return reduced
+
+
+def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
+    """DeepSpeed's own configuration."""
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.num_micro_batches,
+        "gradient_clipping": config.gradient_clipping,
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": config.layout.zero,
+            "reduce_bucket_size": REDUCE_BUCKET,
+            **({"offload_optimizer": {"device": "cpu"}} if config.offload else {}),
+        },
+        "bf16": {
+            "enabled": config.precision == "bf16",
+            # Without it, BF16_Optimizer loses every gradient of a pipeline whose stages pass on two
+            # floating tensors (seen: norm 0, no error).
+            "immediate_grad_update": True,
+            "check_grad_overflow": True,
+        },
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # bf16 would round the sum over replicas, and ever more so the more of them there are.
+        "communication_data_type": "fp32",
+        # Its partitioned pipes do not know that the lengths of micro-batches differ.
+        "pipeline": {
+            "pipe_partitioned": False,
+            "grad_partitioned": False,
+        },
+    }
+
+
+def parallel_config(layout: Layout) -> ModelParallelConfig:
+    """megatron-core's settings for layers that are initialised by us, on the CPU first."""
+    return ModelParallelConfig(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        pipeline_dtype=torch.float32 if layout.pp > 1 else None,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        sequence_parallel=layout.sequence,
+    )
+
+
+def initialize_module(module: nn.Module, config: EngineConfig) -> None:
+    """Initial weights of the part of the network that this rank holds."""
+    initialize(
+        canonical_parameters(module, config.model),
+        config.model,
+        config.seed,
+        parallel_state.get_tensor_model_parallel_rank(),
+        config.layout.tp,
+    )
+    sum_partial_gradients(module, parallel_config(config.layout))
+    set_recompute(module, config.recompute)
+
+
+def build_optimizer(module: nn.Module, config: EngineConfig) -> EmaAdamW:
+    """The optimizer over the module's parameters; only matrices decay."""
+    arguments = dict(config.optimizer)
+    weight_decay = arguments.pop("weight_decay")
+    parameters = list(module.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return EmaAdamW(groups, weight_decay=weight_decay, **arguments)

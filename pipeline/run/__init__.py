@@ -1,0 +1,1 @@
+"""What a run is, apart from how it trains: configuration, directory and history."""
