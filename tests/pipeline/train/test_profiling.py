@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.train.profiling import StepProfiler, parse_steps, steps_problems
+from pipeline.run.ranges import parse_steps, steps_problems
+from pipeline.train.profiling import StepProfiler
 
 
 def test_steps_that_are_asked_for() -> None:
