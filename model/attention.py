@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.columns import Column
+
 
 class AttentionPattern(enum.Enum):
     """Who sees whom. The rule of each stands in `visible`."""
@@ -27,11 +29,22 @@ class AttentionPattern(enum.Enum):
 
     @property
     def index(self) -> int:
+        """The number by which a pattern travels in `rows`."""
         return list(AttentionPattern).index(self)
+
+    @classmethod
+    def at(cls, index: int) -> "AttentionPattern":
+        """The pattern of an index."""
+        return list(cls)[index]
 
     @property
     def num_streams(self) -> int:
         return 2 if "two_stream" in self.value else 1
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether who sees whom differs from row to row, by the row's prefix."""
+        return self in (AttentionPattern.PREFIX, AttentionPattern.TWO_STREAM_PREFIX)
 
 
 def visible(
@@ -108,8 +121,7 @@ def flex_mask(
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return visible(pattern, q, k, length, prefix_length[b], block_size)
 
-    has_prefix = pattern in (AttentionPattern.PREFIX, AttentionPattern.TWO_STREAM_PREFIX)
-    batch = prefix_length.shape[0] if has_prefix else None
+    batch = prefix_length.shape[0] if pattern.has_prefix else None
     queries = seq_len if num_queries is None else num_queries
     return create_block_mask(mask_mod, batch, None, queries, seq_len, device=prefix_length.device)
 
@@ -118,14 +130,16 @@ class MaskBuilder:
     """Makes the masks of a micro-batch once per stage, not once per layer.
 
     The layers of a stage share one builder. Reading the pattern's id from the device is a
-    synchronisation, so answers are kept while the very same tensor comes in again.
+    synchronisation, so it is read once while the very same tensor comes in again. Masks that depend
+    on shapes alone outlive the micro-batch.
     """
 
     def __init__(self) -> None:
         self._rows: Tensor | None = None
         self._pattern = AttentionPattern.CAUSAL
         self._block_size = 1
-        self._masks: dict[tuple[int, int], AttentionMask] = {}
+        self._of_these_rows: dict[tuple[int, int], AttentionMask] = {}
+        self._of_shapes: dict[Any, AttentionMask] = {}
 
     def __call__(self, rows: Tensor, seq_len: int, outputs_only: bool = False) -> AttentionMask:
         """rows: int64 [B, 4] as made by `NetworkInput.rows`.
@@ -133,18 +147,26 @@ class MaskBuilder:
         outputs_only: of two streams only the noised one asks; nothing reads the other's output.
         """
         if self._rows is not rows:
-            pattern_index, self._block_size = rows[0, :2].tolist()
-            self._rows, self._pattern = rows, list(AttentionPattern)[pattern_index]
-            self._masks.clear()
+            first = rows[0].tolist()
+            self._rows, self._block_size = rows, first[Column.BLOCK_SIZE]
+            self._pattern = AttentionPattern.at(first[Column.PATTERN])
+            self._of_these_rows.clear()
         num_queries = seq_len // self._pattern.num_streams if outputs_only else seq_len
-        key = (seq_len, num_queries)
-        if key not in self._masks:
-            self._masks[key] = self._build(seq_len, num_queries)
-        return self._masks[key]
+        shape = (seq_len, num_queries)
+        if self._pattern.has_prefix:
+            if shape not in self._of_these_rows:
+                self._of_these_rows[shape] = self._build(rows, *shape)
+            return self._of_these_rows[shape]
+        batch, flexible = rows.shape[0], suits_flex(seq_len)
+        key = (self._pattern, self._block_size, *shape, batch, rows.device, flexible)
+        if key not in self._of_shapes:
+            if len(self._of_shapes) >= MOST_MASKS:
+                self._of_shapes.clear()
+            self._of_shapes[key] = self._build(rows, *shape)
+        return self._of_shapes[key]
 
-    def _build(self, seq_len: int, num_queries: int) -> AttentionMask:
-        assert self._rows is not None
-        pattern, prefix = self._pattern, self._rows[:, 2]
+    def _build(self, rows: Tensor, seq_len: int, num_queries: int) -> AttentionMask:
+        pattern, prefix = self._pattern, rows[:, Column.PREFIX_LENGTH]
         if pattern in (AttentionPattern.BIDIRECTIONAL, AttentionPattern.CAUSAL):
             return AttentionMask(pattern, num_queries)
         if prefix.is_cuda and suits_flex(seq_len):
@@ -172,6 +194,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.dense, is_causal=is_causal)
 
 
+# Training has few shapes. Likelihoods under an order feed every length up to L, and a dense mask has
+# 4 L^2 bytes.
+MOST_MASKS = 8
 FLEX_BLOCK = 128
 # Patterns, numbers of queries, batch sizes, with and without gradients: more than torch's 8. Beyond
 # the limit torch would take the eager form, which builds the full score matrix, and only warn.

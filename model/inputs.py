@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.attention import AttentionPattern
+from model.columns import Column
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class NetworkInput:
     block_size: int = 1
 
     def rows(self) -> Tensor:
-        """The per-row integers as one int64 [B, 4] tensor, as it travels between stages."""
-        batch = self.tokens.shape[0]
-        constant = self.prefix_length.new_tensor([self.pattern.index, self.block_size])
-        return torch.stack(
-            [*constant.expand(batch, 2).unbind(1), self.prefix_length, self.dropout_keys], dim=1
-        )
+        """The per-row integers, int64 [B, 4]; see `model.columns.Column`."""
+        columns = {
+            Column.PATTERN: torch.full_like(self.prefix_length, self.pattern.index),
+            Column.BLOCK_SIZE: torch.full_like(self.prefix_length, self.block_size),
+            Column.PREFIX_LENGTH: self.prefix_length,
+            Column.DROPOUT_KEY: self.dropout_keys,
+        }
+        return torch.stack([columns[column] for column in Column], dim=1)
 
 
 @dataclass(frozen=True)

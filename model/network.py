@@ -11,6 +11,7 @@ from megatron.core.tensor_parallel import VocabParallelEmbedding
 from torch import Tensor, nn
 
 from model.attention import MaskBuilder
+from model.columns import Column
 from model.config import ModelConfig
 from model.dropout import keyed_dropout
 from model.inputs import NetworkInput
@@ -104,7 +105,8 @@ class Block(nn.Module):
             return hidden
         first_token = self.split.first_token(hidden.shape[0])
         site, seq_len = 2 * self.layer + half, positions.shape[1]
-        return keyed_dropout(hidden, rows[:, 3], site, self.config.dropout, seq_len, first_token)
+        keys = rows[:, Column.DROPOUT_KEY]
+        return keyed_dropout(hidden, keys, site, self.config.dropout, seq_len, first_token)
 
 
 class Head(nn.Module):

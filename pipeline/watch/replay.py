@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import AttentionPattern
+from model.columns import Column
 from model.network import Network
 from model.objectives import SampleKeys
 from model.objectives.base import term_of
@@ -133,7 +134,7 @@ def _rows(source: BatchSource, keys: SampleKeys, batch: MicroBatch) -> list[Row]
 def _outputs(batch: MicroBatch) -> int:
     """Output positions L of each row."""
     tokens, _, rows = batch.inputs
-    pattern = list(AttentionPattern)[int(rows[0, 0])]
+    pattern = AttentionPattern.at(int(rows[0, Column.PATTERN]))
     return tokens.shape[1] // pattern.num_streams
 
 

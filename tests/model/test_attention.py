@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from model.attention import (
+    MOST_MASKS,
     AttentionMask,
     AttentionPattern,
     MaskBuilder,
@@ -17,6 +18,7 @@ from model.attention import (
     flex_mask,
     suits_flex,
 )
+from model.columns import Column
 from model.flops import RowWork, visible_pairs
 from model.inputs import NetworkInput
 
@@ -120,18 +122,41 @@ def input_of(pattern: AttentionPattern, length: int, block_size: int) -> Network
     return NetworkInput(tokens, tokens, pattern, prefixes(length), torch.zeros(3).long(), size)
 
 
-def test_the_mask_builder_keeps_masks_for_one_micro_batch_only() -> None:
+def test_masks_of_a_prefix_last_for_one_micro_batch() -> None:
     build = MaskBuilder()
     first = input_of(AttentionPattern.PREFIX, 6, 1).rows()
     mask = build(first, 6)
     assert build(first, 6) is mask
     assert build(first, 6, outputs_only=True) is mask
     other = first.clone()
-    other[:, 2] = 0
+    other[:, Column.PREFIX_LENGTH] = 0
     changed = build(other, 6)
     assert changed.dense is not None
     assert mask.dense is not None
     assert not torch.equal(changed.dense, mask.dense)
+
+
+def test_masks_of_shapes_outlive_the_micro_batch() -> None:
+    build, seq_len = MaskBuilder(), 24
+    blocks, pairs = (input_of(p, 12, 4).rows() for p in (BLOCK, AttentionPattern.TWO_STREAM))
+    kept = build(blocks, seq_len)
+    assert kept is not build(pairs, seq_len)
+    assert kept is build(blocks.clone(), seq_len)
+    other_size = blocks.clone()
+    other_size[:, Column.BLOCK_SIZE] = 6
+    for rows, mask in ((other_size, build(other_size, seq_len)), (blocks, kept)):
+        size = int(rows[0, Column.BLOCK_SIZE])
+        expected = loop_mask(BLOCK, 12, 0, size)
+        assert mask.dense is not None
+        assert torch.equal(mask.dense[0, 0], expected), size
+    assert build(blocks[:2], seq_len).dense.shape[0] == 2  # type: ignore[union-attr]
+
+
+def test_the_mask_builder_forgets_lengths_that_pass_by() -> None:
+    build = MaskBuilder()
+    for length in range(4, 4 + 3 * MOST_MASKS):
+        build(input_of(AttentionPattern.TWO_STREAM, length, 1).rows(), 2 * length)
+    assert 0 < len(build._of_shapes) <= MOST_MASKS
 
 
 @pytest.mark.parametrize(("pattern", "length", "block_size"), CASES)
