@@ -2,30 +2,40 @@
 
 import sys
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
+    from rich.progress import Progress
 
 INTERVAL_SECONDS = 10.0
 
 
-class Progress:
+class ProgressBar:
     """Work done of a known total, in pieces or in bytes; silent unless `shown`.
 
-    stdout stays what the command prints.
+    done: what was done before. in_lines: also say so on what is no terminal; a caller that logs by
+    itself does not want it. stdout stays what the command prints.
     """
 
     def __init__(
-        self, label: str, total: int, *, in_bytes: bool = False, shown: bool = True
+        self,
+        label: str,
+        total: int,
+        *,
+        done: int = 0,
+        in_bytes: bool = False,
+        shown: bool = True,
+        in_lines: bool = True,
     ) -> None:
         self._label, self._total, self._in_bytes = label, max(1, total), in_bytes
-        self._shown, self._done = shown, 0
+        self._first = self._done = done
         self._started = self._reported = time.monotonic()
-        self._bar: Bar | None = None
-        if shown and sys.stderr.isatty():
-            self._bar = _bar(in_bytes)
-            self._task = self._bar.add_task(label, total=self._total)
+        on_terminal = shown and sys.stderr.isatty()
+        self._in_lines = shown and in_lines and not on_terminal
+        self._bar = _bar(in_bytes) if on_terminal else None
+        if self._bar is not None:
+            self._task = self._bar.add_task(label, total=self._total, completed=done, note="")
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -46,18 +56,33 @@ class Progress:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
-        elif self._shown and now - self._reported >= INTERVAL_SECONDS:
+        elif self._in_lines and now - self._reported >= INTERVAL_SECONDS:
             self._reported = now
             print(f"{self._label}: {self._text(now)}", file=sys.stderr, flush=True)
 
+    def note(self, text: str) -> None:
+        """Shows a few words behind the bar of a terminal."""
+        if self._bar is not None:
+            self._bar.update(self._task, note=text)
+
+    def time_left(self) -> str:
+        """Hours, minutes and seconds to the end at the speed so far; "n/a" before there is one."""
+        done = self._done - self._first
+        if done <= 0:
+            return "n/a"
+        seconds = (time.monotonic() - self._started) * (self._total - self._done) / done
+        return str(timedelta(seconds=round(seconds)))
+
     def _text(self, now: float) -> str:
+        left = f"{self.time_left()} left"
         if not self._in_bytes:
-            return f"{self._done}/{self._total}"
+            return f"{self._done}/{self._total}, {left}"
         share, megabytes = 100 * self._done / self._total, self._done / 1e6
-        return f"{megabytes:.1f} MB ({share:.0f} %), {megabytes / (now - self._started):.1f} MB/s"
+        speed = (self._done - self._first) / 1e6 / (now - self._started)
+        return f"{megabytes:.1f} MB ({share:.0f} %), {speed:.1f} MB/s, {left}"
 
 
-def _bar(in_bytes: bool) -> "Bar":
+def _bar(in_bytes: bool) -> "Progress":
     from rich import progress
     from rich.console import Console
 
@@ -68,6 +93,8 @@ def _bar(in_bytes: bool) -> "Bar":
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         *amount,
+        progress.TextColumn("{task.fields[note]}"),
+        progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=not in_bytes,

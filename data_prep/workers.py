@@ -7,7 +7,7 @@ from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 from data_prep.jobs import TokenizeJob, run_task
-from data_prep.progress import Progress
+from data_prep.progress import ProgressBar
 
 POLL_SECONDS = 0.2
 
@@ -31,7 +31,7 @@ def _run_in_worker(job: TokenizeJob, task: int) -> dict[str, int]:
 
 
 def run_tasks(
-    job: TokenizeJob, tasks: Sequence[int], num_workers: int, progress: Progress
+    job: TokenizeJob, tasks: Sequence[int], num_workers: int, progress: ProgressBar
 ) -> list[dict[str, int]]:
     """Run tasks in `num_workers` processes and return the counts of each, in the order of `tasks`.
 

@@ -194,8 +194,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.dense, is_causal=is_causal)
 
 
-# Training has few shapes. Likelihoods under an order feed every length up to L, and a dense mask has
-# 4 L^2 bytes.
+# Training has few shapes, but likelihoods under an order feed every length up to L, and each
+# of them has a dense mask of up to 4 L^2 bytes.
 MOST_MASKS = 8
 FLEX_BLOCK = 128
 # Patterns, numbers of queries, batch sizes, with and without gradients: more than torch's 8. Beyond

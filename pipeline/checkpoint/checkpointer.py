@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,9 +18,12 @@ from pipeline.checkpoint import commit, store
 from pipeline.checkpoint.mirror import Mirror, newest_wanted, pull_or_problem
 from pipeline.errors import CheckpointError
 from pipeline.parallel.engine import Engine
+from pipeline.parallel.first_rank import from_first_rank
 from pipeline.parallel.fragments import Fragment
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class RunState:
     guard: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_manifest(cls, manifest: commit.Manifest) -> "RunState":
+    def from_manifest(cls, manifest: commit.CheckpointManifest) -> "RunState":
         """Raises CheckpointError if it lacks something."""
         given = {entry.name for entry in fields(cls)} & manifest.run.keys()
         try:
@@ -124,7 +128,7 @@ class Checkpointer:
 
         None of it bears a checkpoint's name, so nothing reads it, but it takes up the disk.
         """
-        self._on_first(lambda: commit.remove_leftovers(self.directory))
+        self._from_first(lambda: commit.remove_leftovers(self.directory))
 
     def resume_point(self) -> tuple[Path, RunState] | None:
         """The newest valid checkpoint, the mirror's where there is none here; None: step 0.
@@ -153,7 +157,7 @@ class Checkpointer:
         if wanted is None:
             return
         name, manifest = wanted
-        self._on_first(lambda: commit.begin(self.directory, manifest.step))
+        self._from_first(lambda: commit.begin(self.directory, manifest.step))
         staging = commit.staging_directory(self.directory, manifest.step)
         problems: list[str] = []
         for file in sorted(manifest.files)[self.rank :: self.world_size]:
@@ -161,7 +165,7 @@ class Checkpointer:
             self._moved()
         if problems := [problem for part in self._gather(problems) for problem in part]:
             raise CheckpointError("\n".join(problems))
-        self._on_first(lambda: commit.commit(staging, manifest))
+        self._from_first(lambda: commit.commit(staging, manifest))
         logger.warning("%s holds no checkpoint, so %s of its mirror it is", self.directory, name)
 
     def start_mirror(self) -> None:
@@ -190,12 +194,12 @@ class Checkpointer:
         names = self._from_first(lambda: [str(path) for path in commit.committed(self.directory)])
         for name in reversed(names):
             directory = Path(name)
-            manifest, damage = self._from_first(lambda path=directory: _manifest_or_damage(path))
+            manifest, damage = self._from_first(partial(_manifest_or_damage, directory))
             if manifest is not None:
                 damage = self._damaged_files(directory, manifest)
-            if not damage:
+            if manifest is not None and not damage:
                 return directory, RunState.from_manifest(manifest)
-            self._on_first(lambda path=directory: commit.set_aside(path))
+            self._from_first(partial(commit.set_aside, directory))
             if self.rank == 0:
                 logger.warning(
                     "checkpoint %s is passed over, and now bears the suffix %s: %s",
@@ -234,12 +238,12 @@ class Checkpointer:
         """Writes and commits; a failure on any rank is every rank's, and leaves nothing."""
         staging = commit.staging_directory(self.directory, state.step)
         try:
-            self._on_first(lambda: commit.begin(self.directory, state.step))
+            self._from_first(lambda: commit.begin(self.directory, state.step))
             store.write(staging, fragments, self.group)
             files = self._digests(staging)
-            manifest = commit.Manifest(state.step, files, asdict(state))
-            self._on_first(lambda: commit.commit(staging, manifest))
-            self._on_first(self._retain)
+            manifest = commit.CheckpointManifest(state.step, files, asdict(state))
+            self._from_first(lambda: commit.commit(staging, manifest))
+            self._from_first(self._retain)
             self.durable_seconds = time.perf_counter() - started
         except Exception as error:  # whatever it was, `wait` raises it on the main thread
             logger.exception("the checkpoint of step %d failed", state.step)
@@ -270,7 +274,7 @@ class Checkpointer:
             raise CheckpointError("; ".join(problems))
         return {name: entry for part, _ in parts for name, entry in part.items()}
 
-    def _damaged_files(self, directory: Path, manifest: commit.Manifest) -> list[str]:
+    def _damaged_files(self, directory: Path, manifest: commit.CheckpointManifest) -> list[str]:
         """Checks every file's content; the ranks share the reading."""
         mine = sorted(manifest.files)[self.rank :: self.world_size]
         found = commit.verify_files(directory, manifest, mine, self._moved)
@@ -282,26 +286,15 @@ class Checkpointer:
         dist.all_gather_object(gathered, mine, group=self.group)
         return gathered
 
-    def _from_first(self, ask: Any) -> Any:
-        """What rank 0 finds, on every rank."""
-        found = [ask() if self.rank == 0 else None]
-        dist.broadcast_object_list(found, src=0, group=self.group)
-        return found[0]
-
-    def _on_first(self, act: Any) -> None:
-        """Has rank 0 do something; if that fails, it fails on every rank."""
-        problem = None
-        if self.rank == 0:
-            try:
-                act()
-            except OSError as error:
-                problem = str(error)
-        problem = self._from_first(lambda: problem)
-        if problem is not None:
-            raise CheckpointError(problem)
+    def _from_first(self, ask: Callable[[], T]) -> T:
+        """What rank 0 finds or does, on every rank; if the files fail it, every rank hears so."""
+        try:
+            return from_first_rank(ask, self.group)
+        except OSError as error:
+            raise CheckpointError(str(error)) from error
 
 
-def _manifest_or_damage(directory: Path) -> tuple[commit.Manifest | None, list[str]]:
+def _manifest_or_damage(directory: Path) -> tuple[commit.CheckpointManifest | None, list[str]]:
     try:
         return commit.read_manifest(directory), []
     except CheckpointError as error:

@@ -29,7 +29,7 @@ _STEP = re.compile(r"step_(\d{8,})")
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CheckpointManifest:
     """files: name -> {"bytes", "sha256"}. run: what is needed to resume (see `RunState`)."""
 
     step: int
@@ -111,7 +111,7 @@ def digests(paths: list[Path]) -> dict[str, dict[str, Any]]:
     return dict(zip([path.name for path in paths], in_threads(digest, paths), strict=True))
 
 
-def commit(staging: Path, manifest: Manifest) -> Path:
+def commit(staging: Path, manifest: CheckpointManifest) -> Path:
     """Writes the manifest and gives the directory its name; called by one rank, last of all."""
     content = {"format": FORMAT_VERSION, **vars(manifest), "sha256": _digest(manifest)}
     with (staging / MANIFEST).open("w") as file:
@@ -130,12 +130,12 @@ def commit(staging: Path, manifest: Manifest) -> Path:
     return final
 
 
-def _digest(manifest: Manifest) -> str:
+def _digest(manifest: CheckpointManifest) -> str:
     """Of all that a manifest says."""
     return hashlib.sha256(json.dumps(vars(manifest), sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path) -> CheckpointManifest:
     """The manifest of a committed checkpoint, after a check that every file has its full size.
 
     Raises CheckpointError naming the first thing that is missing or cut short.
@@ -156,11 +156,11 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def parse_manifest(text: str, where: str) -> Manifest:
+def parse_manifest(text: str, where: str) -> CheckpointManifest:
     """Raises CheckpointError if it is damaged or of another format."""
     try:
         content = json.loads(text)
-        manifest = Manifest(content["step"], content["files"], content["run"])
+        manifest = CheckpointManifest(content["step"], content["files"], content["run"])
         version, digest = content["format"], content.get("sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{where}/{MANIFEST} is damaged: {error!r}") from error
@@ -175,7 +175,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
     return manifest
 
 
-def _is_sane(manifest: Manifest) -> bool:
+def _is_sane(manifest: CheckpointManifest) -> bool:
     """Also that no file lies elsewhere: a manifest may come from a server."""
     if not isinstance(manifest.files, dict) or not isinstance(manifest.run, dict):
         return False
@@ -186,7 +186,10 @@ def _is_sane(manifest: Manifest) -> bool:
 
 
 def verify_files(
-    directory: Path, manifest: Manifest, names: list[str], moved: Callable[[], None] = lambda: None
+    directory: Path,
+    manifest: CheckpointManifest,
+    names: list[str],
+    moved: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """What is wrong with the content of the named files, one line each; moved: after every file."""
 
@@ -211,7 +214,7 @@ def committed(checkpoints: Path) -> list[Path]:
     return sorted((p for p in checkpoints.iterdir() if is_step_name(p.name)), key=step_of)
 
 
-def newest_valid(checkpoints: Path) -> tuple[Path, Manifest] | None:
+def newest_valid(checkpoints: Path) -> tuple[Path, CheckpointManifest] | None:
     """The newest checkpoint whose manifest and sizes hold; damaged ones are named in the log."""
     for directory in reversed(committed(checkpoints)):
         try:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.checkpoint import commit
-from pipeline.checkpoint.remote import Place, RemoteRun, is_url
+from pipeline.checkpoint.remote import RemoteRun, RunAddress, is_url
 from pipeline.errors import CheckpointError
 
 ASIDE = "a start of the run found it damaged; its log says which file"
@@ -50,7 +50,7 @@ def verify(path: str) -> tuple[str, list[str]]:
     if not is_url(path):
         directory = find_checkpoint(Path(path))
         return str(directory), damage_of(directory)
-    place = Place.of(path)
+    place = RunAddress.of(path)
     remote = RemoteRun(place.run)
     names = remote.checkpoints()
     name = place.checkpoint or (names[-1] if names else None)

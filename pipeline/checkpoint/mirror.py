@@ -115,7 +115,7 @@ class Mirror:
             remote.remove(name)
 
 
-def _whole(remote: RemoteRun, name: str) -> commit.Manifest | None:
+def _whole(remote: RemoteRun, name: str) -> commit.CheckpointManifest | None:
     """The manifest of a checkpoint that is whole there.
 
     A server that does not answer raises CheckpointError, as it does everywhere.
@@ -129,7 +129,9 @@ def _whole(remote: RemoteRun, name: str) -> commit.Manifest | None:
         return None
 
 
-def newest_wanted(url: str, checkpoints: Path) -> tuple[tuple[str, commit.Manifest] | None, str]:
+def newest_wanted(
+    url: str, checkpoints: Path
+) -> tuple[tuple[str, commit.CheckpointManifest] | None, str]:
     """What can be copied here, if anything, or why that is not known."""
     try:
         return RemoteRun(url).newest(), ""
@@ -141,7 +143,7 @@ def newest_wanted(url: str, checkpoints: Path) -> tuple[tuple[str, commit.Manife
 
 
 def pull_or_problem(
-    url: str, checkpoint: str, name: str, into: Path, manifest: commit.Manifest
+    url: str, checkpoint: str, name: str, into: Path, manifest: commit.CheckpointManifest
 ) -> list[str]:
     """Copies one file here; what went wrong, for all ranks to hear."""
     try:

@@ -52,14 +52,14 @@ def url_problems(key: str, url: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunAddress:
     """A run's URL, and the name of one checkpoint of it where the URL names one."""
 
     run: str
     checkpoint: str | None
 
     @classmethod
-    def of(cls, url: str) -> "Place":
+    def of(cls, url: str) -> "RunAddress":
         above, _, name = url.rstrip("/").rpartition("/")
         if commit.is_step_name(name):
             return cls(above.removesuffix("/checkpoints"), name)
@@ -84,7 +84,7 @@ class RemoteRun:
         names = [name for name in self._ls("checkpoints") if commit.is_step_name(name)]
         return sorted(names, key=lambda name: commit.step_of(Path(name)))
 
-    def manifest(self, checkpoint: str) -> commit.Manifest:
+    def manifest(self, checkpoint: str) -> commit.CheckpointManifest:
         """Of a checkpoint whose files have their full sizes. Raises CheckpointError otherwise."""
         where = f"{self.url}/checkpoints/{checkpoint}"
         found = self._ls(f"checkpoints/{checkpoint}")
@@ -102,7 +102,7 @@ class RemoteRun:
                 )
         return manifest
 
-    def newest(self) -> tuple[str, commit.Manifest] | None:
+    def newest(self) -> tuple[str, commit.CheckpointManifest] | None:
         """The newest whose manifest and sizes hold; damaged ones are named in the log."""
         for name in reversed(self.checkpoints()):
             try:
@@ -192,7 +192,7 @@ class RemoteRun:
 
 
 def pull(
-    remote: RemoteRun, checkpoint: str, name: str, into: Path, manifest: commit.Manifest
+    remote: RemoteRun, checkpoint: str, name: str, into: Path, manifest: commit.CheckpointManifest
 ) -> list[str]:
     """Copies a file of a checkpoint into an existing directory; what is wrong with the copy."""
     remote.get(f"checkpoints/{checkpoint}/{name}", into / name)
@@ -206,7 +206,7 @@ def fetch(url: str, into: Path | None = None) -> Path:
     what is there already is not copied again. Raises CheckpointError if there is none, or if the
     copy is not what the manifest says.
     """
-    place = Place.of(url)
+    place = RunAddress.of(url)
     remote, into = RemoteRun(place.run), into or _cache(place.run)
     found = remote.newest() if place.checkpoint is None else None
     if place.checkpoint is not None:
@@ -228,7 +228,7 @@ def fetch(url: str, into: Path | None = None) -> Path:
     return target
 
 
-def _is_copy(directory: Path, manifest: commit.Manifest) -> bool:
+def _is_copy(directory: Path, manifest: commit.CheckpointManifest) -> bool:
     try:
         return commit.read_manifest(directory) == manifest
     except CheckpointError:

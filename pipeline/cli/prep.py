@@ -115,7 +115,7 @@ def tokenize(
     """
     from data_prep.errors import DataError
     from data_prep.jobs import TokenizeJob, is_finished, prepare_output
-    from data_prep.progress import Progress
+    from data_prep.progress import ProgressBar
     from data_prep.tokenizer import load_tokenizer
     from data_prep.workers import run_tasks
 
@@ -137,7 +137,7 @@ def tokenize(
     prepare_output(job, tokenizer, overwrite)
     wanted = range(tasks) if task is None else [task]
     to_do = [number for number in wanted if not is_finished(job, number)]
-    with Progress("tokenize", job.num_bytes * len(to_do) // tasks, in_bytes=True) as progress:
+    with ProgressBar("tokenize", job.num_bytes * len(to_do) // tasks, in_bytes=True) as progress:
         counts = run_tasks(job, to_do, workers, progress)
     total = {key: sum(count[key] for count in counts) for key in (counts[0] if counts else {})}
     found = "".join(f", {total[key]:,} {key}" for key in total)
@@ -166,12 +166,12 @@ def verify(data: Data) -> None:
         esolm prep verify data/py
     """
     from data_prep.manifest import read_manifest
-    from data_prep.progress import Progress
+    from data_prep.progress import ProgressBar
     from data_prep.verify import files_of, verify_dataset
 
     manifest = read_manifest(data)
     num_bytes = sum(size for _, size, _ in files_of(manifest))
-    with Progress("verify", num_bytes, in_bytes=True) as progress:
+    with ProgressBar("verify", num_bytes, in_bytes=True) as progress:
         num_files = verify_dataset(data, manifest, progress.advance)
     typer.echo(f"{data}: {num_files} files and the tokenizer are as they were written")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.progress import Progress
+from data_prep.progress import ProgressBar
 from pipeline.errors import ConfigError
 from pipeline.evaluate.scoring import Scorer, windows
 from pipeline.evaluate.task_options import decoding_of, share_out
@@ -73,7 +73,7 @@ class EsoLMHarness(LM):  # type: ignore[misc]
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Text after each context, up to the first of its `until` strings."""
         texts = []
-        with Progress("generate", len(requests)) as progress:
+        with ProgressBar("generate", len(requests)) as progress:
             for request in requests:
                 texts.append(self._generate(request.args[0], dict(request.args[1])))
                 progress.advance()
@@ -99,7 +99,7 @@ class EsoLMHarness(LM):  # type: ignore[misc]
         """Longest first, so that a batch holds requests of like length; answers in order."""
         order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
         answers: dict[int, tuple[float, bool]] = {}
-        with Progress("score", -(-len(order) // self._batch_size)) as progress:
+        with ProgressBar("score", -(-len(order) // self._batch_size)) as progress:
             for start in range(0, len(order), self._batch_size):
                 batch = order[start : start + self._batch_size]
                 scores = self._scorer.score([pairs[i] for i in batch])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.progress import Progress
+from data_prep.progress import ProgressBar
 from model.likelihood import importance_bound
 from model.objectives import AutoRegressive, EsoLM, Objective
 from pipeline.errors import ConfigError
@@ -65,7 +65,7 @@ def run_chunks(
     pieces = chunks(rows.num_rows, max(1, settings.tokens_per_pass // (2 * rows.seq_len)))
     mine: dict[int, ChunkResult] = {}
     numbers = range(info.rank, len(pieces), info.world_size)
-    with Progress(label, len(numbers), shown=info.rank == 0) as progress:
+    with ProgressBar(label, len(numbers), shown=info.rank == 0) as progress:
         for number in numbers:
             tokens = rows.read(pieces[number])
             num_bytes = rows.codec.num_bytes(tokens[:, given:])

@@ -5,11 +5,11 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
 
 from pipeline.parallel.bootstrap import (
     ProcessInfo,
     device_of,
+    join_job,
     process_info,
     shutdown_processes,
 )
@@ -23,12 +23,7 @@ def join() -> tuple[ProcessInfo, torch.device]:
     """Enters the job over gloo, and alone where there is no launcher; this rank's device."""
     info = process_info()
     if not dist.is_initialized():
-        if info.world_size == 1:
-            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-        else:
-            dist.init_process_group(
-                "gloo", rank=info.rank, world_size=info.world_size, timeout=TIMEOUT
-            )
+        join_job(info, "gloo", TIMEOUT)
     return info, device_of(info)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.progress import Progress
+from data_prep.progress import ProgressBar
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
 from pipeline.errors import ConfigError
@@ -81,7 +81,7 @@ def measure_samples(
     grid = settings_of(bundle, settings)
     _warm_up(bundle)
     found = []
-    with Progress("settings", len(grid)) as progress:
+    with ProgressBar("settings", len(grid)) as progress:
         for alpha_0, steps in grid:
             found.append(_measure(bundle, settings, alpha_0, steps, tools))
             progress.advance()

@@ -1,13 +1,12 @@
 """What is measured: a trained network behind one function, wherever it comes from."""
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from model.inputs import NetworkInput
 from model.likelihood import Logits
 from model.objectives import EsoLM, Objective
 from pipeline.checkpoint.reader import CheckpointReader
@@ -77,16 +76,10 @@ def _open_checkpoint(
     path: Path, weights: str, device: torch.device, tokenizer: Path | None
 ) -> Subject:
     """Through the training network, whole in this process."""
-    from model.network import Network
-    from pipeline.parallel.single import whole_network
+    from pipeline.parallel.single import load_network, whole_network
 
     reader = CheckpointReader(path)
-    tensors = load_tensors(reader, weights)
-    network = Network(reader.model, whole_network()).float().eval()
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(tensors[name])
-    network.to(device)
+    network = load_network(reader.model, load_tensors(reader, weights), whole_network()).to(device)
     directory = tokenizer or reader.tokenizer_path
     codec = load_codec(directory) if directory else None
     return Subject(
@@ -109,6 +102,7 @@ def _open_checkpoint(
 def _open_bundle(
     path: Path, weights: str | None, device: torch.device, tokenizer: Path | None
 ) -> Subject:
+    from pipeline.export.gate_network import bundle_logits
     from pipeline.export.manifest import verify_bundle
     from pipeline.export.writer import read_model
 
@@ -125,7 +119,7 @@ def _open_bundle(
         kind="bundle",
         step=record["step"],
         weights=record["weights"],
-        logits=BundleLogits(model),
+        logits=partial(bundle_logits, model),
         objective=objective_of(
             record["objective"],
             config.mask_token_id,
@@ -137,25 +131,6 @@ def _open_bundle(
         tokenizer=record.get("tokenizer"),
         codec=codec,
     )
-
-
-@dataclass(frozen=True)
-class BundleLogits:
-    """A bundle's forward as a function NetworkInput -> logits [B, L, V]."""
-
-    model: Any
-
-    @torch.no_grad()
-    def __call__(self, inputs: NetworkInput) -> Tensor:
-        device = self.model.device
-        logits: Tensor = self.model(
-            inputs.tokens.to(device),
-            inputs.positions.to(device),
-            attention_pattern=inputs.pattern.value,
-            prefix_length=inputs.prefix_length.to(device),
-            block_size=inputs.block_size,
-        ).logits
-        return logits
 
 
 def objective_of(stored: dict[str, Any], mask_id: int, bos_id: int | None) -> Objective:

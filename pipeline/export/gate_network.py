@@ -64,24 +64,22 @@ def training_logits(
     model: ModelConfig, tensors: dict[str, Tensor], inputs: list[NetworkInput]
 ) -> list[Tensor]:
     """fp32 logits [B, L, V] of the training network in this process."""
-    from model.network import Network
-    from pipeline.parallel.single import single_process
+    from pipeline.parallel.single import load_network, single_process
 
-    network = Network(model, single_process()).float().eval()
+    network = load_network(model, tensors, single_process())
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(tensors[name])
         return [network.all_logits(each) for each in inputs]
 
 
 @torch.no_grad()
 def bundle_logits(bundle: Any, inputs: NetworkInput) -> Tensor:
     """Logits [B, L, V] of a bundle's network for the same input."""
+    device = bundle.device
     logits: Tensor = bundle(
-        inputs.tokens,
-        inputs.positions,
+        inputs.tokens.to(device),
+        inputs.positions.to(device),
         attention_pattern=inputs.pattern.value,
-        prefix_length=inputs.prefix_length,
+        prefix_length=inputs.prefix_length.to(device),
         block_size=inputs.block_size,
     ).logits
     return logits

@@ -10,12 +10,12 @@ from torch import Tensor
 from model.config import ModelConfig
 from pipeline.checkpoint import commit, store
 from pipeline.checkpoint.checkpointer import RunState
-from pipeline.importer.network import Network
+from pipeline.importer.network import StoredNetwork
 from pipeline.parallel.fragments import STATES, Fragment
 from pipeline.parallel.single import single_process
 
 
-def write_checkpoint(directory: Path, network: Network, tokenizer: str) -> Path:
+def write_checkpoint(directory: Path, network: StoredNetwork, tokenizer: str) -> Path:
     """Commits DIRECTORY/checkpoints/step_N and returns it.
 
     tokenizer: fingerprint, or "" where the dataset to come decides. Without the optimizer's moments
@@ -38,10 +38,10 @@ def write_checkpoint(directory: Path, network: Network, tokenizer: str) -> Path:
         data_path="",
         tokenizer=tokenizer,
     )
-    return commit.commit(staging, commit.Manifest(network.step, files, asdict(state)))
+    return commit.commit(staging, commit.CheckpointManifest(network.step, files, asdict(state)))
 
 
-def _fragments(network: Network) -> list[Fragment]:
+def _fragments(network: StoredNetwork) -> list[Fragment]:
     averages = network.weights if network.ema is None else network.ema
     fragments = []
     for name, weight in network.weights.items():
@@ -57,7 +57,7 @@ def _fragments(network: Network) -> list[Fragment]:
 class ImportedSource:
     """The imported network as an export sees it."""
 
-    network: Network
+    network: StoredNetwork
     tokenizer_path: Path | None = None
     data_path: Path | None = None
 

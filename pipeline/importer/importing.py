@@ -15,7 +15,7 @@ from pipeline.export.export import ExportReport, export_source, load_any_tokeniz
 from pipeline.export.foreign_tokenizer import ForeignTokenizer
 from pipeline.importer.checkpoint import ImportedSource, write_checkpoint
 from pipeline.importer.checkpoint_file import PublishedFile
-from pipeline.importer.network import Network, read_network
+from pipeline.importer.network import StoredNetwork, read_network
 from pipeline.importer.recognise import Options
 from pipeline.run.config import ModelSection
 
@@ -33,7 +33,7 @@ class ImportReport:
     checkpoint: Path
     bundle: Path
     system: str
-    network: Network
+    network: StoredNetwork
     export: ExportReport
     notes: list[str]
 
@@ -76,7 +76,7 @@ def import_checkpoint(
     )
 
 
-def system_name(network: Network) -> str:
+def system_name(network: StoredNetwork) -> str:
     """What the paper calls it."""
     objective = network.objective
     names = {"ar": "AR", "mdlm": "MDLM", "bd3lm": f"BD3-LM (blocks of {objective.block_size})"}
@@ -105,7 +105,7 @@ def _tokenizer_mask(
 def _write(
     file: Path,
     directory: Path,
-    network: Network,
+    network: StoredNetwork,
     options: Options,
     tokenizer: Path | None,
     vocabulary: "AnyTokenizer | None",
@@ -135,7 +135,7 @@ def _write(
     )
 
 
-def _settings(network: Network, out: Path) -> str:
+def _settings(network: StoredNetwork, out: Path) -> str:
     """What `esolm train` has to be told to go on, without the data."""
     model = {field.name: getattr(network.model, field.name) for field in fields(ModelSection)}
     settings = {
@@ -148,7 +148,7 @@ def _settings(network: Network, out: Path) -> str:
 
 
 def _record(
-    file: Path, network: Network, options: Options, report: ExportReport, notes: list[str]
+    file: Path, network: StoredNetwork, options: Options, report: ExportReport, notes: list[str]
 ) -> dict[str, Any]:
     """What was imported from what, for import.json."""
     return {

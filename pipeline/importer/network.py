@@ -19,7 +19,7 @@ OWN_MASK = ("bert-base-uncased", 30522, 103)
 
 
 @dataclass(frozen=True)
-class Network:
+class StoredNetwork:
     """What a file holds. states: `weights`, `ema` (None if absent) and both moments, by name.
 
     bos_id: by the tokenizer in the file, or the option; None if it cannot be told.
@@ -36,7 +36,9 @@ class Network:
     bos_id: int | None = None
 
 
-def read_network(file: PublishedFile, options: Options, tokenizer_mask: int | None) -> Network:
+def read_network(
+    file: PublishedFile, options: Options, tokenizer_mask: int | None
+) -> StoredNetwork:
     """Reads and checks everything.
 
     tokenizer_mask: the mask's row according to a tokenizer that the user gave. Raises
@@ -58,7 +60,7 @@ def read_network(file: PublishedFile, options: Options, tokenizer_mask: int | No
         if options.weights == "ema":
             raise file.problem("holds no averaged weights ('ema'); pass --weights raw")
         reading.notes.append("ema: the raw weights (the file holds no average)")
-    return Network(
+    return StoredNetwork(
         file.step, model, objective, seq_len, weights, ema, moments, reading.notes, bos_id
     )
 

@@ -107,13 +107,18 @@ def initialize_processes(
     c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
     deepspeed = import_deepspeed()
     backend = "nccl" if device.type == "cuda" else "gloo"
-    if info.world_size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    else:
-        dist.init_process_group(backend, rank=info.rank, world_size=info.world_size)
+    join_job(info, backend)
     os.environ.setdefault("LOCAL_RANK", str(info.local_rank))
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     initialize_groups(layout)
+
+
+def join_job(info: ProcessInfo, backend: str, timeout: timedelta | None = None) -> None:
+    """Makes the group of all processes; alone, it needs nobody to meet."""
+    store = HashStore() if info.world_size == 1 else None
+    dist.init_process_group(
+        backend, store=store, rank=info.rank, world_size=info.world_size, timeout=timeout
+    )
 
 
 def initialize_groups(layout: Layout) -> None:

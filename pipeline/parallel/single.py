@@ -1,7 +1,15 @@
-"""The whole training network in one process: export, evaluation, tests."""
+"""The whole training network in one process: export, evaluation, replay, tests."""
 
+from collections.abc import Mapping
+
+import torch
 import torch.distributed as dist
 from megatron.core import ModelParallelConfig, parallel_state
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.network import Network
+from pipeline.parallel.bootstrap import ProcessInfo, join_job
 
 
 def single_process() -> ModelParallelConfig:
@@ -10,8 +18,7 @@ def single_process() -> ModelParallelConfig:
     Raises RuntimeError inside a job of several processes.
     """
     if not dist.is_initialized():
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        join_job(ProcessInfo(0, 1, 0), "gloo")
     if dist.get_world_size() != 1:
         raise RuntimeError(f"one process is needed here, this job has {dist.get_world_size()}")
     return whole_network()
@@ -25,3 +32,17 @@ def whole_network() -> ModelParallelConfig:
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel()
     return ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False)
+
+
+def load_network(
+    model: ModelConfig, tensors: Mapping[str, Tensor], parallel: ModelParallelConfig
+) -> Network:
+    """The fp32 network in evaluation mode with these weights, by canonical name.
+
+    parallel: of `single_process` or `whole_network`. Raises KeyError for a weight that is missing.
+    """
+    network = Network(model, parallel).float().eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(tensors[name])
+    return network

@@ -20,7 +20,7 @@ CHECKPOINT_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Subject:
+class Planned:
     """What is planned: a configuration that holds together, with the vocabulary it will meet."""
 
     config: RunConfig
@@ -54,7 +54,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    subject: Subject
+    subject: Planned
     layout: Layout
     stages: tuple[StagePlan, ...]
     micro_batches: int
@@ -85,7 +85,7 @@ class Plan:
         return self.flops_per_token * tokens / speed
 
 
-def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Subject:
+def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Planned:
     """Raises ConfigError with every problem at once.
 
     vocab_size stands in for the dataset where there is none.
@@ -115,10 +115,10 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Subje
     model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
     objective, _ = build_objective(config, mask_id, bos_id)
     assert objective is not None
-    return Subject(config, model, objective, tuple(notes))
+    return Planned(config, model, objective, tuple(notes))
 
 
-def make_plan(subject: Subject, ranks: int) -> Plan:
+def make_plan(subject: Planned, ranks: int) -> Plan:
     """The plan of a sound configuration on so many ranks."""
     config = subject.config
     train, parallel = config.train, config.parallel
@@ -142,7 +142,7 @@ def make_plan(subject: Subject, ranks: int) -> Plan:
 
 
 def _plan_stage(
-    subject: Subject, layout: Layout, stage: int, bounds: tuple[int, int], micro_batches: int
+    subject: Planned, layout: Layout, stage: int, bounds: tuple[int, int], micro_batches: int
 ) -> StagePlan:
     train, parallel = subject.config.train, subject.config.parallel
     works = subject.objective.work(train.seq_len)

@@ -7,7 +7,7 @@ from model.config import RECOMPUTE
 from pipeline.errors import ConfigError
 from pipeline.plan.cost import Machine
 from pipeline.plan.estimate import StepSeconds, step_seconds
-from pipeline.plan.plan import Plan, Subject, make_plan
+from pipeline.plan.plan import Plan, Planned, make_plan
 from pipeline.run.config import RunConfig
 from pipeline.run.experiment import problems_before_data
 
@@ -85,7 +85,7 @@ def sound_layouts(config: RunConfig, ranks: int, gpus_per_node: int) -> list[Run
 
 
 def search(
-    subject: Subject, layouts: list[RunConfig], machine: Machine, ranks: int, memory: float
+    subject: Planned, layouts: list[RunConfig], machine: Machine, ranks: int, memory: float
 ) -> Search:
     """The layouts that fit `memory` bytes of a GPU, fastest by estimate first.
 

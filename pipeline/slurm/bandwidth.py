@@ -28,7 +28,7 @@ class UnmetError(UnmeasuredError):
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPosition:
     """Where this rank stands, and the longest time it spends on each of the steps."""
 
     rank: int
@@ -64,7 +64,7 @@ def bandwidth_problems(
     """
     info = process_info()
     device, found = _usable_device(info, on_gpus, found)
-    place = Place(info.rank, info.world_size, ranks_per_node, device, patience)
+    place = RankPosition(info.rank, info.world_size, ranks_per_node, device, patience)
     with _meeting(place) as store:
         told = _exchange(store, place, found)
         problems = _told_of(place, told)
@@ -86,7 +86,7 @@ def _usable_device(
     return device, found
 
 
-def _told_of(place: Place, told: list[list[str] | None]) -> list[str]:
+def _told_of(place: RankPosition, told: list[list[str] | None]) -> list[str]:
     """Problems of this rank's node. Raises UnmeasuredError if only others have any."""
     mine = told[place.node * place.ranks_per_node :][: place.ranks_per_node]
     problems = [text for said in mine for text in said or []]
@@ -99,7 +99,7 @@ def _told_of(place: Place, told: list[list[str] | None]) -> list[str]:
 
 
 @contextmanager
-def _meeting(place: Place) -> Iterator[TCPStore]:
+def _meeting(place: RankPosition) -> Iterator[TCPStore]:
     """The store at which all ranks meet; rank 0, which keeps it, is the last to leave."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     keeper = place.rank == 0
@@ -127,7 +127,7 @@ def _wait_for_the_others(store: TCPStore, world_size: int) -> None:
         time.sleep(0.05)
 
 
-def _exchange(store: TCPStore, place: Place, found: list[str]) -> list[list[str] | None]:
+def _exchange(store: TCPStore, place: RankPosition, found: list[str]) -> list[list[str] | None]:
     """What each rank found wrong, None of those that did not say."""
     keys = [f"found/{rank}" for rank in range(place.world_size)]
     try:
@@ -139,7 +139,7 @@ def _exchange(store: TCPStore, place: Place, found: list[str]) -> list[list[str]
         raise UnmetError(f"the meeting broke up: {_said(error)}") from error
 
 
-def _slowness(store: Store, place: Place, least_gb_per_second: float) -> list[str]:
+def _slowness(store: Store, place: RankPosition, least_gb_per_second: float) -> list[str]:
     speeds, failures = _measure([[node] for node in range(place.num_nodes)], store, place)
     if failures:
         return [f"all-reduce within the node fails: {failures[0]}"]
@@ -169,7 +169,9 @@ def ring(num_nodes: int) -> list[list[int]]:
     return pairs[0::2] + pairs[1::2]
 
 
-def _measure(groups: list[list[int]], store: Store, place: Place) -> tuple[list[float], list[str]]:
+def _measure(
+    groups: list[list[int]], store: Store, place: RankPosition
+) -> tuple[list[float], list[str]]:
     """Bus bandwidth in GB/s of the groups of nodes that this node is in, and why others failed.
 
     Each group is a world of its own, so that it depends on no other ranks.

@@ -19,6 +19,7 @@ from pipeline.export.manifest import NAME as BUNDLE_RECORD
 from pipeline.export.manifest import verify_bundle
 from pipeline.export.unfold import bundle_architecture, unfold
 from pipeline.parallel.engine import Engine
+from pipeline.parallel.first_rank import from_first_rank
 from pipeline.parallel.fragments import AVERAGE, WEIGHTS, Fragment
 from pipeline.run.experiment import Experiment
 
@@ -47,13 +48,9 @@ def start_from(experiment: Experiment, engine: Engine, group: dist.ProcessGroup)
     if they are damaged or of another network or vocabulary.
     """
     train = experiment.config.train
-    answer: list[Origin | str] = [""]
-    if dist.get_rank() == 0:
-        answer = [_verified(train.init_from, train.init_weights, experiment)]
-    dist.broadcast_object_list(answer, src=0, group=group)
-    origin = answer[0]
-    if isinstance(origin, str):
-        raise ConfigError(origin)
+    origin = from_first_rank(
+        lambda: _verified(train.init_from, train.init_weights, experiment), group
+    )
     fragments = engine.fragments()
     if origin.is_bundle:
         _fill(fragments, _bundle_tensors(Path(origin.path), experiment))
@@ -70,8 +67,8 @@ def start_from(experiment: Experiment, engine: Engine, group: dist.ProcessGroup)
     logger.info("%s weights of %s, step 0", origin.weights, origin.path)
 
 
-def _verified(path: str, weights: str, experiment: Experiment) -> Origin | str:
-    """The origin, every byte of it checked, or what stands against it."""
+def _verified(path: str, weights: str, experiment: Experiment) -> Origin:
+    """The origin, every byte of it checked. Raises ConfigError with all that stands against it."""
     try:
         if is_url(path):
             origin = _checkpoint_origin(path, weights, _copies(experiment))
@@ -80,10 +77,10 @@ def _verified(path: str, weights: str, experiment: Experiment) -> Origin | str:
         else:
             origin = _checkpoint_origin(path, weights)
     except EsolmError as error:
-        return f"train.init_from: {error}"
+        raise ConfigError(f"train.init_from: {error}") from error
     problems = _problems(origin, experiment)
     if problems:
-        return "\n".join(f"train.init_from: {problem}" for problem in problems)
+        raise ConfigError([f"train.init_from: {problem}" for problem in problems])
     for note in _notes(origin, experiment):
         logger.info("%s", note)
     return origin

@@ -1,18 +1,9 @@
-"""What a person sees of a run: a progress bar on a terminal, else one log line per interval."""
+"""What a person sees of a run: a progress bar on a terminal, and one log line per interval."""
 
 import logging
-import sys
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from data_prep.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -22,40 +13,27 @@ class ProgressReport:
 
     def __init__(self, total_steps: int, step: int, visible: bool) -> None:
         self._visible = visible
-        self._bar: Progress | None = None
-        if visible and sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task("train", total=total_steps, completed=step, text="")
+        self._bar = ProgressBar("training", total_steps, done=step, shown=visible, in_lines=False)
 
     def advance(self, step: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+        self._bar.update(step)
 
     def show(self, step: int, values: dict[str, Any]) -> None:
         """The metrics of a logged step."""
+        if not self._visible:
+            return
+        loss = values.get("loss", values.get("valid_loss"))
+        if loss is not None:
+            self._bar.note(f"loss {_short(loss)}")
         text = " ".join(f"{name} {_short(value)}" for name, value in values.items())
-        if self._bar is not None:
-            shown = values.get("loss", values.get("valid_loss"))
-            self._bar.update(self._task, text=f"loss {_short(shown)}")
-        if self._visible:
-            logger.info("step %d: %s", step, text)
+        logger.info("step %d: %s, time left %s", step, text, self._bar.time_left())
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.__exit__()
 
 
 def _short(value: Any) -> str:

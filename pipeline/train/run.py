@@ -3,17 +3,16 @@
 import logging
 from datetime import timedelta
 
-import torch.distributed as dist
-
 from model.flops import flops_per_token
 from pipeline.accelerators import chosen_kernels
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, ConfigError
+from pipeline.errors import EXIT_DONE, EXIT_FAILED
 from pipeline.parallel.bootstrap import (
     device_of,
     initialize_processes,
     process_info,
     shutdown_processes,
 )
+from pipeline.parallel.first_rank import from_first_rank
 from pipeline.parallel.flight_recorder import dump_collectives, record_collectives
 from pipeline.run.config import RunConfig
 from pipeline.run.directory import RunDirectory
@@ -43,7 +42,7 @@ def train(config: RunConfig) -> int:
     initialize_processes(info, experiment.layout, device, timeout)
     watchdog: Watchdog | None = None
     try:
-        _lock(directory, info.rank)
+        from_first_rank(directory.lock)
         directory.log_to_files(info.rank)
         watchdog = Watchdog(
             directory.stacks(info.rank),
@@ -92,19 +91,6 @@ def _note_end(history: History, step: int, code: int, reason: str) -> None:
         history.end(step, code, reason)
     except OSError as error:  # a full disk must not hide why the run ended
         logger.error("the end of the run could not be written down: %s", error)
-
-
-def _lock(directory: RunDirectory, rank: int) -> None:
-    """Rank 0 takes the run; if it cannot, every rank hears why."""
-    refusal: list[ConfigError | None] = [None]
-    if rank == 0:
-        try:
-            directory.lock()
-        except ConfigError as error:
-            refusal[0] = error
-    dist.broadcast_object_list(refusal, src=0)
-    if refusal[0] is not None:
-        raise refusal[0]
 
 
 def _announce(experiment: Experiment, kernels: dict[str, str]) -> None:

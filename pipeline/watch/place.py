@@ -12,7 +12,7 @@ from pipeline.run.history import History, Rollback, Start, read_lines
 
 
 @dataclass(frozen=True)
-class Place:
+class StepRows:
     """The rows of a step: samples first_sample, + 1, ... known_by: the record that says so."""
 
     first_sample: int
@@ -20,7 +20,7 @@ class Place:
     known_by: str
 
 
-def find_step(directory: RunDirectory, config: RunConfig, step: int) -> Place:
+def find_step(directory: RunDirectory, config: RunConfig, step: int) -> StepRows:
     """By the incident of that step, else by the last start or rollback before it, else by the
     newest checkpoint before it: from there on, every step took one global batch.
     """
@@ -29,19 +29,21 @@ def find_step(directory: RunDirectory, config: RunConfig, step: int) -> Place:
     incidents = [line for line in read_lines(directory.incidents) if line["step"] == step]
     if incidents:
         entry = incidents[-1]
-        return Place(entry["first_sample"], entry["global_batch_size"], "incidents.jsonl")
+        return StepRows(entry["first_sample"], entry["global_batch_size"], "incidents.jsonl")
     history = History(directory)
     origins: list[Start | Rollback] = [*history.starts(), *history.rollbacks()]
     for origin in sorted(origins, key=lambda origin: origin.time, reverse=True):
         if origin.step < step:
             size = origin.global_batch_size
             known_by = f"the {type(origin).__name__.lower()} at step {origin.step}"
-            return Place(origin.consumed_samples + (step - 1 - origin.step) * size, size, known_by)
+            return StepRows(
+                origin.consumed_samples + (step - 1 - origin.step) * size, size, known_by
+            )
     checkpoint = checkpoint_before(directory, step)
     size = config.train.global_batch_size
     consumed = commit.read_manifest(checkpoint).run["consumed_samples"]
     first_sample = consumed + (step - 1 - commit.step_of(checkpoint)) * size
-    return Place(first_sample, size, f"checkpoint {checkpoint.name}")
+    return StepRows(first_sample, size, f"checkpoint {checkpoint.name}")
 
 
 def checkpoint_before(directory: RunDirectory, step: int) -> Path:

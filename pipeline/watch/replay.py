@@ -20,11 +20,11 @@ from pipeline.data.dataset import TokenDataset
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.reader import SampleReader
 from pipeline.errors import ConfigError
-from pipeline.parallel.single import single_process
+from pipeline.parallel.single import load_network, single_process
 from pipeline.run.config import RunConfig, load_config
 from pipeline.run.directory import RunDirectory
 from pipeline.run.experiment import build_objective
-from pipeline.watch.place import Place, checkpoint_before, find_step
+from pipeline.watch.place import StepRows, checkpoint_before, find_step
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Replay:
 
     step: int
     seed: int
-    place: Place
+    place: StepRows
     purposes: dict[str, int]
     micro_batches: list[MicroBatch]
     rows: list[Row]
@@ -81,17 +81,14 @@ def row_losses(run: Path, replayed: Replay) -> tuple[int, list[float]]:
     Losses are shares: they add up to the loss of the step. One process, fp32, no dropout.
     """
     reader = CheckpointReader(checkpoint_before(RunDirectory(run), replayed.step))
-    network = Network(reader.model, single_process()).float().eval()
-    tensors = reader.tensors("weights")
+    network = load_network(reader.model, reader.tensors("weights"), single_process())
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(tensors[name])
         losses = [_losses(network, batch) for batch in replayed.micro_batches]
     return reader.step, torch.cat(losses).tolist()
 
 
 def _source(
-    directory: RunDirectory, config: RunConfig, place: Place, data: Path | None
+    directory: RunDirectory, config: RunConfig, place: StepRows, data: Path | None
 ) -> BatchSource:
     """All replicas' rows, in one process."""
     dataset = TokenDataset(data or config.data.path, "train")

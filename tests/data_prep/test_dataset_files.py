@@ -14,7 +14,7 @@ from data_prep.files import sha256_of_file, write_atomic
 from data_prep.jobs import check_settings, is_finished, prepare_output, run_task
 from data_prep.manifest import Manifest, read_manifest, token_dtype
 from data_prep.merge import merge_tasks
-from data_prep.progress import Progress
+from data_prep.progress import ProgressBar
 from data_prep.shards import ShardWriter, TokenTar
 from data_prep.tokenizer import load_tokenizer
 from data_prep.verify import files_of, verify_dataset
@@ -67,7 +67,7 @@ def test_two_runs_write_the_same_bytes_whatever_the_workers(
     run_job(one, tokenizer_directory)
     two = make_job(corpus, tokenizer_directory, tmp_path / "two", **settings)
     prepare_output(two, tokenizer_directory, overwrite=False)
-    with Progress("tokenize", two.num_bytes, in_bytes=True) as progress:
+    with ProgressBar("tokenize", two.num_bytes, in_bytes=True) as progress:
         counts = run_tasks(two, range(3), 2, progress)
     merge_tasks(two.out)
     assert sum(count["documents"] for count in counts) == 60

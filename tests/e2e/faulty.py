@@ -155,7 +155,7 @@ def killed_before_the_manifest() -> None:
     """All files of step 8 are written and synced, and nothing says so."""
     write = commit.commit
 
-    def killed(staging: Path, manifest: commit.Manifest) -> Path:
+    def killed(staging: Path, manifest: commit.CheckpointManifest) -> Path:
         if manifest.step == 8:
             _die()
         return write(staging, manifest)

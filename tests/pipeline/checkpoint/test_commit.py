@@ -17,7 +17,7 @@ def save(checkpoints: Path, step: int) -> Path:
     (staging / "a").write_bytes(b"weights" * step)
     (staging / "b").write_bytes(b"moments")
     files = {name: commit.digest(staging / name) for name in ("a", "b")}
-    return commit.commit(staging, commit.Manifest(step, files, {"step": step}))
+    return commit.commit(staging, commit.CheckpointManifest(step, files, {"step": step}))
 
 
 def test_newest_valid_is_the_last_commit(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from pipeline.export import gate
 from pipeline.export.export import export
 from pipeline.importer.checkpoint import write_checkpoint
-from pipeline.importer.network import Network
+from pipeline.importer.network import StoredNetwork
 from pipeline.run.config import ObjectiveSection
 from tests.pipeline.export.conftest import RandomSource, small_model
 
@@ -40,7 +40,7 @@ def make_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         if name not in made:
             model = small_model(vocab_size=info.vocab_size, mask_id=info.mask_id)
             source = RandomSource(model)
-            network = Network(
+            network = StoredNetwork(
                 step=7,
                 model=model,
                 objective=ObjectiveSection(**OBJECTIVES[name]),
