@@ -38,10 +38,9 @@ from pipeline.parallel.bootstrap import (
     shutdown_processes,
 )
 from pipeline.parallel.build import build_engine
-from pipeline.parallel.deepspeed_engine import parallel_config
 from pipeline.parallel.engine import EngineConfig
-from pipeline.parallel.flat import LossModule
 from pipeline.parallel.layout import Layout
+from pipeline.parallel.module import LossModule, parallel_config
 from pipeline.run.hardware import peak_flops
 from pipeline.train.guards import SpikeGuard
 

@@ -7,19 +7,15 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import torch
-from megatron.core import ModelParallelConfig, parallel_state
 from torch import Tensor, nn
 
-from model.initialize import initialize
-from model.recompute import set_recompute
-from model.sequence_parallel import sum_partial_gradients
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.parallel.bootstrap import import_deepspeed
 from pipeline.parallel.engine import Engine, EngineConfig, Judge, Replica, StepResult
 from pipeline.parallel.fragments import Fragment
-from pipeline.parallel.layout import REDUCE_BUCKET, Layout
+from pipeline.parallel.layout import REDUCE_BUCKET
 from pipeline.parallel.losses import reduce_losses
+from pipeline.parallel.module import build_optimizer
 from pipeline.parallel.names import canonical_parameters
 from pipeline.parallel.optimizer import EmaAdamW
 from pipeline.parallel.zero import ZeroStates, zero_states
@@ -156,40 +152,3 @@ def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
             "grad_partitioned": False,
         },
     }
-
-
-def parallel_config(layout: Layout) -> ModelParallelConfig:
-    """megatron-core's settings for layers that are initialised by us, on the CPU first."""
-    return ModelParallelConfig(
-        tensor_model_parallel_size=layout.tp,
-        pipeline_model_parallel_size=layout.pp,
-        pipeline_dtype=torch.float32 if layout.pp > 1 else None,
-        use_cpu_initialization=True,
-        perform_initialization=False,
-        sequence_parallel=layout.sequence,
-    )
-
-
-def initialize_module(module: nn.Module, config: EngineConfig) -> None:
-    """Initial weights of the part of the network that this rank holds."""
-    initialize(
-        canonical_parameters(module, config.model),
-        config.model,
-        config.seed,
-        parallel_state.get_tensor_model_parallel_rank(),
-        config.layout.tp,
-    )
-    sum_partial_gradients(module, parallel_config(config.layout))
-    set_recompute(module, config.recompute)
-
-
-def build_optimizer(module: nn.Module, config: EngineConfig) -> EmaAdamW:
-    """The optimizer over the module's parameters; only matrices decay."""
-    arguments = dict(config.optimizer)
-    weight_decay = arguments.pop("weight_decay")
-    parameters = list(module.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return EmaAdamW(groups, weight_decay=weight_decay, **arguments)

@@ -5,25 +5,13 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from torch import Tensor, nn
 
-from model.loss import SparseTargets, weighted_loss
 from model.network import Network
 from pipeline.data.micro_batch import MicroBatch
-from pipeline.parallel.deepspeed_engine import DeepSpeedEngine, initialize_module, parallel_config
+from pipeline.parallel.deepspeed_engine import DeepSpeedEngine
 from pipeline.parallel.engine import EngineConfig
 from pipeline.parallel.layout import Layout
-
-
-class LossModule(nn.Module):
-    """The network and its loss in one forward call, as ZeRO-3's hooks need it."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, inputs: tuple[Tensor, Tensor, Tensor], targets: SparseTargets) -> Tensor:
-        return weighted_loss(self.network.head, self.network(inputs), targets)
+from pipeline.parallel.module import LossModule, initialize_module, parallel_config
 
 
 class FlatEngine(DeepSpeedEngine):

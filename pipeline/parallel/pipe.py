@@ -11,9 +11,10 @@ from model.loss import SparseTargets, weighted_loss
 from model.network import Block, Embedding, Head
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.parallel.bootstrap import import_deepspeed
-from pipeline.parallel.deepspeed_engine import DeepSpeedEngine, initialize_module, parallel_config
+from pipeline.parallel.deepspeed_engine import DeepSpeedEngine
 from pipeline.parallel.engine import EngineConfig
 from pipeline.parallel.layout import Layout
+from pipeline.parallel.module import initialize_module, parallel_config
 
 
 class PipeEngine(DeepSpeedEngine):

@@ -1,7 +1,6 @@
 """Runs a worker function in several gloo ranks, under a timeout, and returns rank 0's answer."""
 
 import json
-import os
 import subprocess
 import sys
 import time

@@ -19,7 +19,11 @@ CASES: dict[str, dict[str, Any]] = {
     "DP2 ZeRO-2 bf16": {"layout": {"tp": 1, "pp": 1, "dp": 2, "zero": 2}, "precision": "bf16"},
     "DP2 ZeRO-3 bf16": {"layout": {"tp": 1, "pp": 1, "dp": 2, "zero": 3}, "precision": "bf16"},
 }
-EMBEDDING, FIRST_NORM, LAST_NORM = "embedding.tokens.weight", "blocks.0.norm1.weight", "head.norm.weight"
+EMBEDDING, FIRST_NORM, LAST_NORM = (
+    "embedding.tokens.weight",
+    "blocks.0.norm1.weight",
+    "head.norm.weight",
+)
 # What the last rank holds as others do, and what it alone holds.
 REPLICAS = {
     "TP2": ([FIRST_NORM], [EMBEDDING]),
@@ -33,7 +37,10 @@ REPLICAS = {
 
 @pytest.mark.dist
 def test_guards(tmp_path: Path) -> None:
-    cases = [{**case, "flips": sum(replicas_of(name), [])} for name, case in CASES.items()]
+    cases = [
+        {**case, "flips": [each for part in replicas_of(name) for each in part]}
+        for name, case in CASES.items()
+    ]
     answers = run_ranks("guards", 2, cases, tmp_path, 240)
     for name, answer in zip(CASES, answers, strict=True):
         assert answer["applied"] == [False, False, True], name

@@ -75,9 +75,7 @@ def test_every_kind_in_every_layout(
 @pytest.mark.dist
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_three_ways_at_once_on_eight_ranks(
-    reference: dict[str, Outcome], tmp_path: Path
-) -> None:
+def test_three_ways_at_once_on_eight_ranks(reference: dict[str, Outcome], tmp_path: Path) -> None:
     kinds = [*EVERYWHERE, "esolm_b, tied", "mdlm, modern"]
     named = [(name, kind) for name in EIGHT_RANKS for kind in kinds]
     assert problems_of(named, reference, tmp_path) == []

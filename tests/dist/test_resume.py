@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.parallel.fragments import STATES
 from pipeline.checkpoint.store import read_full
+from pipeline.parallel.fragments import STATES
 from tests.dist.ranks import run_ranks
 
 LAYOUTS = {
@@ -65,9 +65,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     for size in (1, 2, 4):
         mine = [name for name in LAYOUTS if world_size(name) == size]
-        cases = [
-            {**case(name), "folder": str(folder / name / "three")} for name in mine
-        ]
+        cases = [{**case(name), "folder": str(folder / name / "three")} for name in mine]
         run_ranks("save_at_three", size, {"cases": cases}, folder / f"save{size}", 240)
     for size in (1, 2, 4):
         cases = [

@@ -20,8 +20,10 @@ from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
 from pipeline.checkpoint import store
 from pipeline.checkpoint.checkpointer import Checkpointer
 from pipeline.checkpoint.commit import Retention
-from pipeline.parallel.fragments import WEIGHTS
-from pipeline.errors import EsolmError
+from pipeline.data.batches import BatchSource
+from pipeline.data.micro_batch import MicroBatch
+from pipeline.errors import ConfigError, EsolmError
+from pipeline.parallel import build
 from pipeline.parallel.bootstrap import (
     device_of,
     initialize_groups,
@@ -29,11 +31,13 @@ from pipeline.parallel.bootstrap import (
     process_info,
     shutdown_processes,
 )
-from pipeline.data.micro_batch import MicroBatch
+from pipeline.parallel.deepspeed_engine import DeepSpeedEngine
 from pipeline.parallel.engine import Engine, EngineConfig
+from pipeline.parallel.first_rank import from_first_rank
+from pipeline.parallel.fragments import WEIGHTS
 from pipeline.parallel.layout import Layout
-from pipeline.data.batches import BatchSource
 from pipeline.train.guards import check_replicas
+from tests.examples import example_of
 
 VOCAB_SIZE, MASK_ID, SEQ_LEN, GLOBAL_BATCH = 51, 50, 12, 8
 LEARNING_RATE = 2e-3
@@ -87,13 +91,11 @@ class RandomTokens:
 @contextmanager
 def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
     """The engine of a case and its batches; process groups are made anew for each."""
-    from pipeline.parallel.build import build_engine
-
     layout = Layout(**case["layout"])
     parallel_state.destroy_model_parallel()
     initialize_groups(layout)
     micro_batch_size = case.get("micro_batch_size", 1)
-    engine = build_engine(
+    engine = build.build_engine(
         EngineConfig(
             model=MODELS[case.get("model", "paper")],
             layout=layout,
@@ -128,7 +130,8 @@ def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
         dp_size=layout.dp,
     )
     yield engine, source
-    engine.deepspeed.destroy()
+    if isinstance(engine, DeepSpeedEngine):
+        engine.deepspeed.destroy()
 
 
 def train_steps(engine: Engine, source: BatchSource, first: int, last: int) -> list[list[float]]:
@@ -147,7 +150,7 @@ def batch_of(source: BatchSource, step: int) -> list[MicroBatch]:
 
 
 def losses(cases: list[dict[str, Any]]) -> Any:
-    """[loss, gradient norm] over the steps of every case; the weights after them go to its `out`."""
+    """[loss, gradient norm] over the steps of every case; the last weights go to its `out`."""
     answers = []
     for case in cases:
         with engine_of(case) as (engine, source):
@@ -235,7 +238,51 @@ def averages(cases: list[dict[str, Any]]) -> Any:
     return answers
 
 
-def timeouts(cases: list[dict[str, Any]]) -> Any:
+def own_engine(arguments: dict[str, Any]) -> Any:
+    """The same run and checkpoint by the shipped engine and by the example of `parallel.build`."""
+    case, shipped = arguments["case"], list(build.ENGINES)
+    expected = losses([case])[0]
+    build.ENGINES.insert(0, example_of(build)["PlainEngine"])
+    folder = {**case, "folder": arguments["folder"]}
+    try:
+        found = losses([case])[0]
+        answer = averages([case])[0]
+        save_at_three({"cases": [folder]})
+        through = resume_to_five({"cases": [case, folder]})
+        build.ENGINES[:] = shipped
+        resumed = resume_to_five({"cases": [folder]})[0]
+    finally:
+        build.ENGINES[:] = shipped
+    return {
+        "expected": expected, "found": found, "average": answer,
+        "through": through, "resumed": resumed,
+    }  # fmt: skip
+
+
+def process_groups(cases: list[dict[str, Any]]) -> Any:
+    """Of every case's groups the timeouts; what every rank hears of rank 0's finds and failures."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, _heard())
+    return {"timeouts": _timeouts(cases), "heard_by_all": everyone}
+
+
+def _heard() -> list[str]:
+    def refuse() -> None:
+        raise ConfigError(["one", "two"])
+
+    heard = [from_first_rank(lambda: f"found by {dist.get_rank()}")]
+    try:
+        from_first_rank(refuse)
+    except ConfigError as error:
+        heard += [f"ConfigError: {error}", f"{len(error.problems)} problems"]
+    try:
+        from_first_rank(Path("/nowhere").stat)
+    except FileNotFoundError as error:
+        heard.append(f"FileNotFoundError: {error}")
+    return heard
+
+
+def _timeouts(cases: list[dict[str, Any]]) -> list[list[float]]:
     """Per case: the seconds that each group gives a collective, DeepSpeed's and a save's too."""
     answers = []
     for case in cases:
