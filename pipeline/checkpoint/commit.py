@@ -24,13 +24,17 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
 STAGING, REPLACED, DAMAGED = ".tmp", ".replaced", ".damaged"
-"""Suffixes of directories that are no checkpoints, or none any more."""
+"""Suffixes of directories that are not checkpoints yet, or no longer."""
 _STEP = re.compile(r"step_(\d{8,})")
 
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """files: name -> {"bytes", "sha256"}. run: what is needed to resume (see `RunState`)."""
+    """What a checkpoint consists of.
+
+    files: the size and checksum of each file, {"bytes", "sha256"} by name. run: what a resume needs
+    to know (see `RunState`).
+    """
 
     step: int
     files: dict[str, dict[str, Any]]
@@ -38,25 +42,27 @@ class CheckpointManifest:
 
 
 def step_directory(checkpoints: Path, step: int) -> Path:
+    """The directory of a committed checkpoint."""
     return checkpoints / f"step_{step:08d}"
 
 
 def staging_directory(checkpoints: Path, step: int) -> Path:
-    """Where a checkpoint is while it is being written or removed; nothing reads that name."""
+    """The directory of a checkpoint that is being written or removed; nobody reads it."""
     return step_directory(checkpoints, step).with_suffix(STAGING)
 
 
 def is_step_name(name: str) -> bool:
-    """Whether a directory of that name may be a checkpoint."""
+    """Whether a directory of this name may be a checkpoint."""
     return _STEP.fullmatch(name) is not None
 
 
 def step_of(directory: Path) -> int:
+    """The step in a checkpoint's name."""
     return int(directory.stem.removeprefix("step_"))
 
 
 def begin(checkpoints: Path, step: int) -> Path:
-    """A fresh directory to write the checkpoint of `step` into; called by one rank."""
+    """Makes an empty directory to write the checkpoint of `step` into; called by one rank."""
     staging = staging_directory(checkpoints, step)
     if staging.exists():
         shutil.rmtree(staging)
@@ -65,27 +71,27 @@ def begin(checkpoints: Path, step: int) -> Path:
 
 
 def remove_leftovers(checkpoints: Path) -> None:
-    """What saves and removals that were cut short left behind goes; called by one rank."""
+    """Removes what interrupted saves and removals have left behind; called by one rank."""
     for directory in checkpoints.glob(f"step_*{REPLACED}"):
-        if not directory.with_suffix("").exists():  # its successor was not given the name yet
+        if not directory.with_suffix("").exists():  # the save that was to replace it never ended
             directory.rename(directory.with_suffix(""))
         else:
             _remove(directory)
     for directory in checkpoints.glob(f"step_*{STAGING}"):
-        logger.info("%s was never committed, or was to be removed: it goes", directory)
+        logger.info("removing %s, which was never committed or was being removed", directory)
         _remove(directory)
 
 
 def _remove(directory: Path) -> None:
-    """As far as that can be: a file that another process holds open must not end a run."""
+    """Removes a directory if it can: a file that another process holds open must not end a run."""
     try:
         shutil.rmtree(directory)
     except OSError as error:
-        logger.warning("%s could not be removed and takes up the disk: %s", directory, error)
+        logger.warning("%s could not be removed and still takes up space: %s", directory, error)
 
 
 def set_aside(directory: Path) -> Path:
-    """Takes a damaged checkpoint's name, so that nothing counts it as one; called by one rank."""
+    """Renames a damaged checkpoint, so that nobody takes it for a whole one; called by one rank."""
     aside = directory.with_suffix(DAMAGED)
     if aside.exists():
         _remove(aside)
@@ -93,12 +99,12 @@ def set_aside(directory: Path) -> Path:
 
 
 def damaged(checkpoints: Path) -> list[Path]:
-    """What was set aside."""
+    """The directories that were set aside."""
     return sorted(checkpoints.glob(f"step_*{DAMAGED}"))
 
 
 def digest(path: Path) -> dict[str, Any]:
-    """Size and checksum of a file as the manifest records them."""
+    """The size and checksum of a file, as the manifest records them."""
     with path.open("rb") as file:
         return {
             "bytes": path.stat().st_size,
@@ -107,12 +113,12 @@ def digest(path: Path) -> dict[str, Any]:
 
 
 def digests(paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """Of several files, by their names."""
+    """The `digest` of each file, by its name."""
     return dict(zip([path.name for path in paths], in_threads(digest, paths), strict=True))
 
 
 def commit(staging: Path, manifest: CheckpointManifest) -> Path:
-    """Writes the manifest and gives the directory its name; called by one rank, last of all."""
+    """Writes the manifest, then gives the directory its final name; called by one rank, last."""
     content = {"format": FORMAT_VERSION, **vars(manifest), "sha256": _digest(manifest)}
     with (staging / MANIFEST).open("w") as file:
         json.dump(content, file, indent=1)
@@ -121,7 +127,7 @@ def commit(staging: Path, manifest: CheckpointManifest) -> Path:
     fsync_directory(staging)
     final = staging.with_suffix("")
     replaced = final.with_suffix(REPLACED)
-    if final.exists():  # a run was rolled back to this step, and saves what it goes on with
+    if final.exists():  # the run was rolled back, and now saves this step again
         final.rename(replaced)
     staging.rename(final)
     fsync_directory(final.parent)
@@ -131,14 +137,14 @@ def commit(staging: Path, manifest: CheckpointManifest) -> Path:
 
 
 def _digest(manifest: CheckpointManifest) -> str:
-    """Of all that a manifest says."""
+    """The checksum of everything that a manifest says."""
     return hashlib.sha256(json.dumps(vars(manifest), sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(directory: Path) -> CheckpointManifest:
-    """The manifest of a committed checkpoint, after a check that every file has its full size.
+    """Reads the manifest of a committed checkpoint and checks that every file has its full size.
 
-    Raises CheckpointError naming the first thing that is missing or cut short.
+    Raises CheckpointError, which names the first thing that is missing or cut short.
     """
     try:
         text = (directory / MANIFEST).read_text()
@@ -157,26 +163,34 @@ def read_manifest(directory: Path) -> CheckpointManifest:
 
 
 def parse_manifest(text: str, where: str) -> CheckpointManifest:
-    """Raises CheckpointError if it is damaged or of another format."""
+    """Reads a manifest from its text. Raises CheckpointError if it is damaged or of another format.
+
+    where: the directory that messages name.
+    """
     try:
         content = json.loads(text)
         manifest = CheckpointManifest(content["step"], content["files"], content["run"])
         version, digest = content["format"], content.get("sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{where}/{MANIFEST} is damaged: {error!r}") from error
-    if version not in (1, FORMAT_VERSION):  # 1: without a checksum of its own
+    if version not in (1, FORMAT_VERSION):  # format 1 has no checksum of its own
         raise CheckpointError(
             f"{where} has format {version}; this version reads formats 1 and {FORMAT_VERSION}"
         )
     if version != 1 and digest != _digest(manifest):
-        raise CheckpointError(f"{where}/{MANIFEST} is damaged: it does not fit its own checksum")
+        raise CheckpointError(f"{where}/{MANIFEST} is damaged: its own checksum differs")
     if not _is_sane(manifest):
-        raise CheckpointError(f"{where}/{MANIFEST} is damaged: not what a manifest lists")
+        raise CheckpointError(
+            f"{where}/{MANIFEST} is damaged: it does not list files as a manifest does"
+        )
     return manifest
 
 
 def _is_sane(manifest: CheckpointManifest) -> bool:
-    """Also that no file lies elsewhere: a manifest may come from a server."""
+    """Whether a manifest has the right types and names only files of its own directory.
+
+    It may come from a server, so a name such as ../../x must not be followed.
+    """
     if not isinstance(manifest.files, dict) or not isinstance(manifest.run, dict):
         return False
     return isinstance(manifest.step, int) and all(
@@ -191,12 +205,15 @@ def verify_files(
     names: list[str],
     moved: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """What is wrong with the content of the named files, one line each; moved: after every file."""
+    """Says what is wrong with the content of the named files, one line for each that is damaged.
+
+    moved: called after every file.
+    """
 
     def problem(name: str) -> str:
         try:
             same = digest(directory / name) == manifest.files[name]
-        except OSError as error:  # as some file systems tell of a damaged block
+        except OSError as error:  # some file systems report a damaged block so
             return f"{directory / name} cannot be read: {error}"
         return "" if same else f"{directory / name}: checksum differs from the manifest's"
 
@@ -208,14 +225,14 @@ def verify_files(
 
 
 def committed(checkpoints: Path) -> list[Path]:
-    """Directories that bear a checkpoint's name, oldest first, valid or not."""
+    """The directories with a checkpoint's name, oldest first, whether they are valid or not."""
     if not checkpoints.is_dir():
         return []
     return sorted((p for p in checkpoints.iterdir() if is_step_name(p.name)), key=step_of)
 
 
 def newest_valid(checkpoints: Path) -> tuple[Path, CheckpointManifest] | None:
-    """The newest checkpoint whose manifest and sizes hold; damaged ones are named in the log."""
+    """The newest checkpoint whose manifest and file sizes are right; the log names damaged ones."""
     for directory in reversed(committed(checkpoints)):
         try:
             return directory, read_manifest(directory)
@@ -226,31 +243,36 @@ def newest_valid(checkpoints: Path) -> tuple[Path, CheckpointManifest] | None:
 
 @dataclass(frozen=True)
 class Retention:
-    """keep: newest checkpoints kept. permanent_every: steps whose multiples are kept for ever."""
+    """Which checkpoints stay.
+
+    keep: how many of the newest. permanent_every: checkpoints at multiples of so many steps are
+    kept for ever; 0 means none.
+    """
 
     keep: int
     permanent_every: int = 0
 
     def is_permanent(self, step: int) -> bool:
+        """Whether a checkpoint of this step is kept for ever."""
         return self.permanent_every > 0 and step % self.permanent_every == 0
 
     def superseded(self, names: list[str]) -> list[str]:
-        """Of valid checkpoints, oldest first, those that are to go."""
+        """Which of these valid checkpoints, given oldest first, are to be removed."""
         rolling = [name for name in names if not self.is_permanent(step_of(Path(name)))]
         return rolling[: -self.keep]
 
 
 def retain(checkpoints: Path, retention: Retention, spared: Collection[str] = frozenset()) -> None:
-    """Removes all valid checkpoints but the newest and the permanent; called after a commit.
+    """Removes the valid checkpoints that are neither new enough nor permanent, after a commit.
 
-    spared: names of some that are being read, and go another time.
+    spared: names of checkpoints that are being read now and stay until the next time.
     """
     valid = [path.name for path in committed(checkpoints) if _is_valid(path)]
     for name in retention.superseded(valid):
         if name in spared:
             continue
         directory = checkpoints / name
-        # Renamed first: a removal that is cut short must not leave half a checkpoint by that name.
+        # It is renamed first: an interrupted removal must not leave half a checkpoint of that name.
         doomed = directory.with_suffix(STAGING)
         directory.rename(doomed)
         _remove(doomed)

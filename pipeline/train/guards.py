@@ -1,4 +1,4 @@
-"""Guards against numbers that would spoil a run."""
+"""Checks that stop bad numbers before they spoil a run."""
 
 import logging
 import math
@@ -15,15 +15,20 @@ from pipeline.parallel.engine import Engine, StepResult
 
 logger = logging.getLogger(__name__)
 
+CHUNK = 1 << 22
+"""Elements of a weight that the comparison of replicas takes at a time: 128 MB of temporaries."""
+
 
 class SpikeGuard:
-    """Judges a step by the loss and the gradient norm of the steps before it.
+    """Compares the loss and the gradient norm of a step with those of the steps before it.
 
-    A step is a spike where either lies more than `sigmas` standard deviations above the mean of the
-    last `window` accepted steps. Every rank sees the same figures and comes to the same verdict.
+    A step is a spike if its loss or its norm lies more than `sigmas` standard deviations above the
+    mean of the last `window` accepted steps. Every rank sees the same figures, so all ranks reach
+    the same verdict.
 
-    measured: what the figures depend on and a resume may change. Steps of another kind say nothing
-    about those to come, which would all be spikes, and never learnt from.
+    measured: the settings that the figures depend on and that a resume may change, such as the
+    batch size. After such a change the old figures would make every new step a spike, and no step
+    would ever be accepted to correct them; so the guard forgets them.
     """
 
     def __init__(self, window: int, sigmas: float, measured: dict[str, Any] | None = None) -> None:
@@ -32,23 +37,23 @@ class SpikeGuard:
         self._norms: deque[float] = deque(maxlen=window)
 
     def state(self) -> dict[str, Any]:
-        """The steps that the next one is judged by; a restart must not change the verdict."""
+        """The figures that the next step is compared with; a restart must not change the verdict."""
         figures = {"losses": list(self._losses), "norms": list(self._norms)}
         return {**figures, "measured": self.measured}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """As it was when `state` was asked for; without any step where that is of another kind.
+        """Puts back the figures of `state`, or none if they were measured under other settings.
 
-        Older checkpoints do not say what their steps were measured on, or hold none.
+        Older checkpoints hold no figures, or do not say how they were measured.
         """
         if state.get("measured", self.measured) != self.measured:
-            logger.info("batch size or objective differ: the spike guard begins with no step")
+            logger.info("batch size or objective differ: the spike guard starts without figures")
             state = {}
         self._losses = deque(state.get("losses", []), maxlen=self.window)
         self._norms = deque(state.get("norms", []), maxlen=self.window)
 
     def judge(self, result: StepResult) -> bool:
-        """Whether the step may be applied; if so, it counts for those after it."""
+        """Says whether the step may be applied, and remembers its figures if so."""
         if self.reason(result) is not None:
             return False
         self._losses.append(result.loss)
@@ -56,7 +61,7 @@ class SpikeGuard:
         return True
 
     def reason(self, result: StepResult) -> str | None:
-        """Why the step is not to be applied, None if it is sound."""
+        """Says why the step must not be applied; None if it may be."""
         for name, value, history in (
             ("loss", result.loss, self._losses),
             ("gradient norm", result.grad_norm, self._norms),
@@ -75,17 +80,17 @@ class SpikeGuard:
 
 
 class Standstill:
-    """Ends a run that gets no further: `limit` refusals since the last new update.
+    """Ends a run that makes no progress: one with `limit` refused steps since it last got further.
 
-    A refusal is a step that was not applied, whether or not the run was rolled back for it. Steps
-    that are taken again after a rollback are nothing new.
+    A refused step is one that was not applied, whether or not the run was rolled back for it. A
+    step that is repeated after a rollback is no progress.
     """
 
     def __init__(self, limit: int, step: int) -> None:
         self.limit, self._furthest, self._refused = limit, step, 0
 
     def note(self, step: int, applied: bool) -> None:
-        """Raises EsolmError at the limit, the same on every rank."""
+        """Counts a step. Raises EsolmError at the limit, on every rank alike."""
         if applied and step > self._furthest:
             self._furthest, self._refused = step, 0
         elif not applied:
@@ -95,18 +100,18 @@ class Standstill:
                 f"{self._refused} steps were refused since step {self._furthest}, the last that "
                 "got the run any further (train.max_refused_steps). incidents.jsonl and the log "
                 "say why. If losses or gradients are not finite, resume with a smaller "
-                "optimizer.lr, from an older checkpoint if need be; if the figures are sound and "
-                "only higher than before, with train.spike_sigmas=0."
+                "optimizer.lr, from an older checkpoint if need be. If the figures are sound and "
+                "only higher than before, resume with train.spike_sigmas=0."
             )
 
 
 def check_replicas(engine: Engine) -> None:
-    """Compares what ranks hold in common, bit by bit; collective over all ranks.
+    """Compares the weights that several ranks hold alike, bit by bit; collective over all ranks.
 
-    The two copies of tied embeddings under pipeline parallelism differ by rounding: replicas are
-    summed in an order that depends on what else a stage holds. They are not compared.
+    Under pipeline parallelism the two copies of tied embeddings are not compared. They differ by
+    rounding, because the order in which replicas are summed depends on what else a stage holds.
 
-    Raises EsolmError naming the parameters that differ.
+    Raises EsolmError, which names the parameters that differ.
     """
     copies = list(engine.replicas())
     mine = torch.stack([_bit_sum(copy.held) for copy in copies])
@@ -128,10 +133,18 @@ def check_replicas(engine: Engine) -> None:
 
 
 def _bit_sum(tensor: Tensor) -> Tensor:
-    """A 64-bit sum over the bit patterns, each weighted by its place."""
+    """Returns a 64-bit sum over the bit patterns, each weighted by its place.
+
+    It goes through the tensor in chunks, because the temporaries take 32 bytes an element.
+    """
     bits = tensor.detach().contiguous().view(-1)
-    bits = bits.view(torch.int16 if bits.element_size() == 2 else torch.int32).to(torch.int64)
-    return (bits * (2 * torch.arange(bits.numel(), device=bits.device) + 1)).sum()
+    bits = bits.view(torch.int16 if bits.element_size() == 2 else torch.int32)
+    total = torch.zeros((), dtype=torch.int64, device=bits.device)
+    for start in range(0, bits.numel(), CHUNK):
+        chunk = bits[start : start + CHUNK].to(torch.int64)
+        place = torch.arange(start, start + chunk.numel(), device=bits.device)
+        total += (chunk * (2 * place + 1)).sum()
+    return total
 
 
 def _differs(values: Tensor, group: dist.ProcessGroup) -> Tensor:

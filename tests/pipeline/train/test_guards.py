@@ -1,10 +1,15 @@
 import json
 import math
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.errors import EsolmError
 from pipeline.parallel.engine import StepResult
+from pipeline.train import guards
 from pipeline.train.guards import SpikeGuard, Standstill
 
 
@@ -92,3 +97,37 @@ def test_what_is_trained_again_after_a_rollback_is_no_way_forward() -> None:
     standstill.note(5, True)
     with pytest.raises(EsolmError, match="since step 6"):
         standstill.note(6, False)
+
+
+def test_replicas_are_compared_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum is the same however large the chunks are, and knows every element and its place."""
+    weights = torch.randn(1001)
+    bits = weights.view(torch.int32).tolist()
+    plain = sum(value * (2 * place + 1) for place, value in enumerate(bits))
+    wrapped = (plain + (1 << 63)) % (1 << 64) - (1 << 63)
+    for chunk in (1, 64, 1001, 1 << 22):
+        monkeypatch.setattr(guards, "CHUNK", chunk)
+        assert guards._bit_sum(weights).item() == wrapped
+        assert guards._bit_sum(weights.flip(0)).item() != wrapped
+
+
+def test_replicas_are_compared_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No temporary is larger than a chunk, whatever the weight's size."""
+    monkeypatch.setattr(guards, "CHUNK", 1 << 10)
+    weights = torch.zeros(1 << 16, dtype=torch.bfloat16)
+    with LargestTensor() as largest:
+        guards._bit_sum(weights)
+    assert largest.fresh == 1 << 10
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements of any tensor that is made anew."""
+
+    fresh = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {each.untyped_storage().data_ptr() for each in args if isinstance(each, Tensor)}
+        if isinstance(out, Tensor) and out.untyped_storage().data_ptr() not in given:
+            self.fresh = max(self.fresh, out.numel())
+        return out
