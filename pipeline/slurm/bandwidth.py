@@ -1,4 +1,4 @@
-"""All-reduce bandwidth within a node and between neighbours, to name the node that is slow."""
+"""Measures the all-reduce bandwidth within nodes and between neighbours, to find a slow node."""
 
 import json
 import os
@@ -20,16 +20,16 @@ LEAVE_SECONDS = 10
 
 
 class UnmeasuredError(Exception):
-    """Nothing could be learnt about this node, and it need not be at fault."""
+    """The node could not be measured, and the fault may lie elsewhere."""
 
 
 class UnmetError(UnmeasuredError):
-    """This rank could not even meet the others."""
+    """This rank could not reach the other ranks."""
 
 
 @dataclass(frozen=True)
 class RankPosition:
-    """Where this rank stands, and the longest time it spends on each of the steps."""
+    """The place of this rank among the others. patience: the longest time a step may take."""
 
     rank: int
     world_size: int
@@ -53,14 +53,15 @@ def bandwidth_problems(
     found: list[str],
     patience: timedelta,
 ) -> list[str]:
-    """What is wrong with this rank's node; collective over all ranks of the step.
+    """Says what is wrong with this rank's node; collective over all ranks of the job step.
 
-    found: what this rank knows to be wrong already. Every rank tells the others before anything is
-    measured, for a collective fails on all nodes when one is broken. Then each node by itself, and
-    last each with both of its neighbours in a ring: a node is to blame if it fails or is slow
-    alone or with every neighbour. Of two slow nodes both are, of two that fail together neither.
+    found: the problems that this rank already knows of. The ranks exchange them first, because one
+    broken node would make a collective fail on every node. Then each node is measured alone, and
+    after that together with each of its two neighbours in a ring. A node is to blame if it fails or
+    is slow alone, or with every neighbour. If two neighbouring nodes are slow together, both are to
+    blame. If two fail together, neither is, because either may be at fault.
 
-    Raises UnmeasuredError if others spoil it.
+    Raises UnmeasuredError if problems of other nodes prevent the measurement.
     """
     info = process_info()
     device, found = _usable_device(info, on_gpus, found)
@@ -87,20 +88,20 @@ def _usable_device(
 
 
 def _told_of(place: RankPosition, told: list[list[str] | None]) -> list[str]:
-    """Problems of this rank's node. Raises UnmeasuredError if only others have any."""
+    """The problems of this rank's node. Raises UnmeasuredError if only other nodes have some."""
     mine = told[place.node * place.ranks_per_node :][: place.ranks_per_node]
     problems = [text for said in mine for text in said or []]
     if None in mine:
         problems.append(f"{mine.count(None)} of its {len(mine)} ranks did not start")
     others = [str(rank) for rank, said in enumerate(told) if said != []]
     if others and not problems:
-        raise UnmeasuredError(f"not measured, because of what ranks {', '.join(others)} are on")
+        raise UnmeasuredError(f"not measured: the nodes of ranks {', '.join(others)} have problems")
     return problems
 
 
 @contextmanager
 def _meeting(place: RankPosition) -> Iterator[TCPStore]:
-    """The store at which all ranks meet; rank 0, which keeps it, is the last to leave."""
+    """Opens the store that all ranks share. Rank 0 runs its server and so leaves last."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     keeper = place.rank == 0
     try:
@@ -109,7 +110,7 @@ def _meeting(place: RankPosition) -> Iterator[TCPStore]:
         )
         store.set(f"came/{place.rank}", "")
     except RuntimeError as error:
-        raise UnmetError(f"no meeting at {address}:{port}: {_said(error)}") from error
+        raise UnmetError(f"the ranks did not meet at {address}:{port}: {_said(error)}") from error
     try:
         yield store
     finally:
@@ -128,15 +129,15 @@ def _wait_for_the_others(store: TCPStore, world_size: int) -> None:
 
 
 def _exchange(store: TCPStore, place: RankPosition, found: list[str]) -> list[list[str] | None]:
-    """What each rank found wrong, None of those that did not say."""
+    """The problems that each rank has found; None for a rank that has not answered."""
     keys = [f"found/{rank}" for rank in range(place.world_size)]
     try:
         store.set(keys[place.rank], json.dumps(found))
-        with suppress(dist.DistStoreError):  # too late for some
+        with suppress(dist.DistStoreError):  # some ranks do not answer
             store.wait(keys, place.patience)
         return [json.loads(store.get(key)) if store.check([key]) else None for key in keys]
     except RuntimeError as error:
-        raise UnmetError(f"the meeting broke up: {_said(error)}") from error
+        raise UnmetError(f"the ranks lost each other: {_said(error)}") from error
 
 
 def _slowness(store: Store, place: RankPosition, least_gb_per_second: float) -> list[str]:
@@ -148,7 +149,7 @@ def _slowness(store: Store, place: RankPosition, least_gb_per_second: float) -> 
     if failures and not speeds:
         text = f"all-reduce with every neighbour fails: {failures[0]}"
         if place.num_nodes == 2 and not problems:
-            raise UnmeasuredError(text)  # of two that fail together either may be at fault
+            raise UnmeasuredError(text)  # either of the two may be at fault
         problems.append(text)
     return problems + _too_slow("with its neighbours", speeds, least_gb_per_second)
 
@@ -156,11 +157,13 @@ def _slowness(store: Store, place: RankPosition, least_gb_per_second: float) -> 
 def _too_slow(where: str, speeds: list[float], least: float) -> list[str]:
     if not speeds or max(speeds) >= least:
         return []
-    return [f"all-reduce {where} runs at {max(speeds):.2f} GB/s; {least:g} are wanted"]
+    return [
+        f"all-reduce {where} runs at {max(speeds):.2f} GB/s, below the {least:g} GB/s asked for"
+    ]
 
 
 def ring(num_nodes: int) -> list[list[int]]:
-    """Neighbours in a ring, those that can be measured at the same time next to each other."""
+    """The pairs of neighbours in a ring, in an order that measures many at the same time."""
     pairs = [[node, (node + 1) % num_nodes] for node in range(num_nodes)]
     if num_nodes == 1:
         return []
@@ -172,9 +175,10 @@ def ring(num_nodes: int) -> list[list[int]]:
 def _measure(
     groups: list[list[int]], store: Store, place: RankPosition
 ) -> tuple[list[float], list[str]]:
-    """Bus bandwidth in GB/s of the groups of nodes that this node is in, and why others failed.
+    """Measures the groups of nodes that this node is in.
 
-    Each group is a world of its own, so that it depends on no other ranks.
+    Returns the bus bandwidths in GB/s and, for the groups that failed, the reasons. Each group
+    is a world of its own, so that no rank outside can disturb it.
     """
     speeds, failures = [], []
     for nodes in groups:

@@ -37,7 +37,7 @@ class SpikeGuard:
         self._norms: deque[float] = deque(maxlen=window)
 
     def state(self) -> dict[str, Any]:
-        """The figures that the next step is compared with; a restart must not change the verdict."""
+        """The figures that the next step is compared with, so that a restart changes no verdict."""
         figures = {"losses": list(self._losses), "norms": list(self._norms)}
         return {**figures, "measured": self.measured}
 
