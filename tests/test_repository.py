@@ -60,3 +60,14 @@ def test_every_document_is_reachable_from_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     documents = [path.name for path in (ROOT / "docs").glob("*.md")]
     assert [name for name in documents if f"docs/{name}" not in readme] == []
+
+
+def test_files_that_the_documents_name_exist() -> None:
+    named = re.compile(r"(?<![\w/])((?:pipeline|model|data_prep|tests|benchmarks)/[\w/]*\.py)")
+    missing = [
+        f"{document.relative_to(ROOT)}: {name}"
+        for document in (path for path in files() if path.suffix == ".md")
+        for name in named.findall(document.read_text())
+        if not (ROOT / name).is_file()
+    ]
+    assert not missing, missing
