@@ -1,6 +1,7 @@
 """The errors that a user of the training pipeline can cause, and the exit codes of a run."""
 
 from collections.abc import Sequence
+from typing import Self
 
 from data_prep.errors import DataError, EsolmError
 
@@ -11,6 +12,7 @@ __all__ = [
     "EsolmError",
     "ExportError",
     "ImportCheckpointError",
+    "UnreadableCheckpointError",
 ]
 
 EXIT_DONE = 0
@@ -31,6 +33,19 @@ class ConfigError(EsolmError):
 
 class CheckpointError(EsolmError):
     """A checkpoint is missing, damaged or does not fit the run."""
+
+
+class UnreadableCheckpointError(CheckpointError):
+    """A checkpoint could not be read, which says nothing about its content."""
+
+    @classmethod
+    def of(cls, path: object, error: OSError) -> Self:
+        """What is said of a path that the file system does not give."""
+        return cls(
+            f"{path} cannot be read ({error.strerror or error}). This does not prove that it is "
+            "damaged, so it stays as it is: mend the access to it, or move the checkpoint out of "
+            "checkpoints/ to go on from an older one"
+        )
 
 
 class ExportError(EsolmError):

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.checkpoint import commit, store
+from pipeline.checkpoint.files import write_problem
 from pipeline.checkpoint.mirror import Mirror, newest_wanted, pull_or_problem
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, UnreadableCheckpointError
 from pipeline.parallel.engine import Engine
 from pipeline.parallel.first_rank import from_first_rank
 from pipeline.parallel.fragments import Fragment
@@ -24,6 +26,8 @@ from pipeline.parallel.fragments import Fragment
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+STUCK_SECONDS = 30
+"""A save that has written nothing for so long is not waited for once the run has failed."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,10 @@ class Checkpointer:
         if self.asynchronous:
             fragments = [self._copy(fragment) for fragment in fragments if fragment.writes]
             self._thread = threading.Thread(
-                target=self._write, args=(fragments, state, started), name="checkpoint"
+                target=self._write,
+                args=(fragments, state, started),
+                name="checkpoint",
+                daemon=True,  # what `close` does not wait for any more must not hold the process
             )
             self._thread.start()
         else:
@@ -179,12 +186,39 @@ class Checkpointer:
         """The newest that lies at the mirror, as far as this rank knows."""
         return None if self._mirror is None else self._mirror.newest_step
 
-    def close(self, seconds: float) -> None:
-        """Gives a save that is under way, then the mirror, so many seconds to be done."""
+    def close(self, seconds: float, failed: bool) -> None:
+        """Gives a save that is under way, then the mirror, so many seconds to be done.
+
+        failed: the run ends with an error. Other ranks may be gone then, and a save that waits for
+        them never ends; so only one that still writes is waited for.
+        """
         if self._thread is not None:
-            self._thread.join(seconds)
+            self._thread.join(0.0 if failed else seconds)
+            if failed:
+                self._wait_while_it_writes(seconds)
         if self._mirror is not None:
-            self._mirror.close(seconds)
+            self._mirror.close(STUCK_SECONDS if failed else seconds)
+
+    def _wait_while_it_writes(self, seconds: float) -> None:
+        assert self._thread is not None
+        started = moved = time.monotonic()
+        written = -1
+        while self._thread.is_alive() and time.monotonic() - started < seconds:
+            now = self._bytes_written()
+            if now != written:
+                written, moved = now, time.monotonic()
+            elif time.monotonic() - moved > STUCK_SECONDS:
+                logger.warning("a checkpoint made no progress for %d s: left", STUCK_SECONDS)
+                return
+            self._thread.join(0.5)
+
+    def _bytes_written(self) -> int:
+        """Below `checkpoints/`; files may go while they are counted."""
+        total = 0
+        for path in self.directory.glob(f"step_*{commit.STAGING}/*"):
+            with suppress(OSError):
+                total += path.stat().st_size
+        return total
 
     def newest(self) -> tuple[Path, RunState] | None:
         """The newest checkpoint that is whole to the last byte, the same on every rank.
@@ -247,9 +281,11 @@ class Checkpointer:
             self.durable_seconds = time.perf_counter() - started
         except Exception as error:  # whatever it was, `wait` raises it on the main thread
             logger.exception("the checkpoint of step %d failed", state.step)
+            # torch says of a full disk no more than "unexpected pos 704 vs 598".
+            reason = write_problem(staging) or str(error)
             if self.rank == 0:
                 shutil.rmtree(staging, ignore_errors=True)
-            self._failure = f"the checkpoint of step {state.step} could not be written: {error}"
+            self._failure = f"the checkpoint of step {state.step} could not be written: {reason}"
 
     def _retain(self) -> None:
         spared = frozenset[str]() if self._mirror is None else self._mirror.copying
@@ -277,9 +313,17 @@ class Checkpointer:
     def _damaged_files(self, directory: Path, manifest: commit.CheckpointManifest) -> list[str]:
         """Checks every file's content; the ranks share the reading."""
         mine = sorted(manifest.files)[self.rank :: self.world_size]
-        found = commit.verify_files(directory, manifest, mine, self._moved)
-        parts = self._gather(found)
-        return [problem for part in parts for problem in part]
+        found: list[str] | UnreadableCheckpointError
+        try:
+            found = commit.verify_files(directory, manifest, mine, self._moved)
+        except UnreadableCheckpointError as error:
+            found = error
+        problems = []
+        for part in self._gather(found):
+            if isinstance(part, UnreadableCheckpointError):
+                raise part
+            problems += part
+        return problems
 
     def _gather(self, mine: Any) -> list[Any]:
         gathered: list[Any] = [None] * self.world_size
@@ -295,7 +339,10 @@ class Checkpointer:
 
 
 def _manifest_or_damage(directory: Path) -> tuple[commit.CheckpointManifest | None, list[str]]:
+    """Raises UnreadableCheckpointError where nothing is proved."""
     try:
         return commit.read_manifest(directory), []
+    except UnreadableCheckpointError:
+        raise
     except CheckpointError as error:
         return None, [str(error)]

@@ -17,7 +17,7 @@ from typing import Any
 
 from data_prep.files import fsync_directory
 from pipeline.checkpoint.threads import in_threads
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, UnreadableCheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -144,22 +144,38 @@ def _digest(manifest: CheckpointManifest) -> str:
 def read_manifest(directory: Path) -> CheckpointManifest:
     """Reads the manifest of a committed checkpoint and checks that every file has its full size.
 
-    Raises CheckpointError, which names the first thing that is missing or cut short.
+    Raises CheckpointError, which names the first thing that is missing or cut short, and
+    UnreadableCheckpointError if the file system refuses to tell.
     """
     try:
         text = (directory / MANIFEST).read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise CheckpointError(f"{directory} has no {MANIFEST}: it was never committed") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UnreadableCheckpointError.of(directory / MANIFEST, error) from error
+    except ValueError as error:
         raise CheckpointError(f"{directory / MANIFEST} is damaged: {error!r}") from error
     manifest = parse_manifest(text, str(directory))
+    if is_step_name(directory.name) and step_of(directory) != manifest.step:
+        raise CheckpointError(
+            f"{directory} holds the checkpoint of step {manifest.step}, by its manifest: it was "
+            "renamed, or copied under another name"
+        )
     for name, expected in manifest.files.items():
         path = directory / name
-        size = path.stat().st_size if path.is_file() else None
+        size = _size(path)
         if size != expected["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes"
             raise CheckpointError(f"{path} {found}; the manifest says {expected['bytes']} bytes")
     return manifest
+
+
+def _size(path: Path) -> int | None:
+    """Of a file; None where there is none."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError as error:
+        raise UnreadableCheckpointError.of(path, error) from error
 
 
 def parse_manifest(text: str, where: str) -> CheckpointManifest:
@@ -207,14 +223,16 @@ def verify_files(
 ) -> list[str]:
     """Says what is wrong with the content of the named files, one line for each that is damaged.
 
-    moved: called after every file.
+    moved: called after every file. Raises UnreadableCheckpointError if a file cannot be read.
     """
 
     def problem(name: str) -> str:
         try:
             same = digest(directory / name) == manifest.files[name]
-        except OSError as error:  # some file systems report a damaged block so
-            return f"{directory / name} cannot be read: {error}"
+        except FileNotFoundError:
+            return f"{directory / name} is missing"
+        except OSError as error:
+            raise UnreadableCheckpointError.of(directory / name, error) from error
         return "" if same else f"{directory / name}: checksum differs from the manifest's"
 
     problems = []
@@ -236,6 +254,8 @@ def newest_valid(checkpoints: Path) -> tuple[Path, CheckpointManifest] | None:
     for directory in reversed(committed(checkpoints)):
         try:
             return directory, read_manifest(directory)
+        except UnreadableCheckpointError:
+            raise
         except CheckpointError as error:
             logger.warning("checkpoint skipped: %s", error)
     return None
@@ -256,10 +276,16 @@ class Retention:
         """Whether a checkpoint of this step is kept for ever."""
         return self.permanent_every > 0 and step % self.permanent_every == 0
 
-    def superseded(self, names: list[str]) -> list[str]:
-        """Which of these valid checkpoints, given oldest first, are to be removed."""
-        rolling = [name for name in names if not self.is_permanent(step_of(Path(name)))]
-        return rolling[: -self.keep]
+    def superseded(self, valid: dict[str, CheckpointManifest]) -> list[str]:
+        """Which of these valid checkpoints, given by name and oldest first, are to be removed.
+
+        Checkpoints with the same number of updates have the same weights, as steps were refused in
+        between. Only the newest of them counts, or refused steps would push out all sound ones.
+        """
+        rolling = {n: m for n, m in valid.items() if not self.is_permanent(step_of(Path(n)))}
+        newest_of = {m.run.get("updates", m.step): name for name, m in rolling.items()}
+        kept = sorted(newest_of.values(), key=lambda name: step_of(Path(name)))[-self.keep :]
+        return [name for name in rolling if name not in kept]
 
 
 def retain(checkpoints: Path, retention: Retention, spared: Collection[str] = frozenset()) -> None:
@@ -267,7 +293,8 @@ def retain(checkpoints: Path, retention: Retention, spared: Collection[str] = fr
 
     spared: names of checkpoints that are being read now and stay until the next time.
     """
-    valid = [path.name for path in committed(checkpoints) if _is_valid(path)]
+    found = {path.name: _valid_manifest(path) for path in committed(checkpoints)}
+    valid = {name: manifest for name, manifest in found.items() if manifest is not None}
     for name in retention.superseded(valid):
         if name in spared:
             continue
@@ -278,9 +305,8 @@ def retain(checkpoints: Path, retention: Retention, spared: Collection[str] = fr
         _remove(doomed)
 
 
-def _is_valid(directory: Path) -> bool:
+def _valid_manifest(directory: Path) -> CheckpointManifest | None:
     try:
-        read_manifest(directory)
+        return read_manifest(directory)
     except CheckpointError:
-        return False
-    return True
+        return None

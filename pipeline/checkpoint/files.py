@@ -7,7 +7,9 @@ to share out. And the index, a pickle, may name nothing but what an index is mad
 """
 
 import math
+import os
 import pickle
+import shutil
 from copy import copy
 from pathlib import Path
 from queue import Queue
@@ -30,6 +32,7 @@ from pipeline.checkpoint.threads import in_threads
 from pipeline.errors import CheckpointError
 
 FILE_BYTES = 512 << 20
+PROBE_BYTES = 1 << 20
 PIECE_BYTES = 64 << 20
 """Read at once where numbers cannot go straight to their place."""
 
@@ -54,7 +57,11 @@ class Writer(FileSystemWriter):
     """Into a directory, synced; on a full disk the write fails as a whole."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory, single_file_per_rank=True, sync_files=True)
+        # Without reading ahead: in these threads torch's overlapping reader knows GPU 0 alone, and
+        # does not wait for copies from any other GPU before it writes them.
+        super().__init__(
+            directory, single_file_per_rank=True, sync_files=True, per_thread_copy_ahead=0
+        )
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[Any]]:
         size = sum(item.tensor_storage_size() or 0 for item in plan.items)
@@ -75,6 +82,21 @@ class Writer(FileSystemWriter):
         written: Future[list[Any]] = Future()
         written.set_result([result for part in in_threads(write, files) for result in part])
         return written
+
+
+def write_problem(directory: Path) -> str:
+    """Why nothing more can be written into a directory, in words; empty where it can."""
+    probe = directory / ".probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        probe.unlink()
+    except OSError as error:
+        free = shutil.disk_usage(directory).free if directory.is_dir() else 0
+        return f"{error.strerror or error} ({directory}, {free / 1e9:.2f} GB free)"
+    return ""
 
 
 class Reader(FileSystemReader):

@@ -110,7 +110,8 @@ class Mirror:
                 remote.put(source, str(source.relative_to(self._run)))
 
     def _retire(self, remote: RemoteRun) -> None:
-        whole = [name for name in remote.checkpoints() if _whole(remote, name) is not None]
+        found = {name: _whole(remote, name) for name in remote.checkpoints()}
+        whole = {name: manifest for name, manifest in found.items() if manifest is not None}
         for name in self._retention.superseded(whole):
             remote.remove(name)
 

@@ -28,8 +28,8 @@ def train_command(
 
     from pipeline.launch.stop import ignore_stop_signals, note_stop_signals
 
-    if ranks is None:  # before anything heavy: a request to stop may come at any moment
-        note_stop_signals((signal.SIGTERM, signal.SIGUSR1))
+    # Before anything heavy: a request to stop may come at any moment.
+    note_stop_signals((signal.SIGTERM, signal.SIGUSR1))
 
     from pipeline.launch.ranks import die_with_launcher, launch
     from pipeline.run.config import load_config
@@ -44,8 +44,15 @@ def train_command(
         ignore_stop_signals()
         raise typer.Exit(code)
     from pipeline.parallel.bootstrap import check_gpus
+    from pipeline.run.completion import complete_message, is_complete
+    from pipeline.run.directory import RunDirectory
     from pipeline.run.experiment import resolve
 
-    resolve(resolved, ranks)  # one message for a bad configuration, not one from each rank
+    # One message for a bad configuration or a finished run, not one from each rank.
+    resolve(resolved, ranks)
+    directory = RunDirectory(resolved.run.dir)
+    if is_complete(directory, resolved.train.steps):
+        typer.echo(complete_message(directory), err=True)
+        return
     check_gpus(ranks)
     raise typer.Exit(launch(["train", str(config), *given], ranks))

@@ -17,7 +17,7 @@ from types import FrameType
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
 
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
-from pipeline.launch.stop import STOP_SIGNALS
+from pipeline.launch.stop import STOP_SIGNALS, stop_asked
 
 LAUNCHER = "ESOLM_LAUNCHER_PID"
 MEETING_PORTS = range(20_000, 29_000)
@@ -39,7 +39,13 @@ def die_with_launcher() -> None:
 
 
 def launch(command: list[str], num_ranks: int) -> int:
-    """Runs `python -m pipeline COMMAND...` as num_ranks processes; returns the run's exit code."""
+    """Runs `python -m pipeline COMMAND...` as num_ranks processes; returns the run's exit code.
+
+    A request to stop that was noted before, or that comes while the ranks are being started, is
+    theirs as well.
+    """
+    if stop_asked():
+        return EXIT_RESUME_ME
     port = free_port()
     environments = {rank: _environment(rank, num_ranks, port) for rank in range(num_ranks)}
     arguments = {rank: ("-m", "pipeline", *command) for rank in range(num_ranks)}
@@ -51,6 +57,9 @@ def launch(command: list[str], num_ranks: int) -> int:
         logs_specs=DefaultLogsSpecs(),
     )
     _forward_signals(processes)
+    if stop_asked():
+        for pid in processes.pids().values():
+            os.kill(pid, signal.SIGTERM)
     try:
         result = processes.wait()
     finally:

@@ -1,5 +1,6 @@
 """The run directory: an interface that scripts and other commands rely on."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -8,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from importlib import metadata
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_prep.files import write_atomic
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, EsolmError
 from pipeline.run.config import RunConfig, to_yaml
 
 # `esolm status` holds the lock for an instant when it looks whether a run is alive.
@@ -48,10 +50,21 @@ class RunDirectory:
     def lock(self) -> None:
         """Takes the run for this job until the process ends, however it ends; rank 0 only.
 
-        Raises ConfigError if another job holds it.
+        Raises ConfigError if another job holds it, or if nothing can be written into it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("a+")
+        try:
+            for folder in (self.path, self.checkpoints, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+            _check_writable(self.checkpoints)
+        except OSError as error:
+            # What may pass by itself is worth another try, so it is no error of the configuration.
+            passing = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+            kind = EsolmError if passing else ConfigError
+            raise kind(
+                f"run.dir {self.path} cannot be written ({error.strerror}: {error.filename}): mend "
+                "its rights, free space on its disk, or use another directory"
+            ) from error
         try:
             _take(self._lock)
         except BlockingIOError:
@@ -79,12 +92,21 @@ class RunDirectory:
         """Gives the run back before the process ends."""
         self._lock.close()
 
-    def is_finished(self, steps: int) -> bool:
-        """Whether DONE says that the asked-for steps are behind us; more steps continue the run."""
+    def finished_step(self) -> int | None:
+        """The step at which DONE says that the run was complete.
+
+        None without it, and where it was cut short: the run goes on to its end and writes it anew.
+        """
         try:
-            return bool(json.loads(self.done.read_text())["step"] >= steps)
+            step = json.loads(self.done.read_bytes())["step"]
         except (FileNotFoundError, ValueError, LookupError, TypeError):
-            return False  # one that was cut short: the run goes on to its end and writes it anew
+            return None
+        return step if isinstance(step, int) else None
+
+    def is_finished(self, steps: int) -> bool:
+        """Whether DONE says that so many steps are behind the run."""
+        done = self.finished_step()
+        return done is not None and done >= steps
 
     def log_to_files(self, rank: int) -> None:
         """Sends this rank's log to logs/rank_N.log, appended over restarts.
@@ -133,6 +155,16 @@ def _copy_whole(original: Path, copy: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
     shutil.copytree(original, staging)
     staging.rename(copy)
+
+
+def _check_writable(folder: Path) -> None:
+    """Raises OSError with the name of the file that could not be written."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe_") as file:
+        try:
+            file.write(bytes(1 << 16))
+            file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def _take(lock: IO[str]) -> None:

@@ -9,7 +9,7 @@ import platform
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from pipeline.run.directory import RunDirectory
 
@@ -50,6 +50,9 @@ class Rollback:
     global_batch_size: int
 
 
+Entry = TypeVar("Entry", Start, End, Rollback)
+
+
 class History:
     """The three files of a run; rank 0 alone writes."""
 
@@ -78,13 +81,23 @@ class History:
         append_line(self._rollbacks, asdict(entry))
 
     def starts(self) -> list[Start]:
-        return [Start(**line) for line in read_lines(self._starts)]
+        return _entries(Start, self._starts)
 
     def ends(self) -> list[End]:
-        return [End(**line) for line in read_lines(self._ends)]
+        return _entries(End, self._ends)
 
     def rollbacks(self) -> list[Rollback]:
-        return [Rollback(**line) for line in read_lines(self._rollbacks)]
+        return _entries(Rollback, self._rollbacks)
+
+
+def _entries(kind: type[Entry], path: Path) -> list[Entry]:
+    """The lines of a file that have the fields of an entry, each of its type."""
+    types = get_type_hints(kind)
+    return [
+        kind(**line)
+        for line in read_lines(path)
+        if line.keys() == types.keys() and all(isinstance(line[k], types[k]) for k in types)
+    ]
 
 
 def now() -> str:
@@ -95,18 +108,19 @@ def now() -> str:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; none where it does not exist.
 
-    A line that is none was being written when a process was killed, or the disk was full.
+    Lines that hold no object are passed over: a process was killed while it wrote one, the disk was
+    full, or bytes were damaged since.
     """
     if not path.exists():
         return []
-    return [entry for line in path.read_text().splitlines(True) if (entry := parse_line(line))]
+    return [entry for line in path.read_bytes().splitlines(True) if (entry := parse_line(line))]
 
 
-def parse_line(line: str) -> dict[str, Any]:
+def parse_line(line: bytes) -> dict[str, Any]:
     """The object of a whole line, else an empty one."""
     try:
-        entry = json.loads(line) if line.endswith("\n") else None
-    except ValueError:
+        entry = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:  # also where the bytes are no UTF-8
         entry = None
     return entry if isinstance(entry, dict) else {}
 

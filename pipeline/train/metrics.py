@@ -77,9 +77,14 @@ def _add_scalars(events: Any, step: int, values: dict[str, Any]) -> None:
 
 
 def _drop_after(metrics: Path, step: int) -> None:
-    """Also drops what a torn line left."""
-    lines = metrics.read_text().splitlines(True)
-    kept = [line for line in lines if parse_line(line).get("step", step + 1) <= step]
+    """Also drops lines that were torn or damaged."""
+    lines = metrics.read_bytes().splitlines(True)
+    kept = [line for line in lines if _step_of(line, step + 1) <= step]
     staging = metrics.with_suffix(".tmp")
-    staging.write_text("".join(kept))
+    staging.write_bytes(b"".join(kept))
     staging.replace(metrics)
+
+
+def _step_of(line: bytes, otherwise: int) -> int:
+    step = parse_line(line).get("step")
+    return step if isinstance(step, int) else otherwise

@@ -1,6 +1,7 @@
 """One rank of a training run, from configuration to exit code."""
 
 import logging
+import sys
 from datetime import timedelta
 
 from model.flops import flops_per_token
@@ -14,6 +15,7 @@ from pipeline.parallel.bootstrap import (
 )
 from pipeline.parallel.first_rank import from_first_rank
 from pipeline.parallel.flight_recorder import dump_collectives, record_collectives
+from pipeline.run.completion import changed_settings, complete_message, is_complete
 from pipeline.run.config import RunConfig
 from pipeline.run.directory import RunDirectory
 from pipeline.run.experiment import Experiment, resolve
@@ -32,7 +34,9 @@ def train(config: RunConfig) -> int:
     info = process_info()
     experiment = resolve(config, info.world_size)
     directory = RunDirectory(config.run.dir)
-    if directory.is_finished(config.train.steps):
+    if is_complete(directory, config.train.steps):
+        if info.rank == 0:
+            print(complete_message(directory), file=sys.stderr)
         return EXIT_DONE
     device = device_of(info)
     kernels = chosen_kernels(device)
@@ -54,6 +58,7 @@ def train(config: RunConfig) -> int:
             _announce(experiment, kernels)
         trainer = Trainer(experiment, directory, device, info.rank, watchdog)
         if info.rank == 0:
+            _tell_changes(directory, config)
             directory.describe(config, experiment.dataset.tokenizer_path.parent, kernels)
         return _run(trainer, History(directory))
     finally:
@@ -80,10 +85,18 @@ def _run(trainer: Trainer, history: History) -> int:
         code, reason = getattr(error, "exit_code", code), f"{type(error).__name__}: {error}"
         raise
     finally:
-        trainer.close()
+        trainer.close(failed=bool(reason))
         if trainer.rank == 0:
             _note_end(history, trainer.progress.step, code, reason)
     return code
+
+
+def _tell_changes(directory: RunDirectory, config: RunConfig) -> None:
+    with_effect, without = changed_settings(directory, config)
+    for change in with_effect:
+        logger.warning("changed since the last start: %s", change)
+    for change in without:
+        logger.info("changed since the last start: %s", change)
 
 
 def _note_end(history: History, step: int, code: int, reason: str) -> None:

@@ -122,12 +122,15 @@ class Trainer:
             self.directory.finish(self.progress.step)
         return EXIT_DONE
 
-    def close(self) -> None:
-        """Stops the threads of this process; the mirror may take half of the watchdog's time."""
+    def close(self, failed: bool) -> None:
+        """Stops the threads of this process; the mirror may take half of the watchdog's time.
+
+        failed: an error ends the run; see `Checkpointer.close`.
+        """
         self.profiler.close()
         self.batches.close()
         self.watchdog.progress()
-        self.checkpointer.close(0.5 * self.config.train.timeout_minutes * 60.0)
+        self.checkpointer.close(0.5 * self.config.train.timeout_minutes * 60.0, failed)
         self.watchdog.progress()
 
     def _step(self) -> None:

@@ -26,7 +26,7 @@ def find_step(directory: RunDirectory, config: RunConfig, step: int) -> StepRows
     """
     if step < 1:
         raise ConfigError(f"steps are counted from 1, {step} is none")
-    incidents = [line for line in read_lines(directory.incidents) if line["step"] == step]
+    incidents = [line for line in read_lines(directory.incidents) if line.get("step") == step]
     if incidents:
         entry = incidents[-1]
         return StepRows(entry["first_sample"], entry["global_batch_size"], "incidents.jsonl")

@@ -112,18 +112,19 @@ class _Metrics:
     @classmethod
     def read(cls, path: Path) -> "_Metrics":
         """Lines are picked by their text and only the last parsed: a run may log for weeks."""
-        steps: deque[str] = deque(maxlen=RECENT_LINES)
-        validation = start = ""
+        steps: deque[bytes] = deque(maxlen=RECENT_LINES)
+        validation = start = b""
         if path.exists():
-            with path.open() as file:
+            with path.open("rb") as file:
                 for line in file:
-                    if '"loss": ' in line and line.endswith("\n"):
+                    if b'"loss": ' in line and line.endswith(b"\n"):
                         steps.append(line)
-                    elif '"valid_loss": ' in line and line.endswith("\n"):
+                    elif b'"valid_loss": ' in line and line.endswith(b"\n"):
                         validation = line
-                    elif '"start_seconds": ' in line and line.endswith("\n"):
+                    elif b'"start_seconds": ' in line and line.endswith(b"\n"):
                         start = line
-        recent = [entry for line in steps if (entry := parse_line(line))]
+        parsed = (parse_line(line) for line in steps)
+        recent = [entry for entry in parsed if isinstance(entry.get("step"), int)]
         return cls(recent, parse_line(validation), parse_line(start))
 
     @property
@@ -131,7 +132,7 @@ class _Metrics:
         return self.recent[-1] if self.recent else {}
 
     def median(self, name: str) -> float | None:
-        values = [line[name] for line in self.recent if name in line]
+        values = [v for line in self.recent if isinstance(v := line.get(name), int | float)]
         return statistics.median(values) if values else None
 
     def seconds_of(self, num_steps: int) -> float | None:

@@ -4,11 +4,12 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.checkpoint import commit
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, UnreadableCheckpointError
 
 
 def save(checkpoints: Path, step: int) -> Path:
@@ -92,21 +93,62 @@ def test_a_manifest_has_a_checksum_of_its_own(tmp_path: Path) -> None:
             commit.parse_manifest(changed, "here")
 
 
-def test_a_block_that_cannot_be_read_is_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def failing(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_cannot_be_read_is_not_called_damaged(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some file systems check sums themselves."""
+    save(tmp_path, 2)
     directory, read = save(tmp_path, 3), commit.digest
 
     def broken(path: Path) -> dict[str, object]:
         if path.name == "b":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise failing(number)
         return read(path)
 
     manifest = commit.read_manifest(directory)
     monkeypatch.setattr(commit, "digest", broken)
-    (problem,) = commit.verify_files(directory, manifest, ["a", "b"])
-    assert problem.startswith(f"{directory / 'b'} cannot be read: [Errno 5]")
+    with pytest.raises(UnreadableCheckpointError, match=f"b cannot be read.*{os.strerror(number)}"):
+        commit.verify_files(directory, manifest, ["a", "b"])
+
+    read_text = Path.read_text
+
+    def refused(self: Path, *arguments: Any, **options: Any) -> str:
+        if self == directory / commit.MANIFEST:
+            raise failing(number)
+        return read_text(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(UnreadableCheckpointError, match="not prove that it is damaged"):
+        commit.newest_valid(tmp_path)
+
+
+def test_a_missing_file_is_damage(tmp_path: Path) -> None:
+    directory = save(tmp_path, 3)
+    manifest = commit.read_manifest(directory)
+    (directory / "b").unlink()
+    assert commit.verify_files(directory, manifest, ["a", "b"]) == [f"{directory / 'b'} is missing"]
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_damage(tmp_path: Path) -> None:
+    save(tmp_path, 3).rename(commit.step_directory(tmp_path, 7))
+    with pytest.raises(CheckpointError, match=r"step_00000007 holds the checkpoint of step 3"):
+        commit.read_manifest(commit.step_directory(tmp_path, 7))
+    elsewhere = commit.step_directory(tmp_path, 7).rename(tmp_path / "my_copy")
+    assert commit.read_manifest(elsewhere).step == 3, "a copy may have any other name"
+
+
+def test_refused_steps_push_no_sound_checkpoint_out(tmp_path: Path) -> None:
+    """Steps 40 to 60 were refused: their checkpoints have the weights of the one before."""
+    updates = {10: 10, 20: 20, 30: 30, 40: 35, 50: 35, 60: 35}
+    for step, count in updates.items():
+        staging = commit.begin(tmp_path, step)
+        commit.commit(staging, commit.CheckpointManifest(step, {}, {"updates": count}))
+        commit.retain(tmp_path, commit.Retention(keep=3))
+    assert [commit.step_of(path) for path in commit.committed(tmp_path)] == [20, 30, 60]
 
 
 class Killed(BaseException):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint import filesystem
 
 from pipeline.checkpoint import files, store
 from pipeline.errors import CheckpointError
@@ -131,3 +132,27 @@ def test_a_damaged_index_or_file_is_named(damage: str, tmp_path: Path) -> None:
         expected = "is not the index of a checkpoint"
     with pytest.raises(CheckpointError, match=expected):
         store.read(tmp_path / "checkpoint", fragments, None)
+
+
+def test_threads_that_write_need_no_device_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU torch reads ahead, by a thread's current device: 0, whatever the rank's is."""
+
+    def reads_ahead(*_: Any, **__: Any) -> None:
+        raise AssertionError("torch reads ahead")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(filesystem, "_get_available_device_type", lambda: "cuda")
+    monkeypatch.setattr(filesystem._OverlappingCpuLoader, "__init__", reads_ahead)
+    full = full_tensors()
+    store.write(tmp_path, split(full, 2, 3), None)
+    monkeypatch.undo()
+    read = store.read_full(tmp_path, "weights")
+    assert all(torch.equal(read[name], tensor) for name, tensor in full.items())
+
+
+def test_what_keeps_a_file_from_being_written_is_named(tmp_path: Path) -> None:
+    assert files.write_problem(tmp_path) == ""
+    assert not list(tmp_path.iterdir())
+    assert files.write_problem(tmp_path / "gone").startswith("No such file or directory")

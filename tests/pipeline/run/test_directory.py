@@ -1,9 +1,13 @@
 """What a start leaves behind when it is killed in the middle of a write."""
 
+import contextlib
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import EXIT_FAILED, ConfigError, EsolmError
 from pipeline.run.config import load_config
 from pipeline.run.directory import RunDirectory
 from pipeline.run.history import History, read_lines
@@ -33,6 +37,59 @@ def test_a_torn_line_spoils_neither_those_before_nor_those_after(tmp_path: Path)
     with ends.open("a") as file:
         file.write("7\n\n")
     assert len(read_lines(ends)) == 3, "what is no object is no line"
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00\n", b'{"step": "x"}\n', b"[1]\n", b"{}\n"])
+def test_damaged_lines_of_the_history_are_passed_over(damage: bytes, tmp_path: Path) -> None:
+    history = History(RunDirectory(tmp_path))
+    for number in (1, 2):
+        history.start(number, 8 * number, 8, "one rank", 1)
+        history.end(number, 85, "asked")
+        history.roll_back(number + 1, number, 8, 8)
+        for name in ("starts", "ends", "rollbacks"):
+            with (tmp_path / f"{name}.jsonl").open("ab") as file:
+                file.write(damage)
+    assert [start.step for start in history.starts()] == [1, 2]
+    assert [end.start for end in history.ends()] == [1, 2]
+    assert [rollback.step for rollback in history.rollbacks()] == [1, 2]
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a small file system with options on a folder."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            pytest.skip("needs the right to mount a small file system")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+
+
+def test_a_run_that_cannot_be_written_is_refused_at_its_start(
+    mounted: Callable[[str], Path],
+) -> None:
+    directory = RunDirectory(mounted("ro,size=1m") / "run")
+    with pytest.raises(ConfigError, match=r"/run cannot be written \(Read-only file system"):
+        directory.lock()
+
+
+def test_a_disk_that_is_full_at_the_start_is_named_and_worth_another_try(
+    mounted: Callable[[str], Path],
+) -> None:
+    disk = mounted("size=64k")
+    directory = RunDirectory(disk / "run")
+    directory.lock()
+    directory.unlock()
+    with contextlib.suppress(OSError):
+        (disk / "filler").write_bytes(bytes(1 << 17))
+    with pytest.raises(EsolmError, match="No space left on device") as refused:
+        directory.lock()
+    assert refused.value.exit_code == EXIT_FAILED
 
 
 def test_the_copy_of_the_tokenizer_is_whole_or_made_again(dataset: Path, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""Whether a run has anything left to do, and what has changed since it last started."""
+
+from functools import reduce
+from typing import Any
+
+from pipeline.checkpoint.commit import committed, step_of
+from pipeline.errors import ConfigError
+from pipeline.run.config import RunConfig, load_config, valid_keys
+from pipeline.run.directory import RunDirectory
+
+# They say where a run is, how it is cut up and kept, and what jobs ask for; not what it computes.
+WITHOUT_EFFECT = ("run.", "parallel.", "checkpoint.", "prep.", "slurm.")
+
+
+def is_complete(directory: RunDirectory, steps: int) -> bool:
+    """Whether all asked-for steps are behind the run; more steps than it has done continue it.
+
+    Raises ConfigError if it has done more than the steps asked for, or if DONE and the checkpoints
+    tell of different runs: nothing must be trained twice or called complete by mistake.
+    """
+    done = directory.finished_step()
+    newest = max(map(step_of, committed(directory.checkpoints)), default=None)
+    if done is not None and done != newest:
+        at = "no checkpoint is there" if newest is None else f"the newest checkpoint has {newest}"
+        raise ConfigError(
+            f"{directory.done} says that the run is complete at step {done}, but {at}: it is of "
+            "another run, or checkpoints were removed. Remove DONE to train on from what is there, "
+            "or use another run.dir"
+        )
+    if newest is not None and newest > steps:
+        raise ConfigError(
+            f"train.steps is {steps}, but the run in {directory.path} has done {newest} steps "
+            f"already. Give more steps than {newest} to train on, or use another run.dir"
+        )
+    return done is not None and done >= steps
+
+
+def complete_message(directory: RunDirectory) -> str:
+    """What is said instead of training a run that is complete."""
+    return (
+        f"{directory.path} is complete: all {directory.finished_step()} steps are done. A larger "
+        "train.steps continues it; esolm status shows how it went"
+    )
+
+
+def changed_settings(directory: RunDirectory, config: RunConfig) -> tuple[list[str], list[str]]:
+    """How the settings differ from those of the run's last start: (with effect, without effect).
+
+    With effect are those that change what the coming steps compute. Both are empty at a first
+    start. Raises ConfigError if the run's config.yaml is damaged.
+    """
+    settings = directory.path / "config.yaml"
+    if not settings.is_file():
+        return [], []
+    before = load_config(settings, [])
+    with_effect, without = list[str](), list[str]()
+    for key in valid_keys():
+        was, now = _value(before, key), _value(config, key)
+        if was != now and key != "run.dir":
+            listed = without if key.startswith(WITHOUT_EFFECT) else with_effect
+            listed.append(f"{key}: {was} before, {now} now")
+    return with_effect, without
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    return reduce(getattr, key.split("."), config)
