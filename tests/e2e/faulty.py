@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from pipeline.checkpoint import commit
+from pipeline.checkpoint import checkpointer, commit
 from pipeline.data.batches import BatchSource
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.reader import SampleReader
@@ -124,6 +124,20 @@ def fails_while_saving() -> None:
     os.fsync = slow_disk
 
 
+def fails_while_a_save_is_stuck() -> None:
+    """A batch cannot be read while the disk takes for ever over the checkpoint of step 4."""
+    fails_while_saving()
+    sync = os.fsync
+
+    def stuck_disk(descriptor: int) -> None:
+        if commit.STAGING in os.readlink(f"/proc/self/fd/{descriptor}"):
+            time.sleep(1000)
+        sync(descriptor)
+
+    os.fsync = stuck_disk
+    checkpointer.STUCK_SECONDS = 2
+
+
 def never_leaves() -> None:
     """A batch cannot be read, and leaving the process groups then takes for ever."""
     read = SampleReader.read
@@ -201,6 +215,7 @@ KINDS = {
         slow_reader,
         slow_checks,
         fails_while_saving,
+        fails_while_a_save_is_stuck,
         never_leaves,
         killed_while_writing,
         killed_before_the_manifest,

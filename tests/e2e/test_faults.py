@@ -151,3 +151,23 @@ def test_ranks_die_with_their_launcher_and_a_run_has_one_job(dataset: Path, tmp_
 
 def _alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_launcher_that_is_stopped_before_its_ranks_start_says_resume_me(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """Once while it still imports, once while the ranks do."""
+    config = write_config(tmp_path, dataset)
+    for ready in (_notes_signals, ranks_of):
+        process = start("train", str(config), "--ranks", "2")
+        wait_until(lambda process=process, ready=ready: ready(process))
+        process.send_signal(signal.SIGTERM)
+        finish(process, 85)
+    assert not (tmp_path / "run" / "DONE").exists()
+
+
+def _notes_signals(process: psutil.Process) -> bool:
+    """Whether the process catches SIGTERM by now, by the kernel's word."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)

@@ -73,7 +73,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_stops_the_run_at_its_end(
     options = ["parallel.tp=1", "data.prefetch=1", "checkpoint.asynchronous=false"]
     (process,) = start_faulty("full_disk", config, *options)
     output = finish(process, 1)
-    assert "No space left on device" in output
+    assert "the checkpoint of step 12 could not be written: No space left on device" in output
+    assert "unexpected pos" not in output.splitlines()[-1]
     assert "metrics.jsonl cannot be written" in output
     assert "the checkpoint of step 12 could not be written" in output
     found = newest_valid(small_disk / "run" / "checkpoints")
@@ -131,6 +132,18 @@ def test_an_error_waits_for_the_checkpoint_that_is_being_written(
     assert "the shard is gone" in finish(process, 1)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert read_manifest(checkpoint).step == 4
+
+
+def test_an_error_does_not_wait_for_a_checkpoint_that_is_stuck(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """Half of its timeout would be five minutes."""
+    config = write_config(tmp_path, dataset)
+    options = ["parallel.tp=1", "data.prefetch=1", "train.timeout_minutes=10"]
+    (process,) = start_faulty("fails_while_a_save_is_stuck", config, *options)
+    output = finish(process, 1)
+    assert "the shard is gone" in output
+    assert "a checkpoint made no progress for 2 s" in output
 
 
 def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_anew(
