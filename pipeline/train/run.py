@@ -61,7 +61,7 @@ def train(config: RunConfig) -> int:
             _announce(experiment, kernels)
         trainer = Trainer(experiment, directory, device, info.rank, watchdog)
         if info.rank == 0:
-            directory.describe(config, experiment.dataset.tokenizer_path.parent, kernels)
+            directory.describe(config, experiment.dataset.tokenizer_directory, kernels)
         return _run(trainer, History(directory))
     finally:
         shutdown_processes()  # which may hang as well, where another rank is gone

@@ -2,19 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers import load_tokenizer
 from pipeline.export.bundle.tokenization_esolm import EsoLMTokenizer
 from pipeline.export.gate_reload import EDGE_TEXTS
-from pipeline.export.writer import _write_tokenizer
 
 
 @pytest.fixture
-def directory(paper_source: Any, tokenizer_directory: Path, tmp_path: Path) -> Path:
-    _write_tokenizer(tmp_path, load_tokenizer(tokenizer_directory), paper_source.model)
+def directory(tokenizer_directory: Path, tmp_path: Path) -> Path:
+    load_tokenizer(tokenizer_directory).save_for_bundle(tmp_path)
     return tmp_path
 
 

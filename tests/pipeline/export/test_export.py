@@ -125,7 +125,7 @@ def test_documents_of_the_dataset(
     paper_source: Any, tokenizer_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Documents are cut out of the token stream at each eos."""
-    from data_prep.tokenizer import load_tokenizer
+    from data_prep.tokenizers import load_tokenizer
     from pipeline.data import dataset
     from pipeline.export.gate_reload import _documents
 
