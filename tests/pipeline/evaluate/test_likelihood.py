@@ -248,7 +248,7 @@ def test_bad_requests(make_run: Callable[[str], Path], dataset: Path, tmp_path: 
     uneven = dataset_rows(dataset, "valid", subject, 10, None)
     with pytest.raises(ConfigError, match="block_size"):
         measure(subject, subject.objective, uneven, Settings(), ALONE)
-    other = dict(vars(subject), tokenizer="another")
+    other = dict(vars(subject), fingerprint="another")
     with pytest.raises(ConfigError, match="another vocabulary"):
         dataset_rows(dataset, "valid", Subject(**other), None, None)
     with pytest.raises(ConfigError, match="--samples-limit is 0"):

@@ -161,6 +161,6 @@ def test_vocabularies_that_do_not_fit(
 ) -> None:
     small = replace(subject, vocab_size=400, mask_id=3)
     small.check_vocabulary(Path("fits"), 400, 3, None)
-    small.check_vocabulary(Path("fits"), 300, 3, small.tokenizer)
+    small.check_vocabulary(Path("fits"), 300, 3, small.fingerprint)
     with pytest.raises(ConfigError, match=f"{num_rows} ids, mask {mask_id}"):
         small.check_vocabulary(Path("no"), num_rows, mask_id, fingerprint)
