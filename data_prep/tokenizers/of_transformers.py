@@ -14,7 +14,7 @@ from data_prep.tokenizers.own import CONFIG_NAME
 from data_prep.tokenizers.protocol import Ids, Tokenizer, Vocabulary
 
 # Any of these makes a directory one of transformers.
-FILES = (CONFIG_NAME, "tokenizer.json", "vocab.json", "vocab.txt")
+FILES = (CONFIG_NAME, "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
 
 
 class TransformersTokenizer(Tokenizer):

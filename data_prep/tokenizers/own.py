@@ -55,11 +55,13 @@ class SentencePieceTokenizer(Tokenizer):
 
     @staticmethod
     def recognises(directory: Path) -> bool:
-        if not (directory / MODEL_NAME).is_file() or not (directory / CONFIG_NAME).is_file():
-            return (directory / MODEL_NAME).is_file()
+        has_model, meta = (directory / MODEL_NAME).is_file(), directory / META_NAME
+        if not (directory / CONFIG_NAME).is_file():
+            # A record that has lost its model is ours as well, and is told what is missing.
+            return has_model or (meta.is_file() and "fingerprint" in read_json(meta, RESTORE))
         # Tokenizers of transformers may keep a SentencePiece model under the same name.
         config = read_json(directory / CONFIG_NAME, "Restore it, or save the tokenizer again.")
-        return config.get("tokenizer_class") == BUNDLE_CLASS
+        return has_model and config.get("tokenizer_class") == BUNDLE_CLASS
 
     def encode(self, text: str, recognise_specials: bool = False) -> list[int]:
         """Return the token ids of a text; `decode` gives the same text back."""
@@ -164,6 +166,8 @@ def _parts(text: str) -> Iterator[str]:
 def _load_model(path: Path) -> Any:
     from sentencepiece import SentencePieceProcessor
 
+    if not path.is_file():
+        raise DataError(f"{path} does not exist. {RESTORE}")
     processor = SentencePieceProcessor()
     try:
         processor.load(str(path))

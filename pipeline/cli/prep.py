@@ -86,7 +86,10 @@ def tokenizer(
 @app.command()
 def tokenize(
     tokenizer: Annotated[
-        Path, typer.Option(metavar="DIR", help="One of esolm prep tokenizer, or of transformers.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="One of esolm prep tokenizer, of a bundle, or of transformers."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DATA", help="The dataset directory to write.")],
     inputs: Inputs = None,

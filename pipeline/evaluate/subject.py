@@ -83,14 +83,14 @@ def _open_checkpoint(
     from pipeline.parallel.single import whole_network
 
     reader = CheckpointReader(path)
+    directory = tokenizer or reader.tokenizer_path
+    loaded = load_tokenizer(directory) if directory else None
     tensors = load_tensors(reader, weights)
     network = Network(reader.model, whole_network()).float().eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(tensors[name])
     network.to(device)
-    directory = tokenizer or reader.tokenizer_path
-    loaded = load_tokenizer(directory) if directory else None
     return Subject(
         path=reader.directory,
         kind="checkpoint",
@@ -117,10 +117,10 @@ def _open_bundle(
     record = verify_bundle(path)
     if weights not in (None, record["weights"]):
         raise ConfigError(f"{path} holds {record['weights']} weights, not {weights}")
-    model = read_model(path, torch.float32).to(device)
-    config = model.config
     directory = tokenizer or (path if has_tokenizer(path) else None)
     loaded = load_tokenizer(directory) if directory else None
+    model = read_model(path, torch.float32).to(device)
+    config = model.config
     return Subject(
         path=path,
         kind="bundle",

@@ -43,6 +43,11 @@ def without_its_record(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
+def without_its_model(folder: Path) -> None:
+    make_tokenizer(folder)
+    (folder / "tokenizer.model").unlink()
+
+
 def of_another_record(folder: Path) -> None:
     make_tokenizer(folder)
     record = (folder / "tokenizer.json").read_text()
@@ -80,6 +85,7 @@ BAD: dict[Callable[[Path], None], str] = {
     garbage: "tokenizer.model is not a SentencePiece model",
     garbage_in_a_bundle: "tokenizer.model is not a SentencePiece model",
     without_its_record: "tokenizer.json does not exist. Restore both files",
+    without_its_model: "tokenizer.model does not exist. Restore both files",
     of_another_record: "(vocab_size: 401 recorded, 400 found)",
     damaged_configuration: "tokenizer_config.json is not valid JSON",
     only_a_configuration: "looks like a tokenizer directory of transformers, which cannot load it",
