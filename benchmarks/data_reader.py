@@ -22,7 +22,7 @@ from data_prep.jobs import TokenizeJob, prepare_output, run_task
 from data_prep.manifest import Manifest, write_manifest
 from data_prep.sampling import sample_chunks
 from data_prep.shards import ShardWriter
-from data_prep.tokenizer import TokenizerInfo, load_tokenizer, save_tokenizer, train_model
+from data_prep.tokenizers import TokenizerInfo, load_tokenizer, save_tokenizer, train_model
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.index import SampleIndex
 from pipeline.data.prefetch import prefetch

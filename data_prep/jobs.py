@@ -30,7 +30,7 @@ from data_prep.manifest import (
     token_dtype,
 )
 from data_prep.shards import ShardWriter, shard_prefix
-from data_prep.tokenizer import AnyTokenizer, TokenizerInfo, copy_tokenizer, load_tokenizer
+from data_prep.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
 
 COUNTS = ("documents", "duplicates", "empty", "bad")
 DELETE_MARKER = "Delete it and run the same `esolm prep tokenize` command again."
@@ -214,7 +214,7 @@ def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> di
     return counts
 
 
-def _tokenizer_of(job: TokenizeJob) -> AnyTokenizer:
+def _tokenizer_of(job: TokenizeJob) -> Tokenizer:
     tokenizer = load_tokenizer(job.out / TOKENIZER_DIRECTORY)
     if tokenizer.info != job.tokenizer:
         raise DataError(
@@ -280,6 +280,7 @@ def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool)
 
     With `overwrite`, tasks, shards and manifest of an earlier dataset are removed first.
     """
+    tokenizer = load_tokenizer(tokenizer_directory)
     if overwrite:
         (job.out / MANIFEST_NAME).unlink(missing_ok=True)
         for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY, TOKENIZER_DIRECTORY):
@@ -288,4 +289,4 @@ def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool)
     check_settings(job)
     for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY):
         (job.out / name).mkdir(parents=True, exist_ok=True)
-    copy_tokenizer(tokenizer_directory, job.out / TOKENIZER_DIRECTORY)
+    tokenizer.save(job.out / TOKENIZER_DIRECTORY)

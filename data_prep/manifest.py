@@ -7,7 +7,7 @@ from typing import Any
 
 from data_prep.errors import DataError
 from data_prep.files import fingerprint_of, read_json, write_json
-from data_prep.tokenizer import TokenizerInfo
+from data_prep.tokenizers import TokenizerInfo
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"

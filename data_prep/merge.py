@@ -14,7 +14,7 @@ from data_prep.manifest import (
     token_dtype,
     write_manifest,
 )
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers import load_tokenizer
 
 
 def merge_tasks(data: Path) -> Manifest:

@@ -7,7 +7,7 @@ from pathlib import Path
 from data_prep.errors import DataError
 from data_prep.files import HASH_BLOCK_BYTES
 from data_prep.manifest import TOKENIZER_DIRECTORY, Manifest, repair_advice
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers import load_tokenizer
 
 
 def files_of(manifest: Manifest) -> list[tuple[str, int, str]]:

@@ -1,6 +1,5 @@
 """Text from a bundle, and what its cache is worth against recomputing everything."""
 
-import json
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from pipeline.errors import ConfigError, ExportError
 from pipeline.export.manifest import NAME, verify_bundle
 from pipeline.export.writer import read_model
@@ -21,7 +21,7 @@ class Bundle:
 
     path: Path
     model: Any
-    tokenizer: Any
+    tokenizer: Tokenizer | None
     record: dict[str, Any]
 
 
@@ -77,27 +77,15 @@ def load_bundle(path: Path) -> Bundle:
 
     On a CPU it computes in fp32, whatever it was stored in. The code that runs is this
     repository's, not the copy in the bundle. Raises ExportError if a file was altered, ConfigError
-    if there is no bundle.
+    if there is no bundle, DataError if its tokenizer cannot be loaded.
     """
     if not (path / NAME).is_file():
         raise ConfigError(f"{path} is no bundle: it has no {NAME}; make one with esolm export")
     record = verify_bundle(path)
+    tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
     on_gpu = torch.cuda.is_available()
     model = read_model(path, None if on_gpu else torch.float32).to("cuda" if on_gpu else "cpu")
-    return Bundle(path, model, _load_tokenizer(path), record)
-
-
-def _load_tokenizer(path: Path) -> Any:
-    """Our own, one of transformers, or None; no code of the bundle is run."""
-    from data_prep.transformers_tokenizer import CONFIG_NAME, load_foreign
-    from pipeline.export.bundle.tokenization_esolm import EsoLMTokenizer
-
-    if not (path / CONFIG_NAME).is_file():
-        return None
-    named = json.loads((path / CONFIG_NAME).read_text()).get("tokenizer_class")
-    if named == EsoLMTokenizer.__name__:
-        return EsoLMTokenizer.from_pretrained(path)
-    return load_foreign(path)
+    return Bundle(path, model, tokenizer, record)
 
 
 def ignored_options(bundle: Bundle, request: Request) -> list[str]:
@@ -124,7 +112,7 @@ def generate(
     if bundle.tokenizer is None:
         texts = [" ".join(map(str, row)) for row in sequences.tolist()]
     else:
-        texts = [bundle.tokenizer.decode(row) for row in sequences.tolist()]
+        texts = [bundle.tokenizer.decode_with_specials(row) for row in sequences.tolist()]
     return Generation(texts, sequences, output.nfe, seconds, output.num_written / seconds)
 
 
@@ -175,5 +163,5 @@ def _prompt_ids(bundle: Bundle, request: Request) -> Tensor | None:
         return None
     if bundle.tokenizer is None:
         raise ConfigError(f"{bundle.path} carries no tokenizer, so it takes no --prompt")
-    ids = bundle.tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
+    ids = bundle.tokenizer.encode(request.prompt, recognise_specials=True)
     return torch.tensor([ids] * request.num_samples, dtype=torch.int64)

@@ -67,7 +67,7 @@ def tokenizer(
     from data_prep.documents import BadDocuments, iterate_documents
     from data_prep.errors import DataError
     from data_prep.sampling import sample_chunks
-    from data_prep.tokenizer import save_tokenizer, train_model
+    from data_prep.tokenizers import save_tokenizer, train_model
 
     if max_sentences < 1:
         raise DataError(f"--max-sentences is {max_sentences}, must be at least 1.")
@@ -86,7 +86,10 @@ def tokenizer(
 @app.command()
 def tokenize(
     tokenizer: Annotated[
-        Path, typer.Option(metavar="DIR", help="One of esolm prep tokenizer, or of transformers.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="One of esolm prep tokenizer, of a bundle, or of transformers."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DATA", help="The dataset directory to write.")],
     inputs: Inputs = None,
@@ -116,7 +119,7 @@ def tokenize(
     from data_prep.errors import DataError
     from data_prep.jobs import TokenizeJob, is_finished, prepare_output
     from data_prep.progress import ProgressBar
-    from data_prep.tokenizer import load_tokenizer
+    from data_prep.tokenizers import load_tokenizer
     from data_prep.workers import run_tasks
 
     if task is not None and not 0 <= task < tasks:
@@ -194,7 +197,7 @@ def inspect(
 
     from data_prep.errors import DataError
     from data_prep.manifest import read_manifest
-    from data_prep.tokenizer import load_tokenizer
+    from data_prep.tokenizers import load_tokenizer
     from pipeline.data.dataset import TokenDataset
     from pipeline.data.reader import SampleReader
 
@@ -205,7 +208,7 @@ def inspect(
     numbers = np.array([sample], dtype=np.int64)
     epoch, sequence = (int(array[0]) for array in reader.index.locate(numbers))
     tokens = reader.read(numbers)[0]
-    text = load_tokenizer(dataset.tokenizer_path.parent).decode_with_specials(tokens)
+    text = load_tokenizer(dataset.tokenizer_directory).decode_with_specials(tokens)
     _echo_summary(data, read_manifest(data))
     typer.echo(
         f"sample {sample} of split {split}: epoch {epoch}, sequence {sequence} of "

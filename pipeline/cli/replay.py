@@ -54,10 +54,10 @@ def replay_command(
 
 
 def _texts(run: Path, replayed: "Replay") -> list[str]:
-    from pipeline.evaluate.text import load_codec
+    from data_prep.tokenizers import load_tokenizer
 
-    codec = load_codec(run / "tokenizer")
-    return [codec.decode(row.tokens) for row in replayed.rows]
+    tokenizer = load_tokenizer(run / "tokenizer")
+    return [tokenizer.decode(row.tokens) for row in replayed.rows]
 
 
 def _show(replayed: "Replay", from_step: int | None, losses: list[float], texts: list[str]) -> None:

@@ -17,7 +17,6 @@ from data_prep.manifest import (
     repair_advice,
     shard_problems,
 )
-from data_prep.tokenizer import MODEL_NAME
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -95,7 +94,7 @@ class TokenDataset:
         self.bos_id = manifest.tokenizer.bos_id
         self.eos_id = manifest.tokenizer.eos_id
         self.tokenizer_fingerprint = manifest.tokenizer.fingerprint
-        self.tokenizer_path = self.path / TOKENIZER_DIRECTORY / MODEL_NAME
+        self.tokenizer_directory = self.path / TOKENIZER_DIRECTORY
         self._dtype = np.dtype(manifest.dtype)
         self._lay_out(shards)
 

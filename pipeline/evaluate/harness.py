@@ -11,7 +11,6 @@ from data_prep.progress import ProgressBar
 from pipeline.errors import ConfigError
 from pipeline.evaluate.scoring import Scorer, windows
 from pipeline.evaluate.task_options import decoding_of, share_out
-from pipeline.evaluate.text import load_codec
 from pipeline.generate import Request, load_bundle
 
 try:
@@ -47,9 +46,13 @@ class EsoLMHarness(LM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._bundle = load_bundle(Path(path))
-        self._codec = load_codec(Path(path))
+        if self._bundle.tokenizer is None:
+            raise ConfigError(f"{path} carries no tokenizer, which the harness needs")
+        self._tokenizer = self._bundle.tokenizer
+        known = self._tokenizer.vocabulary
         self._length: int = self._bundle.model.config.seq_len
-        first_id = self._codec.bos_id if self._codec.bos_id is not None else self._codec.eos_id
+        self._eos_id = known.eos_id
+        first_id = known.eos_id if known.bos_id is None else known.bos_id
         self._scorer = Scorer(self._bundle.model, first_id)
         self._batch_size = int(batch_size) if str(batch_size).isdigit() else 8
         self._decoding = Request(
@@ -66,7 +69,7 @@ class EsoLMHarness(LM):  # type: ignore[misc]
         """log p of whole texts, cut into windows of the training length."""
         totals = []
         for request in requests:
-            pairs = windows(self._codec.encode(request.args[0]), self._length)
+            pairs = windows(self._ids(request.args[0]), self._length)
             totals.append(sum(log_p for log_p, _ in self._score(pairs)))
         return totals
 
@@ -79,6 +82,9 @@ class EsoLMHarness(LM):  # type: ignore[misc]
                 progress.advance()
         return texts
 
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, recognise_specials=True)
+
     def _encode(self, context: str, continuation: str) -> Pair:
         """Token ids; spaces at the end of the context belong to the continuation.
 
@@ -86,12 +92,12 @@ class EsoLMHarness(LM):  # type: ignore[misc]
         """
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
-        whole = self._codec.encode(stripped + continuation)
-        front = self._codec.encode(stripped)
+        whole = self._ids(stripped + continuation)
+        front = self._ids(stripped)
         if whole[: len(front)] == front:
             back = whole[len(front) :]
         else:  # a token reaches over the boundary
-            back = self._codec.encode(continuation)
+            back = self._ids(continuation)
         back = back[-self._length :]
         return front[max(0, len(front) + len(back) - self._length) :], back
 
@@ -112,11 +118,11 @@ class EsoLMHarness(LM):  # type: ignore[misc]
         until = options.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
         most = int(options.get("max_gen_toks", self._max_gen_toks))
-        prompt, new = share_out(self._length, self._codec.encode(context), most)
+        prompt, new = share_out(self._length, self._ids(context), most)
         written = self._write(prompt, len(prompt) + new, decoding_of(self._decoding, options))
-        if self._codec.eos_id in written:
-            written = written[: written.index(self._codec.eos_id)]
-        text = self._codec.decode(written)
+        if self._eos_id in written:
+            written = written[: written.index(self._eos_id)]
+        text = self._tokenizer.decode(written)
         ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
 

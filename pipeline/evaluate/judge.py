@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from data_prep.tokenizers import load_tokenizer
 from pipeline.errors import ConfigError
 
 # Configurations name the longest context differently.
@@ -16,24 +17,22 @@ _LIMITS = ("max_position_embeddings", "n_positions")
 class Judge:
     """A causal language model of transformers in a local folder, with its own tokenizer.
 
-    Raises ConfigError if the folder does not hold both.
+    Raises DataError if the folder holds no tokenizer, ConfigError if it holds no such model.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         from pipeline.export.writer import no_transformers_bars
 
-        if not path.is_dir():
-            raise ConfigError(f"--judge {path} is no folder; it must hold a model and a tokenizer")
+        self._tokenizer = load_tokenizer(path)
         try:
             with no_transformers_bars():
                 model: Any = AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
-                tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"--judge {path} cannot be loaded: {reason}") from error
-        self._model, self._tokenizer, self._device = model.to(device).eval(), tokenizer, device
+        self._model, self._device = model.to(device).eval(), device
         limits = [getattr(model.config, name, None) for name in _LIMITS]
         self._context = next((limit for limit in limits if limit), 1024)
 
@@ -45,7 +44,7 @@ class Judge:
         """
         nats, count = 0.0, 0
         for text in texts:
-            ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            ids = self._tokenizer.encode(text, recognise_specials=True)
             for start in range(0, len(ids), self._context):
                 window = ids[start : start + self._context]
                 if len(window) > 1:

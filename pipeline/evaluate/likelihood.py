@@ -68,7 +68,7 @@ def run_chunks(
     with ProgressBar(label, len(numbers), shown=info.rank == 0) as progress:
         for number in numbers:
             tokens = rows.read(pieces[number])
-            num_bytes = rows.codec.num_bytes(tokens[:, given:])
+            num_bytes = rows.tokenizer.num_bytes(tokens[:, given:])
             mine[number] = passes.run(tokens, pieces[number], num_bytes)
             progress.advance()
     everything = gather(mine, info)

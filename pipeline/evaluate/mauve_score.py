@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_prep.tokenizers import Tokenizer, load_tokenizer
 from pipeline.errors import ConfigError
 
 # As in the reference implementation of MAUVE for long texts.
@@ -37,17 +38,15 @@ def mauve(
     return float(result.mauve)
 
 
-def _load(path: Path, device: torch.device) -> tuple[Any, Any]:
-    from transformers import AutoModel, AutoTokenizer
+def _load(path: Path, device: torch.device) -> tuple[Any, Tokenizer]:
+    from transformers import AutoModel
 
     from pipeline.export.writer import no_transformers_bars
 
-    if not path.is_dir():
-        raise ConfigError(f"--featuriser {path} is no folder; it must hold a model and a tokenizer")
+    tokenizer = load_tokenizer(path)
     try:
         with no_transformers_bars():
             model: Any = AutoModel.from_pretrained(path, local_files_only=True)
-            tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--featuriser {path} cannot be loaded: {reason}") from error
@@ -56,13 +55,13 @@ def _load(path: Path, device: torch.device) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def _features(
-    model: Any, tokenizer: Any, texts: Sequence[str], device: torch.device
+    model: Any, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device
 ) -> NDArray[np.float32]:
     """The last hidden state of each text's last token: [N, D]."""
     limit = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS))
     rows = []
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:limit]
+        ids = tokenizer.encode(text, recognise_specials=True)[:limit]
         hidden = model(torch.tensor([ids or [0]], device=device)).last_hidden_state
         rows.append(hidden[0, -1].float().cpu().numpy())
     return np.stack(rows)

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from data_prep.tokenizers import Tokenizer, load_tokenizer
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
 from pipeline.errors import ConfigError
 from pipeline.evaluate.subject import Subject
-from pipeline.evaluate.text import Int64Array, TextCodec, load_codec
+
+Int64Array = NDArray[np.int64]
 
 
 class Rows(Protocol):
@@ -26,7 +29,7 @@ class Rows(Protocol):
     def seq_len(self) -> int: ...
 
     @property
-    def codec(self) -> TextCodec:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the tokens."""
         ...
 
@@ -42,7 +45,7 @@ class DatasetRows:
     name: str
     num_rows: int
     reader: SampleReader
-    codec: TextCodec
+    tokenizer: Tokenizer
 
     @property
     def seq_len(self) -> int:
@@ -58,7 +61,7 @@ class ArrayRows:
 
     name: str
     tokens: Int64Array
-    codec: TextCodec
+    tokenizer: Tokenizer
 
     @property
     def num_rows(self) -> int:
@@ -86,7 +89,7 @@ def dataset_rows(
         f"{path} ({split})",
         limited(reader.num_sequences, limit),
         reader,
-        load_codec(dataset.tokenizer_path.parent),
+        load_tokenizer(dataset.tokenizer_directory),
     )
 
 

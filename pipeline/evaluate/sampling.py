@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.progress import ProgressBar
+from data_prep.tokenizers import Tokenizer, load_tokenizer
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
 from pipeline.errors import ConfigError
@@ -15,7 +16,6 @@ from pipeline.evaluate import pareto
 from pipeline.evaluate.judge import Judge
 from pipeline.evaluate.mauve_score import check_available, mauve
 from pipeline.evaluate.quality import distinct, unigram_entropy
-from pipeline.evaluate.text import TextCodec, load_codec
 from pipeline.generate import Bundle, Request, generate, load_bundle
 from pipeline.parallel.bootstrap import process_info
 
@@ -43,7 +43,7 @@ class SampleSettings:
 class Tools:
     """What judges the texts; None where it is not asked for."""
 
-    codec: TextCodec | None
+    tokenizer: Tokenizer | None
     judge: Judge | None
     featuriser: Path | None
     references: list[str]
@@ -66,8 +66,7 @@ def measure_samples(
     if process_info().world_size > 1:
         raise ConfigError("--samples is the work of one process: start it once, without ranks")
     bundle = load_bundle(path)
-    codec = load_codec(path) if (path / "tokenizer_config.json").is_file() else None
-    if codec is None and (judge or featuriser):
+    if bundle.tokenizer is None and (judge or featuriser):
         raise ConfigError(f"{path} carries no tokenizer, so its samples are no text to be judged")
     texts: list[str] = []
     if featuriser is not None:
@@ -77,7 +76,7 @@ def measure_samples(
         texts = reference_texts(bundle, references, split, settings)
     device = bundle.model.device
     loaded = Judge(judge, device) if judge else None
-    tools = Tools(codec, loaded, featuriser, texts)
+    tools = Tools(bundle.tokenizer, loaded, featuriser, texts)
     grid = settings_of(bundle, settings)
     _warm_up(bundle)
     found = []
@@ -116,8 +115,8 @@ def reference_texts(bundle: Bundle, data: Path, split: str, settings: SampleSett
     length = settings.length or bundle.model.generation_config.length
     reader = SampleReader(dataset, length, seed=0, shuffle="none")
     count = min(settings.num_samples, reader.num_sequences)
-    codec = load_codec(dataset.tokenizer_path.parent)
-    return [codec.decode(row) for row in reader.read(np.arange(count)).tolist()]
+    tokenizer = load_tokenizer(dataset.tokenizer_directory)
+    return [tokenizer.decode(row) for row in reader.read(np.arange(count)).tolist()]
 
 
 def _measure(
@@ -137,8 +136,8 @@ def _measure(
         "generative_perplexity": None,
         "mauve": None,
     }
-    if tools.codec is not None and (tools.judge or tools.featuriser):
-        texts = [tools.codec.decode(row) for row in tokens.tolist()]
+    if tools.tokenizer is not None and (tools.judge or tools.featuriser):
+        texts = [tools.tokenizer.decode(row) for row in tokens.tolist()]
         if tools.judge is not None:
             report["generative_perplexity"] = tools.judge.perplexity(texts)["perplexity"]
         if tools.featuriser is not None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from model.likelihood import Logits
 from model.objectives import EsoLM, Objective
 from pipeline.checkpoint.reader import CheckpointReader
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.evaluate.text import TextCodec, load_codec
 from pipeline.export.consolidate import load_tensors
 from pipeline.export.manifest import NAME as BUNDLE_RECORD
 from pipeline.run.config import ObjectiveSection, RunConfig
@@ -19,9 +19,9 @@ from pipeline.run.config import ObjectiveSection, RunConfig
 
 @dataclass(frozen=True)
 class Subject:
-    """A network in fp32. logits: as `model.likelihood` reads it. codec: its tokenizer, if any.
+    """A network in fp32. logits: as `model.likelihood` reads it. tokenizer: None if it has none.
 
-    tokenizer: fingerprint of the tokenizer that it was trained with, where that is known.
+    fingerprint: of the tokenizer that it was trained with, where that is known.
     """
 
     path: Path
@@ -33,8 +33,8 @@ class Subject:
     seq_len: int
     vocab_size: int
     mask_id: int
-    tokenizer: str | None
-    codec: TextCodec | None
+    fingerprint: str | None
+    tokenizer: Tokenizer | None
 
     def check_vocabulary(
         self, path: Path, num_rows: int, mask_id: int, fingerprint: str | None
@@ -43,7 +43,7 @@ class Subject:
 
         num_rows: of a network with its vocabulary. fingerprint: None where it tells nothing.
         """
-        known = self.tokenizer
+        known = self.fingerprint
         differs = bool(known) and fingerprint not in (None, known)
         if differs or mask_id != self.mask_id or num_rows > self.vocab_size:
             raise ConfigError(
@@ -59,7 +59,8 @@ def open_subject(
     """A run directory's newest checkpoint, one checkpoint directory, or a bundle.
 
     weights: `ema` (the default) or `raw`; a bundle has but one kind. tokenizer: a directory to take
-    in place of its own, with the same ids. Raises CheckpointError, ExportError or ConfigError.
+    in place of its own, with the same ids. Raises CheckpointError, ExportError, DataError or
+    ConfigError.
     """
     if (path / BUNDLE_RECORD).is_file():
         subject = _open_bundle(path, weights, device, tokenizer)
@@ -67,8 +68,9 @@ def open_subject(
         subject = _open_checkpoint(path, weights or "ema", device, tokenizer)
     else:
         raise CheckpointError(f"{path} does not exist; name a run, a checkpoint or a bundle")
-    if tokenizer is not None and (codec := subject.codec) is not None:
-        subject.check_vocabulary(tokenizer, codec.num_rows, codec.mask_id, codec.fingerprint)
+    if tokenizer is not None and subject.tokenizer is not None:
+        given = subject.tokenizer.vocabulary
+        subject.check_vocabulary(tokenizer, given.num_rows, given.mask_id, given.identity)
     return subject
 
 
@@ -79,9 +81,9 @@ def _open_checkpoint(
     from pipeline.parallel.single import load_network, whole_network
 
     reader = CheckpointReader(path)
-    network = load_network(reader.model, load_tensors(reader, weights), whole_network()).to(device)
     directory = tokenizer or reader.tokenizer_path
-    codec = load_codec(directory) if directory else None
+    loaded = load_tokenizer(directory) if directory else None
+    network = load_network(reader.model, load_tensors(reader, weights), whole_network()).to(device)
     return Subject(
         path=reader.directory,
         kind="checkpoint",
@@ -89,13 +91,13 @@ def _open_checkpoint(
         weights=weights,
         logits=network.all_logits,
         objective=objective_of(
-            reader.objective, reader.model.mask_id, codec.bos_id if codec else None
+            reader.objective, reader.model.mask_id, loaded.vocabulary.bos_id if loaded else None
         ),
         seq_len=reader.seq_len,
         vocab_size=reader.model.vocab_size,
         mask_id=reader.model.mask_id,
-        tokenizer=reader.manifest.run.get("tokenizer"),
-        codec=codec,
+        fingerprint=reader.manifest.run.get("tokenizer"),
+        tokenizer=loaded,
     )
 
 
@@ -109,11 +111,10 @@ def _open_bundle(
     record = verify_bundle(path)
     if weights not in (None, record["weights"]):
         raise ConfigError(f"{path} holds {record['weights']} weights, not {weights}")
+    directory = tokenizer or (path if has_tokenizer(path) else None)
+    loaded = load_tokenizer(directory) if directory else None
     model = read_model(path, torch.float32).to(device)
     config = model.config
-    has_tokenizer = (path / "tokenizer_config.json").is_file()
-    directory = tokenizer or (path if has_tokenizer else None)
-    codec = load_codec(directory) if directory else None
     return Subject(
         path=path,
         kind="bundle",
@@ -123,13 +124,13 @@ def _open_bundle(
         objective=objective_of(
             record["objective"],
             config.mask_token_id,
-            codec.bos_id if codec else config.bos_token_id,
+            loaded.vocabulary.bos_id if loaded else config.bos_token_id,
         ),
         seq_len=record["seq_len"],
         vocab_size=config.vocab_size,
         mask_id=config.mask_token_id,
-        tokenizer=record.get("tokenizer"),
-        codec=codec,
+        fingerprint=record.get("tokenizer"),
+        tokenizer=loaded,
     )
 
 

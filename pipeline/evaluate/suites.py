@@ -10,11 +10,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_prep.documents import BadDocuments, find_files, iterate_documents
 from data_prep.errors import DataError
+from data_prep.tokenizers import Tokenizer
 from pipeline.errors import ConfigError
 from pipeline.evaluate.detokenize import DETOKENIZERS
-from pipeline.evaluate.rows import ArrayRows, limited
+from pipeline.evaluate.rows import ArrayRows, Int64Array, limited
 from pipeline.evaluate.subject import Subject
-from pipeline.evaluate.text import Int64Array, TextCodec
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "suite"
 
@@ -81,13 +81,13 @@ def suite_rows(
     suite = load_suite(name)
     if files is None:
         raise ConfigError("--suite needs --files DIR, the folder that holds its corpora")
-    if subject.codec is None:
+    if subject.tokenizer is None:
         raise ConfigError(f"{subject.path} carries no tokenizer; name one by --tokenizer")
     length = seq_len or suite.seq_len or subject.seq_len
-    tokens = _pack(suite, files, subject.codec, length, limit)
+    tokens = _pack(suite, files, subject.tokenizer, length, limit)
     if not len(tokens):
         raise DataError(f"{files / suite.file} is too short for a single row of {length} tokens")
-    return ArrayRows(suite.title, tokens[: limited(len(tokens), limit)], subject.codec)
+    return ArrayRows(suite.title, tokens[: limited(len(tokens), limit)], subject.tokenizer)
 
 
 def _texts(suite: SuiteConfig, files: Path) -> Iterator[str]:
@@ -107,10 +107,10 @@ def _texts(suite: SuiteConfig, files: Path) -> Iterator[str]:
 
 
 def _pack(
-    suite: SuiteConfig, files: Path, codec: TextCodec, length: int, limit: int | None
+    suite: SuiteConfig, files: Path, tokenizer: Tokenizer, length: int, limit: int | None
 ) -> Int64Array:
     """All texts end to end, cut into rows: int64 [N, length]; no more than `limit` rows."""
-    bos, eos = codec.bos_id, codec.eos_id
+    bos, eos = tokenizer.vocabulary.bos_id, tokenizer.vocabulary.eos_id
     if (suite.wrap_special and bos is None) or (eos is None and _needs_eos(suite)):
         raise ConfigError("the tokenizer has no bos or eos, which this suite puts between rows")
     content = length - 2 if suite.wrap_special else length
@@ -118,7 +118,7 @@ def _pack(
         raise ConfigError(f"rows of {length} tokens leave no room between bos and eos")
     stream: list[int] = []
     for text in _texts(suite, files):
-        stream += codec.encode(text)
+        stream += tokenizer.encode(text, recognise_specials=True)
         if suite.end_of_text and eos is not None:
             stream.append(eos)
         if limit is not None and len(stream) >= limit * content:

@@ -5,19 +5,17 @@ import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from data_prep.tokenizers import load_tokenizer
 from pipeline.errors import ConfigError, ExportError
 from pipeline.export.consolidate import Source, load_tensors, open_source
 from pipeline.export.fold import fold
 from pipeline.export.gate import run_gate
 from pipeline.export.manifest import write_manifest
 from pipeline.export.writer import DTYPES, bundle_config, load_model, write_bundle
-
-if TYPE_CHECKING:
-    from pipeline.export.writer import AnyTokenizer
 
 FORMAT = 1
 
@@ -87,8 +85,9 @@ def _build(
     source: Source, directory: Path, out: Path, weights: str, dtype: str, tokenizer: Path | None,
     bos_id: int | None,
 ) -> ExportReport:  # fmt: skip
+    folder = tokenizer or source.tokenizer_path
+    loaded_tokenizer = load_tokenizer(folder) if folder else None
     tensors = load_tensors(source, weights)
-    loaded_tokenizer = load_any_tokenizer(tokenizer or source.tokenizer_path)
     config = bundle_config(source, loaded_tokenizer, bos_id)
     model = load_model(config, fold(tensors, source.model, DTYPES[dtype]))
     write_bundle(directory, source, model, loaded_tokenizer)
@@ -102,7 +101,7 @@ def _build(
         "objective": dict(source.objective),
         "seq_len": source.seq_len,
         "parameters": parameters,
-        "tokenizer": loaded_tokenizer.info.fingerprint if loaded_tokenizer else None,
+        "tokenizer": loaded_tokenizer.vocabulary.fingerprint if loaded_tokenizer else None,
         "versions": _versions(),
         "gate": gate,
     }
@@ -119,18 +118,6 @@ def _versions() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def load_any_tokenizer(path: Path | None) -> "AnyTokenizer | None":
-    """path: a tokenizer directory (ours, or one of transformers) or the model file in it."""
-    if path is None:
-        return None
-    from data_prep.tokenizer import load_own_tokenizer
-    from data_prep.transformers_tokenizer import is_foreign
-    from pipeline.export.foreign_tokenizer import ForeignTokenizer
-
-    directory = path.parent if path.is_file() else path
-    return ForeignTokenizer(directory) if is_foreign(directory) else load_own_tokenizer(directory)
 
 
 def _refuse_existing(out: Path, overwrite: bool) -> None:

@@ -8,18 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from data_prep.tokenizers import Tokenizer
 from pipeline.export.consolidate import Source
 from pipeline.export.gate_network import check_coverage, check_decoding, check_parity
 from pipeline.export.gate_reload import check_reload
 from pipeline.export.writer import read_model
-
-if TYPE_CHECKING:
-    from pipeline.export.writer import AnyTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +27,7 @@ def run_gate(
     source: Source,
     tensors: dict[str, Tensor],
     dtype: torch.dtype,
-    tokenizer: "AnyTokenizer | None",
+    tokenizer: Tokenizer | None,
 ) -> dict[str, dict[str, Any]]:
     """Figures of every check by its name; for export.json."""
     figures: dict[str, dict[str, Any]] = {}

@@ -7,11 +7,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from data_prep.tokenizers import Tokenizer
 from model.attention import AttentionPattern
 from pipeline.errors import ExportError
 from pipeline.export.consolidate import Source
@@ -23,9 +24,6 @@ from pipeline.export.gate_network import (
     parity_inputs,
     some_tokens,
 )
-
-if TYPE_CHECKING:
-    from pipeline.export.writer import AnyTokenizer
 
 # A text, the ids that training gives it, and what they decode to with and without special tokens.
 Text = tuple[str, list[int], str, str]
@@ -43,7 +41,7 @@ EDGE_TEXTS = (
 
 
 def check_reload(
-    directory: Path, source: Source, stored: Any, tokenizer: "AnyTokenizer | None"
+    directory: Path, source: Source, stored: Any, tokenizer: Tokenizer | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures of the reload and of the tokenizer.
 
@@ -113,24 +111,22 @@ def _run(directory: Path, work: Path) -> None:
         raise ExportError(f"reload: a fresh process cannot load the bundle:\n{tail}")
 
 
-def _texts(source: Source, tokenizer: "AnyTokenizer") -> Iterator[Text]:
-    """Edge texts and documents. Our own tokenizer gives back each; another may not."""
-    from pipeline.export.foreign_tokenizer import ForeignTokenizer
-
+def _texts(source: Source, tokenizer: Tokenizer) -> Iterator[Text]:
+    """Edge texts and documents. A lossless tokenizer gives back each; another may not."""
     for text in (*EDGE_TEXTS, *_documents(source, tokenizer)):
-        ids = tokenizer.encode(text)
-        if isinstance(tokenizer, ForeignTokenizer):
-            yield text, ids, tokenizer.decode(ids), tokenizer.decode(ids, skip_special=True)
-        else:
+        ids = tokenizer.encode_in_bundle(text)
+        if tokenizer.is_lossless:
             yield text, ids, text, text
+        else:
+            yield text, ids, tokenizer.decode_with_specials(ids), tokenizer.decode(ids)
 
 
-def _documents(source: Source, tokenizer: "AnyTokenizer") -> list[str]:
+def _documents(source: Source, tokenizer: Tokenizer) -> list[str]:
     """Up to 1,000 documents of the training data; random text where that is not at hand."""
     if source.data_path is None or not source.data_path.exists():
         generator = torch.Generator().manual_seed(0)
-        rows = torch.randint(tokenizer.info.vocab_size, (100, 64), generator=generator)
-        return [tokenizer.decode(row.numpy()) for row in rows]
+        rows = torch.randint(tokenizer.vocabulary.num_tokens, (100, 64), generator=generator)
+        return [tokenizer.decode_with_specials(row.numpy()) for row in rows]
     from pipeline.data.dataset import TokenDataset
 
     dataset = TokenDataset(source.data_path, "train")
@@ -140,5 +136,6 @@ def _documents(source: Source, tokenizer: "AnyTokenizer") -> list[str]:
         ids = dataset.read(start, min(READ_TOKENS, dataset.num_tokens - start))
         ends = (ids == dataset.eos_id).nonzero()[0].tolist()
         spans = zip([0, *(end + 1 for end in ends)], [*ends, len(ids)], strict=True)
-        documents += [tokenizer.decode(ids[first:last])[:MAX_CHARACTERS] for first, last in spans]
+        texts = (tokenizer.decode_with_specials(ids[first:last]) for first, last in spans)
+        documents += [text[:MAX_CHARACTERS] for text in texts]
     return documents[:MAX_DOCUMENTS]

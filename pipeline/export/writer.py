@@ -1,6 +1,5 @@
 """Writes the files of a bundle: configuration, weights, code, tokenizer."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from data_prep.tokenizers import Tokenizer
 from model.config import ModelConfig
 from pipeline.errors import ExportError
 from pipeline.export.consolidate import Source
-from pipeline.export.foreign_tokenizer import ForeignTokenizer
 
 if TYPE_CHECKING:
-    from data_prep.tokenizer import Tokenizer
     from pipeline.export.bundle.configuration_esolm import EsoLMConfig
-
-    AnyTokenizer = Tokenizer | ForeignTokenizer
 
 CODE = Path(__file__).parent / "bundle"
 CODE_FILES = (
@@ -66,18 +62,18 @@ the sha256 of every file.
 
 
 def bundle_config(
-    source: Source, tokenizer: "AnyTokenizer | None", bos_id: int | None = None
+    source: Source, tokenizer: Tokenizer | None, bos_id: int | None = None
 ) -> "EsoLMConfig":
     """The bundle's configuration of a trained network. bos_id: where there is no tokenizer."""
     from pipeline.export.bundle.configuration_esolm import EsoLMConfig
 
     model, objective = source.model, source.objective
     if tokenizer is not None:
-        bos_id = tokenizer.info.bos_id
+        bos_id = tokenizer.vocabulary.bos_id
     config = EsoLMConfig(
         **_architecture(model),
         bos_token_id=bos_id,
-        eos_token_id=tokenizer.info.eos_id if tokenizer else None,
+        eos_token_id=tokenizer.vocabulary.eos_id if tokenizer else None,
         objective=objective["name"],
         variant=objective.get("variant") if objective["name"] == "esolm" else None,
         alpha_0=objective["alpha_0"] if objective["name"] == "esolm" else None,
@@ -160,10 +156,12 @@ def no_transformers_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def write_bundle(
-    directory: Path, source: Source, model: Any, tokenizer: "AnyTokenizer | None"
-) -> None:
-    """Everything but `export.json` into an existing empty directory."""
+def write_bundle(directory: Path, source: Source, model: Any, tokenizer: Tokenizer | None) -> None:
+    """Everything but `export.json` into an existing empty directory.
+
+    Raises ExportError unless the network has the tokenizer's vocabulary, DataError if transformers
+    cannot have a tokenizer of this kind.
+    """
     model.generation_config = _generation_config(source)
     with no_transformers_bars():
         model.save_pretrained(directory)
@@ -171,10 +169,9 @@ def write_bundle(
         path.chmod((directory / "config.json").stat().st_mode)
     for name in CODE_FILES:
         shutil.copyfile(CODE / name, directory / name)
-    if isinstance(tokenizer, ForeignTokenizer):
-        tokenizer.write(directory, source.model)
-    elif tokenizer is not None:
-        _write_tokenizer(directory, tokenizer, source.model)
+    if tokenizer is not None:
+        _check_vocabulary(tokenizer, source.model)
+        tokenizer.save_for_bundle(directory)
     card = CARD.format(
         title=f"Network trained with the objective {source.objective['name']}",
         parameters=sum(p.numel() for p in model.parameters()),
@@ -193,31 +190,12 @@ def _generation_config(source: Source) -> Any:
     return EsoLMGenerationConfig(alpha_0=alpha_0, num_steps=DEFAULT_STEPS, length=source.seq_len)
 
 
-def _write_tokenizer(directory: Path, tokenizer: "Tokenizer", model: ModelConfig) -> None:
-    """The SentencePiece model and its special tokens.
-
-    No file is named tokenizer.json: transformers would take it for a tokenizer of its own format.
-    """
-    from sentencepiece import SentencePieceProcessor
-
-    info = tokenizer.info
-    if info.vocab_size > model.vocab_size or info.mask_id != model.mask_id:
+def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
+    known = tokenizer.vocabulary
+    if (known.num_rows, known.mask_id) != (model.vocab_size, model.mask_id):
         raise ExportError(
-            f"{tokenizer.path} has {info.vocab_size} pieces and mask id {info.mask_id}, the "
-            f"network a vocabulary of {model.vocab_size} and mask id {model.mask_id}: "
-            "it is not the tokenizer that the network was trained with"
+            f"{tokenizer.path} has {known.num_tokens} tokens, which makes {known.num_rows} rows "
+            f"with the mask in row {known.mask_id}; the network has {model.vocab_size} rows and "
+            f"the mask in row {model.mask_id}: it is not the tokenizer that the network was "
+            "trained with"
         )
-    shutil.copyfile(tokenizer.path, directory / "tokenizer.model")
-    pieces = SentencePieceProcessor(model_file=str(tokenizer.path))
-    special = {
-        f"{name}_token": pieces.id_to_piece(getattr(info, f"{name}_id"))
-        for name in ("unk", "bos", "eos", "mask")
-    }
-    record = {
-        "tokenizer_class": "EsoLMTokenizer",
-        "auto_map": {"AutoTokenizer": ["tokenization_esolm.EsoLMTokenizer", None]},
-        "split_special_tokens": True,
-        "clean_up_tokenization_spaces": False,
-        **special,
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -4,23 +4,19 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from data_prep.files import sha256_of_file, write_json
-from data_prep.tokenizer import copy_tokenizer
+from data_prep.tokenizers import Tokenizer, load_tokenizer
 from pipeline.errors import ImportCheckpointError
-from pipeline.export.export import ExportReport, export_source, load_any_tokenizer
-from pipeline.export.foreign_tokenizer import ForeignTokenizer
+from pipeline.export.export import ExportReport, export_source
 from pipeline.importer.checkpoint import ImportedSource, write_checkpoint
 from pipeline.importer.checkpoint_file import PublishedFile
 from pipeline.importer.network import StoredNetwork, read_network
 from pipeline.importer.recognise import Options
 from pipeline.run.config import ModelSection
-
-if TYPE_CHECKING:
-    from pipeline.export.writer import AnyTokenizer
 
 RECORD, SETTINGS = "import.json", "config.yaml"
 FORMAT = 1
@@ -43,8 +39,8 @@ def import_checkpoint(
 ) -> ImportReport:
     """Writes OUT: checkpoints/step_N, bundle, config.yaml, import.json and a given tokenizer.
 
-    Raises ImportCheckpointError for a file or options that cannot be imported, ExportError if the
-    bundle fails its gate. Then nothing is left behind.
+    Raises ImportCheckpointError for a file or options that cannot be imported, DataError for a
+    tokenizer, ExportError if the bundle fails its gate. Then nothing is left behind.
     """
     problems = options.problems()
     if options.bos_id is not None and tokenizer is not None:
@@ -54,14 +50,14 @@ def import_checkpoint(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ImportCheckpointError(f"{out} exists and is not empty; choose another --out")
     with PublishedFile(file) as opened:
-        vocabulary = None if tokenizer is None else load_any_tokenizer(tokenizer)
-        mask = _tokenizer_mask(opened, vocabulary, tokenizer)
+        given = None if tokenizer is None else load_tokenizer(tokenizer)
+        mask = None if given is None else _tokenizer_mask(opened, given)
         network = read_network(opened, options, mask)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     staging.mkdir()
     try:
-        report = _write(file, staging, network, options, tokenizer, vocabulary)
+        report = _write(file, staging, network, options, given)
         (staging / SETTINGS).write_text(_settings(network, out))
         staging.rename(out)
     finally:
@@ -83,23 +79,18 @@ def system_name(network: StoredNetwork) -> str:
     return names.get(objective.name) or f"Eso-LM ({objective.variant}), alpha_0 {objective.alpha_0}"
 
 
-def _tokenizer_mask(
-    file: PublishedFile, vocabulary: "AnyTokenizer | None", path: Path | None
-) -> int | None:
+def _tokenizer_mask(file: PublishedFile, tokenizer: Tokenizer) -> int:
     """The mask's row by a given tokenizer; raises ImportCheckpointError if it does not fit."""
-    if vocabulary is None:
-        return None
-    size, mask = vocabulary.info.vocab_size, vocabulary.info.mask_id
-    rows = size + (mask is None)
+    known = tokenizer.vocabulary
     shape = file.shapes().get("backbone.vocab_embed.embedding", ())
-    if shape and shape[0] != rows:
+    if shape and shape[0] != known.num_rows:
+        mask = "no mask of its own" if known.mask_is_added else f"the mask at {known.mask_id}"
         raise ImportCheckpointError(
-            f"{path} has a vocabulary of {size} tokens "
-            f"{'and no mask of its own' if mask is None else f'with the mask at {mask}'}, which "
-            f"makes {rows} rows; the network in {file.archive.path} has {shape[0]}: give the "
-            "tokenizer that it was trained with"
+            f"{tokenizer.path} has a vocabulary of {known.num_tokens} tokens and {mask}, which "
+            f"makes {known.num_rows} rows; the network in {file.archive.path} has {shape[0]}: give "
+            "the tokenizer that it was trained with"
         )
-    return size if mask is None else mask
+    return known.mask_id
 
 
 def _write(
@@ -107,27 +98,24 @@ def _write(
     directory: Path,
     network: StoredNetwork,
     options: Options,
-    tokenizer: Path | None,
-    vocabulary: "AnyTokenizer | None",
+    tokenizer: Tokenizer | None,
 ) -> ImportReport:
     notes = list(network.notes)
-    # The run's is compared with its dataset's. One of transformers is known by its files, and the
-    # dataset's may have been saved otherwise.
-    own = vocabulary is not None and not isinstance(vocabulary, ForeignTokenizer)
-    fingerprint = vocabulary.info.fingerprint if vocabulary is not None and own else ""
-    checkpoint = write_checkpoint(directory, network, fingerprint)
-    bos_id = network.bos_id if vocabulary is None else vocabulary.info.bos_id
+    known = None if tokenizer is None else tokenizer.vocabulary
+    # The run's is compared with its dataset's, whose copy may have been saved otherwise.
+    fingerprint = known.identity if known else None
+    checkpoint = write_checkpoint(directory, network, fingerprint or "")
+    bos_id = known.bos_id if known else network.bos_id
     if network.objective.prepend == "bos" and bos_id is None:
         notes.append(
             "bos stood in front of every sequence, but which token that is the file does not say: "
             "begin prompts with it, or give --tokenizer or --bos-id"
         )
     if tokenizer is not None:
-        folder = tokenizer.parent if tokenizer.is_file() else tokenizer
-        copy_tokenizer(folder, directory / "tokenizer")
+        tokenizer.save(directory / "tokenizer")
     report = export_source(
-        ImportedSource(network), directory / "bundle", options.weights, options.dtype, tokenizer,
-        bos_id=bos_id,
+        ImportedSource(network), directory / "bundle", options.weights, options.dtype,
+        directory / "tokenizer" if tokenizer else None, bos_id=bos_id,
     )  # fmt: skip
     write_json(directory / RECORD, _record(file, network, options, report, notes))
     return ImportReport(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data_prep.tokenizer import has_tokenizer, load_tokenizer
+from data_prep.tokenizers import has_tokenizer, load_tokenizer
 from pipeline.plan.cost import gpu_named
 from pipeline.plan.plan import find_subject, make_plan
 from pipeline.plan.search import HEADROOM

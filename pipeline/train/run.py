@@ -59,7 +59,7 @@ def train(config: RunConfig) -> int:
         trainer = Trainer(experiment, directory, device, info.rank, watchdog)
         if info.rank == 0:
             _tell_changes(directory, config)
-            directory.describe(config, experiment.dataset.tokenizer_path.parent, kernels)
+            directory.describe(config, experiment.dataset.tokenizer_directory, kernels)
         return _run(trainer, History(directory))
     finally:
         shutdown_processes()  # which may hang as well, where another rank is gone

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 
+from data_prep.tokenizers import Tokenizer, load_tokenizer
 from pipeline.checkpoint.reader import CheckpointReader
 from pipeline.errors import ConfigError
-from pipeline.evaluate.text import TextCodec, load_codec
 from pipeline.export.consolidate import load_tensors
-from pipeline.export.export import load_any_tokenizer
 from pipeline.export.fold import fold
 from pipeline.export.writer import bundle_config, load_model
 from pipeline.generate import Request
@@ -47,15 +46,15 @@ def sample_run(path: Path, weights: str, request: Request) -> Samples:
     reader = CheckpointReader(path)
     if reader.tokenizer_path is None:
         raise ConfigError(f"{path} carries no tokenizer")
-    tokenizer = load_any_tokenizer(reader.tokenizer_path)
+    tokenizer = load_tokenizer(reader.tokenizer_path)
     model = load_model(
         bundle_config(reader, tokenizer), fold(load_tensors(reader, weights), reader.model)
     )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    codec = load_codec(reader.tokenizer_path)
     prompt = None
     if request.prompt:
-        prompt = torch.tensor([codec.encode(request.prompt)] * request.num_samples)
+        ids = tokenizer.encode(request.prompt, recognise_specials=True)
+        prompt = torch.tensor([ids] * request.num_samples)
     options = {"length": reader.seq_len, "alpha_0": reader.objective.get("alpha_0", 1.0)}
     try:
         output = model.generate(prompt, **{**options, **request.options()})
@@ -64,12 +63,12 @@ def sample_run(path: Path, weights: str, request: Request) -> Samples:
     shape = (output.nfe, len(output.sequences))
     counts = output.counts.reshape(output.nfe, -1).expand(shape).T  # some rows have their own
     rows = zip(output.sequences.tolist(), output.order.tolist(), counts.tolist(), strict=True)
-    texts = [pieces(codec, *row, output.num_diffusion) for row in rows]
+    texts = [pieces(tokenizer, *row, output.num_diffusion) for row in rows]
     return Samples(reader.step, output.nfe, texts)
 
 
 def pieces(
-    codec: TextCodec, ids: list[int], order: list[int], counts: list[int], num_parallel: int
+    tokenizer: Tokenizer, ids: list[int], order: list[int], counts: list[int], num_parallel: int
 ) -> list[Piece]:
     """One text. order: positions as they were written, what was given first; counts: by pass.
 
@@ -83,12 +82,12 @@ def pieces(
             passes[position] = number
         written += count
     found, end = [], 0
-    text = codec.decode(ids)
+    text = tokenizer.decode(ids)
     start = 0
     for number, group in groupby(passes):
         end += len(list(group))
         # Decoding from the start: a token's text depends on what stands in front.
-        stop = len(codec.decode(ids[:end])) if end < len(ids) else len(text)
+        stop = len(tokenizer.decode(ids[:end])) if end < len(ids) else len(text)
         found.append(Piece(text[start:stop], number, 0 <= number < num_parallel))
         start = max(start, stop)
     return found

@@ -16,7 +16,7 @@ from data_prep.manifest import Manifest, read_manifest, token_dtype
 from data_prep.merge import merge_tasks
 from data_prep.progress import ProgressBar
 from data_prep.shards import ShardWriter, TokenTar
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers import load_tokenizer
 from data_prep.verify import files_of, verify_dataset
 from data_prep.workers import run_tasks
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, text_of, write_jsonl

@@ -6,7 +6,7 @@ import pytest
 
 from data_prep.errors import DataError
 from data_prep.sampling import sample_chunks, split_into_chunks
-from data_prep.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, train_model
+from data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
 from tests.data_prep.corpus import make_tokenizer, text_of
 
 EDGE_STRINGS = [
@@ -49,7 +49,7 @@ def test_a_long_text_is_encoded_in_parts_as_it_is_at_once(
     tokens = [token for part in parts for token in part]
     assert tokens == tokenizer.encode(long)
     assert tokenizer.decode(tokens) == long
-    monkeypatch.setattr("data_prep.tokenizer.PART_CHARACTERS", len(long))
+    monkeypatch.setattr("data_prep.tokenizers.own.PART_CHARACTERS", len(long))
     # A cut in a text without spaces can split one piece in two.
     assert len(tokens) - len(tokenizer.encode(long)) in range(len(parts) if " " not in text else 1)
 
@@ -84,8 +84,8 @@ def test_whitespace_pieces_are_learnt(tokenizer_directory: Path) -> None:
 def test_missing_and_damaged_tokenizers_are_named(
     tokenizer_directory: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"tokenizer\.model does not exist.*esolm prep tokenizer"):
-        Tokenizer(tmp_path)
+    with pytest.raises(DataError, match=r"holds no tokenizer.*esolm prep tokenizer"):
+        load_tokenizer(tmp_path)
     damaged = tmp_path / "damaged"
     shutil.copytree(tokenizer_directory, damaged)
     (damaged / "tokenizer.model").write_bytes(b"not a model")

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.errors import DataError
 from data_prep.jobs import prepare_output
 from data_prep.manifest import read_manifest
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers import load_tokenizer
 from data_prep.verify import verify_dataset
 from pipeline.data.dataset import TokenDataset
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, text_of, write_jsonl
@@ -74,4 +74,4 @@ def test_a_tokenizer_that_cannot_end_a_document_is_refused(tmp_path: Path) -> No
     tokenizer = like_gpt2()
     tokenizer.eos_token = None
     with pytest.raises(DataError, match="no eos or sep token"):
-        load_tokenizer(saved(tokenizer, tmp_path / "tokenizer"))
+        _ = load_tokenizer(saved(tokenizer, tmp_path / "tokenizer")).info

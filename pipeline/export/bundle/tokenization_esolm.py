@@ -2,6 +2,7 @@
 """The SentencePiece model of the training data, id for id."""
 
 import shutil
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,9 @@ from transformers import PreTrainedTokenizer
 # with its bytes, as in the training data.
 WHITESPACE_MARK = "\u2581"
 MARK_PIECES = ["<0xE2>", "<0x96>", "<0x81>"]
+# Longer texts were cut in front of a space in training, and elsewhere where there is none. A cut
+# can divide a piece in two, so the same ids need the same cuts.
+PART_CHARACTERS = 1 << 16
 
 
 class EsoLMTokenizer(PreTrainedTokenizer):
@@ -38,6 +42,18 @@ class EsoLMTokenizer(PreTrainedTokenizer):
         return {self.sp.id_to_piece(i): i for i in range(self.vocab_size)}
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
+        return [piece for part in self._parts(text) for piece in self._pieces(part)]
+
+    def _parts(self, text: str) -> Iterator[str]:
+        start = 0
+        while len(text) - start > PART_CHARACTERS:
+            part = text[start : start + PART_CHARACTERS]
+            size = len(part.rpartition(" ")[0].rstrip(" ")) or PART_CHARACTERS
+            yield part[:size]
+            start += size
+        yield text[start:]
+
+    def _pieces(self, text: str) -> list[str]:
         first, *others = (self.sp.encode(s, out_type=str) for s in text.split(WHITESPACE_MARK))
         for pieces in others:
             first += MARK_PIECES + pieces

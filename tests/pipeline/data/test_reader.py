@@ -8,7 +8,7 @@ import pytest
 
 from data_prep.errors import DataError
 from data_prep.manifest import read_manifest
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers import load_tokenizer
 from pipeline.data import dataset as dataset_module
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
@@ -49,7 +49,7 @@ def test_reads_equal_the_stream_everywhere(data_path: Path) -> None:
 
 def test_attributes_come_from_the_tokenizer(data_path: Path) -> None:
     data = TokenDataset(data_path, "valid")
-    info = load_tokenizer(data.tokenizer_path.parent).info
+    info = load_tokenizer(data.tokenizer_directory).info
     assert data.vocab_size == info.vocab_size
     assert data.tokenizer_fingerprint == info.fingerprint
     assert (data.mask_id, data.bos_id, data.eos_id) == (info.mask_id, info.bos_id, info.eos_id)
@@ -68,7 +68,7 @@ def test_literal_mask_text_is_not_the_mask(data_path: Path, tmp_path: Path) -> N
     data = TokenDataset(job.out, "train")
     tokens = data.read(0, data.num_tokens)
     assert not (tokens == data.mask_id).any()
-    decoded = load_tokenizer(data.tokenizer_path.parent).decode(tokens[:-1])
+    decoded = load_tokenizer(data.tokenizer_directory).decode(tokens[:-1])
     assert decoded == text.read_text()
 
 

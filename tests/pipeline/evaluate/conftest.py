@@ -31,7 +31,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def make_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A run directory of random weights under one of OBJECTIVES, as training leaves it."""
-    from data_prep.tokenizer import load_tokenizer
+    from data_prep.tokenizers import load_tokenizer
 
     info = load_tokenizer(dataset / "tokenizer").info
     made: dict[str, Path] = {}

@@ -127,7 +127,7 @@ def test_autoregressive_perplexity(
     assert bound["perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
     assert bound["bits_per_token"] == pytest.approx(loss / math.log(2), rel=1e-6)
     given = SEQ_LEN - predicted // ROWS
-    num_bytes = len(rows.codec.decode(tokens[:, given:].flatten().tolist()).encode())
+    num_bytes = len(rows.tokenizer.decode(tokens[:, given:].flatten().tolist()).encode())
     bits = loss * predicted / math.log(2)
     assert report["data"]["bytes"] == num_bytes
     assert bound["bits_per_byte"] == pytest.approx(bits / num_bytes, rel=1e-6)
@@ -248,7 +248,7 @@ def test_bad_requests(make_run: Callable[[str], Path], dataset: Path, tmp_path: 
     uneven = dataset_rows(dataset, "valid", subject, 10, None)
     with pytest.raises(ConfigError, match="block_size"):
         measure(subject, subject.objective, uneven, Settings(), ALONE)
-    other = dict(vars(subject), tokenizer="another")
+    other = dict(vars(subject), fingerprint="another")
     with pytest.raises(ConfigError, match="another vocabulary"):
         dataset_rows(dataset, "valid", Subject(**other), None, None)
     with pytest.raises(ConfigError, match="--samples-limit is 0"):

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate import mauve_score, pareto
 from pipeline.evaluate.judge import Judge
 from pipeline.evaluate.quality import distinct, unigram_entropy
 from pipeline.evaluate.sampling import SampleSettings, measure_samples, settings_of
 from pipeline.evaluate.show import samples_text
 from pipeline.generate import load_bundle
+from tests.foreign_tokenizers import like_gpt2, saved
 
 CPU = torch.device("cpu")
 
@@ -61,10 +62,11 @@ def test_generative_perplexity(judge: Path) -> None:
 
 
 def test_a_folder_that_is_no_judge(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no folder"):
-        Judge(tmp_path / "none", CPU)
-    with pytest.raises(ConfigError, match="cannot be loaded"):
+    with pytest.raises(DataError, match="holds no tokenizer"):
         Judge(tmp_path, CPU)
+    tokenizer = saved(like_gpt2(), tmp_path / "tokenizer")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        Judge(tokenizer, CPU)
 
 
 def test_sweep(make_bundle: Callable[[str], Path], judge: Path, tmp_path: Path) -> None:

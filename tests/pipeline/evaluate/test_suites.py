@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data_prep.errors import DataError
-from data_prep.tokenizer import load_tokenizer, save_tokenizer, train_model
+from data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
 from pipeline.errors import ConfigError
 from pipeline.evaluate.detokenize import DETOKENIZERS
 from pipeline.evaluate.rows import ArrayRows
@@ -70,29 +70,29 @@ def test_every_suite_reads_a_file_of_its_form(name: str, subject: Subject, tmp_p
 
 
 def assert_packed(rows: ArrayRows, subject: Subject, text: str, wrapped: bool) -> None:
-    codec = subject.codec
-    assert codec is not None
+    tokenizer = subject.tokenizer
+    assert tokenizer is not None
     assert rows.tokens.shape[1] == subject.seq_len
     content = rows.tokens
     if wrapped:
-        assert (content[:, 0] == codec.bos_id).all()
-        assert (content[:, -1] == codec.eos_id).all()
+        assert (content[:, 0] == tokenizer.vocabulary.bos_id).all()
+        assert (content[:, -1] == tokenizer.vocabulary.eos_id).all()
         content = content[:, 1:-1]
-    ids = codec.encode(text)[:-5]  # what stands around the text may share its last tokens
+    ids = tokenizer.encode(text)[:-5]  # what stands around the text may share its last tokens
     assert content.flatten()[: len(ids)].tolist() == ids
 
 
 def test_bytes_are_those_of_the_text(subject: Subject) -> None:
-    codec = subject.codec
-    assert codec is not None
+    tokenizer = subject.tokenizer
+    assert tokenizer is not None
     texts = ["ba be bi", "zwei Größen, 3 €\n", "\u2581 mark", "日本語 and \U0001f600"]
     for text in texts:
-        ids = np.array([codec.encode(text)])
-        assert codec.num_bytes(ids).tolist() == [len(text.encode())]
-    whole = np.array(codec.encode(texts[3]))
-    assert codec.eos_id is not None
-    cut = [np.array([[*part, codec.eos_id]]) for part in np.array_split(whole, 5)]
-    total = sum(int(codec.num_bytes(part)[0]) for part in cut)
+        ids = np.array([tokenizer.encode(text)])
+        assert tokenizer.num_bytes(ids).tolist() == [len(text.encode())]
+    whole = np.array(tokenizer.encode(texts[3]))
+    assert tokenizer.vocabulary.eos_id is not None
+    cut = [np.array([[*part, tokenizer.vocabulary.eos_id]]) for part in np.array_split(whole, 5)]
+    total = sum(int(tokenizer.num_bytes(part)[0]) for part in cut)
     assert total == len(texts[3].encode()), "also where a row cuts a character"
 
 
@@ -132,7 +132,7 @@ def test_bad_requests(subject: Subject, tmp_path: Path) -> None:
     bad.write_text("titel: x\n")
     with pytest.raises(ConfigError, match="titel"):
         load_suite(str(bad))
-    without = Subject(**dict(vars(subject), codec=None))
+    without = Subject(**dict(vars(subject), tokenizer=None))
     with pytest.raises(ConfigError, match=re.escape("name one by --tokenizer")):
         suite_rows("ptb", tmp_path, without, None, None)
 
@@ -150,7 +150,7 @@ def test_a_tokenizer_of_other_ids_is_refused(
         for directory in (judge, other):
             with pytest.raises(ConfigError, match="has another vocabulary"):
                 open_subject(network, None, torch.device("cpu"), directory)
-        assert open_subject(network, None, torch.device("cpu"), own).codec is not None
+        assert open_subject(network, None, torch.device("cpu"), own).tokenizer is not None
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,6 @@ def test_vocabularies_that_do_not_fit(
 ) -> None:
     small = replace(subject, vocab_size=400, mask_id=3)
     small.check_vocabulary(Path("fits"), 400, 3, None)
-    small.check_vocabulary(Path("fits"), 300, 3, small.tokenizer)
+    small.check_vocabulary(Path("fits"), 300, 3, small.fingerprint)
     with pytest.raises(ConfigError, match=f"{num_rows} ids, mask {mask_id}"):
         small.check_vocabulary(Path("no"), num_rows, mask_id, fingerprint)

@@ -83,7 +83,7 @@ def paper_source(tokenizer_directory: Path) -> RandomSource:
 
 @pytest.fixture(scope="session")
 def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from data_prep.tokenizer import save_tokenizer, train_model
+    from data_prep.tokenizers import save_tokenizer, train_model
 
     directory = tmp_path_factory.mktemp("tokenizer")
     text = "".join(inspect.getsource(module) for module in (json, textwrap, inspect))

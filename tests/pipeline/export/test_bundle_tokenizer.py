@@ -2,19 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers import load_tokenizer
+from pipeline.export.bundle import tokenization_esolm
 from pipeline.export.bundle.tokenization_esolm import EsoLMTokenizer
 from pipeline.export.gate_reload import EDGE_TEXTS
-from pipeline.export.writer import _write_tokenizer
 
 
 @pytest.fixture
-def directory(paper_source: Any, tokenizer_directory: Path, tmp_path: Path) -> Path:
-    _write_tokenizer(tmp_path, load_tokenizer(tokenizer_directory), paper_source.model)
+def directory(tokenizer_directory: Path, tmp_path: Path) -> Path:
+    load_tokenizer(tokenizer_directory).save_for_bundle(tmp_path)
     return tmp_path
 
 
@@ -25,6 +24,23 @@ def test_edge_texts(directory: Path, tokenizer_directory: Path, text: str) -> No
     assert ids == load_tokenizer(tokenizer_directory).encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize(
+    "unit", ["def", "for i in range(10):\n    pass ", "ab\u2581", "\U0001f600 "]
+)
+def test_long_texts_are_cut_where_training_cuts_them(
+    directory: Path, tokenizer_directory: Path, unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cut in a text without spaces divides a piece, so that whole it would have other ids."""
+    text = unit * (200_001 // len(unit))
+    expected = load_tokenizer(tokenizer_directory).encode(text)
+    tokenizer = EsoLMTokenizer.from_pretrained(directory)
+    assert tokenizer(text)["input_ids"] == expected
+    assert tokenizer.decode(expected) == text
+    if unit == "def":
+        monkeypatch.setattr(tokenization_esolm, "PART_CHARACTERS", len(text))
+        assert tokenizer(text)["input_ids"] != expected
 
 
 def test_special_tokens(directory: Path) -> None:

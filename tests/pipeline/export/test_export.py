@@ -1,6 +1,7 @@
 """Whole exports: what a bundle holds, what the gate refuses, and that nothing is left behind."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_documents_of_the_dataset(
     paper_source: Any, tokenizer_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Documents are cut out of the token stream at each eos."""
-    from data_prep.tokenizer import load_tokenizer
+    from data_prep.tokenizers import load_tokenizer
     from pipeline.data import dataset
     from pipeline.export.gate_reload import _documents
 
@@ -310,9 +311,22 @@ def test_unknown_options(modern_source: Any, tmp_path: Path, wrong: dict[str, st
     assert not list(tmp_path.iterdir())
 
 
-def test_foreign_tokenizer(modern_source: Any, tokenizer_directory: Path, tmp_path: Path) -> None:
-    modern_source.model = modern_source.model.__class__(
-        **{**vars(modern_source.model), "mask_id": 5}
-    )
+@pytest.mark.parametrize("change", [{"mask_id": 5}, {"vocab_size": 421}])
+def test_a_tokenizer_of_another_network(
+    tokenizer_directory: Path, tmp_path: Path, change: dict[str, int]
+) -> None:
+    source = RandomSource(replace(MODELS["modern"], **change))
     with pytest.raises(ExportError, match="not the tokenizer that the network was trained with"):
-        export_source(modern_source, tmp_path / "bundle", tokenizer=tokenizer_directory)
+        export_source(source, tmp_path / "bundle", tokenizer=tokenizer_directory)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tokenizer_of_another_bundle(
+    modern_source: Any, tokenizer_directory: Path, tmp_path: Path, quick: None
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    export_source(modern_source, first, tokenizer=tokenizer_directory)
+    export_source(modern_source, second, tokenizer=first)
+    assert verify_bundle(second)["tokenizer"] == verify_bundle(first)["tokenizer"]
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        assert (second / name).read_bytes() == (first / name).read_bytes()

@@ -11,12 +11,11 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from data_prep.tokenizer import load_tokenizer, save_tokenizer, train_model
+from data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
 from pipeline.cli.export import export_command
 from pipeline.cli.generate import generate_command
 from pipeline.errors import ConfigError, ExportError
 from pipeline.export.manifest import write_manifest
-from pipeline.export.writer import _write_tokenizer
 from pipeline.generate import Request, compare, generate, load_bundle
 from tests.processes import run_python
 
@@ -24,7 +23,6 @@ from tests.processes import run_python
 @pytest.fixture(scope="module")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Bundles of random weights, without a gate."""
-    from model.config import ModelConfig
     from pipeline.export.bundle.configuration_esolm import EsoLMConfig
     from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 
@@ -41,8 +39,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             intermediate_size=48, mask_token_id=3, bos_token_id=1, initializer_range=0.3, **changes,
         )  # fmt: skip
         EsoLMForMaskedLM(config).bfloat16().save_pretrained(path)
-        model = ModelConfig(vocab_size=420, mask_id=3)
-        _write_tokenizer(path, load_tokenizer(tokenizer), model)
+        load_tokenizer(tokenizer).save_for_bundle(path)
         write_manifest(path, {"step": 1})
         return path
 
@@ -61,7 +58,7 @@ def test_text_and_figures(bundle: Path) -> None:
     result = generate(loaded, request)
     assert len(result.texts) == 2
     assert all(text.startswith("def f():") for text in result.texts)
-    written = 2 * 24 - 2 * len(loaded.tokenizer("def f():")["input_ids"])
+    written = 2 * 24 - 2 * len(loaded.tokenizer.encode("def f():"))
     assert result.tokens_per_second == pytest.approx(written / result.seconds)
     assert generate(loaded, request).texts == result.texts
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers import load_tokenizer
 from pipeline.checkpoint.reader import CheckpointReader
 from pipeline.export.manifest import verify_bundle
 from pipeline.importer.importing import import_checkpoint

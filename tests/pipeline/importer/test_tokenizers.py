@@ -8,13 +8,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers import load_tokenizer
 from model.attention import AttentionPattern
 from model.objectives import AutoRegressive
 from pipeline.checkpoint.reader import CheckpointReader
 from pipeline.errors import ConfigError, ExportError, ImportCheckpointError
 from pipeline.evaluate.subject import open_subject
-from pipeline.evaluate.text import load_codec
 from pipeline.export.export import export
 from pipeline.export.gate_network import bundle_logits, parity_inputs
 from pipeline.export.manifest import verify_bundle
@@ -80,13 +79,14 @@ def test_generate_prints_text(
     published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"], rows)
     import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options(), directory)
     capfd.readouterr()
-    load_codec(tmp_path / "out" / "bundle")
+    load_tokenizer(tmp_path / "out" / "bundle")
     bundle = load_bundle(tmp_path / "out" / "bundle")
     said = "".join(capfd.readouterr())
     assert "custom code" not in said
     assert "of type `esolm`" not in said
     result = generate(bundle, Request(prompt=prompt, length=LENGTH, num_steps=2, num_samples=2))
-    ids = bundle.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert bundle.tokenizer is not None
+    ids = bundle.tokenizer.encode(prompt)
     assert result.sequences[:, : len(ids)].tolist() == [ids] * 2
     for text in result.texts:
         assert text.startswith(prompt)
@@ -122,10 +122,10 @@ def test_directory_without_a_tokenizer(tmp_path: Path) -> None:
 
     published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="holds no tokenizer"):
         import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options(), tmp_path / "empty")
     (tmp_path / "empty" / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(DataError, match="no tokenizer of transformers"):
+    with pytest.raises(DataError, match="transformers, which cannot load it"):
         import_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", Options(), tmp_path / "empty")
 
 

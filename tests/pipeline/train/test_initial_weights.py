@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from data_prep.tokenizers import load_tokenizer
 from pipeline.checkpoint import commit
 from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.export.export import load_any_tokenizer
 from pipeline.export.fold import fold
 from pipeline.export.manifest import write_manifest
 from pipeline.export.writer import bundle_config, load_model, write_bundle
@@ -59,7 +59,7 @@ def bundle(recorded_run: RecordedRun, tmp_path_factory: pytest.TempPathFactory) 
     """The run's averaged weights as `esolm export` writes them, without the gate."""
     directory = tmp_path_factory.mktemp("bundle")
     reader = CheckpointReader(recorded_run.path)
-    tokenizer = load_any_tokenizer(reader.tokenizer_path)
+    tokenizer = load_tokenizer(reader.tokenizer_path)
     parameters = fold(reader.tensors("ema"), reader.model)
     model = load_model(bundle_config(reader, tokenizer), parameters)
     write_bundle(directory, reader, model, tokenizer)

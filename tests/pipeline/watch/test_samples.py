@@ -5,10 +5,10 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from data_prep.tokenizers import load_tokenizer
 from pipeline.cli.main import app
 from pipeline.cli.sample import coloured
 from pipeline.errors import ConfigError
-from pipeline.evaluate.text import load_codec
 from pipeline.generate import Request
 from pipeline.watch.samples import PROMPT, Piece, marked, pieces, sample_run
 from tests.pipeline.conftest import RecordedRun
@@ -27,13 +27,13 @@ def test_samples_of_a_run(recorded_run: RecordedRun) -> None:
 
 
 def test_pieces_make_up_the_text(recorded_run: RecordedRun) -> None:
-    codec = load_codec(recorded_run.path / "tokenizer")
-    ids = codec.encode("for the whole of it")
+    tokenizer = load_tokenizer(recorded_run.path / "tokenizer")
+    ids = tokenizer.encode("for the whole of it")
     positions = list(range(len(ids)))
     order = [*positions[:1], *positions[2::2], *positions[1::2]]
     half = len(positions[2::2])
-    found = pieces(codec, ids, order, [half, *[1] * (len(ids) - 1 - half)], 1)
-    assert "".join(piece.text for piece in found) == codec.decode(ids)
+    found = pieces(tokenizer, ids, order, [half, *[1] * (len(ids) - 1 - half)], 1)
+    assert "".join(piece.text for piece in found) == tokenizer.decode(ids)
     assert found[0].number == PROMPT
     assert [piece.parallel for piece in found] == [i > 0 and i % 2 == 0 for i in range(len(found))]
 
