@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.checkpoint.commit import committed, step_of
 from pipeline.errors import ConfigError
-from pipeline.run.config import RunConfig, load_config, valid_keys
+from pipeline.run.config import RunConfig, stated_settings, valid_keys
 from pipeline.run.directory import RunDirectory
 
 # They say where a run is, how it is cut up and kept, and what jobs ask for; not what it computes.
@@ -47,15 +47,17 @@ def changed_settings(directory: RunDirectory, config: RunConfig) -> tuple[list[s
     """How the settings differ from those of the run's last start: (with effect, without effect).
 
     With effect are those that change what the coming steps compute. Both are empty at a first
-    start. Raises ConfigError if the run's config.yaml is damaged.
+    start. Raises ConfigError if the run's config.yaml is damaged. What it does not state, as that of
+    an import, has not changed.
     """
     settings = directory.path / "config.yaml"
     if not settings.is_file():
         return [], []
-    before = load_config(settings, [])
+    before = stated_settings(settings)
     with_effect, without = list[str](), list[str]()
     for key in valid_keys():
-        was, now = _value(before, key), _value(config, key)
+        now = _value(config, key)
+        was = before.get(key, now)
         if was != now and key != "run.dir":
             listed = without if key.startswith(WITHOUT_EFFECT) else with_effect
             listed.append(f"{key}: {was} before, {now} now")

@@ -248,6 +248,15 @@ def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]
     return resolved
 
 
+def stated_settings(path: Path) -> dict[str, Any]:
+    """The settings that a file and its `defaults:` state, by dotted key, interpolations unresolved.
+
+    Raises ConfigError if it cannot be read.
+    """
+    known = valid_keys()
+    return {key: value for layer in _layers(path, []) for key, value in _leaves(layer, known)}
+
+
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
