@@ -78,7 +78,7 @@ def remove_leftovers(checkpoints: Path) -> None:
         else:
             _remove(directory)
     for directory in checkpoints.glob(f"step_*{STAGING}"):
-        logger.info("removing %s, which was never committed or was being removed", directory)
+        logger.info("%s was never committed, or was being removed: it is removed now", directory)
         _remove(directory)
 
 
