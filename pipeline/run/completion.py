@@ -47,8 +47,8 @@ def changed_settings(directory: RunDirectory, config: RunConfig) -> tuple[list[s
     """How the settings differ from those of the run's last start: (with effect, without effect).
 
     With effect are those that change what the coming steps compute. Both are empty at a first
-    start. Raises ConfigError if the run's config.yaml is damaged. What it does not state, as that of
-    an import, has not changed.
+    start. What the run's config.yaml does not state, as that of an import, has not changed. Raises
+    ConfigError if it is damaged.
     """
     settings = directory.path / "config.yaml"
     if not settings.is_file():
