@@ -5,7 +5,9 @@ Shape letters: B batch rows, S tokens fed per row, L tokens of a training sequen
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.attention import AttentionPattern
@@ -45,10 +47,12 @@ class Targets:
 
     labels: int64 [B, L]. weights: float32 [B, L], zero where nothing is predicted; normalised by
     counts known before the step, so the loss of a global batch is the plain sum over all of it.
+    times: t of every position as it was drawn, float64 [B, L]; None in a term without time.
     """
 
     labels: Tensor
     weights: Tensor
+    times: NDArray[np.float64] | None = None
 
     def sparse(self) -> tuple[Tensor, Tensor, Tensor]:
         """(index, labels, weights), each [N]: only the positions that carry loss.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.attention import AttentionPattern
 from model.inputs import NetworkInput, Targets
-from model.objectives import AutoRegressive, Objective, SampleKeys
+from model.objectives import Objective, SampleKeys
 from model.objectives.draws import Purpose
 from model.objectives.rows import Mask, MaskedRows, clean_first, natural_scores
 
@@ -71,12 +71,10 @@ def prefix_order_log_likelihood(
     return log_p
 
 
-def left_to_right_log_likelihood(
-    logits: Logits, objective: AutoRegressive, tokens: Tensor
-) -> Tensor:
+def left_to_right_log_likelihood(logits: Logits, objective: Objective, tokens: Tensor) -> Tensor:
     """log p of each predicted token given those to its left, float64 [B, L].
 
-    [B, L - 1] without a prepended token: the first one is given.
+    For objectives of `Orders.LEFT_TO_RIGHT`. [B, L - 1] if the first token is given.
     """
     first = np.zeros(len(tokens), np.int64)
     inputs, targets = objective.corrupt(tokens, SampleKeys(0, first, first, 1))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
+from model.objectives import objective_kind
+from model.objectives.base import SCHEDULE_OPTIONS
 from pipeline.errors import ConfigError, ExportError
 from pipeline.export.manifest import NAME, verify_bundle
 from pipeline.export.writer import read_model
@@ -90,9 +92,10 @@ def load_bundle(path: Path) -> Bundle:
 
 def ignored_options(bundle: Bundle, request: Request) -> list[str]:
     """Fields of a request that are given and mean nothing to the network's decoder."""
-    objective = bundle.model.config.objective
-    without = {"ar": ("alpha_0", "num_steps"), "mdlm": ("alpha_0",), "bd3lm": ("alpha_0",)}
-    return [name for name in without.get(objective, ()) if getattr(request, name) is not None]
+    decoding = objective_kind(bundle.model.config.objective).decoding
+    heeded = () if decoding is None else decoding.options
+    given = [name for name in SCHEDULE_OPTIONS if getattr(request, name) is not None]
+    return [name for name in given if name not in heeded]
 
 
 def generate(

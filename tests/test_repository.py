@@ -1,5 +1,6 @@
 """Rules that hold for the repository as a whole."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -71,3 +72,35 @@ def test_files_that_the_documents_name_exist() -> None:
         if not (ROOT / name).is_file()
     ]
     assert not missing, missing
+
+
+# Published checkpoints are of named objectives, and the bundle has a table of its own decoders.
+MAY_NAME_OBJECTIVES = ("pipeline/importer/", "pipeline/export/bundle/")
+
+
+def test_nothing_outside_of_its_file_asks_which_objective_it_is() -> None:
+    names = {"esolm", "ar", "mdlm", "bd3lm"}
+    classes = {"EsoLM", "AutoRegressive", "MDLM", "BD3LM"}
+    asking = []
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        where = str(path.relative_to(ROOT))
+        if where.startswith(MAY_NAME_OBJECTIVES):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            compared = node.comparators if isinstance(node, ast.Compare) else []
+            keys = node.keys if isinstance(node, ast.Dict) else []
+            inner = [each for side in compared for each in ast.walk(side)] + list(keys)
+            literal = {each.value for each in inner if isinstance(each, ast.Constant)}
+            imported = {a.name for a in node.names} if isinstance(node, ast.ImportFrom) else set()
+            if literal & names or imported & classes:
+                asking.append(f"{where}:{getattr(node, 'lineno', '?')}")
+    assert not asking, asking
+
+
+def test_every_decoder_that_an_objective_names_is_in_the_bundle() -> None:
+    from model.objectives.registry import SHIPPED
+    from pipeline.export.bundle.generation_esolm import DECODERS
+
+    decodings = [kind.decoding for kind in SHIPPED.values() if kind.decoding is not None]
+    named = [decoder for decoding in decodings for decoder in decoding.decoders]
+    assert sorted(named) == sorted(DECODERS)

@@ -1,22 +1,28 @@
 """The autoregressive baseline: predict each token from those before it, left to right."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model.attention import AttentionPattern
 from model.flops import RowWork
 from model.inputs import NetworkInput, Targets
-from model.objectives.base import SEQUENTIAL
+from model.objectives.base import (
+    SEQUENTIAL,
+    Decoding,
+    Objective,
+    ObjectiveKind,
+    Orders,
+    VocabularyIds,
+)
 from model.objectives.draws import SampleKeys
 
 
 @dataclass(frozen=True)
-class AutoRegressive:
+class AutoRegressive(Objective):
     """prepend_id: the token put before the sequence (bos or mask), or None.
 
     With None the first token is not predicted and a row carries L - 1 losses.
@@ -24,20 +30,27 @@ class AutoRegressive:
 
     prepend_id: int | None = None
 
-    def problems(self, seq_len: int) -> list[str]:
-        return []
-
     def predicted_tokens(self, seq_len: int) -> int:
         return seq_len - (self.prepend_id is None)
 
     def terms(self, global_batch_size: int) -> dict[str, range]:
         return {SEQUENTIAL: range(global_batch_size)}
 
-    def times(self, seq_len: int, keys: SampleKeys) -> NDArray[np.float64] | None:
+    @property
+    def is_exact(self) -> bool:
+        return True
+
+    @property
+    def orders(self) -> Orders:
+        return Orders.LEFT_TO_RIGHT
+
+    @property
+    def without_likelihood(self) -> None:
         return None
 
-    def for_validation(self) -> Self:
-        return self
+    @property
+    def diffusion_share(self) -> float:
+        return 0.0
 
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
         if self.prepend_id is None:
@@ -59,3 +72,28 @@ class AutoRegressive:
     def work(self, seq_len: int) -> list[RowWork]:
         length = self.predicted_tokens(seq_len)
         return [RowWork(1.0, AttentionPattern.CAUSAL, length, length)]
+
+
+def _prepend_id(settings: Mapping[str, Any], ids: VocabularyIds) -> int | None:
+    """What stands before every sequence; None for nothing, or a bos that is not known."""
+    prepend = settings.get("prepend", "none")
+    allowed = {"none": None, "bos": ids.bos_id, "mask": ids.mask_id}
+    if prepend not in allowed:
+        raise ValueError(f"objective.prepend is '{prepend}'; choose none, bos or mask")
+    return allowed[prepend]
+
+
+def _build(settings: Mapping[str, Any], ids: VocabularyIds) -> AutoRegressive:
+    prepend_id = _prepend_id(settings, ids)
+    if settings.get("prepend") == "bos" and prepend_id is None:
+        raise ValueError("the network was trained with bos in front: name its --tokenizer")
+    return AutoRegressive(prepend_id)
+
+
+KIND = ObjectiveKind(
+    "ar",
+    build=_build,
+    orders=Orders.LEFT_TO_RIGHT,
+    decoding=Decoding(decoders=("ar",), options=(), fixed_share=0.0),
+    bundle_fields=lambda settings, ids: {"prepend_token_id": _prepend_id(settings, ids)},
+)

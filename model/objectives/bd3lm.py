@@ -1,7 +1,8 @@
 """The block diffusion baseline: blocks left to right, masked diffusion within each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +11,14 @@ from torch import Tensor
 from model.attention import AttentionPattern
 from model.flops import RowWork
 from model.inputs import NetworkInput, Targets
-from model.objectives.base import DIFFUSION
+from model.objectives.base import DIFFUSION, Decoding, Objective, ObjectiveKind, VocabularyIds
 from model.objectives.draws import Purpose, SampleKeys
 from model.objectives.noise import EPSILON, Array, stratified_t
 from model.objectives.rows import Mask, MaskedRows
 
 
 @dataclass(frozen=True)
-class BD3LM:
+class BD3LM(Objective):
     """Source: arXiv 2503.09573, sections 3-5. A token of a block at time t is masked with chance t.
 
     t_min, t_max: t is drawn from this range, one per block; less than [0.001, 1] is a clipped
@@ -59,18 +60,31 @@ class BD3LM:
     def terms(self, global_batch_size: int) -> dict[str, range]:
         return {DIFFUSION: range(global_batch_size)}
 
-    def times(self, seq_len: int, keys: SampleKeys) -> Array:
-        t = self._times(keys, seq_len // self.block_size)
-        return np.repeat(t, self.block_size, axis=1)
-
     def for_validation(self) -> Self:
         """The full range of t; blocks of one token have the exact likelihood at t = 1."""
         t_min = 1.0 if self.block_size == 1 else EPSILON
         return replace(self, t_min=t_min, t_max=1.0, resample=False, low_variance=False)
 
+    @property
+    def is_exact(self) -> bool:
+        return self.block_size == 1
+
+    @property
+    def without_likelihood(self) -> str | None:
+        if self.is_exact:
+            return None
+        return (
+            "no exact likelihood: attention within a block is bidirectional, so each of its tokens "
+            "would take a pass of its own"
+        )
+
+    def clipped(self, t_min: float, t_max: float) -> Self:
+        return replace(self, t_min=t_min, t_max=t_max, low_variance=False)
+
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
         length = tokens.shape[1]
-        t_of_token = self.times(length, keys)
+        t_of_block = self._times(keys, length // self.block_size)
+        t_of_token = np.repeat(t_of_block, self.block_size, axis=1)
         masked = self._draw_masked(keys, t_of_token)
         if self.keep_first:
             masked[:, 0] = False
@@ -78,7 +92,8 @@ class BD3LM:
         weights /= keys.global_batch_size * self.predicted_tokens(length)
         rows = MaskedRows.in_place(tokens, masked)
         pattern = AttentionPattern.BLOCK_TWO_STREAM
-        return rows.two_streams(self.mask_id, pattern, keys, self.block_size), rows.targets(weights)
+        inputs = rows.two_streams(self.mask_id, pattern, keys, self.block_size)
+        return inputs, rows.targets(weights, t_of_token)
 
     def work(self, seq_len: int) -> list[RowWork]:
         """Without the small effect of resampling on the number of masks."""
@@ -116,3 +131,21 @@ class BD3LM:
         """Which shares of masked tokens lie in the range of t; its floor bounds nothing."""
         at_least: Mask = (shares >= self.t_min) | (self.t_min == EPSILON)
         return at_least & (shares <= self.t_max)
+
+
+SETTINGS = ("block_size", "t_min", "t_max", "resample", "keep_first", "low_variance")
+
+
+def _build(settings: Mapping[str, Any], ids: VocabularyIds) -> BD3LM:
+    return BD3LM(mask_id=ids.mask_id, **{key: settings[key] for key in SETTINGS if key in settings})
+
+
+KIND = ObjectiveKind(
+    "bd3lm",
+    build=_build,
+    decoding=Decoding(decoders=("bd3lm",), options=("num_steps",), fixed_share=1.0),
+    bundle_fields=lambda settings, ids: {
+        "block_size": settings.get("block_size"),
+        "keep_first": settings.get("keep_first", True),
+    },
+)

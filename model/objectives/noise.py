@@ -50,14 +50,13 @@ def mean_alpha(alpha_0: float, power: int = 1) -> float:
 
 
 def draw_masked(
-    keys: SampleKeys, length: int, alpha_0: float, num_rows: int, low_variance: bool
+    keys: SampleKeys, length: int, t: Array, alpha_0: float, num_rows: int, low_variance: bool
 ) -> tuple[NDArray[np.bool_], Array]:
     """What is masked in z_t, bool [B, L], and the weight of a masked token, [B, 1].
 
-    num_rows: rows of the global batch that take the diffusion term; t is stratified over them and
-    the weights sum over them. Source: Eso-LM section 3 (arXiv 2506.01928); alpha_0 = 1 is MDLM.
+    t: of each row, [B, 1]. num_rows: rows of the global batch that take the diffusion term, which
+    the weights sum over. Source: Eso-LM section 3 (arXiv 2506.01928); alpha_0 = 1 is MDLM.
     """
-    t = row_times(keys, num_rows)
     masked = keys.uniforms(Purpose.MASK, length) < 1.0 - alpha(t, alpha_0)
     weights = np.ones_like(t) if low_variance else elbo_weight(t, alpha_0)
     return masked, weights / (num_rows * length)

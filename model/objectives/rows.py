@@ -74,9 +74,16 @@ class MaskedRows:
             block_size=block_size,
         )
 
-    def targets(self, weights: NDArray[np.float64]) -> Targets:
-        """Loss on the masked tokens; weights broadcast to [B, L]."""
-        return Targets(self.labels, (self.masked * torch.from_numpy(weights)).float())
+    def targets(
+        self, weights: NDArray[np.float64], times: NDArray[np.float64] | None = None
+    ) -> Targets:
+        """Loss on the masked tokens; weights and times broadcast to [B, L]."""
+        shape = tuple(self.labels.shape)
+        return Targets(
+            self.labels,
+            (self.masked * torch.from_numpy(weights)).float(),
+            None if times is None else np.broadcast_to(times, shape),
+        )
 
     def _clean_in_front(self) -> Tensor:
         return (self.masked.cumsum(1) == 0).sum(1)

@@ -51,7 +51,7 @@ def train_command(
     # One message for a bad configuration or a finished run, not one from each rank.
     resolve(resolved, ranks)
     directory = RunDirectory(resolved.run.dir)
-    if is_complete(directory, resolved.train.steps):
+    if is_complete(directory, resolved):
         typer.echo(complete_message(directory), err=True)
         return
     check_gpus(ranks)

@@ -69,13 +69,12 @@ class BatchSource:
 
     def _micro_batch(self, keys: SampleKeys) -> MicroBatch:
         tokens = torch.from_numpy(self.reader.read(keys.sample_index))
-        times = self.objective.times(tokens.shape[1], keys)
         inputs, targets = self.objective.corrupt(tokens, keys)
         return MicroBatch(
             inputs=(inputs.tokens, inputs.positions, inputs.rows()),
             targets=targets.sparse(),
             term=term_of(self.objective, keys),
-            bucket=None if times is None else _bucket_of(times),
+            bucket=None if targets.times is None else _bucket_of(targets.times),
         )
 
 

@@ -4,12 +4,11 @@ Source: arXiv 2503.09573, section 5.3: clipped schedules lower the variance of t
 the variance of the loss over the draws of the noise stands in for.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from model.objectives import BD3LM, Objective
+from model.objectives import Objective
 from model.objectives.base import DIFFUSION
 from model.objectives.noise import EPSILON
 from pipeline.errors import ConfigError
@@ -42,13 +41,13 @@ def search(
     Under every candidate the rows take the same number of draws. variance: of a row's loss in nats
     per token over its draws, averaged over rows. Raises ConfigError unless the network is a BD3-LM.
     """
-    if not isinstance(objective, BD3LM):
-        raise ConfigError("--clip-search goes with networks trained as a BD3-LM")
     if settings.num_draws < 2:
         raise ConfigError(f"--draws is {settings.num_draws}; a variance needs at least 2")
     ranges = []
     for t_min, t_max in candidates():
-        clipped = replace(objective, t_min=t_min, t_max=t_max, low_variance=False)
+        clipped = objective.clipped(t_min, t_max)
+        if clipped is None:
+            raise ConfigError("--clip-search goes with networks trained as a BD3-LM")
         if problems := clipped.problems(rows.seq_len):
             raise ConfigError(problems)
         schedule = Schedule(clipped, rows.num_rows, rows.seq_len, settings.seed)

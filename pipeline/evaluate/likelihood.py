@@ -9,7 +9,7 @@ import torch
 
 from data_prep.progress import ProgressBar
 from model.likelihood import importance_bound
-from model.objectives import AutoRegressive, EsoLM, Objective
+from model.objectives import Objective
 from pipeline.errors import ConfigError
 from pipeline.evaluate.passes import (
     NUM_BUCKETS,
@@ -18,8 +18,6 @@ from pipeline.evaluate.passes import (
     Passes,
     Schedule,
     follows_orders,
-    is_exact,
-    without_likelihood,
 )
 from pipeline.evaluate.ranks import gather
 from pipeline.evaluate.rows import Rows, chunks
@@ -50,7 +48,7 @@ def measure(
     """
     objective = objective.for_validation()
     _check(objective, rows, settings)
-    num_draws = 1 if is_exact(objective) else settings.num_draws
+    num_draws = 1 if objective.is_exact else settings.num_draws
     schedule = Schedule(objective, rows.num_rows, rows.seq_len, settings.seed)
     passes = Passes(subject, objective, schedule, num_draws, settings.num_orders)
     results = run_chunks(passes, rows, settings, info, "evaluate")
@@ -104,8 +102,6 @@ def _report(
     names = list(results[0].terms)
     terms = {name: np.concatenate([r.terms[name] for r in results]) for name in names}
     exact = np.concatenate([result.left_to_right for result in results])
-    if isinstance(objective, AutoRegressive):
-        terms = {"sequential": -exact[:, None]}
     return {
         "network": {
             "path": str(subject.path),
@@ -122,13 +118,13 @@ def _report(
             "bytes": num_bytes,
         },
         "seed": settings.seed,
-        "nelbo": _bound_report(terms, unit, is_exact(objective)),
+        "nelbo": _bound_report(terms, unit, objective.is_exact),
         "phases": {
             name: unit.of_nats(float(values.mean(axis=1).sum())) for name, values in terms.items()
         },
         "t_buckets": _bucket_report(np.stack([result.buckets for result in results]).sum(axis=0)),
         "left_to_right": unit.of_nats(-float(exact.sum())) if len(exact) else None,
-        "note": without_likelihood(objective),
+        "note": objective.without_likelihood,
         "orders": _order_report(objective, np.concatenate([r.orders for r in results]), unit),
     }
 
@@ -195,11 +191,10 @@ def _order_report(objective: Objective, log_p: Float64Array, unit: Unit) -> dict
     num_orders = log_p.shape[1]
     if not num_orders:
         return None
-    assert isinstance(objective, EsoLM)
     bound = importance_bound(torch.from_numpy(log_p)).numpy()
     return {
         "k": num_orders,
-        "alpha_0": objective.alpha_0,
+        "alpha_0": objective.diffusion_share,
         "single": unit.of_nats(-float(log_p.mean(axis=1).sum())),
         "importance_weighted": unit.of_nats(float(bound.sum())),
     }

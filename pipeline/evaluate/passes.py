@@ -19,7 +19,8 @@ from model.likelihood import (
     orders_log_likelihood,
     token_log_p,
 )
-from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective, SampleKeys
+from model.objectives import Objective, Orders, SampleKeys
+from model.objectives.base import SEQUENTIAL
 from model.objectives.draws import Purpose
 from pipeline.data.batches import VALIDATION_SEED
 from pipeline.evaluate.subject import Subject
@@ -51,32 +52,9 @@ class ChunkResult:
     num_bytes: Int64Array
 
 
-def is_exact(objective: Objective) -> bool:
-    """Whether the validation loss draws nothing: it is the negative log-likelihood itself."""
-    if isinstance(objective, BD3LM):
-        return objective.block_size == 1
-    is_sequential = isinstance(objective, EsoLM) and objective.alpha_0 == 0.0
-    return isinstance(objective, AutoRegressive) or is_sequential
-
-
 def follows_orders(objective: Objective) -> bool:
-    """Whether the network has a likelihood under any order: an Eso-LM."""
-    return isinstance(objective, EsoLM)
-
-
-def without_likelihood(objective: Objective) -> str | None:
-    """Why the network has no exact likelihood here; None if it has one."""
-    if isinstance(objective, MDLM):
-        return (
-            "no exact likelihood: attention is bidirectional, so what is known of a token changes "
-            "with every other one, and each would take a pass over the whole row"
-        )
-    if isinstance(objective, BD3LM) and not is_exact(objective):
-        return (
-            "no exact likelihood: attention within a block is bidirectional, so each of its tokens "
-            "would take a pass of its own"
-        )
-    return None
+    """Whether the network has a likelihood under any order."""
+    return objective.orders in (Orders.ANY, Orders.ANY_BEHIND_PREFIX)
 
 
 @dataclass(frozen=True)
@@ -138,9 +116,10 @@ class Passes:
         buckets = np.zeros((NUM_BUCKETS, BUCKET_COLUMNS))
         terms: dict[str, list[Float64Array]] = {}
         orders, exact = np.zeros((len(rows), 0)), np.zeros(0)
-        if isinstance(self.objective, AutoRegressive):
+        if self.objective.orders is Orders.LEFT_TO_RIGHT:
             log_p = left_to_right_log_likelihood(logits, self.objective, rows)
             exact = log_p.sum(1).numpy()
+            terms = {SEQUENTIAL: [-exact]}
         else:
             for draw in range(self.num_draws):
                 for term in self.objective.terms(self.schedule.global_batch_size):
@@ -167,7 +146,7 @@ class Passes:
         share = next(len(span) for span in terms if int(keys.slot[0]) in span) * predicted
         plain = -torch.where(masked, log_p, 0.0).numpy()
         weighted = plain * targets.weights.double().numpy() * share
-        times = self.objective.times(length, keys)
+        times = targets.times
         buckets = np.zeros((NUM_BUCKETS, BUCKET_COLUMNS))
         if times is not None:
             given = length - predicted
@@ -183,11 +162,10 @@ class Passes:
     def _orders(self, rows: Tensor, index: Int64Array) -> Float64Array:
         if not self.num_orders:
             return np.zeros((len(rows), 0))
-        assert isinstance(self.objective, EsoLM)
-        draw = (
-            self.schedule.seed, index, rows.shape[1], self.objective.alpha_0, self.num_orders,
-        )  # fmt: skip
-        prefixes = draw_prefix_lengths(*draw) if self.objective.variant == "A" else None
+        share = self.objective.diffusion_share
+        draw = (self.schedule.seed, index, rows.shape[1], share, self.num_orders)
+        behind_prefix = self.objective.orders is Orders.ANY_BEHIND_PREFIX
+        prefixes = draw_prefix_lengths(*draw) if behind_prefix else None
         log_p = orders_log_likelihood(
             self.subject.logits, rows, draw_orders(*draw), self.subject.mask_id, prefixes
         )

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from data_prep.progress import ProgressBar
 from data_prep.tokenizers import Tokenizer, load_tokenizer
+from model.objectives import objective_kind
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
 from pipeline.errors import ConfigError
@@ -96,8 +97,9 @@ def settings_of(bundle: Bundle, settings: SampleSettings) -> list[tuple[float, i
     Only an Eso-LM has a choice of alpha_0; `ar` writes nothing by diffusion, MDLM and BD3-LM all.
     """
     defaults, objective = bundle.model.generation_config, bundle.model.config.objective
-    fixed = {"ar": [0.0], "mdlm": [1.0], "bd3lm": [1.0]}
-    alphas = fixed.get(objective) or settings.alphas or [defaults.alpha_0]
+    decoding = objective_kind(objective).decoding
+    fixed = None if decoding is None else decoding.fixed_share
+    alphas = [fixed] if fixed is not None else settings.alphas or [defaults.alpha_0]
     steps = settings.steps or [defaults.num_steps]
     grid = [(alpha, count) for alpha in alphas for count in (steps if alpha else steps[:1])]
     return list(dict.fromkeys(grid))

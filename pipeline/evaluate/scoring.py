@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.objectives import Orders, objective_kind
 from pipeline.errors import ConfigError
 from pipeline.export.bundle.modeling_esolm import at_least_float32, rotary_angles
 
@@ -36,8 +37,9 @@ class Scorer:
 
     def __init__(self, model: Any, first_id: int | None = None) -> None:
         config = model.config
-        self._is_ar = config.objective == "ar"
-        if config.objective not in ("ar", "esolm"):
+        orders = objective_kind(config.objective).orders
+        self._in_one_order = orders is Orders.LEFT_TO_RIGHT
+        if orders is Orders.NONE:
             raise ConfigError(
                 "only networks trained as an Eso-LM or as ar have left-to-right likelihoods, "
                 f"this one was trained as {config.trained_as}"
@@ -53,7 +55,7 @@ class Scorer:
         """
         if not any(continuation for _, continuation in requests):
             return [Score(0.0, True)] * len(requests)
-        logits = (self._ar_logits if self._is_ar else self._esolm_logits)(requests)
+        logits = (self._ar_logits if self._in_one_order else self._esolm_logits)(requests)
         scores = []
         for row, (_, continuation) in zip(logits, requests, strict=True):
             log_p = row[: len(continuation)].double().log_softmax(-1)

@@ -1,6 +1,6 @@
 """What is measured: a trained network behind one function, wherever it comes from."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,11 @@ import torch
 
 from data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from model.likelihood import Logits
-from model.objectives import EsoLM, Objective
+from model.objectives import Objective, VocabularyIds, objective_kind
 from pipeline.checkpoint.reader import CheckpointReader
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.export.consolidate import load_tensors
 from pipeline.export.manifest import NAME as BUNDLE_RECORD
-from pipeline.run.config import ObjectiveSection, RunConfig
 
 
 @dataclass(frozen=True)
@@ -84,15 +83,15 @@ def _open_checkpoint(
     directory = tokenizer or reader.tokenizer_path
     loaded = load_tokenizer(directory) if directory else None
     network = load_network(reader.model, load_tensors(reader, weights), whole_network()).to(device)
+    bos_id = loaded.vocabulary.bos_id if loaded else None
+    ids = VocabularyIds(reader.model.vocab_size, reader.model.mask_id, bos_id)
     return Subject(
         path=reader.directory,
         kind="checkpoint",
         step=reader.step,
         weights=weights,
         logits=network.all_logits,
-        objective=objective_of(
-            reader.objective, reader.model.mask_id, loaded.vocabulary.bos_id if loaded else None
-        ),
+        objective=objective_of(reader.objective, ids),
         seq_len=reader.seq_len,
         vocab_size=reader.model.vocab_size,
         mask_id=reader.model.mask_id,
@@ -115,17 +114,15 @@ def _open_bundle(
     loaded = load_tokenizer(directory) if directory else None
     model = read_model(path, torch.float32).to(device)
     config = model.config
+    bos_id = loaded.vocabulary.bos_id if loaded else config.bos_token_id
+    ids = VocabularyIds(config.vocab_size, config.mask_token_id, bos_id)
     return Subject(
         path=path,
         kind="bundle",
         step=record["step"],
         weights=record["weights"],
         logits=partial(bundle_logits, model),
-        objective=objective_of(
-            record["objective"],
-            config.mask_token_id,
-            loaded.vocabulary.bos_id if loaded else config.bos_token_id,
-        ),
+        objective=objective_of(record["objective"], ids),
         seq_len=record["seq_len"],
         vocab_size=config.vocab_size,
         mask_id=config.mask_token_id,
@@ -134,27 +131,21 @@ def _open_bundle(
     )
 
 
-def objective_of(stored: dict[str, Any], mask_id: int, bos_id: int | None) -> Objective:
+def objective_of(stored: dict[str, Any], ids: VocabularyIds) -> Objective:
     """The objective that a checkpoint or bundle says it was trained with."""
-    from pipeline.run.experiment import build_objective
-
-    known = {field.name for field in fields(ObjectiveSection)}
-    section = ObjectiveSection(**{key: stored[key] for key in known & stored.keys()})
-    if section.name == "ar" and section.prepend == "bos" and bos_id is None:
-        raise ConfigError("the network was trained with bos in front: name its --tokenizer")
-    objective, _ = build_objective(RunConfig(objective=section), mask_id, bos_id or 0)
-    if objective is None:
-        raise ConfigError(f"the network was trained with an unknown objective '{section.name}'")
-    return objective
+    try:
+        return objective_kind(stored["name"]).build(stored, ids)
+    except ValueError as error:
+        raise ConfigError(f"the network's objective cannot be had: {error}") from error
 
 
 def with_alpha_0(objective: Objective, alpha_0: float | None) -> Objective:
-    """The same Eso-LM at another share of diffusion; raises ConfigError for any other objective."""
+    """The same objective at another share of diffusion; raises ConfigError if it has no choice."""
     if alpha_0 is None:
         return objective
-    if not isinstance(objective, EsoLM):
-        raise ConfigError("--alpha-0 goes with networks trained as an Eso-LM")
     if not 0.0 <= alpha_0 <= 1.0:
         raise ConfigError(f"--alpha-0 is {alpha_0}; it must lie in [0, 1]")
-    kappa = alpha_0 if alpha_0 in (0.0, 1.0) else 0.5
-    return replace(objective, alpha_0=alpha_0, kappa=kappa)
+    changed = objective.at_alpha_0(alpha_0)
+    if changed is None:
+        raise ConfigError("--alpha-0 goes with networks trained as an Eso-LM")
+    return changed

@@ -12,7 +12,7 @@ from model.inputs import NetworkInput
 from pipeline.errors import ExportError
 from pipeline.export.consolidate import Source
 from pipeline.export.fold import fold
-from pipeline.export.writer import load_model
+from pipeline.export.writer import bundle_config, load_model
 
 # Largest difference of fp32 logits, relative to max(1, largest logit).
 TOLERANCE = 1e-5
@@ -129,11 +129,9 @@ def some_tokens(model: ModelConfig, rows: int, count: int) -> Tensor:
 
 
 def decoding_length(source: Source) -> int:
-    """A short length that the network can write: whole blocks under `bd3lm`."""
+    """A short length that the network can write: whole blocks, where it writes in blocks."""
     length = min(source.seq_len, MAX_LENGTH)
-    if source.objective["name"] != "bd3lm":
-        return length
-    size: int = source.objective["block_size"]
+    size: int = bundle_config(source, None).block_size or 1
     return max(length // size * size, size)
 
 

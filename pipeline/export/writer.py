@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data_prep.tokenizers import Tokenizer
 from model.config import ModelConfig
+from model.objectives import VocabularyIds, objective_kind
 from pipeline.errors import ExportError
 from pipeline.export.consolidate import Source
 
@@ -70,28 +71,23 @@ def bundle_config(
     model, objective = source.model, source.objective
     if tokenizer is not None:
         bos_id = tokenizer.vocabulary.bos_id
+    kind = objective_kind(objective["name"])
+    ids = VocabularyIds(model.vocab_size, model.mask_id, bos_id)
+    if kind.decoding is None:
+        raise ExportError(
+            f"the objective '{kind.name}' names no decoder, so nothing could write text from a "
+            "bundle of this network; its ObjectiveKind says how in `decoding`"
+        )
     config = EsoLMConfig(
         **_architecture(model),
         bos_token_id=bos_id,
         eos_token_id=tokenizer.vocabulary.eos_id if tokenizer else None,
-        objective=objective["name"],
-        variant=objective.get("variant") if objective["name"] == "esolm" else None,
-        alpha_0=objective["alpha_0"] if objective["name"] == "esolm" else None,
-        prepend_token_id=_prepend_id(source, bos_id),
-        block_size=objective.get("block_size") if objective["name"] == "bd3lm" else None,
-        keep_first=objective["name"] == "bd3lm" and objective.get("keep_first", True),
+        objective=kind.name,
+        **{"variant": None, **kind.bundle_fields(objective, ids)},
         seq_len=source.seq_len,
     )
     config.auto_map = dict(AUTO_MAP)
     return config
-
-
-def _prepend_id(source: Source, bos_id: int | None) -> int | None:
-    """What stood before every sequence in training; None for nothing, or an unknown bos."""
-    objective = source.objective
-    prepend = objective.get("prepend", "none") if objective["name"] == "ar" else "none"
-    ids: dict[str, int | None] = {"none": None, "mask": source.model.mask_id, "bos": bos_id}
-    return ids[prepend]
 
 
 def _architecture(model: ModelConfig) -> dict[str, Any]:
@@ -185,9 +181,9 @@ def write_bundle(directory: Path, source: Source, model: Any, tokenizer: Tokeniz
 def _generation_config(source: Source) -> Any:
     from pipeline.export.bundle.generation_esolm import EsoLMGenerationConfig
 
-    objective = source.objective
-    alpha_0 = objective["alpha_0"] if objective["name"] == "esolm" else 1.0
-    return EsoLMGenerationConfig(alpha_0=alpha_0, num_steps=DEFAULT_STEPS, length=source.seq_len)
+    alpha_0 = bundle_config(source, None).alpha_0
+    given = {} if alpha_0 is None else {"alpha_0": alpha_0}
+    return EsoLMGenerationConfig(**given, num_steps=DEFAULT_STEPS, length=source.seq_len)
 
 
 def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:

@@ -15,6 +15,7 @@ import sys
 from types import FrameType
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
 from pipeline.launch.stop import STOP_SIGNALS, stop_asked
@@ -49,13 +50,16 @@ def launch(command: list[str], num_ranks: int) -> int:
     port = free_port()
     environments = {rank: _environment(rank, num_ranks, port) for rank in range(num_ranks)}
     arguments = {rank: ("-m", "pipeline", *command) for rank in range(num_ranks)}
-    processes = start_processes(
-        name="esolm",
-        entrypoint=sys.executable,
-        args=arguments,
-        envs=environments,
-        logs_specs=DefaultLogsSpecs(),
-    )
+    try:
+        processes = start_processes(
+            name="esolm",
+            entrypoint=sys.executable,
+            args=arguments,
+            envs=environments,
+            logs_specs=DefaultLogsSpecs(),
+        )
+    except SignalException:  # while some ranks may run already, which end with this process
+        return EXIT_RESUME_ME
     _forward_signals(processes)
     if stop_asked():
         for pid in processes.pids().values():

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 from model.config import ModelConfig
 from model.flops import flops_per_token, layer_costs
-from model.objectives import Objective
+from model.objectives import Objective, VocabularyIds
 from pipeline.errors import ConfigError
 from pipeline.parallel.layout import Layout, fit_layout
 from pipeline.plan.activations import Activations, MicroBatchShape
@@ -113,7 +113,7 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
         raise ConfigError(problems)
     assert vocab_size is not None
     model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
-    objective, _ = build_objective(config, mask_id, bos_id)
+    objective, _ = build_objective(config, VocabularyIds(vocab_size, mask_id, bos_id))
     assert objective is not None
     return Planned(config, model, objective, tuple(notes))
 

@@ -3,7 +3,7 @@
 from functools import reduce
 from typing import Any
 
-from pipeline.checkpoint.commit import committed, step_of
+from pipeline.checkpoint.commit import committed, damaged, step_of
 from pipeline.errors import ConfigError
 from pipeline.run.config import RunConfig, stated_settings, valid_keys
 from pipeline.run.directory import RunDirectory
@@ -12,14 +12,18 @@ from pipeline.run.directory import RunDirectory
 WITHOUT_EFFECT = ("run.", "parallel.", "checkpoint.", "prep.", "slurm.")
 
 
-def is_complete(directory: RunDirectory, steps: int) -> bool:
+def is_complete(directory: RunDirectory, config: RunConfig) -> bool:
     """Whether all asked-for steps are behind the run; more steps than it has done continue it.
 
     Raises ConfigError if it has done more than the steps asked for, or if DONE and the checkpoints
     tell of different runs: nothing must be trained twice or called complete by mistake.
     """
-    done = directory.finished_step()
+    done, steps = directory.finished_step(), config.train.steps
     newest = max(map(step_of, committed(directory.checkpoints)), default=None)
+    if done is not None and newest is None and config.checkpoint.mirror:
+        return done >= steps  # its checkpoints lie elsewhere
+    if newest is None and damaged(directory.checkpoints):
+        return False  # what the start of the training has to say about them counts more
     if done is not None and done != newest:
         at = "no checkpoint is there" if newest is None else f"the newest checkpoint has {newest}"
         raise ConfigError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.errors import DataError
 from model.config import RECOMPUTE, ModelConfig
-from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
+from model.objectives import Objective, VocabularyIds, objective_kind
 from pipeline.checkpoint.commit import committed
 from pipeline.checkpoint.remote import is_url, url_problems
 from pipeline.data.dataset import TokenDataset
@@ -74,9 +74,8 @@ def _assemble(
     mask_id = dataset.mask_id if dataset else 0
     vocab_size = dataset.vocab_size if dataset else mask_id + 1
     model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
-    objective, objective_problems = build_objective(
-        config, mask_id, dataset.bos_id if dataset else 0
-    )
+    ids = VocabularyIds(vocab_size, mask_id, dataset.bos_id if dataset else 0)
+    objective, objective_problems = build_objective(config, ids)
     problems += model.problems() + objective_problems + _sharing_problems(config, model)
     if objective is not None and not objective_problems:
         problems += _term_problems(config, objective) + _sequence_problems(config, objective)
@@ -103,39 +102,12 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
     ]
 
 
-def build_objective(
-    config: RunConfig, mask_id: int, bos_id: int
-) -> tuple[Objective | None, list[str]]:
+def build_objective(config: RunConfig, ids: VocabularyIds) -> tuple[Objective | None, list[str]]:
     """The objective that the configuration names (None if there is no such) and its problems."""
-    section = config.objective
-    objective: Objective
-    if section.name == "esolm":
-        objective = EsoLM(
-            mask_id=mask_id,
-            alpha_0=section.alpha_0,
-            kappa=section.kappa,
-            variant=section.variant,
-            low_variance=section.low_variance,
-        )
-    elif section.name == "ar":
-        prepended = {"none": None, "bos": bos_id, "mask": mask_id}
-        if section.prepend not in prepended:
-            return None, [f"objective.prepend is '{section.prepend}'; choose none, bos or mask"]
-        objective = AutoRegressive(prepended[section.prepend])
-    elif section.name == "mdlm":
-        objective = MDLM(mask_id, section.low_variance)
-    elif section.name == "bd3lm":
-        objective = BD3LM(
-            mask_id=mask_id,
-            block_size=section.block_size,
-            t_min=section.t_min,
-            t_max=section.t_max,
-            resample=section.resample,
-            keep_first=section.keep_first,
-            low_variance=section.low_variance,
-        )
-    else:
-        return None, [f"objective.name is '{section.name}'; choose esolm, ar, mdlm or bd3lm"]
+    try:
+        objective = objective_kind(config.objective.name).build(asdict(config.objective), ids)
+    except ValueError as error:
+        return None, str(error).splitlines()
     return objective, objective.problems(config.train.seq_len)
 
 
@@ -193,14 +165,13 @@ def _sharing_problems(config: RunConfig, model: ModelConfig) -> list[str]:
 def _sequence_problems(config: RunConfig, objective: Objective) -> list[str]:
     """Tokens of a micro-batch must divide among the ranks that share them."""
     train, tp = config.train, config.parallel.tp
-    shortened = isinstance(objective, AutoRegressive) and objective.prepend_id is None
-    tokens = train.micro_batch_size * (train.seq_len - int(shortened))
-    if config.parallel.sequence and tokens % tp:
-        return [
-            f"parallel.sequence: the {tokens} tokens of a micro-batch do not divide by "
-            f"parallel.tp {tp}"
-        ]
-    return []
+    lengths = dict.fromkeys(work.length for work in objective.work(train.seq_len))
+    return [
+        f"parallel.sequence: the {train.micro_batch_size * length} tokens of a micro-batch do not "
+        f"divide by parallel.tp {tp}"
+        for length in lengths
+        if config.parallel.sequence and train.micro_batch_size * length % tp
+    ]
 
 
 def _term_problems(config: RunConfig, objective: Objective) -> list[str]:
@@ -213,12 +184,12 @@ def _term_problems(config: RunConfig, objective: Objective) -> list[str]:
                 f"{train.global_batch_size} rows, which does not divide by train.micro_batch_size "
                 f"{train.micro_batch_size}: a micro-batch lies within one term"
             )
-    section = config.objective
-    split = section.name == "esolm" and 0 < section.kappa < 1
-    if split and len(objective.terms(train.global_batch_size)) < 2:
+    terms, kinds = objective.terms(train.global_batch_size), objective.work(train.seq_len)
+    if len(terms) < len(kinds):
         problems.append(
-            f"objective.kappa {section.kappa} leaves one loss term without a row of "
-            f"train.global_batch_size {train.global_batch_size}"
+            f"only the {' and '.join(terms)} term has a row of train.global_batch_size "
+            f"{train.global_batch_size}, but the objective has {len(kinds)} terms: make the batch "
+            "larger, or objective.kappa less extreme"
         )
     return problems
 

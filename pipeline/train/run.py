@@ -34,7 +34,7 @@ def train(config: RunConfig) -> int:
     info = process_info()
     experiment = resolve(config, info.world_size)
     directory = RunDirectory(config.run.dir)
-    if is_complete(directory, config.train.steps):
+    if is_complete(directory, config):
         if info.rank == 0:
             print(complete_message(directory), file=sys.stderr)
         return EXIT_DONE

@@ -10,7 +10,7 @@ from torch import Tensor
 from model.attention import AttentionPattern
 from model.columns import Column
 from model.network import Network
-from model.objectives import SampleKeys
+from model.objectives import SampleKeys, VocabularyIds
 from model.objectives.base import term_of
 from model.objectives.draws import Purpose
 from pipeline.checkpoint import commit
@@ -96,7 +96,9 @@ def _source(
     newest = commit.newest_valid(directory.checkpoints)
     if newest is not None:
         reader.check_state(newest[1].run["data"])
-    objective, problems = build_objective(config, dataset.mask_id, dataset.bos_id)
+    objective, problems = build_objective(
+        config, VocabularyIds(dataset.vocab_size, dataset.mask_id, dataset.bos_id)
+    )
     if objective is None or problems:
         raise ConfigError(problems)
     return BatchSource(
@@ -112,7 +114,7 @@ def _source(
 
 def _rows(source: BatchSource, keys: SampleKeys, batch: MicroBatch) -> list[Row]:
     tokens = source.reader.read(keys.sample_index)
-    times = source.objective.times(source.reader.seq_len, keys)
+    times = source.objective.corrupt(torch.from_numpy(tokens), keys)[1].times
     index = batch.targets[0]
     predicted = (index // _outputs(batch)).bincount(minlength=len(tokens))
     return [

@@ -132,7 +132,8 @@ def test_stopped_and_resumed_is_undisturbed(dataset: Path, tmp_path: Path) -> No
     assert losses(run) == losses(config.parent.parent / "reference" / "run")
     assert (run / "DONE").exists()
     started_again = finish(start("train", str(config), "--ranks", "2"), 0)
-    assert "step" not in started_again
+    assert "is complete: all 60 steps are done" in started_again
+    assert "layout" not in started_again, "nothing was started"
 
 
 def test_ranks_die_with_their_launcher_and_a_run_has_one_job(dataset: Path, tmp_path: Path) -> None:

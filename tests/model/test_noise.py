@@ -52,7 +52,8 @@ def test_t_keeps_to_its_range() -> None:
 def test_masks_are_drawn_with_the_chance_and_weighted_by_the_bound() -> None:
     slot = np.arange(400)
     keys = SampleKeys(0, slot, slot, 800)
-    masked, weights = noise.draw_masked(keys, 500, 0.5, 400, low_variance=False)
+    t = noise.row_times(keys, 400)
+    masked, weights = noise.draw_masked(keys, 500, t, 0.5, 400, low_variance=False)
     t = noise.stratified_t(keys.uniforms(2, 1)[:, 0], slot, 400)
     assert masked.shape == (400, 500)
     share = masked.mean(axis=1)
@@ -60,5 +61,5 @@ def test_masks_are_drawn_with_the_chance_and_weighted_by_the_bound() -> None:
     assert np.abs(share - chance).max() < 5 * np.sqrt(0.25 / 500)
     assert np.abs(share - chance).mean() < np.sqrt(0.25 / 500)
     np.testing.assert_allclose(weights[:, 0], noise.elbo_weight(t, 0.5) / (400 * 500), rtol=1e-12)
-    _, plain = noise.draw_masked(keys, 500, 0.5, 400, low_variance=True)
+    _, plain = noise.draw_masked(keys, 500, t, 0.5, 400, low_variance=True)
     np.testing.assert_allclose(plain, 1.0 / (400 * 500), rtol=1e-12)

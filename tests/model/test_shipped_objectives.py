@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from model.flops import flops_per_token
+from model.objectives import VocabularyIds
 from pipeline.run.config import RunConfig, load_config
 from pipeline.run.experiment import build_objective
 from tests.model.conftest import MASK_ID, small_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "objective"
+IDS = VocabularyIds(MASK_ID + 1, MASK_ID, bos_id=1)
 REQUIRED = ["run.dir=unused", "data.path=unused", "train.steps=1", "train.seq_len=32"]
 NAMES = {
     "ar": "AutoRegressive",
@@ -27,7 +29,7 @@ def load(name: str, *overrides: str) -> RunConfig:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_file_makes_an_objective(path: Path) -> None:
     config = load(path.stem)
-    objective, problems = build_objective(config, MASK_ID, bos_id=1)
+    objective, problems = build_objective(config, IDS)
     assert problems == []
     assert type(objective).__name__ == NAMES[path.stem]
     assert objective is not None
@@ -45,13 +47,13 @@ def test_file_makes_an_objective(path: Path) -> None:
     ],
 )
 def test_bad_settings_are_named(name: str, override: str, message: str) -> None:
-    _, problems = build_objective(load(name, override), MASK_ID, bos_id=1)
+    _, problems = build_objective(load(name, override), IDS)
     assert any(message in problem for problem in problems)
 
 
 def test_two_streams_cost_more_than_one() -> None:
     model = small_config(hidden_size=96, num_heads=4, ffn_hidden_size=384, num_layers=6)
-    objectives = {name: build_objective(load(name), MASK_ID, bos_id=1)[0] for name in NAMES}
+    objectives = {name: build_objective(load(name), IDS)[0] for name in NAMES}
     costs = {
         name: flops_per_token(model, objective.work(32), 32)
         for name, objective in objectives.items()

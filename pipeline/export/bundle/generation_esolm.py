@@ -2,6 +2,7 @@
 """`generate`: which options there are, and which decoder an objective has."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -16,13 +17,65 @@ from .left_to_right_esolm import decode_left_to_right
 from .masked_diffusion_esolm import BlockPlan, decode_blocks, draw_block_plan
 from .two_phase_esolm import DecodingPlan, decode_causal, decode_prefix, draw_plan
 
+
+def plan_two_phases(
+    config: Any, prompt: Tensor, settings: Any, generator: torch.Generator
+) -> DecodingPlan:
+    """A share alpha_0 by diffusion, the rest from left to right."""
+    return _plan(prompt, settings.length, settings.alpha_0, settings.num_steps, generator)
+
+
+def plan_left_to_right(
+    config: Any, prompt: Tensor, settings: Any, generator: torch.Generator
+) -> DecodingPlan:
+    """One token a pass."""
+    return _plan(prompt, settings.length, 0.0, settings.num_steps, generator)
+
+
+def plan_whole(config: Any, prompt: Tensor, settings: Any, generator: torch.Generator) -> BlockPlan:
+    """Diffusion over all of the sequence at once."""
+    length = settings.length
+    return draw_block_plan(prompt, length, length, settings.num_steps, generator)
+
+
+def plan_blocks(
+    config: Any, prompt: Tensor, settings: Any, generator: torch.Generator
+) -> BlockPlan:
+    """Diffusion within blocks of the size that the network was trained with."""
+    if config.block_size is None:
+        raise ValueError("this bundle does not say its block size: export the network again")
+    size = config.block_size
+    return draw_block_plan(prompt, settings.length, size, settings.num_steps, generator)
+
+
+def _plan(
+    prompt: Tensor, length: int, alpha_0: float, num_steps: int, generator: torch.Generator
+) -> DecodingPlan:
+    plan = draw_plan(len(prompt), length, prompt.shape[1], alpha_0, num_steps, generator)
+    return replace(plan, order=plan.order.to(prompt.device))
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """plan: what is written when, drawn before the first pass. write: the passes themselves.
+
+    has_cache: whether there is anything to keep between passes.
+    """
+
+    plan: Callable[..., DecodingPlan | BlockPlan]
+    write: Callable[..., Tensor]
+    has_cache: bool = True
+
+
 DECODERS = {
-    "esolm A": decode_prefix,
-    "esolm B": decode_causal,
-    "ar": decode_left_to_right,
-    "mdlm": decode_blocks,
-    "bd3lm": decode_blocks,
+    "esolm A": Decoder(plan_two_phases, decode_prefix),
+    "esolm B": Decoder(plan_two_phases, decode_causal),
+    "ar": Decoder(plan_left_to_right, decode_left_to_right),
+    # It reads in both directions throughout.
+    "mdlm": Decoder(plan_whole, decode_blocks, has_cache=False),
+    "bd3lm": Decoder(plan_blocks, decode_blocks),
 }
+"""By `EsoLMConfig.trained_as`. To add one, write its two functions in a file of this folder."""
 
 
 class EsoLMGenerationConfig(GenerationConfig):
@@ -105,8 +158,15 @@ class EsoLMGenerationMixin:
 
     @property
     def has_cache(self) -> bool:
-        """Whether decoding has anything to keep; `mdlm` reads in both directions throughout."""
-        return self.config.objective != "mdlm"
+        """Whether decoding has anything to keep between passes."""
+        return self._decoder.has_cache
+
+    @property
+    def _decoder(self) -> Decoder:
+        trained_as = self.config.trained_as
+        if trained_as not in DECODERS:
+            raise ValueError(f"there is no decoder for networks trained as '{trained_as}'")
+        return DECODERS[trained_as]
 
     def adjust_generation_fn(
         self, generation_config, from_auto_class, from_pipeline, path, *_, **loading
@@ -156,15 +216,14 @@ class EsoLMGenerationMixin:
         if attention_mask is not None and not torch.as_tensor(attention_mask).bool().all():
             raise ValueError("the prompt is padded; give prompts of one length without padding")
         prompt = self._prompt(input_ids, num_samples, settings.length)
-        plan = self._plan(prompt, settings, generator)
+        plan = self._decoder.plan(self.config, prompt, settings, generator)
         sampler = TokenSampler(settings.temperature, settings.top_p, generator)
         show = None
         if streamer is not None:
             streamer.put(prompt.cpu())
             if hasattr(streamer, "put_draft"):
                 show = lambda draft: streamer.put_draft(draft.cpu())  # noqa: E731
-        decode = DECODERS[self.config.trained_as]
-        sequences = decode(self, prompt, plan, sampler, use_cache, show).clone()
+        sequences = self._decoder.write(self, prompt, plan, sampler, use_cache, show).clone()
         if streamer is not None:
             streamer.put(sequences[:, prompt.shape[1] :].cpu())
             streamer.end()
@@ -181,8 +240,6 @@ class EsoLMGenerationMixin:
     def _prompt(self, input_ids: Tensor | None, num_samples: int, length: int) -> Tensor:
         """int64 [B, P]. A network that predicts no first token needs one: bos, without a prompt."""
         config = self.config
-        if config.trained_as not in DECODERS:
-            raise ValueError(f"there is no decoder for networks trained as '{config.trained_as}'")
         if not isinstance(num_samples, Integral) or num_samples < 1:
             raise ValueError(f"num_samples is {num_samples!r}; it must be a whole number from 1 on")
         if input_ids is None:
@@ -202,22 +259,6 @@ class EsoLMGenerationMixin:
         if input_ids.shape[1] > length:
             raise ValueError(f"the prompt has {input_ids.shape[1]} tokens, length is {length}")
         return input_ids.to(self.device)
-
-    def _plan(
-        self, prompt: Tensor, settings: EsoLMGenerationConfig, generator: torch.Generator
-    ) -> DecodingPlan | BlockPlan:
-        objective, length = self.config.objective, settings.length
-        if objective in ("mdlm", "bd3lm"):
-            size = self.config.block_size if objective == "bd3lm" else length
-            if size is None:
-                raise ValueError(
-                    "this bundle does not say its block size: export the network again"
-                )
-            return draw_block_plan(prompt, length, size, settings.num_steps, generator)
-        alpha_0 = 0.0 if objective == "ar" else settings.alpha_0
-        plan = draw_plan(len(prompt), length, prompt.shape[1], alpha_0, settings.num_steps,
-                         generator)  # fmt: skip
-        return replace(plan, order=plan.order.to(prompt.device))
 
 
 def check_prompt(input_ids: Any, vocab_size: int, mask_id: int) -> None:

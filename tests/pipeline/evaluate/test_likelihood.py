@@ -200,7 +200,7 @@ def test_t_is_stratified_over_rows_and_turned_in_each_draw(
     turns = set()
     for draw in range(20):
         keys = schedule.keys("diffusion", draw, index)
-        times = objective.times(16, keys)
+        times = objective.corrupt(torch.zeros(num_rows, 16).long(), keys)[1].times
         assert times is not None
         strata = np.floor((times[:, 0] - 0.001) / 0.999 * num_rows).astype(int)
         # Where the term's slots are no multiple of the rows, a stratum may reach into the next.
@@ -269,8 +269,9 @@ def test_the_times_of_an_objective_are_those_of_its_weights(objective: Objective
     objective, slots = objective.for_validation(), np.arange(4)
     keys = SampleKeys(7, 20 + slots, slots, 8)
     _, targets = objective.corrupt(torch.arange(64).reshape(4, 16) % 3, keys)
-    times = objective.times(16, keys)
+    times = targets.times
     assert times is not None
+    assert times.shape == (4, 16)
     if isinstance(objective, BD3LM):
         expected = 1.0 / times / (8 * 15)
     else:
@@ -283,5 +284,5 @@ def test_the_times_of_an_objective_are_those_of_its_weights(objective: Objective
 
 def test_a_term_without_noise_has_no_time() -> None:
     keys = SampleKeys(0, np.arange(2), np.array([6, 7]), 8)
-    assert EsoLM(3, 0.5, 0.5).times(16, keys) is None
-    assert AutoRegressive(None).times(16, keys) is None
+    for objective in (EsoLM(3, 0.5, 0.5), AutoRegressive(None)):
+        assert objective.corrupt(torch.zeros(2, 16).long(), keys)[1].times is None

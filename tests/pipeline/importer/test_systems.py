@@ -57,11 +57,14 @@ def training_network(reader: CheckpointReader, state: str) -> Any:
 
 
 def objective_of(reader: CheckpointReader) -> Any:
+    from model.objectives import VocabularyIds
     from pipeline.run.experiment import build_objective
 
     config = RunConfig(objective=ObjectiveSection(**reader.objective))
     config.train.seq_len = reader.seq_len
-    objective, problems = build_objective(config, reader.model.mask_id, 0)
+    objective, problems = build_objective(
+        config, VocabularyIds(reader.model.vocab_size, reader.model.mask_id, 0)
+    )
     assert objective is not None
     assert not problems
     return objective

@@ -7,11 +7,17 @@ import pytest
 from pipeline.checkpoint import commit
 from pipeline.errors import ConfigError
 from pipeline.run.completion import changed_settings, is_complete
-from pipeline.run.config import load_config
+from pipeline.run.config import RunConfig, load_config
 from pipeline.run.directory import RunDirectory
 from tests.processes import ROOT
 
 CONFIG = ROOT / "configs" / "run" / "demo.yaml"
+
+
+def asking(steps: int, *overrides: str) -> RunConfig:
+    return load_config(
+        CONFIG, ["run.dir=unused", "data.path=unused", f"train.steps={steps}", *overrides]
+    )
 
 
 def run_at(path: Path, *steps: int) -> RunDirectory:
@@ -24,20 +30,20 @@ def run_at(path: Path, *steps: int) -> RunDirectory:
 
 def test_a_run_is_complete_when_its_last_checkpoint_is_of_its_last_step(tmp_path: Path) -> None:
     directory = run_at(tmp_path, 10, 20)
-    assert not is_complete(directory, 20), "killed before DONE: the next start writes it"
+    assert not is_complete(directory, asking(20)), "killed before DONE: the next start writes it"
     directory.finish(20)
-    assert is_complete(directory, 20)
-    assert not is_complete(directory, 21), "more steps continue it"
+    assert is_complete(directory, asking(20))
+    assert not is_complete(directory, asking(21)), "more steps continue it"
 
 
 def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
     directory = run_at(tmp_path, 10, 20)
     refusal = r"train.steps is 15, but the run in .* has done 20 steps already"
     with pytest.raises(ConfigError, match=refusal):
-        is_complete(directory, 15)
+        is_complete(directory, asking(15))
     directory.finish(20)
     with pytest.raises(ConfigError, match=refusal):
-        is_complete(directory, 15)
+        is_complete(directory, asking(15))
 
 
 @pytest.mark.parametrize(("steps", "found"), [((), "no checkpoint is there"), ((10,), "has 10")])
@@ -48,7 +54,15 @@ def test_a_done_of_another_run_is_refused(
     directory.finish(20)
     for asked in (10, 20, 30):
         with pytest.raises(ConfigError, match=f"complete at step 20, but .*{found}.*Remove DONE"):
-            is_complete(directory, asked)
+            is_complete(directory, asking(asked))
+
+
+def test_checkpoints_at_a_mirror_or_set_aside_are_not_missed(tmp_path: Path) -> None:
+    directory = run_at(tmp_path, 20)
+    directory.finish(20)
+    commit.set_aside(commit.step_directory(directory.checkpoints, 20))
+    assert not is_complete(directory, asking(20)), "the start of the training says what is wrong"
+    assert is_complete(directory, asking(20, "checkpoint.mirror=file:///elsewhere"))
 
 
 def test_changed_settings_are_listed(dataset: Path, tmp_path: Path) -> None:
