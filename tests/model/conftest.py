@@ -1,14 +1,16 @@
 """Random small networks in one process."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from model.config import ModelConfig
-from model.network import Network
-from pipeline.parallel.single import single_process
+
+if TYPE_CHECKING:
+    from model.network import Network
 
 MASK_ID = 3
 
@@ -41,6 +43,11 @@ def small_config(**changes: Any) -> ModelConfig:
 @pytest.fixture(scope="session")
 def make_network() -> Callable[..., Network]:
     """Builds a float64 network with random weights everywhere, in evaluation mode."""
+    # The network brings megatron-core, which takes seconds that tests of objectives need not wait.
+    import torch
+
+    from model.network import Network
+    from pipeline.parallel.single import single_process
 
     def make(scale: float = 0.4, **changes: Any) -> Network:
         network = Network(small_config(**changes), single_process()).double().eval()

@@ -179,6 +179,10 @@ def test_a_micro_batch_lies_within_one_term() -> None:
 def test_esolm_shares_the_global_batch_by_kappa() -> None:
     objective = EsoLM(MASK_ID, alpha_0=0.5, kappa=0.3)
     assert objective.terms(10) == {"diffusion": range(3), "sequential": range(3, 10)}
+    # Truncated, not rounded: 3.5 and 2.8 rows are 3 and 2, and less than one row is no term.
+    assert EsoLM(MASK_ID, 0.5, 0.5).terms(7) == {"diffusion": range(3), "sequential": range(3, 7)}
+    assert EsoLM(MASK_ID, 0.5, 0.7).terms(4) == {"diffusion": range(2), "sequential": range(2, 4)}
+    assert EsoLM(MASK_ID, 0.5, 0.9).terms(1) == {"sequential": range(1)}
     assert EsoLM(MASK_ID, 1.0, 1.0).terms(10) == {"diffusion": range(10)}
     assert EsoLM(MASK_ID, 0.0, 0.0).terms(10) == {"sequential": range(10)}
 

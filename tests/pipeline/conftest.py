@@ -1,15 +1,17 @@
 """A small finished run that several tests look at; none may change it."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from tests.dist.ranks import rank_environment
-from tests.e2e.runs import write_config
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class RecordedRun:
 @pytest.fixture(scope="session")
 def recorded_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> RecordedRun:
     """12 steps with checkpoints at 4, 8 and 12; step 7 is refused and rolls back to 4."""
+    # Here, for most tests of this folder ask for no run and need not wait for torch.
+    import torch
+
+    from tests.dist.ranks import rank_environment
+    from tests.e2e.runs import write_config
+
     folder = tmp_path_factory.mktemp("recorded")
     config = write_config(folder, dataset)
     settings = config.read_text().replace("parallel: {tp: 2}", "parallel: {tp: 1}")

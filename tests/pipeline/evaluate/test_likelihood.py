@@ -134,6 +134,24 @@ def test_autoregressive_perplexity(
     assert report["t_buckets"] == []
 
 
+@pytest.mark.parametrize("name", ["ar", "ar_bos"])
+def test_the_error_over_rows_is_that_of_the_mean_of_their_losses(
+    name: str, make_run: Callable[[str], Path], dataset: Path
+) -> None:
+    """Rows of equal length: the loss per token is the mean of n losses, each with its spread."""
+    subject, rows = open_both(make_run(name), dataset)
+    report = measure(subject, subject.objective, rows, Settings(), ALONE)
+    assert report is not None
+    tokens = torch.from_numpy(rows.read(np.arange(ROWS)))
+    log_p = left_to_right_log_likelihood(subject.logits, subject.objective, tokens)  # type: ignore[arg-type]
+    losses = [-float(row.mean()) for row in log_p.double()]
+    mean = sum(losses) / ROWS
+    variance = sum((loss - mean) ** 2 for loss in losses) / (ROWS - 1)
+    found = report["nelbo"]
+    assert found["nats_per_token"] == pytest.approx(mean, rel=1e-6)
+    assert found["standard_error_over_rows"] == pytest.approx(math.sqrt(variance / ROWS), rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["esolm_b", "esolm_a", "mdlm", "bd3lm"])
 def test_the_bound_has_the_expectation_of_the_models_own(
     name: str, make_run: Callable[[str], Path], dataset: Path

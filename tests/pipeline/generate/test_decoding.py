@@ -1,11 +1,15 @@
 """Two-phase decoding: the plan, the cache, the sampler, reproducibility."""
 
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from model.objectives.noise import alpha
 from pipeline.export.bundle.drawing_esolm import TokenSampler, keep_nucleus
 from pipeline.export.bundle.generation_esolm import EsoLMGenerationConfig
 from pipeline.export.bundle.two_phase_esolm import diffusion_counts, draw_plan
@@ -91,6 +95,23 @@ def test_counts_follow_the_schedule() -> None:
     chance = (alpha_0 - 0.001 * alpha_0) / (1 - 0.001 * alpha_0)
     error = (length * chance * (1 - chance) / draws) ** 0.5
     assert abs(sum(totals) / draws - length * chance) < 5 * error
+
+
+def test_the_schedule_is_the_one_of_training_down_to_its_floor() -> None:
+    """Of 10^12 tokens a step takes its share to a millionth, and the floor is a thousandth.
+
+    What is clean at time s and was not at t, of all that was not: from training's own alpha_t.
+    """
+    length, alpha_0, num_steps = 10**12, 0.5, 4
+    times = np.linspace(1.0, 0.0, num_steps + 1)
+    clean, left = alpha(times, alpha_0), float(length)
+    counts = diffusion_counts(length, alpha_0, num_steps, seeded())
+    for (before, after), count in zip(pairwise(clean), counts, strict=True):
+        chance = (after - before) / (1.0 - before)
+        error = math.sqrt(left * chance * (1.0 - chance))
+        assert abs(count - left * chance) < 6 * error
+        left -= count
+    assert abs(left / length - (1 - alpha_0) / (1 - 0.001 * alpha_0)) < 1e-5
 
 
 def test_nfe(esolm: Any) -> None:
