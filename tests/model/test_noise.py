@@ -61,5 +61,5 @@ def test_masks_are_drawn_with_the_chance_and_weighted_by_the_bound() -> None:
     assert np.abs(share - chance).max() < 5 * np.sqrt(0.25 / 500)
     assert np.abs(share - chance).mean() < np.sqrt(0.25 / 500)
     np.testing.assert_allclose(weights[:, 0], noise.elbo_weight(t, 0.5) / (400 * 500), rtol=1e-12)
-    _, plain = noise.draw_masked(keys, 500, t, 0.5, 400, low_variance=True)
+    _, plain = noise.draw_masked(keys, 500, t[:, None], 0.5, 400, low_variance=True)
     np.testing.assert_allclose(plain, 1.0 / (400 * 500), rtol=1e-12)
