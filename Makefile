@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test slurm slurm-packages lint format bench drill install
+.PHONY: help demo test slurm slurm-packages lint format docs bench drill install
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -46,6 +46,9 @@ lint: $(STAMP)  ## format, lint, types, import rules
 format: $(STAMP)  ## rewrite the files as ruff would
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)  ## write the tables that come from the code anew
+	$(BIN)/python -m pipeline.run.reference
 
 bench: $(STAMP)  ## the measurements behind the README's figures
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python -W ignore $$script || exit 1; done

@@ -2,41 +2,68 @@
 
 from dataclasses import dataclass
 
+from model.settings import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, setting, setting_problems
+
 RECOMPUTE = ("none", "selective", "full")
 """What the backward pass computes again; see `model.recompute`."""
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Sizes and choices of the one network that every objective trains.
+class Architecture:
+    """Sizes and choices of the one network that every objective trains: `model:` of a run.
 
     The published Eso-LM architecture is `norm=layernorm activation=gelu_tanh mlp_bias=True
     output_bias=True adaln=True`; the modern one is `rmsnorm`, `swiglu` and no biases.
     """
 
+    hidden_size: int = setting(768, "Width D.", within=COUNT)
+    num_layers: int = setting(12, "Blocks.", within=COUNT)
+    num_heads: int = setting(12, "Attention heads; divides by `parallel.tp`.", within=COUNT)
+    ffn_hidden_size: int = setting(
+        3072, "Width of the feed-forward layer; divides by `parallel.tp`.", within=COUNT
+    )
+    norm: str = setting(
+        "layernorm",
+        "`layernorm` (a weight, no bias) or `rmsnorm`; computed in fp32.",
+        choices=("layernorm", "rmsnorm"),
+    )
+    norm_eps: float = setting(1e-05, "Epsilon of every norm.", within=POSITIVE)
+    activation: str = setting(
+        "gelu_tanh", "`gelu_tanh` or `swiglu`.", choices=("gelu_tanh", "swiglu")
+    )
+    mlp_bias: bool = setting(True, "Biases in the feed-forward layer.")
+    output_bias: bool = setting(True, "Bias of the output layer.")
+    tied_embeddings: bool = setting(
+        False,
+        "The output layer's weight is the token embedding's: one tensor, in every "
+        "layout and checkpoint.",
+    )
+    adaln: bool = setting(
+        True,
+        "Modulate every norm by a constant conditioning vector, as the published checkpoints do.",
+    )
+    cond_dim: int = setting(128, "Width of that vector.", within=COUNT)
+    rope_base: float = setting(10000.0, "Base of the rotary frequencies.", within=POSITIVE)
+    dropout: float = setting(
+        0.0, "After attention and feed-forward; keyed by sample.", within=BELOW_ONE
+    )
+    init_std: float = setting(
+        0.02,
+        "Standard deviation of initial matrices; residual outputs divide it by sqrt(2 layers).",
+        within=NOT_NEGATIVE,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Architecture):
+    """An architecture with its vocabulary, which comes with the dataset.
+
+    vocab_size: token ids, the mask's included; not padded. mask_id: the id whose logit is excluded
+    from every softmax.
+    """
+
     vocab_size: int
-    """Number of token ids, the mask's included; not padded."""
     mask_id: int
-    """The id whose logit is excluded from every softmax."""
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    ffn_hidden_size: int = 3072
-    norm: str = "layernorm"
-    """`layernorm` (a weight and no bias) or `rmsnorm`; both computed in fp32."""
-    norm_eps: float = 1e-5
-    activation: str = "gelu_tanh"
-    """`gelu_tanh` or `swiglu`."""
-    mlp_bias: bool = True
-    output_bias: bool = True
-    tied_embeddings: bool = False
-    """The output layer's weight is the token embedding's."""
-    adaln: bool = True
-    """Modulate every norm by a conditioning vector that is constant (sigma = 0)."""
-    cond_dim: int = 128
-    rope_base: float = 10000.0
-    dropout: float = 0.0
-    init_std: float = 0.02
 
     @property
     def head_dim(self) -> int:
@@ -53,12 +80,9 @@ class ModelConfig:
 
     def problems(self) -> list[str]:
         """Everything that makes this architecture impossible, in words."""
+        if min(self.vocab_size, self.hidden_size, self.num_heads) < 1:
+            return [*self._vocabulary_problems(), *setting_problems(self, "model.")]
         found = []
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "ffn_hidden_size"):
-            if getattr(self, name) < 1:
-                found.append(f"model.{name} is {getattr(self, name)}; it must be at least 1")
-        if found:
-            return found
         if self.hidden_size % self.num_heads:
             found.append(
                 f"model.hidden_size {self.hidden_size} does not divide by "
@@ -66,12 +90,11 @@ class ModelConfig:
             )
         elif self.head_dim % 2:
             found.append(f"the head dimension {self.head_dim} must be even for rotary positions")
-        if self.norm not in ("layernorm", "rmsnorm"):
-            found.append(f"model.norm is '{self.norm}'; choose layernorm or rmsnorm")
-        if self.activation not in ("gelu_tanh", "swiglu"):
-            found.append(f"model.activation is '{self.activation}'; choose gelu_tanh or swiglu")
-        if not 0.0 <= self.dropout < 1.0:
-            found.append(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
+        return [*found, *setting_problems(self, "model."), *self._vocabulary_problems()]
+
+    def _vocabulary_problems(self) -> list[str]:
+        if self.vocab_size < 1:
+            return [f"model.vocab_size is {self.vocab_size}; it must be at least 1"]
         if not 0 <= self.mask_id < self.vocab_size:
-            found.append(f"mask id {self.mask_id} is outside the vocabulary of {self.vocab_size}")
-        return found
+            return [f"mask id {self.mask_id} is outside the vocabulary of {self.vocab_size}"]
+        return []

@@ -17,17 +17,17 @@ from model.attention import AttentionMask, attend
 from model.config import ModelConfig
 from model.numerics import at_least_float32
 from model.rotary import rotate
-from model.sharding import sharded
+from model.tensors import NUM_FEATURES
 
 
 def column_linear(
     inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig
 ) -> nn.Module:
     """A linear layer whose outputs are split over the tensor-parallel ranks."""
-    layer = ColumnParallelLinear(
+    layer: nn.Module = ColumnParallelLinear(
         inputs, outputs, config=parallel, init_method=nn.init.zeros_, bias=bias, gather_output=False
     )
-    return sharded(layer, 0)
+    return layer
 
 
 def output_linear(
@@ -38,7 +38,7 @@ def output_linear(
     The gather also sums the ranks' shares of the inputs' gradient, so the layer must not.
     """
     gathered = parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1
-    layer = ColumnParallelLinear(
+    layer: nn.Module = ColumnParallelLinear(
         inputs,
         outputs,
         config=replace(parallel, sequence_parallel=False),
@@ -47,12 +47,12 @@ def output_linear(
         gather_output=False,
         disable_grad_reduce=gathered,
     )
-    return sharded(layer, 0)
+    return layer
 
 
 def row_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig) -> nn.Module:
     """A linear layer whose inputs are split over the tensor-parallel ranks; outputs are summed."""
-    layer = RowParallelLinear(
+    layer: nn.Module = RowParallelLinear(
         inputs,
         outputs,
         config=parallel,
@@ -61,7 +61,7 @@ def row_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelCon
         input_is_parallel=True,
         skip_bias_add=False,
     )
-    return sharded(layer, 1)
+    return layer
 
 
 class Norm(nn.Module):
@@ -86,18 +86,16 @@ class Conditioning(nn.Module):
     second, whatever the frequencies (layout of the published checkpoints: cos first).
     """
 
-    num_features = 256
-
     def __init__(self, cond_dim: int) -> None:
         super().__init__()
-        self.linear_in = nn.Linear(self.num_features, cond_dim)
+        self.linear_in = nn.Linear(NUM_FEATURES, cond_dim)
         self.linear_out = nn.Linear(cond_dim, cond_dim)
 
     def forward(self) -> Tensor:
         """[C], the vector that every modulation reads."""
         weight = self.linear_in.weight
-        features = torch.zeros(self.num_features, device=weight.device, dtype=weight.dtype)
-        features[: self.num_features // 2] = 1.0
+        features = torch.zeros(NUM_FEATURES, device=weight.device, dtype=weight.dtype)
+        features[: NUM_FEATURES // 2] = 1.0
         return F.silu(self.linear_out(F.silu(self.linear_in(features))))
 
 

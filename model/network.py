@@ -4,6 +4,8 @@ Each part is a pipeline layer. Between parts flows a `Flow` tuple of tensors, so
 modules run in one process and cut into pipeline stages; the cut is made outside this file.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 from megatron.core import ModelParallelConfig
@@ -19,7 +21,8 @@ from model.layers import Attention, Conditioning, FeedForward, Norm, output_line
 from model.numerics import at_least_float32
 from model.rotary import rotary_angles
 from model.sequence_parallel import TokenSplit
-from model.sharding import sharded
+from model.sharding import mark_split
+from model.tensors import block_tensors, embedding_tensors, head_tensors
 
 # (hidden [B * S, D], positions [B, S], rows [B, 4]) and, with adaLN, the conditioning vector [C].
 # Under sequence parallelism a rank holds its part of the hidden states' B * S tokens.
@@ -38,9 +41,9 @@ class Embedding(nn.Module):
         self.tokens = VocabParallelEmbedding(
             vocab_size, config.hidden_size, init_method=nn.init.zeros_, config=parallel
         )
-        sharded(self.tokens, 0)
         self.conditioning = Conditioning(config.cond_dim) if config.adaln else None
         self.split = TokenSplit(parallel)
+        mark_split(self, embedding_tensors(config))
 
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Flow:
         tokens, positions, rows = inputs
@@ -69,6 +72,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(config, parallel)
         if config.adaln:
             self.modulation = nn.Linear(config.cond_dim, 6 * config.hidden_size)
+        mark_split(self, block_tensors(config))
 
     def forward(self, flow: Flow) -> Flow:
         hidden, positions, rows, *conditioning = flow
@@ -126,6 +130,8 @@ class Head(nn.Module):
         self.split = TokenSplit(parallel)
         self.output = output_linear(config.hidden_size, vocab_size, config.output_bias, parallel)
         self.excluded = excluded_columns(config, vocab_size, self.output)
+        # Also the weight that is tied: a last stage holds a copy of it.
+        mark_split(self, head_tensors(replace(config, tied_embeddings=False)))
 
     def forward(self, flow: Flow) -> Tensor:
         last_hidden, _, _, *conditioning = flow

@@ -1,25 +1,24 @@
 """How a parameter is split over the tensor-parallel ranks."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
+from model.tensors import TensorSpec
 
 
-def sharded(module: nn.Module, partition_dim: int) -> nn.Module:
-    """Marks a tensor-parallel module's weight as such.
+def mark_split(layer: nn.Module, tensors: Iterable[TensorSpec]) -> None:
+    """Marks those of a layer's parameters that are split, as the table says.
 
-    The gradient norm and the checkpoints read these attributes; megatron-core sets them only when
-    it initialises the weight itself, which it does not here (see `model.initialize`).
+    The gradient norm reads these attributes; megatron-core sets them only when it initialises a
+    weight itself, which it does not here (see `model.initialize`).
     """
-    weight = module.weight
-    weight.tensor_model_parallel = True  # type: ignore[union-attr]
-    weight.partition_dim = partition_dim  # type: ignore[union-attr]
-    return module
-
-
-# The two places of the one weight of tied embeddings; it goes by the first name.
-TIED_WEIGHT, TIED_COPY = "embedding.tokens.weight", "head.output.weight"
+    for tensor in tensors:
+        if tensor.split is not None:
+            parameter = layer.get_parameter(tensor.name)
+            parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+            parameter.partition_dim = tensor.split  # type: ignore[attr-defined]
 
 
 def is_sharded(parameter: Tensor) -> bool:
@@ -27,33 +26,12 @@ def is_sharded(parameter: Tensor) -> bool:
     return bool(getattr(parameter, "tensor_model_parallel", False))
 
 
-def has_vocab_rows(name: str) -> bool:
-    """Whether the first dimension of the parameter is the (padded) vocabulary."""
-    return name.startswith(("embedding.tokens.", "head.output."))
-
-
-def full_shape(
-    name: str,
-    parameter: Tensor,
-    config: ModelConfig,
-    tensor_size: int,
-    local: torch.Size | None = None,
-) -> tuple[int, ...]:
-    """The shape over all tensor-parallel ranks, vocabulary padding stripped."""
-    shape = list(local if local is not None else parameter.shape)
-    if is_sharded(parameter):
-        shape[parameter.partition_dim] *= tensor_size  # type: ignore[attr-defined]
-    if has_vocab_rows(name):
-        shape[0] = config.vocab_size
-    return tuple(shape)
-
-
-def local_part(full: Tensor, parameter: Tensor, tensor_rank: int, tensor_size: int) -> Tensor:
+def local_part(full: Tensor, tensor: TensorSpec, tensor_rank: int, tensor_size: int) -> Tensor:
     """This rank's slice of a full tensor; rows that pad the vocabulary are zero."""
-    if not is_sharded(parameter):
+    dim = tensor.split
+    if dim is None:
         return full
-    dim: int = parameter.partition_dim  # type: ignore[attr-defined]
-    size = parameter.shape[dim]
+    size = -(-full.shape[dim] // tensor_size)
     missing = size * tensor_size - full.shape[dim]
     if missing:
         padding = list(full.shape)

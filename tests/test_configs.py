@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from data_prep.manifest import read_manifest, write_manifest
 from pipeline.errors import ConfigError
-from pipeline.run.config import RunConfig, load_config, to_yaml, valid_keys
+from pipeline.run.config import load_config, to_yaml
 from pipeline.run.experiment import resolve
+from pipeline.run.reference import settings_table
+from pipeline.run.sections import RunConfig, settings_of
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_jsonl
 from tests.processes import ROOT, run_python
 
@@ -276,16 +277,8 @@ def test_a_vocabulary_that_is_not_the_checkpoints(
     assert "Traceback" not in finished.stderr
 
 
-def test_the_documents_name_every_key_and_its_default() -> None:
+def test_the_documents_have_the_table_of_settings() -> None:
     text = (ROOT / "docs" / "training.md").read_text()
-    defaults = OmegaConf.structured(RunConfig)
-    required, wrong = OmegaConf.missing_keys(defaults), []
-    for key in valid_keys():
-        default = "required"
-        if key not in required:
-            value = OmegaConf.select(defaults, key)
-            shown = str(value).lower() if isinstance(value, bool) else str(value)
-            default = f"`{shown}`" if shown else "empty"
-        if f"| `{key}` | {default} | " not in text:
-            wrong.append(f"| `{key}` | {default} | what it means |")
-    assert not wrong, "docs/training.md lacks these rows:\n" + "\n".join(wrong)
+    assert settings_table() in text, "run `make docs`: it writes the table anew from the fields"
+    fields = settings_of(RunConfig)
+    assert [key for key, field in fields.items() if not field.metadata.get("help")] == []

@@ -7,7 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.plan.cost import Machine
-    from pipeline.run.config import RunConfig
+    from pipeline.run.sections import RunConfig
 
 SHOWN_LAYOUTS = 10
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.run.config import PrepSection
+from pipeline.run.sections import PrepSection
 
 if TYPE_CHECKING:
     from data_prep.documents import SourceFile

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.layers import Conditioning
+from model.tensors import network_tensors
 from pipeline.errors import ExportError
+from pipeline.export.architecture import bundle_name, is_folded_away
 
 
 class Ledger:
@@ -53,85 +55,64 @@ def fold(
     Raises ExportError unless every tensor is finite, fits the architecture and is used once.
     """
     ledger = Ledger(tensors)
-    size, vocab = config.hidden_size, config.vocab_size
-    folded = {"model.embed_tokens.weight": ledger.take("embedding.tokens.weight", vocab, size)}
-    conditioning = _conditioning(ledger, config)
-    for layer in range(config.num_layers):
-        block = _fold_block(ledger, f"blocks.{layer}", config, conditioning)
-        folded |= {f"model.layers.{layer}.{name}": value for name, value in block.items()}
-    modulation = _modulation(ledger, "head.modulation", config, conditioning, 2)
-    norm = _fold_norm(ledger, "head.norm", size, *modulation)
-    folded |= {f"model.norm.{name}": value for name, value in norm.items()}
-    if not config.tied_embeddings:
-        folded["lm_head.weight"] = ledger.take("head.output.weight", vocab, size)
-    if config.output_bias:
-        folded["lm_head.bias"] = ledger.take("head.output.bias", vocab)
+    held = {
+        name: ledger.take(name, *tensor.shape) for name, tensor in network_tensors(config).items()
+    }
     ledger.close()
+    folded = {bundle_name(name): value for name, value in held.items() if not is_folded_away(name)}
+    if config.adaln:
+        conditioning = _conditioning(held, config)
+        for layer in range(config.num_layers):
+            folded |= _fold_block(held, f"blocks.{layer}", config, conditioning)
+        shift, scale = _modulation(held, "head", conditioning, 2)
+        folded |= _fold_norm(held, "head.norm", shift, scale)
     return {name: tensor.to(dtype).contiguous() for name, tensor in folded.items()}
 
 
-def _conditioning(ledger: Ledger, config: ModelConfig) -> Tensor | None:
+def _conditioning(held: dict[str, Tensor], config: ModelConfig) -> Tensor:
     """[C], as `model.layers.Conditioning` computes it, in float64."""
-    if not config.adaln:
-        return None
-    module, prefix = Conditioning(config.cond_dim), "embedding.conditioning"
-    state = {
-        name: ledger.take(f"{prefix}.{name}", *parameter.shape)
-        for name, parameter in module.named_parameters()
-    }
-    module.double().load_state_dict(state)
+    prefix = "embedding.conditioning."
+    state = {n.removeprefix(prefix): value for n, value in held.items() if n.startswith(prefix)}
+    module = Conditioning(config.cond_dim).double()
+    module.load_state_dict(state)
     with torch.no_grad():
         vector: Tensor = module()
     return vector
 
 
 def _modulation(
-    ledger: Ledger, name: str, config: ModelConfig, conditioning: Tensor | None, parts: int
-) -> list[Tensor | None]:
-    """The vectors [D] of a modulation, or Nones without adaLN."""
-    if conditioning is None:
-        return [None] * parts
-    width = parts * config.hidden_size
-    weight = ledger.take(f"{name}.weight", width, config.cond_dim)
-    bias = ledger.take(f"{name}.bias", width)
+    held: dict[str, Tensor], layer: str, conditioning: Tensor, parts: int
+) -> list[Tensor]:
+    """The vectors [D] that a layer's modulation makes of the conditioning."""
+    weight, bias = (held[f"{layer}.modulation.{kind}"] for kind in ("weight", "bias"))
     return list(F.linear(conditioning, weight, bias).chunk(parts))
 
 
 def _fold_norm(
-    ledger: Ledger, name: str, size: int, shift: Tensor | None, scale: Tensor | None
+    held: dict[str, Tensor], name: str, shift: Tensor, scale: Tensor
 ) -> dict[str, Tensor]:
-    weight = ledger.take(f"{name}.weight", size)
-    if shift is None or scale is None:
-        return {"weight": weight}
-    return {"weight": weight * (1 + scale), "bias": shift}
+    weight = held[f"{name}.weight"] * (1 + scale)
+    return {bundle_name(f"{name}.weight"): weight, bundle_name(f"{name}.bias"): shift}
 
 
 def _fold_block(
-    ledger: Ledger, name: str, config: ModelConfig, conditioning: Tensor | None
+    held: dict[str, Tensor], name: str, config: ModelConfig, conditioning: Tensor
 ) -> dict[str, Tensor]:
-    size, inner = config.hidden_size, config.ffn_hidden_size
-    up = inner * (2 if config.activation == "swiglu" else 1)
-    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(
-        ledger, f"{name}.modulation", config, conditioning, 6
-    )
-    norm1 = _fold_norm(ledger, f"{name}.norm1", size, shift_1, scale_1)
-    norm2 = _fold_norm(ledger, f"{name}.norm2", size, shift_2, scale_2)
-    out = ledger.take(f"{name}.attention.out.weight", size, size)
-    down = ledger.take(f"{name}.mlp.down.weight", size, inner)
-    block = {f"norm1.{key}": value for key, value in norm1.items()}
-    block |= {f"norm2.{key}": value for key, value in norm2.items()}
-    block["attention.qkv.weight"] = ledger.take(f"{name}.attention.qkv.weight", 3 * size, size)
-    block["attention.out.weight"] = _gated(out, gate_1)
-    block["mlp.up.weight"] = ledger.take(f"{name}.mlp.up.weight", up, size)
-    block["mlp.down.weight"] = _gated(down, gate_2)
+    """What the modulation changes of a block: its norms, and the outputs that its gates scale."""
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(held, name, conditioning, 6)
+    gates = {"attention.out.weight": gate_1, "mlp.down.weight": gate_2}
     if config.mlp_bias:
-        block["mlp.up.bias"] = ledger.take(f"{name}.mlp.up.bias", up)
-        block["mlp.down.bias"] = _gated(ledger.take(f"{name}.mlp.down.bias", size), gate_2)
-    return block
+        gates["mlp.down.bias"] = gate_2
+    return {
+        **_fold_norm(held, f"{name}.norm1", shift_1, scale_1),
+        **_fold_norm(held, f"{name}.norm2", shift_2, scale_2),
+        **{
+            bundle_name(f"{name}.{output}"): _gated(held[f"{name}.{output}"], gate)
+            for output, gate in gates.items()
+        },
+    }
 
 
-def _gated(tensor: Tensor, gate: Tensor | None) -> Tensor:
+def _gated(tensor: Tensor, gate: Tensor) -> Tensor:
     """Rows of a weight, or a bias, times the gate [D] of their output."""
-    if gate is None:
-        return tensor
     return tensor * (gate[:, None] if tensor.dim() == 2 else gate)

@@ -13,6 +13,7 @@ from data_prep.tokenizers import Tokenizer
 from model.config import ModelConfig
 from model.objectives import VocabularyIds, objective_kind
 from pipeline.errors import ExportError
+from pipeline.export.architecture import to_bundle
 from pipeline.export.consolidate import Source
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def bundle_config(
             "bundle of this network; its ObjectiveKind says how in `decoding`"
         )
     config = EsoLMConfig(
-        **_architecture(model),
+        **to_bundle(model),
         bos_token_id=bos_id,
         eos_token_id=tokenizer.vocabulary.eos_id if tokenizer else None,
         objective=kind.name,
@@ -88,26 +89,6 @@ def bundle_config(
     )
     config.auto_map = dict(AUTO_MAP)
     return config
-
-
-def _architecture(model: ModelConfig) -> dict[str, Any]:
-    return {
-        "vocab_size": model.vocab_size,
-        "mask_token_id": model.mask_id,
-        "hidden_size": model.hidden_size,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_heads,
-        "intermediate_size": model.ffn_hidden_size,
-        "norm": model.norm,
-        "norm_eps": model.norm_eps,
-        "norm_bias": model.adaln,
-        "activation": model.activation,
-        "mlp_bias": model.mlp_bias,
-        "output_bias": model.output_bias,
-        "tie_word_embeddings": model.tied_embeddings,
-        "rope_base": model.rope_base,
-        "initializer_range": model.init_std,
-    }
 
 
 def load_model(config: "EsoLMConfig", parameters: dict[str, Tensor]) -> Any:

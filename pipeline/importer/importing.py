@@ -10,13 +10,13 @@ from omegaconf import OmegaConf
 
 from data_prep.files import sha256_of_file, write_json
 from data_prep.tokenizers import Tokenizer, load_tokenizer
+from model.config import Architecture
 from pipeline.errors import ImportCheckpointError
 from pipeline.export.export import ExportReport, export_source
 from pipeline.importer.checkpoint import ImportedSource, write_checkpoint
 from pipeline.importer.checkpoint_file import PublishedFile
 from pipeline.importer.network import StoredNetwork, read_network
 from pipeline.importer.recognise import Options
-from pipeline.run.config import ModelSection
 
 RECORD, SETTINGS = "import.json", "config.yaml"
 FORMAT = 1
@@ -125,7 +125,7 @@ def _write(
 
 def _settings(network: StoredNetwork, out: Path) -> str:
     """What `esolm train` has to be told to go on, without the data."""
-    model = {field.name: getattr(network.model, field.name) for field in fields(ModelSection)}
+    model = {field.name: getattr(network.model, field.name) for field in fields(Architecture)}
     settings = {
         "run": {"dir": str(out)},
         "model": model,

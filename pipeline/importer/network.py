@@ -11,7 +11,7 @@ from pipeline.importer import published, recognise
 from pipeline.importer.checkpoint_file import PublishedFile
 from pipeline.importer.recognise import Options, Reading
 from pipeline.importer.stored_config import stored_bos_id, stored_mask_id
-from pipeline.run.config import ObjectiveSection
+from pipeline.run.sections import ObjectiveSection
 
 DEFAULT_LENGTH = 1024
 # Tokenizers of the paper that have a mask token of their own: name, vocabulary, mask id.

@@ -1,14 +1,13 @@
 """The published network: names, order and shapes of its tensors, and what they are called here."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.layers import Conditioning
+from model.tensors import network_tensors
 from pipeline.errors import ImportCheckpointError
 
 PREFIX = "backbone."
@@ -18,7 +17,7 @@ ROTARY = "backbone.rotary_emb.inv_freq"
 CLIPS = ("sampling_eps_min", "sampling_eps_max")
 ROPE_BASE = 10000.0
 
-# The same architecture in the terms of this repository.
+# The same architecture in the terms of this repository, in the order of registration.
 SAME = {
     "vocab_embed.embedding": "embedding.tokens.weight",
     "sigma_map.mlp.0": "embedding.conditioning.linear_in",
@@ -54,42 +53,24 @@ def clean_key(key: str) -> str:
 
 def parameters(model: ModelConfig) -> list[Parameter]:
     """Every parameter in the order of registration, which is the order of EMA and optimizer."""
-    size, vocab, cond = model.hidden_size, model.vocab_size, model.cond_dim
-    found = [Parameter("vocab_embed.embedding", SAME["vocab_embed.embedding"], (vocab, size))]
+    tensors = network_tensors(model)
+    found = []
 
-    def add(published: str, name: str, *shape: int, bias: bool = True) -> None:
-        found.append(Parameter(f"{published}.weight", f"{name}.weight", shape))
-        if bias:
-            found.append(Parameter(f"{published}.bias", f"{name}.bias", shape[:1]))
+    def add(published: str, name: str) -> None:
+        """A module's weight, and its bias where it has one; the embedding is a parameter itself."""
+        if name in tensors:
+            found.append(Parameter(PREFIX + published, name, tensors[name].shape))
+        for kind in ("weight", "bias"):
+            if (full := f"{name}.{kind}") in tensors:
+                found.append(Parameter(f"{PREFIX}{published}.{kind}", full, tensors[full].shape))
 
-    if model.adaln:
-        add("sigma_map.mlp.0", SAME["sigma_map.mlp.0"], cond, Conditioning.num_features)
-        add("sigma_map.mlp.2", SAME["sigma_map.mlp.2"], cond, cond)
-    for layer in range(model.num_layers):
-        _add_block(add, layer, model)
-    add("output_layer.norm_final", SAME["output_layer.norm_final"], size, bias=False)
-    add("output_layer.linear", SAME["output_layer.linear"], vocab, size)
-    if model.adaln:
-        add("output_layer.adaLN_modulation", SAME["output_layer.adaLN_modulation"], 2 * size, cond)
-    return [Parameter(PREFIX + p.published, p.name, p.shape) for p in found]
-
-
-def _add_block(add: Callable[..., None], layer: int, model: ModelConfig) -> None:
-    size, inner = model.hidden_size, model.ffn_hidden_size
-    shapes = {
-        "norm1": (size,),
-        "attn_qkv": (3 * size, size),
-        "attn_out": (size, size),
-        "norm2": (size,),
-        "mlp.0": (inner, size),
-        "mlp.2": (size, inner),
-        "adaLN_modulation": (6 * size, model.cond_dim),
-    }
-    for part, shape in shapes.items():
-        if part != "adaLN_modulation" or model.adaln:
-            has_bias = part in ("mlp.0", "mlp.2", "adaLN_modulation")
-            name = f"blocks.{layer}.{SAME_IN_BLOCK[part]}"
-            add(f"blocks.{layer}.{part}", name, *shape, bias=has_bias)
+    for published, name in SAME.items():
+        if name == "head.norm":  # the blocks come before it
+            for layer in range(model.num_layers):
+                for part, here in SAME_IN_BLOCK.items():
+                    add(f"blocks.{layer}.{part}", f"blocks.{layer}.{here}")
+        add(published, name)
+    return found
 
 
 def to_here(parameter: Parameter, value: Tensor, model: ModelConfig) -> Tensor:

@@ -8,7 +8,7 @@ from model.objectives import BD3LM, EsoLM
 from model.objectives.noise import EPSILON
 from pipeline.errors import ImportCheckpointError
 from pipeline.importer.stored_config import StoredConfig
-from pipeline.run.config import ObjectiveSection
+from pipeline.run.sections import ObjectiveSection
 
 # Attention modes of the published configuration: (diffusion phase, sequential phase).
 MODES = {"A": ("mixed2", "mixed"), "B": ("causal", "causal")}

@@ -3,23 +3,16 @@
 from torch import nn
 
 from model.config import ModelConfig
-from model.sharding import TIED_COPY, TIED_WEIGHT
+from model.tensors import TIED_COPY, TIED_WEIGHT, layer_name
 
 
-def canonical_name(name: str, num_layers: int) -> str:
+def canonical_name(name: str, model: ModelConfig) -> str:
     """Translates a name of the engine's module into the name that `model.Network` gives it.
 
     A pipeline numbers its layers: 0 is the embedding, 1..N the blocks, N + 1 the head.
     """
     first, _, rest = name.partition(".")
-    if first == "network":
-        return rest
-    index = int(first)
-    if index == 0:
-        return f"embedding.{rest}"
-    if index == num_layers + 1:
-        return f"head.{rest}"
-    return f"blocks.{index - 1}.{rest}"
+    return rest if first == "network" else f"{layer_name(model, int(first))}.{rest}"
 
 
 def canonical_parameters(module: nn.Module, config: ModelConfig) -> list[tuple[str, nn.Parameter]]:
@@ -28,5 +21,5 @@ def canonical_parameters(module: nn.Module, config: ModelConfig) -> list[tuple[s
     Of tied embeddings the copy on the last stage has the name of the weight on the first.
     """
     tied = {TIED_COPY: TIED_WEIGHT} if config.tied_embeddings else {}
-    names = [(canonical_name(n, config.num_layers), p) for n, p in module.named_parameters()]
+    names = [(canonical_name(n, config), p) for n, p in module.named_parameters()]
     return [(tied.get(name, name), parameter) for name, parameter in names]

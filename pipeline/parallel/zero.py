@@ -10,7 +10,8 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.sharding import full_shape, is_sharded
+from model.sharding import is_sharded
+from model.tensors import network_tensors
 from pipeline.parallel.engine import Replica
 from pipeline.parallel.fragments import STATES, WEIGHTS, Fragment
 from pipeline.parallel.layout import Layout
@@ -33,10 +34,9 @@ class ZeroStates(ABC):
         wrapper: Any,
         parameters: Sequence[tuple[str, nn.Parameter]],
         model: ModelConfig,
-        tensor_parallel_size: int,
     ) -> None:
         self._wrapper, self._optimizer = wrapper, wrapper.optimizer
-        self._parameters, self._model, self._tp = parameters, model, tensor_parallel_size
+        self._parameters, self._model = parameters, model
 
     def fragments(self) -> list[Fragment]:
         """This rank's fragments of every parameter, with views of fp32 weights, moments and EMA."""
@@ -73,7 +73,7 @@ class ZeroStates(ABC):
             offsets[dim] = tensor_rank * shape[dim]
         return Fragment(
             name=name,
-            full_shape=full_shape(name, parameter, self._model, self._tp, shape),
+            full_shape=network_tensors(self._model)[name].shape,
             local_shape=tuple(shape),
             offsets=tuple(offsets),
             start=part.start,
@@ -170,7 +170,7 @@ def zero_states(
 ) -> ZeroStates:
     """The states below DeepSpeed's wrapper of the optimizer."""
     stage = _Stage3 if layout.zero == 3 else _Stage1Or2
-    return stage(wrapper, parameters, model, layout.tp)
+    return stage(wrapper, parameters, model)
 
 
 def _held_part(parameter: Any) -> Tensor:

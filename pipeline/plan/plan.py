@@ -12,8 +12,8 @@ from pipeline.plan.cost import Machine, bubble_share
 from pipeline.plan.shapes import stage_size
 from pipeline.plan.stages import stage_bounds
 from pipeline.plan.state import StateBytes, state_bytes
-from pipeline.run.config import RunConfig
 from pipeline.run.experiment import build_objective, open_dataset, problems_before_data
+from pipeline.run.sections import RunConfig
 
 CHECKPOINT_BYTES = 16
 """Per parameter: fp32 weights, two moments, average."""

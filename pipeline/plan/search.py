@@ -8,8 +8,8 @@ from pipeline.errors import ConfigError
 from pipeline.plan.cost import Machine
 from pipeline.plan.estimate import StepSeconds, step_seconds
 from pipeline.plan.plan import Plan, Planned, make_plan
-from pipeline.run.config import RunConfig
 from pipeline.run.experiment import problems_before_data
+from pipeline.run.sections import RunConfig
 
 HEADROOM = 0.9
 """Share of a GPU's memory that a plan may fill: context, NCCL and fragmentation take the rest."""

@@ -5,8 +5,9 @@ from typing import Any
 
 from pipeline.checkpoint.commit import committed, damaged, step_of
 from pipeline.errors import ConfigError
-from pipeline.run.config import RunConfig, stated_settings, valid_keys
+from pipeline.run.config import stated_settings, valid_keys
 from pipeline.run.directory import RunDirectory
+from pipeline.run.sections import RunConfig
 
 # They say where a run is, how it is cut up and kept, and what jobs ask for; not what it computes.
 WITHOUT_EFFECT = ("run.", "parallel.", "checkpoint.", "prep.", "slurm.")

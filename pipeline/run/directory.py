@@ -18,7 +18,8 @@ from typing import IO, Any
 
 from data_prep.files import write_atomic
 from pipeline.errors import ConfigError, EsolmError
-from pipeline.run.config import RunConfig, to_yaml
+from pipeline.run.config import to_yaml
+from pipeline.run.sections import RunConfig
 
 # `esolm status` holds the lock for an instant when it looks whether a run is alive.
 LOCK_ATTEMPTS, LOCK_PAUSE_SECONDS = 5, 0.1

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import DataError
-from model.config import RECOMPUTE, ModelConfig
+from model.config import ModelConfig
 from model.objectives import Objective, VocabularyIds, objective_kind
 from pipeline.checkpoint.commit import committed
 from pipeline.checkpoint.remote import is_url, url_problems
 from pipeline.data.dataset import TokenDataset
 from pipeline.errors import ConfigError
 from pipeline.parallel.layout import Layout, fit_layout
-from pipeline.run.config import RunConfig
 from pipeline.run.directory import RunDirectory
-from pipeline.run.ranges import range_problems, steps_problems
+from pipeline.run.sections import RunConfig, section_problems
+from pipeline.run.step_range import steps_problems
 
 
 @dataclass(frozen=True)
@@ -112,20 +112,15 @@ def build_objective(config: RunConfig, ids: VocabularyIds) -> tuple[Objective | 
 
 
 def _train_problems(config: RunConfig) -> list[str]:
-    train, optimizer = config.train, config.optimizer
-    problems = range_problems(config)
-    problems += _choice("train.precision", train.precision, ["fp32", "bf16"])
-    if train.precision == "fp16":
-        problems[-1] += " (fp16 needs loss scaling, which skips steps: the run would not be exact)"
-    problems += _choice("optimizer.schedule", optimizer.schedule, ["constant", "cosine", "wsd"])
-    problems += _choice("train.spike_policy", train.spike_policy, ["skip", "rollback"])
-    problems += _choice("train.init_weights", train.init_weights, ["ema", "raw"])
-    problems += steps_problems(train.profile_steps)
+    problems = section_problems(config)
+    if config.train.precision == "fp16":
+        problems.append(
+            "train.precision: fp16 needs loss scaling, which skips steps, and the run would not be "
+            "exact"
+        )
+    problems += steps_problems(config.train.profile_steps)
     problems += _origin_problems(config)
     problems += url_problems("checkpoint.mirror", config.checkpoint.mirror)
-    problems += _choice("data.shuffle", config.data.shuffle, ["global", "none"])
-    recompute = config.parallel.activation_checkpointing
-    problems += _choice("parallel.activation_checkpointing", recompute, list(RECOMPUTE))
     return problems
 
 
@@ -139,10 +134,6 @@ def _origin_problems(config: RunConfig) -> list[str]:
     if committed(RunDirectory(config.run.dir).checkpoints):
         return []
     return [f"train.init_from: there is no directory {origin}"]
-
-
-def _choice(key: str, value: str, allowed: list[str]) -> list[str]:
-    return [] if value in allowed else [f"{key} is '{value}'; choose {' or '.join(allowed)}"]
 
 
 def _sharing_problems(config: RunConfig, model: ModelConfig) -> list[str]:

@@ -3,7 +3,7 @@
 import getpass
 from dataclasses import dataclass
 
-from pipeline.run.config import RunConfig
+from pipeline.run.sections import RunConfig
 from pipeline.slurm.client import SlurmError, call, fields
 from pipeline.slurm.profile import ClusterProfile, seconds_of
 from pipeline.slurm.stages import GPU_STAGES, partition_of

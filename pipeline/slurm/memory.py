@@ -6,8 +6,8 @@ from data_prep.tokenizers import has_tokenizer, load_tokenizer
 from pipeline.plan.cost import gpu_named
 from pipeline.plan.plan import find_subject, make_plan
 from pipeline.plan.search import HEADROOM
-from pipeline.run.config import RunConfig
 from pipeline.run.hardware import PEAK_BF16_FLOPS
+from pipeline.run.sections import RunConfig
 from pipeline.slurm.profile import ClusterProfile
 
 

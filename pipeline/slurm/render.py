@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.checkpoint.remote import is_url
-from pipeline.run.config import RunConfig
+from pipeline.run.sections import RunConfig
 from pipeline.slurm.profile import ClusterProfile
 from pipeline.slurm.stages import GPU_STAGES, Job, Paths, partition_of
 

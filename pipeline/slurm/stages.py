@@ -9,7 +9,7 @@ from data_prep.errors import DataError
 from data_prep.jobs import TokenizeJob, check_settings, is_finished
 from data_prep.manifest import MANIFEST_NAME
 from data_prep.tokenizers import has_tokenizer, load_tokenizer
-from pipeline.run.config import RunConfig
+from pipeline.run.sections import RunConfig
 from pipeline.slurm.profile import ClusterProfile
 
 STAGES = ("prep", "train", "evaluate", "export")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from pipeline.checkpoint.remote import is_url
 from pipeline.errors import ConfigError
-from pipeline.run.config import RunConfig, load_config, to_yaml
+from pipeline.run.config import load_config, to_yaml
 from pipeline.run.directory import REVISION, RunDirectory, git_revision
 from pipeline.run.experiment import problems_before_data, resolve
+from pipeline.run.sections import RunConfig
 from pipeline.slurm import client
 from pipeline.slurm.chain import CANCELLED, Chain, ChainJob, refuse_if_live, write_chain
 from pipeline.slurm.check import cluster_problems

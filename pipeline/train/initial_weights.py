@@ -14,10 +14,11 @@ from pipeline.checkpoint import store
 from pipeline.checkpoint.reader import CheckpointReader
 from pipeline.checkpoint.remote import is_url
 from pipeline.errors import ConfigError, EsolmError
+from pipeline.export.architecture import from_bundle
 from pipeline.export.consolidate import STATES
 from pipeline.export.manifest import NAME as BUNDLE_RECORD
 from pipeline.export.manifest import verify_bundle
-from pipeline.export.unfold import bundle_architecture, unfold
+from pipeline.export.unfold import unfold
 from pipeline.parallel.engine import Engine
 from pipeline.parallel.first_rank import from_first_rank
 from pipeline.parallel.fragments import AVERAGE, WEIGHTS, Fragment
@@ -100,7 +101,7 @@ def _checkpoint_origin(path: str, weights: str, copies: Path | None = None) -> O
 
 def _bundle_origin(path: Path) -> Origin:
     record = verify_bundle(path)
-    model = bundle_architecture(json.loads((path / "config.json").read_text()))
+    model = from_bundle(json.loads((path / "config.json").read_text()))
     seq_len, tokenizer = record["seq_len"], record["tokenizer"]
     return Origin(str(path), True, model, seq_len, tokenizer, record["weights"])
 

@@ -11,8 +11,8 @@ from model.flops import flops_per_token
 from model.objectives import Objective
 from pipeline.data.batches import NUM_TIME_BUCKETS
 from pipeline.parallel.engine import StepResult
-from pipeline.run.config import RunConfig
 from pipeline.run.hardware import peak_flops
+from pipeline.run.sections import RunConfig
 
 
 def bucket_name(bucket: int) -> str:

@@ -4,9 +4,9 @@ import logging
 from typing import Any, Self
 
 from pipeline.parallel.engine import StepResult
-from pipeline.run.config import RunConfig
 from pipeline.run.directory import RunDirectory
 from pipeline.run.history import History, append_line
+from pipeline.run.sections import RunConfig
 from pipeline.train.metrics import MetricsWriter, Reports
 from pipeline.train.progress import Progress
 from pipeline.train.progress_bar import ProgressReport

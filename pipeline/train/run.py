@@ -16,10 +16,10 @@ from pipeline.parallel.bootstrap import (
 from pipeline.parallel.first_rank import from_first_rank
 from pipeline.parallel.flight_recorder import dump_collectives, record_collectives
 from pipeline.run.completion import changed_settings, complete_message, is_complete
-from pipeline.run.config import RunConfig
 from pipeline.run.directory import RunDirectory
 from pipeline.run.experiment import Experiment, resolve
 from pipeline.run.history import History
+from pipeline.run.sections import RunConfig
 from pipeline.train.trainer import Trainer
 from pipeline.train.watchdog import Watchdog
 

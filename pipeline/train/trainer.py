@@ -22,7 +22,7 @@ from pipeline.parallel.build import build_engine
 from pipeline.parallel.engine import EngineConfig, StepResult
 from pipeline.run.directory import RunDirectory
 from pipeline.run.experiment import Experiment, optimizer_arguments
-from pipeline.run.ranges import parse_steps
+from pipeline.run.step_range import parse_steps
 from pipeline.train.guards import SpikeGuard, Standstill, check_replicas
 from pipeline.train.initial_weights import start_from
 from pipeline.train.measures import Measures

@@ -9,7 +9,7 @@ from pipeline.data.batches import BatchSource
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
 from pipeline.parallel.engine import Engine
-from pipeline.run.config import RunConfig
+from pipeline.run.sections import RunConfig
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 from pipeline.checkpoint import commit
 from pipeline.checkpoint.listing import list_checkpoints
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.run.config import RunConfig
 from pipeline.run.directory import RunDirectory
 from pipeline.run.history import History, Rollback, Start, read_lines
+from pipeline.run.sections import RunConfig
 
 
 @dataclass(frozen=True)

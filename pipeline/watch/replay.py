@@ -21,9 +21,10 @@ from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.reader import SampleReader
 from pipeline.errors import ConfigError
 from pipeline.parallel.single import load_network, single_process
-from pipeline.run.config import RunConfig, load_config
+from pipeline.run.config import load_config
 from pipeline.run.directory import RunDirectory
 from pipeline.run.experiment import build_objective
+from pipeline.run.sections import RunConfig
 from pipeline.watch.place import StepRows, checkpoint_before, find_step
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
 from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, ConfigError
-from pipeline.run.config import RunConfig, load_config
+from pipeline.run.config import load_config
 from pipeline.run.directory import RunDirectory
 from pipeline.run.history import History, parse_line, read_lines
+from pipeline.run.sections import RunConfig
 
 RECENT_LINES = 20
 # A run is stalled once it has said nothing for so many of its usual pauses, at least a minute.

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from model.initialize import initialize
 from model.network import Network
-from model.sharding import full_shape, is_sharded, local_part
+from model.sharding import is_sharded, local_part
+from model.tensors import network_tensors
 from pipeline.parallel.single import single_process
 from tests.model.conftest import small_config
 
@@ -52,7 +53,7 @@ def test_weights_do_not_depend_on_the_tensor_parallel_degree(size: int) -> None:
     for name, full in full_weights().items():
         parts = shards(full, name, size)
         for rank, part in enumerate(parts):
-            assert full_shape(name, part, CONFIG, size) == tuple(full.shape)
+            assert network_tensors(CONFIG)[name].shape == tuple(full.shape)
             initialize([(name, part)], CONFIG, 0, rank, size)
         whole = joined(parts)
         rows = full.shape[0]
@@ -62,9 +63,10 @@ def test_weights_do_not_depend_on_the_tensor_parallel_degree(size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_local_part_cuts_and_pads(size: int) -> None:
+    tensors = network_tensors(dataclasses.replace(CONFIG, vocab_size=10))
     for name, full in full_weights(vocab_size=10).items():
         parts = shards(full, name, size)
-        cut = [local_part(full.detach(), part, rank, size) for rank, part in enumerate(parts)]
+        cut = [local_part(full.detach(), tensors[name], rank, size) for rank in range(size)]
         assert all(tuple(c.shape) == tuple(p.shape) for c, p in zip(cut, parts, strict=True))
         if is_sharded(full):
             whole = torch.cat(cut, dim=full.partition_dim)  # type: ignore[attr-defined]

@@ -6,8 +6,9 @@ import pytest
 
 from model.flops import flops_per_token
 from model.objectives import VocabularyIds
-from pipeline.run.config import RunConfig, load_config
+from pipeline.run.config import load_config
 from pipeline.run.experiment import build_objective
+from pipeline.run.sections import RunConfig
 from tests.model.conftest import MASK_ID, small_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "objective"

@@ -12,7 +12,7 @@ from pipeline.export import gate
 from pipeline.export.export import export
 from pipeline.importer.checkpoint import write_checkpoint
 from pipeline.importer.network import StoredNetwork
-from pipeline.run.config import ObjectiveSection
+from pipeline.run.sections import ObjectiveSection
 from tests.pipeline.export.conftest import RandomSource, small_model
 
 SEQ_LEN = 16

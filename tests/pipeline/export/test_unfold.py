@@ -1,6 +1,6 @@
 """A bundle's parameters as training tensors compute what the bundle computes."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -8,9 +8,10 @@ import torch
 from model.inputs import NetworkInput
 from model.network import Network
 from pipeline.errors import ExportError
+from pipeline.export.architecture import from_bundle
 from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 from pipeline.export.fold import fold
-from pipeline.export.unfold import bundle_architecture, unfold
+from pipeline.export.unfold import unfold
 from pipeline.export.writer import bundle_config, load_model
 from pipeline.parallel.single import single_process
 from tests.pipeline.export.conftest import RandomSource
@@ -61,7 +62,8 @@ def test_what_does_not_fit_is_refused(modern_source: RandomSource) -> None:
 
 
 def test_the_architecture_of_a_bundle_is_that_of_its_network(source: RandomSource) -> None:
-    found = bundle_architecture(bundle_config(source, None).to_dict())
+    found = from_bundle(bundle_config(source, None).to_dict())
     assert found == {name: getattr(source.model, name) for name in found}
+    assert found.keys() == {field.name for field in fields(source.model)} - {"cond_dim", "dropout"}
     with pytest.raises(ExportError, match="norm_bias"):
-        bundle_architecture({})
+        from_bundle({})

@@ -24,7 +24,6 @@ from model.likelihood import (
 from model.objectives import SampleKeys
 from model.objectives.base import Objective
 from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.evaluate.subject import BundleLogits
 from pipeline.export.gate_network import training_logits
 from pipeline.export.writer import read_model
 from pipeline.importer.importing import import_checkpoint
@@ -283,4 +282,4 @@ def networks(made: Imported) -> list[Logits]:
     def trained(inputs: NetworkInput) -> Tensor:
         return training_logits(made.model, made.weights, [inputs])[0]
 
-    return [trained, BundleLogits(made.bundle)]
+    return [trained, partial(bundle_logits, made.bundle)]

@@ -23,7 +23,7 @@ from pipeline.export.gate_network import bundle_logits, parity_inputs
 from pipeline.export.writer import read_model
 from pipeline.importer.importing import import_checkpoint
 from pipeline.importer.recognise import Options
-from pipeline.run.config import ObjectiveSection, RunConfig
+from pipeline.run.sections import ObjectiveSection, RunConfig
 from tests.model.reference_losses import reference_loss
 from tests.pipeline.importer import published
 from tests.pipeline.importer.published import LENGTH, SYSTEMS, VOCAB, PublishedNetwork, System

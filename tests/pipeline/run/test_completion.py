@@ -7,8 +7,9 @@ import pytest
 from pipeline.checkpoint import commit
 from pipeline.errors import ConfigError
 from pipeline.run.completion import changed_settings, is_complete
-from pipeline.run.config import RunConfig, load_config
+from pipeline.run.config import load_config
 from pipeline.run.directory import RunDirectory
+from pipeline.run.sections import RunConfig
 from tests.processes import ROOT
 
 CONFIG = ROOT / "configs" / "run" / "demo.yaml"

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.run.ranges import parse_steps, steps_problems
+from pipeline.run.step_range import parse_steps, steps_problems
 from pipeline.train.profiling import StepProfiler
 
 

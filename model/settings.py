@@ -1,0 +1,61 @@
+"""Settings as fields of dataclasses: each says once its default, its range or choices, its help.
+
+What checks a configuration, and what documents it, reads the fields.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Range:
+    """Finite values from low to high; `above` leaves out low itself, `below` leaves out high."""
+
+    low: float
+    high: float = inf
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a value lies in the range; NaN and infinities never do."""
+        low = value > self.low if self.above else value >= self.low
+        below = self.below or self.high == inf
+        return low and (value < self.high if below else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above else 'at least'} {self.low:g}"
+        if self.high == inf:
+            return low
+        return f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
+
+
+COUNT, NOT_NEGATIVE, POSITIVE, SHARE = Range(1), Range(0), Range(0, above=True), Range(0, 1)
+BELOW_ONE = Range(0, 1, below=True)
+
+
+def setting(
+    default: Any,
+    help: str,
+    within: Range | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A dataclass field. help: one sentence, for the documents; `code` in Markdown."""
+    metadata = {"help": help, "within": within, "choices": tuple(choices)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def setting_problems(section: Any, prefix: str) -> list[str]:
+    """Every value of a section outside its range or choices, in words. prefix: as in `model.`."""
+    problems = []
+    for field in dataclasses.fields(section):
+        value, metadata = getattr(section, field.name), field.metadata
+        within, choices = metadata.get("within"), metadata.get("choices")
+        if within is not None and not within.holds(value):
+            finite = "finite and " if str(value) == "inf" else ""
+            problems.append(f"{prefix}{field.name} is {value}; it must be {finite}{within}")
+        if choices and value not in choices:
+            problems.append(f"{prefix}{field.name} is '{value}'; choose {' or '.join(choices)}")
+    return problems

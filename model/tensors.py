@@ -1,0 +1,140 @@
+"""The tensors of the network: one table that everything reads which knows them by name.
+
+Initial weights, the split over tensor-parallel ranks, plans, checkpoints, exports and imports take
+names and shapes from here. A test holds the table equal to the modules of `model.network`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import lru_cache
+
+from model.config import ModelConfig
+
+NUM_FEATURES = 256
+"""Sinusoid features that the conditioning vector of adaLN is made of."""
+
+# The two places of the one weight of tied embeddings; it goes by the first name.
+TIED_WEIGHT, TIED_COPY = "embedding.tokens.weight", "head.output.weight"
+
+
+class Start(Enum):
+    """What a tensor holds before the first step."""
+
+    NORMAL = "normal"
+    """Draws with the standard deviation init_std."""
+    RESIDUAL = "residual"
+    """As NORMAL, scaled down with depth: it is written into the residual stream."""
+    ONES = "ones"
+    ZEROS = "zeros"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor. shape: over all tensor-parallel ranks, without padding.
+
+    split: the dimension that is split over these ranks; None where each has all of it. vocabulary:
+    whether the first dimension is the vocabulary, which is padded to a multiple of the ranks.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: Start
+    split: int | None = None
+    vocabulary: bool = False
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def local(self, tensor_parallel_size: int) -> int:
+        """Elements on one rank, padding included."""
+        if self.split is None:
+            return self.numel
+        size = self.shape[self.split]
+        return -(-size // tensor_parallel_size) * (self.numel // size)
+
+
+def embedding_tensors(model: ModelConfig) -> list[TensorSpec]:
+    """Names within the layer, in the order of registration, as in every function of this file."""
+    tokens = TensorSpec(
+        "tokens.weight", (model.vocab_size, model.hidden_size), Start.NORMAL, 0, vocabulary=True
+    )
+    if not model.adaln:
+        return [tokens]
+    cond = model.cond_dim
+    return [
+        tokens,
+        TensorSpec("conditioning.linear_in.weight", (cond, NUM_FEATURES), Start.NORMAL),
+        TensorSpec("conditioning.linear_in.bias", (cond,), Start.ZEROS),
+        TensorSpec("conditioning.linear_out.weight", (cond, cond), Start.NORMAL),
+        TensorSpec("conditioning.linear_out.bias", (cond,), Start.ZEROS),
+    ]
+
+
+def block_tensors(model: ModelConfig) -> list[TensorSpec]:
+    """Of one block."""
+    width, inner = model.hidden_size, model.ffn_hidden_size
+    up = inner * (2 if model.activation == "swiglu" else 1)
+    tensors = [
+        TensorSpec("norm1.weight", (width,), Start.ONES),
+        TensorSpec("norm2.weight", (width,), Start.ONES),
+        TensorSpec("attention.qkv.weight", (3 * width, width), Start.NORMAL, 0),
+        TensorSpec("attention.out.weight", (width, width), Start.RESIDUAL, 1),
+        TensorSpec("mlp.up.weight", (up, width), Start.NORMAL, 0),
+    ]
+    if model.mlp_bias:
+        tensors.append(TensorSpec("mlp.up.bias", (up,), Start.ZEROS, 0))
+    tensors.append(TensorSpec("mlp.down.weight", (width, inner), Start.RESIDUAL, 1))
+    if model.mlp_bias:
+        tensors.append(TensorSpec("mlp.down.bias", (width,), Start.ZEROS))
+    return tensors + _modulation(model, 6)
+
+
+def head_tensors(model: ModelConfig) -> list[TensorSpec]:
+    """With tied embeddings: without the weight that is the embedding's."""
+    vocab = model.vocab_size
+    tensors = [TensorSpec("norm.weight", (model.hidden_size,), Start.ONES), *_modulation(model, 2)]
+    if not model.tied_embeddings:
+        # Zero with adaLN, as published, so that the first loss is exactly log V.
+        start = Start.ZEROS if model.adaln else Start.NORMAL
+        shape = (vocab, model.hidden_size)
+        tensors.append(TensorSpec("output.weight", shape, start, 0, vocabulary=True))
+    if model.output_bias:
+        tensors.append(TensorSpec("output.bias", (vocab,), Start.ZEROS, 0, vocabulary=True))
+    return tensors
+
+
+def _modulation(model: ModelConfig, vectors: int) -> list[TensorSpec]:
+    if not model.adaln:
+        return []
+    rows = vectors * model.hidden_size
+    return [
+        TensorSpec("modulation.weight", (rows, model.cond_dim), Start.ZEROS),
+        TensorSpec("modulation.bias", (rows,), Start.ZEROS),
+    ]
+
+
+def layer_tensors(model: ModelConfig, layer: int) -> list[TensorSpec]:
+    """Of a pipeline layer: 0 the embedding, then the blocks, last the head."""
+    if layer == 0:
+        return embedding_tensors(model)
+    return head_tensors(model) if layer == model.num_layers + 1 else block_tensors(model)
+
+
+def layer_name(model: ModelConfig, layer: int) -> str:
+    """The canonical name of a pipeline layer: what stands before the names of its tensors."""
+    if layer == 0:
+        return "embedding"
+    return "head" if layer == model.num_layers + 1 else f"blocks.{layer - 1}"
+
+
+@lru_cache(maxsize=64)
+def network_tensors(model: ModelConfig) -> dict[str, TensorSpec]:
+    """All tensors by canonical name, which is the same in every layout and checkpoint."""
+    found = {}
+    for layer in range(model.num_layers + 2):
+        for tensor in layer_tensors(model, layer):
+            name = f"{layer_name(model, layer)}.{tensor.name}"
+            found[name] = replace(tensor, name=name)
+    return found

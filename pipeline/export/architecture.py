@@ -1,0 +1,66 @@
+"""What the network's tensors and its architecture are called in a bundle; both ways."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from model.config import ModelConfig
+from pipeline.errors import ExportError
+
+# Of EsoLMConfig, then of ModelConfig.
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "mask_token_id": "mask_id",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "ffn_hidden_size",
+    "norm": "norm",
+    "norm_eps": "norm_eps",
+    "norm_bias": "adaln",
+    "activation": "activation",
+    "mlp_bias": "mlp_bias",
+    "output_bias": "output_bias",
+    "tie_word_embeddings": "tied_embeddings",
+    "rope_base": "rope_base",
+    "initializer_range": "init_std",
+}
+# transformers writes some fields only where they are not the default.
+MAY_BE_MISSING = {"tie_word_embeddings": False}
+
+# Beginnings of names in training, then in a bundle.
+PLACES = {
+    "embedding.tokens.": "model.embed_tokens.",
+    "blocks.": "model.layers.",
+    "head.norm.": "model.norm.",
+    "head.output.": "lm_head.",
+}
+
+
+def to_bundle(model: ModelConfig) -> dict[str, Any]:
+    """Fields of EsoLMConfig."""
+    return {theirs: getattr(model, ours) for theirs, ours in FIELDS.items()}
+
+
+def from_bundle(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of ModelConfig as far as a bundle's config.json fixes them.
+
+    Raises ExportError if it lacks one.
+    """
+    given = {**MAY_BE_MISSING, **config}
+    missing = [name for name in FIELDS if name not in given]
+    if missing:
+        raise ExportError(f"the bundle's config.json lacks {', '.join(missing)}")
+    return {ours: given[theirs] for theirs, ours in FIELDS.items()}
+
+
+def bundle_name(name: str) -> str:
+    """What a bundle calls a tensor of the network; its modulations have no place there."""
+    for ours, theirs in PLACES.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise ExportError(f"coverage: a bundle has no place for the tensor '{name}'")
+
+
+def is_folded_away(name: str) -> bool:
+    """Whether a tensor is part of adaLN, whose effect a bundle has in its other weights."""
+    return ".modulation." in name or ".conditioning." in name

@@ -1,0 +1,54 @@
+"""The table of tensors against the modules of the network, for every architecture."""
+
+from dataclasses import replace
+
+import pytest
+
+from model.config import ModelConfig
+from model.network import Network
+from model.sharding import is_sharded
+from model.tensors import network_tensors
+from pipeline.parallel.single import single_process
+from tests.model.conftest import ARCHITECTURES, small_config
+
+CASES = {
+    **{name: small_config(**settings) for name, settings in ARCHITECTURES.items()},
+    "tied": small_config(tied_embeddings=True),
+    "swiglu with biases": small_config(activation="swiglu", mlp_bias=True),
+    "nothing optional": small_config(
+        activation="swiglu", norm="rmsnorm", mlp_bias=False, output_bias=False, adaln=False
+    ),
+}
+
+
+@pytest.mark.parametrize("config", CASES.values(), ids=list(CASES))
+def test_the_table_is_the_network(config: ModelConfig) -> None:
+    """Names, shapes and splits, in the order of registration."""
+    network = Network(config, single_process())
+    actual = dict(network.named_parameters())
+    table = network_tensors(config)
+    assert list(table) == list(actual)
+    for name, parameter in actual.items():
+        tensor = table[name]
+        assert tensor.name == name
+        assert tensor.shape == tuple(parameter.shape), name
+        assert (tensor.split is not None) == is_sharded(parameter), name
+        if tensor.split is not None:
+            assert tensor.split == parameter.partition_dim, name  # type: ignore[attr-defined]
+        assert tensor.vocabulary == (tensor.shape[0] == config.vocab_size), name
+
+
+def test_a_rank_holds_its_share_and_the_padding() -> None:
+    table = network_tensors(replace(small_config(), vocab_size=11))
+    assert table["embedding.tokens.weight"].local(2) == 6 * 12
+    assert table["head.output.bias"].local(3) == 4
+    assert table["blocks.0.attention.qkv.weight"].local(2) == 18 * 12
+    assert table["blocks.0.mlp.down.weight"].local(2) == table["blocks.0.mlp.down.weight"].numel / 2
+    assert table["blocks.0.norm1.weight"].local(2) == 12
+
+
+def test_both_places_of_a_tied_weight_are_split() -> None:
+    """A last stage holds a copy, which is not in the table under its own name."""
+    config = small_config(tied_embeddings=True)
+    assert "head.output.weight" not in network_tensors(config)
+    assert is_sharded(Network(config, single_process()).head.output.weight)  # type: ignore[arg-type]
