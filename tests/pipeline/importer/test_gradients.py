@@ -6,6 +6,7 @@ published tensors: the bundle's flow back through a fold of adaLN that is writte
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from model.likelihood import (
 from model.objectives import SampleKeys
 from model.objectives.base import Objective
 from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.export.gate_network import training_logits
+from pipeline.export.gate_network import bundle_logits, training_logits
 from pipeline.export.writer import read_model
 from pipeline.importer.importing import import_checkpoint
 from pipeline.importer.recognise import Options
