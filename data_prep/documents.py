@@ -1,11 +1,10 @@
 """Documents from text files, directories, JSONL (also .gz and .zst) and Python's own library.
 
 The order is a function of the inputs alone, and a document keeps its index whichever task reads
-it: files in the order given, directories in the sorted order of their relative paths, one document
-per text file and per non-blank line of JSONL.
+it: files in the order given, directories in the sorted order of their relative paths, the documents
+of a file as its format has them (`data_prep.formats`).
 """
 
-import json
 import logging
 import os
 import stat
@@ -14,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.compression import open_decompressed, without_compression_suffix
 from data_prep.errors import DataError
+from data_prep.formats import Piece, UnusableError, format_of
 
-JSONL_SUFFIXES = (".jsonl", ".ndjson")
 # The library's test suites hold files in deliberately wrong encodings, and little prose.
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
 
@@ -33,11 +31,6 @@ class SourceFile:
     """Path relative to the input that named it: the same wherever the corpus is mounted."""
     num_bytes: int
     modified_ns: int
-
-    @property
-    def is_jsonl(self) -> bool:
-        """Whether each line of the file is a document of its own."""
-        return without_compression_suffix(self.path).suffix.lower() in JSONL_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -163,55 +156,17 @@ def iterate_documents(
     """
     index = 0
     for source in files:
-        if source.is_jsonl:
-            for number, line in enumerate(_lines(source), start=1):
-                if not line.strip():
-                    continue
-                if index % num_tasks == task:
-                    yield from _parse_line(line, index, f"{source.path}:{number}", text_key, bad)
-                index += 1
-        else:
+        for piece in format_of(source.path).pieces(source.path, text_key):
             if index % num_tasks == task:
-                with open_decompressed(source.path) as stream:
-                    content = stream.read()
-                yield from _decode(content, index, str(source.path), bad)
+                yield from _read(piece, index, bad)
             index += 1
 
 
-def _lines(source: SourceFile) -> Iterator[bytes]:
-    with open_decompressed(source.path) as stream:
-        yield from stream
-
-
-def _decode(content: bytes, index: int, location: str, bad: BadDocuments) -> Iterator[Document]:
+def _read(piece: Piece, index: int, bad: BadDocuments) -> Iterator[Document]:
     try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        bad.report(f"{location}:{line}", f"invalid UTF-8 at byte {error.start} ({error.reason})")
-        return
-    yield Document(index, text, location, len(content))
-
-
-def _parse_line(
-    line: bytes, index: int, location: str, text_key: str, bad: BadDocuments
-) -> Iterator[Document]:
-    try:
-        record = json.loads(line.decode("utf-8"))
-        text = record[text_key] if isinstance(record, dict) else None
-        if isinstance(text, str):
-            text.encode("utf-8")
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        bad.report(location, f"invalid Unicode ({error.reason})")
-    except ValueError as error:
-        problem = error.msg if isinstance(error, json.JSONDecodeError) else error
-        bad.report(location, f"invalid JSON ({problem})")
-    except RecursionError:
-        bad.report(location, "JSON nested too deeply")
-    except KeyError:
-        bad.report(location, f"no key '{text_key}' (choose another with --text-key)")
+        text, num_bytes = piece.read()
+    except UnusableError as error:
+        line = "" if error.line is None else f":{error.line}"
+        bad.report(f"{piece.location}{line}", str(error))
     else:
-        if isinstance(text, str):
-            yield Document(index, text, location, len(line))
-        else:
-            bad.report(location, f"not an object whose '{text_key}' is a string")
+        yield Document(index, text, piece.location, num_bytes)

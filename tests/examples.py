@@ -15,6 +15,9 @@ def source_of_example(module: ModuleType) -> str:
 
 def example_of(module: ModuleType) -> dict[str, Any]:
     """What the example of a module defines, by name."""
-    defined: dict[str, Any] = {"__name__": f"{module.__name__}_example"}
+    defined: dict[str, Any] = {
+        "__name__": f"{module.__name__}_example",
+        "__package__": module.__package__,
+    }
     exec(compile(source_of_example(module), f"example of {module.__name__}", "exec"), defined)
     return defined

@@ -1,5 +1,49 @@
 # mypy: ignore-errors
-"""`generate`: which options there are, and which decoder an objective has."""
+"""`generate`: which options there are, and which decoder an objective has.
+
+The contract of a decoder: `plan` lays down, before the first pass, what is written when, as an
+object with `order` [B, L], `counts` of each pass, `num_diffusion` and `prompt_length`; `write` makes
+the passes and returns int64 [B, L]. With a cache or without it writes the same tokens.
+
+To add one of your own, write it in a file of this folder, and name it in `decoding` of its
+objective's entry in the registry. This one writes all tokens in a single pass:
+
+```python
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .generation_esolm import DECODERS, Decoder
+
+
+@dataclass
+class AtOnce:
+    order: Tensor
+    prompt_length: int
+    num_diffusion: int = 1
+
+    @property
+    def counts(self):
+        return [self.order.shape[1] - self.prompt_length]
+
+
+def plan_at_once(config, prompt, settings, generator):
+    return AtOnce(torch.arange(settings.length).expand(len(prompt), -1), prompt.shape[1])
+
+
+@torch.inference_mode()
+def write_at_once(network, prompt, plan, sampler, use_cache, show=None):
+    tokens = prompt.new_full(plan.order.shape, network.config.mask_token_id)
+    tokens[:, : plan.prompt_length] = prompt
+    drawn = sampler(network(tokens, attention_pattern="bidirectional").logits)
+    tokens[:, plan.prompt_length :] = drawn[:, plan.prompt_length :]
+    return tokens
+
+
+DECODERS["at_once"] = Decoder(plan_at_once, write_at_once, has_cache=False)
+```
+"""
 
 import math
 from collections.abc import Callable
@@ -75,7 +119,7 @@ DECODERS = {
     "mdlm": Decoder(plan_whole, decode_blocks, has_cache=False),
     "bd3lm": Decoder(plan_blocks, decode_blocks),
 }
-"""By `EsoLMConfig.trained_as`. To add one, write its two functions in a file of this folder."""
+"""By `EsoLMConfig.trained_as`."""
 
 
 class EsoLMGenerationConfig(GenerationConfig):

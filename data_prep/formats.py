@@ -1,0 +1,146 @@
+"""What a file of the corpus holds: one format each, chosen by the name of the file.
+
+The contract: a `Format` says which files are its own, and cuts such a file into pieces, one for
+each document. Cutting must be cheap and always the same, for every task counts the pieces of every
+file and reads only its own. What a piece's `read` raises as `UnusableError` makes it a bad document.
+
+To add one of your own, write it in a package that is installed, and name it among the entry points
+of the group `esolm.formats`. This one takes tables of comma-separated values:
+
+```python
+import csv
+import io
+from functools import partial
+
+from data_prep.compression import open_decompressed
+from data_prep.formats import Format, Piece, UnusableError
+
+
+class CommaSeparated(Format):
+    suffixes = (".csv",)
+
+    def pieces(self, path, text_key):
+        with open_decompressed(path) as stream:
+            rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline=""))
+            for row in rows:
+                yield Piece(f"{path}:{rows.line_num}", partial(self.text_of, row, text_key))
+
+    def text_of(self, row, text_key):
+        if row.get(text_key) is None:
+            raise UnusableError(f"no column '{text_key}' (choose another with --text-key)")
+        return row[text_key], len(row[text_key].encode())
+
+
+FORMAT = CommaSeparated()
+```
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from data_prep.compression import open_decompressed, without_compression_suffix
+
+GROUP = "esolm.formats"
+"""Entry points of this group name the `Format` objects of other packages."""
+
+
+class UnusableError(Exception):
+    """A piece holds no text that can be used. line: within the piece, where that helps."""
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A document that is not read yet.
+
+    location: FILE, or FILE:LINE. read: its text and its bytes in the uncompressed source.
+    """
+
+    location: str
+    read: Callable[[], tuple[str, int]]
+
+
+class Format(ABC):
+    """A kind of file. suffixes: of its files' names in lower case, without that of compression."""
+
+    suffixes: tuple[str, ...] = ()
+
+    def suits(self, path: Path) -> bool:
+        """Whether a file is of this format."""
+        return without_compression_suffix(path).suffix.lower() in self.suffixes
+
+    @abstractmethod
+    def pieces(self, path: Path, text_key: str) -> Iterator[Piece]:
+        """The documents of a file in their order. text_key: where an object holds its text."""
+
+
+class JsonLines(Format):
+    """One document for each line that is not blank: an object that holds a text."""
+
+    suffixes = (".jsonl", ".ndjson")
+
+    def pieces(self, path: Path, text_key: str) -> Iterator[Piece]:
+        with open_decompressed(path) as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield Piece(f"{path}:{number}", partial(self._read, line, text_key))
+
+    @staticmethod
+    def _read(line: bytes, text_key: str) -> tuple[str, int]:
+        try:
+            record = json.loads(line.decode("utf-8"))
+            text = record[text_key] if isinstance(record, dict) else None
+            if isinstance(text, str):
+                text.encode("utf-8")
+        except (UnicodeDecodeError, UnicodeEncodeError) as error:
+            raise UnusableError(f"invalid Unicode ({error.reason})") from error
+        except ValueError as error:
+            problem = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise UnusableError(f"invalid JSON ({problem})") from error
+        except RecursionError as error:
+            raise UnusableError("JSON nested too deeply") from error
+        except KeyError as error:
+            raise UnusableError(f"no key '{text_key}' (choose another with --text-key)") from error
+        if not isinstance(text, str):
+            raise UnusableError(f"not an object whose '{text_key}' is a string")
+        return text, len(line)
+
+
+class PlainText(Format):
+    """Any other file is one document, in UTF-8."""
+
+    def suits(self, path: Path) -> bool:
+        return True
+
+    def pieces(self, path: Path, text_key: str) -> Iterator[Piece]:
+        yield Piece(str(path), partial(self._read, path))
+
+    @staticmethod
+    def _read(path: Path) -> tuple[str, int]:
+        with open_decompressed(path) as stream:
+            content = stream.read()
+        try:
+            return content.decode("utf-8"), len(content)
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            problem = f"invalid UTF-8 at byte {error.start} ({error.reason})"
+            raise UnusableError(problem, line) from error
+
+
+def format_of(path: Path) -> Format:
+    """The first format that suits a file; those of other packages come first."""
+    return next(each for each in _formats() if each.suits(path))
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[Format, ...]:
+    added = [entry.load() for entry in entry_points(group=GROUP)]
+    return (*added, JsonLines(), PlainText())
