@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test slurm slurm-packages lint format docs bench drill install
+.PHONY: help demo test check slurm slurm-packages lint format docs bench drill install
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -30,11 +30,17 @@ slurm-packages:
 	        --no-install-recommends slurm-wlm munge shellcheck; } >/dev/null \
 	        || echo "slurm-wlm, munge, shellcheck: not installed, the Slurm tests will skip"; fi
 
-test: $(STAMP) slurm-packages  ## every test that needs no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not dist and not slurm and not slow"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(dist or slurm) and not slow" --durations 15
+# Ranks and clusters use every core by themselves: what starts them runs one test at a time.
+WORKERS := -n 2 --dist loadfile
+test: $(STAMP) slurm-packages  ## before every change, ten minutes on two cores: units, each kind of layout, a Slurm chain, kills
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m "not (dist or slurm or check or slow)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(dist or slurm) and not (check or slow)" --durations 15
 
-slurm: $(STAMP) slurm-packages  ## of these, those on a real Slurm of four virtual nodes
+check: $(STAMP) slurm-packages  ## the rest of the tests, which `make test` leaves out for their length
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m "check and not (dist or slurm or slow)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "check and (dist or slurm) and not slow" --durations 15
+
+slurm: $(STAMP) slurm-packages  ## of both, those on a real Slurm of four virtual nodes
 	$(BIN)/python -m pytest -m slurm
 
 lint: $(STAMP)  ## format, lint, types, import rules
@@ -53,5 +59,5 @@ docs: $(STAMP)  ## write the tables that come from the code anew
 bench: $(STAMP)  ## the measurements behind the README's figures
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python -W ignore $$script || exit 1; done
 
-drill: $(STAMP)  ## longer soaks, outside `make test`
+drill: $(STAMP)  ## soaks, outside `make test` and `make check`
 	$(BIN)/python -m pytest -m slow

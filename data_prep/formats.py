@@ -2,7 +2,7 @@
 
 The contract: a `Format` says which files are its own, and cuts such a file into pieces, one for
 each document. Cutting must be cheap and always the same, for every task counts the pieces of every
-file and reads only its own. What a piece's `read` raises as `UnusableError` makes it a bad document.
+file and reads only its own. A piece whose `read` raises `UnusableError` is a bad document.
 
 To add one of your own, write it in a package that is installed, and name it among the entry points
 of the group `esolm.formats`. This one takes tables of comma-separated values:

@@ -33,6 +33,7 @@ def test_the_last_block() -> None:
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_both_loops_of_a_training_step_compute_the_same() -> None:
     launch = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
     small = ("--size", "tiny", "--against", "fsdp2", "--rounds", "2")

@@ -70,6 +70,7 @@ def test_a_run_configuration_is_complete_and_resolves(
     assert load_config(resolved, []) == config
 
 
+@pytest.mark.check
 def test_every_run_configuration_takes_two_steps_at_reduced_size(
     dataset: Path, tmp_path: Path
 ) -> None:

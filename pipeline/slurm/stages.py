@@ -133,8 +133,11 @@ def prep_problems(config: RunConfig, stages: list[str]) -> list[str]:
         problems.append("prep.inputs names no text; give files, or prep.from_python_stdlib=true")
     if not prep.tokenizer:
         problems.append("prep.tokenizer is missing: a tokenizer's directory, or where to make one")
-    if prep.tasks < 1:
-        problems.append(f"prep.tasks is {prep.tasks}; it must be at least 1")
+    problems += [
+        f"prep.{key} is {value}; it must be at least 1"
+        for key in ("tasks", "shard_tokens", "max_sentences")
+        if (value := getattr(prep, key)) < 1
+    ]
     if prep.on_bad_document not in ("error", "skip"):
         problems.append(f"prep.on_bad_document is '{prep.on_bad_document}'; choose error or skip")
     if not 0 <= prep.valid_fraction < 1:
@@ -143,10 +146,6 @@ def prep_problems(config: RunConfig, stages: list[str]) -> list[str]:
         problems.append(
             f"prep.valid_fraction is 0, which leaves nothing to validate on for {readers}"
         )
-    if prep.shard_tokens < 1:
-        problems.append(f"prep.shard_tokens is {prep.shard_tokens}; it must be at least 1")
-    if prep.max_sentences < 1:
-        problems.append(f"prep.max_sentences is {prep.max_sentences}; it must be at least 1")
     if prep.vocab_size <= FEWEST_PIECES and not has_tokenizer(Path(prep.tokenizer)):
         problems.append(
             f"prep.vocab_size is {prep.vocab_size}; it must be more than {FEWEST_PIECES}, the "

@@ -63,14 +63,18 @@ class Distance:
 
 
 def run(
-    cases: dict[str, tuple[str, dict[str, Any]]], folder: Path, steps: int, timeout: float
+    cases: dict[str, tuple[str, dict[str, Any]]],
+    folder: Path,
+    steps: int,
+    timeout: float,
+    device: str = "cpu",
 ) -> dict[str, Outcome]:
-    """cases: name -> (layout, settings), all of as many ranks."""
+    """cases: name -> (layout, settings), all of as many ranks. device: as of `run_ranks`."""
     (ranks,) = {_ranks(LAYOUTS[layout]) for layout, _ in cases.values()}
     names, outcomes = list(cases), dict[str, Outcome]()
     for first in range(0, len(names), CASES_PER_LAUNCH):
         some = {name: cases[name] for name in names[first : first + CASES_PER_LAUNCH]}
-        outcomes |= _launch(ranks, some, folder / f"launch_{first}", steps, timeout)
+        outcomes |= _launch(ranks, some, folder / f"launch_{first}", steps, timeout, device)
     return outcomes
 
 
@@ -80,13 +84,14 @@ def _launch(
     folder: Path,
     steps: int,
     timeout: float,
+    device: str,
 ) -> dict[str, Outcome]:
     places = [folder / f"weights_{number}" for number in range(len(cases))]
     arguments = [
         {"layout": LAYOUTS[layout], **settings, "steps": steps, "out": str(place)}
         for (layout, settings), place in zip(cases.values(), places, strict=True)
     ]
-    answers = run_ranks("losses", ranks, arguments, folder, timeout)
+    answers = run_ranks("losses", ranks, arguments, folder, timeout, device=device)
     outcomes = (Outcome(rows, place) for rows, place in zip(answers, places, strict=True))
     return dict(zip(cases, outcomes, strict=True))
 

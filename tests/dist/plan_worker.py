@@ -1,5 +1,6 @@
 """Measures what the training state of a running engine takes, for the tests of `esolm plan`."""
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.config import ModelConfig
+from pipeline.parallel.bootstrap import device_of, process_info
 from pipeline.parallel.engine import Engine
 from tests.dist import workers
 
@@ -40,6 +42,9 @@ class LiveBytes(TorchDispatchMode):
         for tensor in known:
             self._sizes[tensor.untyped_storage()._cdata] = (0, None)
 
+    def start_again(self) -> None:
+        self.peak = 0
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
@@ -61,16 +66,41 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self._sizes.pop(key)[0]
 
 
+class AllocatedBytes(contextlib.nullcontext[None]):
+    """Counts what a GPU's allocator has handed out since, with the interface of LiveBytes."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        small = torch.ones(8, 8, device=device)
+        small @ small  # takes the workspace of the library of matrix products, which stays
+        self._device, self._before = device, torch.cuda.memory_allocated(device)
+
+    def __enter__(self) -> "AllocatedBytes":  # type: ignore[override]
+        return self
+
+    @property
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device) - self._before
+
+    def start_again(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+
+def counter_of(device: torch.device) -> LiveBytes | AllocatedBytes:
+    return AllocatedBytes(device) if device.type == "cuda" else LiveBytes()
+
+
 def measure(cases: list[dict[str, Any]]) -> Any:
     """Per case, of every rank: bytes by part after a step, and the most at any moment of one."""
     answers = []
     for case in cases:
         gc.collect()
-        with LiveBytes() as live, workers.engine_of(case) as (engine, source):
+        device = device_of(process_info())
+        with counter_of(device) as live, workers.engine_of(case) as (engine, source):
             peaks = []
             for step in range(3):
                 gc.collect()
-                live.peak = 0
+                live.start_again()
                 engine.train_step(workers.batch_of(source, step), workers.LEARNING_RATE)
                 peaks.append(live.peak)
             # The first step makes the optimizer's state. In some, cycles that no longer matter wait

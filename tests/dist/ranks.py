@@ -1,4 +1,4 @@
-"""Runs a worker function in several gloo ranks, under a timeout, and returns rank 0's answer."""
+"""Runs a worker function in several ranks, under a timeout, and returns rank 0's answer."""
 
 import json
 import subprocess
@@ -18,21 +18,24 @@ def run_ranks(
     folder: Path,
     timeout: float,
     module: str = "tests.dist.workers",
+    device: str = "cpu",
 ) -> Any:
     """Calls `<module>.<worker>(arguments)` in num_ranks processes.
 
+    device: "cpu", over gloo also where there are GPUs, or "cuda", a GPU for each rank over NCCL.
     A rank that fails or outlives the timeout fails the test with the log of every rank.
     """
     folder.mkdir(parents=True, exist_ok=True)
     answer = folder / "answer.json"
     processes, logs = [], []
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     for rank, variables in enumerate(rank_environment(num_ranks)):
         logs.append(folder / f"rank_{rank}.log")
         command = [sys.executable, "-W", "ignore", "-m", module]
         command += [worker, json.dumps(arguments), str(answer)]
         with logs[-1].open("w") as log:
             processes.append(
-                subprocess.Popen(command, env=variables, stdout=log, stderr=log, cwd=ROOT)
+                subprocess.Popen(command, env=variables | hidden, stdout=log, stderr=log, cwd=ROOT)
             )
     try:
         failed = _wait(processes, timeout)

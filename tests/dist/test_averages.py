@@ -26,6 +26,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_the_average_is_computed_with_and_leaves_no_trace(
     single: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -43,6 +44,7 @@ def test_the_average_is_computed_with_and_leaves_no_trace(
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_buckets_average_to_the_diffusion_term(single: dict[str, Any]) -> None:
     """Of objectives without a time, or with many in a row, there are none."""
     mdlm = single["mdlm"]

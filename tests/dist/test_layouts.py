@@ -27,7 +27,17 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
 }
 EVERYWHERE = ("esolm_b", "esolm_b, bf16")
 SOMEWHERE = ("TP2+SP", "PP2", "DP2 ZeRO-3")
+# What `make test` takes: every way to share a network out, and two mixtures of them.
+TWO_WAYS = [(layout, kind) for layout in TWO_RANKS for kind in EVERYWHERE]
+MIXED = [("TP2 x PP2", "esolm_b"), ("TP2+SP x DP2 ZeRO-3", "esolm_b")]
 TIED = ("DP2 ZeRO-1", "TP2 x PP2")
+
+
+@pytest.fixture(scope="module")
+def reference_everywhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """The few kinds of `make test` in a single process."""
+    cases = {kind: ("one", KINDS[kind][0]) for kind in EVERYWHERE}
+    return layouts.run(cases, tmp_path_factory.mktemp("few"), STEPS, 240)
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +61,23 @@ def problems_of(
 
 
 @pytest.mark.dist
+@pytest.mark.parametrize("named", [TWO_WAYS, MIXED], ids=["2", "4"])
+def test_each_sort_of_layout_is_the_single_process(
+    named: list[tuple[str, str]], reference_everywhere: dict[str, Outcome], tmp_path: Path
+) -> None:
+    assert problems_of(named, reference_everywhere, tmp_path) == []
+
+
+@pytest.mark.dist
+@pytest.mark.check
 @pytest.mark.parametrize("names", [TWO_RANKS, FOUR_RANKS], ids=["2", "4"])
 def test_every_layout_is_the_single_process(
     names: dict[str, Any], reference: dict[str, Outcome], tmp_path: Path
 ) -> None:
-    """Two kinds in every layout, every kind in one layout of each sort."""
+    """With the cases above: two kinds in every layout, every kind in one layout of each sort."""
     named = [(n, kind) for n in names for kind in KINDS if kind in EVERYWHERE or n in SOMEWHERE]
     named += [(name, "esolm_b, tied") for name in names if name in TIED]
+    named = [case for case in named if case not in TWO_WAYS + MIXED]
     assert problems_of(named, reference, tmp_path) == []
 
 
@@ -94,6 +114,7 @@ def test_the_table_of_the_docs(tmp_path: Path) -> None:
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_the_reference_learns_and_does_not_depend_on_micro_batches(
     reference: dict[str, Outcome],
 ) -> None:

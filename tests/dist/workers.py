@@ -99,7 +99,7 @@ def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
         EngineConfig(
             model=MODELS[case.get("model", "paper")],
             layout=layout,
-            device=torch.device("cpu"),
+            device=device_of(process_info()),
             seed=1,
             micro_batch_size=micro_batch_size,
             num_micro_batches=GLOBAL_BATCH // (micro_batch_size * layout.dp),

@@ -1,4 +1,4 @@
-"""Long drills, outside `make test`: `make drill`."""
+"""Long drills, outside `make test` and `make check`: `make drill`."""
 
 import random
 import time

@@ -31,6 +31,7 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return config.parent / "run"
 
 
+@pytest.mark.check
 def test_killed_at_every_place_of_a_save(dataset: Path, undisturbed: Path, tmp_path: Path) -> None:
     """One run, killed four times: the last committed checkpoint is in force, nothing else is."""
     config, run = write_config(tmp_path, dataset, hidden_size=512), tmp_path / "run"
@@ -73,7 +74,7 @@ def _expect(run: Path, left: list[str], in_force: int) -> None:
 @pytest.mark.parametrize(
     ("ranks", "victim", "overrides"),
     [
-        (2, 0, []),
+        pytest.param(2, 0, [], marks=pytest.mark.check),
         (2, 1, []),
         pytest.param(4, 2, ["parallel.pp=2"], marks=pytest.mark.slow),
         pytest.param(4, 1, ["parallel.zero=3"], marks=pytest.mark.slow),
@@ -98,8 +99,15 @@ def test_kill_9_of_any_rank_ends_the_others_and_the_run_resumes(
     assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, steps + 1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("everyone", [True, False])
+@pytest.mark.parametrize(
+    ("number", "everyone"),
+    [
+        (signal.SIGUSR1, False),
+        pytest.param(signal.SIGUSR1, True, marks=pytest.mark.check),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.check),
+        pytest.param(signal.SIGTERM, True, marks=pytest.mark.check),
+    ],
+)
 def test_a_stop_signal_ends_in_one_checkpoint_and_85(
     number: signal.Signals, everyone: bool, dataset: Path, tmp_path: Path
 ) -> None:
@@ -117,6 +125,7 @@ def test_a_stop_signal_ends_in_one_checkpoint_and_85(
     assert not (run / "DONE").exists()
 
 
+@pytest.mark.check
 def test_stopped_and_resumed_is_undisturbed(dataset: Path, tmp_path: Path) -> None:
     reference = write_config(tmp_path / "reference", dataset, steps=60, save_every=100)
     finish(start("train", str(reference), "--ranks", "2"), 0)

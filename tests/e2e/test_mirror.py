@@ -23,6 +23,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FtpServe
     server.stop()
 
 
+@pytest.mark.check
 def test_a_run_outlives_its_disk(dataset: Path, server: FtpServer, tmp_path: Path) -> None:
     """It goes on from the mirror, in another layout, and does not start anew without it."""
     config, options, url = _configured(dataset, server, tmp_path)

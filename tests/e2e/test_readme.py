@@ -190,6 +190,7 @@ def test_the_demo_kills_a_run_that_is_soon_over(
 
 
 @pytest.mark.dist
+@pytest.mark.check
 @pytest.mark.timeout(900)
 def test_the_demo_at_reduced_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same commands, kill and resume as `make demo`, over generated text and a tiny network."""

@@ -38,6 +38,7 @@ def test_a_rank_that_cannot_leave_is_ended(dataset: Path, tmp_path: Path) -> Non
     assert "the shard is gone" in end
 
 
+@pytest.mark.check
 def test_long_checks_are_not_taken_for_a_hang(dataset: Path, tmp_path: Path) -> None:
     """Both the two files of the checkpoint and the ten batches take longer than the watchdog."""
     config = write_config(tmp_path, dataset, steps=4)
@@ -112,7 +113,7 @@ def test_an_infinite_loss_is_skipped_or_rolled_back(dataset: Path, tmp_path: Pat
         )
 
 
-@pytest.mark.parametrize("policy", ["skip", "rollback"])
+@pytest.mark.parametrize("policy", ["skip", pytest.param("rollback", marks=pytest.mark.check)])
 def test_a_run_that_gets_no_further_ends(policy: str, dataset: Path, tmp_path: Path) -> None:
     """Its first update spoils the weights, and nothing is finite from then on."""
     config = write_config(tmp_path, dataset, steps=40, save_every=1)
@@ -134,6 +135,7 @@ def test_an_error_waits_for_the_checkpoint_that_is_being_written(
     assert read_manifest(checkpoint).step == 4
 
 
+@pytest.mark.check
 def test_an_error_does_not_wait_for_a_checkpoint_that_is_stuck(
     dataset: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +148,7 @@ def test_an_error_does_not_wait_for_a_checkpoint_that_is_stuck(
     assert "a checkpoint made no progress for 2 s" in output
 
 
+@pytest.mark.check
 def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_anew(
     dataset: Path, tmp_path: Path
 ) -> None:
@@ -169,7 +172,10 @@ def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_anew(
     assert [step for step, _ in losses(run)] == list(range(1, 7))
 
 
-@pytest.mark.parametrize("damage", ["bit", "truncated", "missing"])
+@pytest.mark.parametrize(
+    "damage",
+    ["bit", *(pytest.param(kind, marks=pytest.mark.check) for kind in ("truncated", "missing"))],
+)
 def test_a_damaged_checkpoint_is_passed_over(damage: str, dataset: Path, tmp_path: Path) -> None:
     reference = write_config(tmp_path / "reference", dataset, steps=8)
     finish(start("train", str(reference), "parallel.tp=1"), 0)

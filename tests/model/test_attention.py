@@ -70,6 +70,7 @@ def loop_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("pattern", "length", "block_size"), CASES)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_dense_flex_and_loops_agree(
     pattern: AttentionPattern, length: int, block_size: int
 ) -> None:

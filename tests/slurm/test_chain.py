@@ -87,6 +87,7 @@ exec "${@:2}"
 """
 
 
+@pytest.mark.check
 def test_in_a_container_from_the_first_submit(
     cluster: MiniCluster, corpus: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_in_a_container_from_the_first_submit(
     assert [s.state for s in stages.values()] == ["COMPLETED"] * 3, format_chain([*stages.values()])
 
 
+@pytest.mark.check
 def test_a_failing_prep_task_and_its_repair(
     cluster: MiniCluster, corpus: Path, tmp_path: Path
 ) -> None:

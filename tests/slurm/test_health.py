@@ -74,6 +74,7 @@ def preflight(folder: Path, faults: list[str], ranks_per_node: int, *options: st
 
 
 @pytest.mark.dist
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -88,18 +89,21 @@ def test_only_the_node_at_fault_is_named(fault: str, reason: str, tmp_path: Path
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_of_three_nodes_one_dies_in_the_measurement(tmp_path: Path) -> None:
     """It leaves that it did not come to an end; the others still have each other."""
     assert preflight(tmp_path, ["fit", "fit", "dies"], 1) == {"a.ok", "b.ok", "c.began"}
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_nodes_that_cannot_meet_blame_nobody(tmp_path: Path) -> None:
     """Nor each other: the first one has left nothing, which tells enough."""
     assert preflight(tmp_path, ["absent", "fit", "fit"], 1) == {"b.unmet", "c.unmet"}
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_a_gpu_that_only_the_driver_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvidia_smi(tmp_path, monkeypatch, "printf '0, 0\\n'")
     reports = tmp_path / "reports"

@@ -23,7 +23,7 @@ from tests.slurm.runs import (
     write_run,
 )
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.check, pytest.mark.timeout(1200)]
 
 # Longer than a requeued job of this cluster waits before it may start.
 STABLE_SECONDS = 12

@@ -27,7 +27,7 @@ from tests.slurm.runs import (
     write_run,
 )
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.check, pytest.mark.timeout(1200)]
 
 # How far a run gets before it is disturbed for the last time is chance: the end is put behind that.
 ENDLESS = 100_000

@@ -11,7 +11,7 @@ from tests.processes import ROOT
 from tests.slurm.cluster import MiniCluster
 from tests.slurm.runs import logged_steps, write_run
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.check, pytest.mark.timeout(1200)]
 
 
 def test_under_salloc(cluster: MiniCluster, dataset: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_the_whole_way_from_text_to_a_sample(corpus: Path, tmp_path: Path) -> No
     assert read_manifest(data).splits["valid"]
 
 
+@pytest.mark.check
 def test_a_tokenizer_of_the_default_size_can_be_trained(tmp_path: Path) -> None:
     assert "32,000 pieces" in prep("tokenizer", "--from-python-stdlib", "--out", tmp_path)
 

@@ -16,6 +16,7 @@ from tests.pipeline.importer.published import SYSTEMS
 from tests.processes import run_python
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("foreign", [False, True])
 def test_an_imported_run_goes_on(foreign: bool, dataset: Path, tmp_path: Path, quick: None) -> None:
     """foreign: on text that was tokenized with the published tokenizer, one of transformers."""

@@ -72,6 +72,7 @@ def test_ema_list_is_in_the_order_of_registration(tmp_path: Path, quick: None) -
     assert order == values["shadow_params_order"]
 
 
+@pytest.mark.check
 def test_command_with_the_whole_gate(tmp_path: Path) -> None:
     out = tmp_path / "imported"
     command = ["-m", "pipeline", "import", str(FILE)]

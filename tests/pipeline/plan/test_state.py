@@ -13,6 +13,7 @@ from pipeline.plan.state import StateBytes, state_bytes
 from tests.dist import workers
 from tests.dist.plan_worker import MODEL
 from tests.dist.ranks import run_ranks
+from tests.gpu.needs import gpus
 
 TOLERANCE = 0.1
 LAYOUTS = {
@@ -45,10 +46,20 @@ def planned(layout: Layout, precision: str, rank: int) -> StateBytes:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("num_ranks", LAYOUTS)
+@pytest.mark.parametrize(
+    ("num_ranks", "device"),
+    [
+        (1, "cpu"),
+        pytest.param(2, "cpu", marks=pytest.mark.check),
+        pytest.param(4, "cpu", marks=pytest.mark.check),
+        pytest.param(1, "cuda", marks=gpus(1)),
+        pytest.param(2, "cuda", marks=gpus(2)),
+    ],
+)
 def test_weights_gradients_optimizer_and_average_are_planned_within_a_tenth(
-    num_ranks: int, tmp_path: Path
+    num_ranks: int, device: str, tmp_path: Path
 ) -> None:
+    """On a CPU every storage is counted, on a GPU it is what the allocator has handed out."""
     named = [(name, p) for name in LAYOUTS[num_ranks] for p in ("fp32", "bf16")]
     cases: list[dict[str, Any]] = [
         {
@@ -59,7 +70,8 @@ def test_weights_gradients_optimizer_and_average_are_planned_within_a_tenth(
         }
         for name, p in named
     ]
-    answers = run_ranks("measure", num_ranks, cases, tmp_path, 400, "tests.dist.plan_worker")
+    worker = "tests.dist.plan_worker"
+    answers = run_ranks("measure", num_ranks, cases, tmp_path, 400, worker, device)
     wrong = []
     for (name, precision), answer in zip(named, answers, strict=True):
         for rank, measured in enumerate(answer):

@@ -113,6 +113,7 @@ def started(
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_it_begins_where_the_other_ended(recorded_run: RecordedRun, started: Path) -> None:
     raw, averaged = validations(recorded_run.path)[-1]
     assert abs(raw - averaged) > 1e-3
@@ -123,6 +124,7 @@ def test_it_begins_where_the_other_ended(recorded_run: RecordedRun, started: Pat
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_it_is_the_same_in_every_layout(started: Path) -> None:
     expected = [x["loss"] for x in lines(started / "ema") if "loss" in x][:2]
     for name in TWO_RANKS:
@@ -132,6 +134,7 @@ def test_it_is_the_same_in_every_layout(started: Path) -> None:
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_only_the_weights_are_taken(started: Path) -> None:
     """Step 0, no updates, and after one of them moments that a young optimizer has."""
     reader = CheckpointReader(started / "ema" / "checkpoints" / "step_00000001")
@@ -145,6 +148,7 @@ def test_only_the_weights_are_taken(started: Path) -> None:
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_what_may_differ_is_said_and_what_may_not_is_refused(started: Path) -> None:
     log = (started / "log").read_text()
     assert "train.seq_len: trained with 32, now 48" in log

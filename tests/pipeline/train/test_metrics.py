@@ -54,6 +54,8 @@ def full_disk() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+# The thread of tensorboard that writes its file dies of the full disk, as it is meant to here.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_costs_figures_and_not_the_run(
     full_disk: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
