@@ -1,6 +1,7 @@
 """Rules that hold for the repository as a whole."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -104,3 +105,12 @@ def test_every_decoder_that_an_objective_names_is_in_the_bundle() -> None:
     decodings = [kind.decoding for kind in SHIPPED.values() if kind.decoding is not None]
     named = [decoder for decoding in decodings for decoder in decoding.decoders]
     assert sorted(named) == sorted(DECODERS)
+
+
+def test_public_python_names_exist() -> None:
+    section = (ROOT / "docs" / "design.md").read_text().partition("## Public Python names")[2]
+    named = re.findall(r"`((?:pipeline|model|data_prep)\.[\w.]+)`", section.partition("\n## ")[0])
+    assert len(named) > 10
+    for name in named:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name

@@ -2,7 +2,7 @@
 """`generate`: which options there are, and which decoder an objective has.
 
 The contract of a decoder: `plan` lays down, before the first pass, what is written when, as an
-object with `order` [B, L], `counts` of each pass, `num_diffusion` and `prompt_length`; `write` makes
+object with `order` [B, L], `counts` of each pass, `num_diffusion`, `prompt_length`; `write` makes
 the passes and returns int64 [B, L]. With a cache or without it writes the same tokens.
 
 To add one of your own, write it in a file of this folder, and name it in `decoding` of its
