@@ -1,7 +1,7 @@
-"""What one chunk of rows is put through, and what is kept of it: sums per row, in nats.
+"""Runs one chunk of rows through the network and keeps sums for each row, in nats.
 
-Every draw is keyed by (seed, row, draw, term), and chunks are cut without regard to the number of
-processes, so a row's values are the same whoever computes them.
+Every draw is keyed by (seed, row, draw, term), and the chunks do not depend on the number of
+processes. So the values of a row are the same whichever process computes them.
 """
 
 from dataclasses import dataclass, field
@@ -29,20 +29,21 @@ Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
 
 NUM_BUCKETS = 10
-# Rows of a split are counted below this; a draw's samples are numbered from a multiple of it.
+# A split has fewer rows than this. Draw n numbers its samples from n times this number on.
 _ROWS_PER_DRAW = 1 << 40
-# Keys of the draws' turns count from here; the purposes of `SampleKeys` are below.
+# The keys of the draws' turns count from here, above all purposes of `SampleKeys`.
 _TURNS = 1 << 32
-# Columns of the t-buckets: tokens, masked tokens, weighted nats (of the bound), plain nats.
+# The columns of the t-buckets: tokens, masked tokens, weighted nats (of the bound), plain nats.
 BUCKET_COLUMNS = 4
 
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """terms: nats of the bound by loss term, [rows, draws]. buckets: [NUM_BUCKETS, BUCKET_COLUMNS].
+    """What the passes over one chunk have given.
 
-    orders: log p under each drawn order, [rows, K]. left_to_right: log p, [rows], or empty where
-    the network has no exact likelihood. num_bytes: of the predicted tokens, [rows].
+    terms: the bound in nats by loss term, [rows, draws]. buckets: [NUM_BUCKETS, BUCKET_COLUMNS].
+    orders: log p under each drawn order, [rows, K]. left_to_right: log p, [rows]; it is empty if
+    the network has no exact likelihood. num_bytes: bytes of the predicted tokens, [rows].
     """
 
     terms: dict[str, Float64Array]
@@ -59,11 +60,10 @@ def follows_orders(objective: Objective) -> bool:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which rows of a global batch of the whole split a draw takes each loss term at.
+    """Gives every row its slot in an imagined global batch, for each loss term and each draw.
 
-    All rows take every term in every draw. t is stratified over the rows; which row has which
-    stratum is turned by a random amount in each draw, so that draws are independent of each other
-    and unbiased.
+    Every row takes every term in every draw. t is stratified over the rows. Each draw turns the
+    assignment of strata to rows by a random amount, so that the draws are independent and unbiased.
     """
 
     objective: Objective
@@ -83,13 +83,13 @@ class Schedule:
         return len(spans) == num_terms and min(map(len, spans.values())) >= self.num_rows
 
     def keys(self, term: str, draw: int, index: Int64Array) -> SampleKeys:
-        """The identity of rows [N] in one term of one draw."""
+        """The keys of the rows `index` [N] in one term of one draw."""
         spans = self.objective.terms(self.global_batch_size)
         number, span = list(spans).index(term), spans[term]
         sample = (draw * len(spans) + number) * _ROWS_PER_DRAW + index
         turned = (index + self._turn(draw)) % self.num_rows
         within = np.zeros_like(index)
-        if len(span) > self.num_rows:  # a row's slot is random within its stratum
+        if len(span) > self.num_rows:  # the slot of a row is random within its stratum
             uniform = SampleKeys(self.seed, sample, index, 1).uniforms(Purpose.TIME, 1)[:, 0]
             within = (uniform * len(span)).astype(np.int64)
         slot = span.start + (turned * len(span) + within) // self.num_rows
@@ -102,7 +102,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Passes:
-    """All forward passes over one chunk. objective: with the weights of the bound."""
+    """Makes all forward passes over a chunk. objective: the one with the weights of the bound."""
 
     subject: Subject
     objective: Objective
@@ -111,7 +111,7 @@ class Passes:
     num_orders: int
 
     def run(self, tokens: Int64Array, index: Int64Array, num_bytes: Int64Array) -> ChunkResult:
-        """tokens: [rows, L] of rows `index`."""
+        """Measures the rows `index`. tokens: [rows, L]. num_bytes: [rows]."""
         rows, logits = torch.from_numpy(tokens), self.subject.logits
         buckets = np.zeros((NUM_BUCKETS, BUCKET_COLUMNS))
         terms: dict[str, list[Float64Array]] = {}
@@ -135,13 +135,13 @@ class Passes:
         return ChunkResult(columns, buckets, orders, exact, num_bytes)
 
     def _bound(self, rows: Tensor, keys: SampleKeys) -> tuple[Float64Array, Float64Array]:
-        """One term of one draw: nats per row, [rows], and its share of the buckets."""
+        """Measures one term of one draw: the nats of each row, [rows], and the buckets' share."""
         length = rows.shape[1]
         predicted = self.objective.predicted_tokens(length)
         inputs, targets = self.objective.corrupt(rows, keys)
         log_p = token_log_p(self.subject.logits, inputs, targets.labels)
         masked = targets.weights > 0
-        # The weights share out one mean over a global batch; a row's own sum is wanted here.
+        # The weights are those of a mean over a global batch; here each row's own sum is wanted.
         terms = self.objective.terms(keys.global_batch_size).values()
         share = next(len(span) for span in terms if int(keys.slot[0]) in span) * predicted
         plain = -torch.where(masked, log_p, 0.0).numpy()
