@@ -9,6 +9,8 @@ import torch
 
 from data_prep.tokenizers import load_tokenizer
 from pipeline.errors import ConfigError
+from pipeline.export.manifest import NAME
+from pipeline.generate import load_bundle
 
 # Configurations name the longest context differently.
 _LIMITS = ("max_position_embeddings", "n_positions")
@@ -21,17 +23,11 @@ class Judge:
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        from transformers import AutoModelForCausalLM
-
-        from pipeline.export.writer import no_transformers_bars
-
         self._tokenizer = load_tokenizer(path)
-        try:
-            with no_transformers_bars():
-                model: Any = AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"--judge {path} cannot be loaded: {reason}") from error
+        model = _own_bundle(path) if (path / NAME).is_file() else _of_transformers(path)
+        # What an `ar` network of ours read in front of each row in training, it reads here too.
+        prepended = getattr(model.config, "prepend_token_id", None)
+        self._front = [] if prepended is None else [prepended]
         self._model, self._device = model.to(device).eval(), device
         limits = [getattr(model.config, name, None) for name in _LIMITS]
         self._context = next((limit for limit in limits if limit), 1024)
@@ -59,6 +55,36 @@ class Judge:
 
     @torch.no_grad()
     def _nats(self, ids: list[int]) -> float:
-        row = torch.tensor([ids], device=self._device)
-        log_p = self._model(row).logits[0, :-1].float().log_softmax(-1)
-        return -float(log_p.gather(1, row[0, 1:, None]).double().sum())
+        front = len(self._front)
+        row = torch.tensor([self._front + ids], device=self._device)
+        log_p = self._model(row).logits[0, front:-1].float().log_softmax(-1)
+        return -float(log_p.gather(1, row[0, front + 1 :, None]).double().sum())
+
+
+def _own_bundle(path: Path) -> Any:
+    """The network of a bundle, run by this repository's code; only `ar` predicts the next token."""
+    model = load_bundle(path).model
+    if model.config.objective != "ar":
+        raise ConfigError(
+            f"--judge {path} is a bundle trained as '{model.config.objective}', which does not "
+            "predict the next token; give an 'ar' bundle or a causal language model"
+        )
+    return model
+
+
+def _of_transformers(path: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.export.writer import no_transformers_bars
+
+    try:
+        with no_transformers_bars():
+            # Left out, the last option makes transformers ask at the terminal about foreign code.
+            return AutoModelForCausalLM.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which is not run; give a model of transformers"
+        raise ConfigError(f"--judge {path} cannot be loaded: {reason}") from error

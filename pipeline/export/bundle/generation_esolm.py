@@ -257,8 +257,7 @@ class EsoLMGenerationMixin:
             generator.seed()
         else:
             generator.manual_seed(settings.seed)
-        if attention_mask is not None and not torch.as_tensor(attention_mask).bool().all():
-            raise ValueError("the prompt is padded; give prompts of one length without padding")
+        check_unpadded(attention_mask)
         prompt = self._prompt(input_ids, num_samples, settings.length)
         plan = self._decoder.plan(self.config, prompt, settings, generator)
         sampler = TokenSampler(settings.temperature, settings.top_p, generator)
@@ -303,6 +302,15 @@ class EsoLMGenerationMixin:
         if input_ids.shape[1] > length:
             raise ValueError(f"the prompt has {input_ids.shape[1]} tokens, length is {length}")
         return input_ids.to(self.device)
+
+
+def check_unpadded(attention_mask: Any) -> None:
+    """Raises ValueError if the mask has zeros: the network has seen no padding in training."""
+    if attention_mask is not None and not torch.as_tensor(attention_mask).bool().all():
+        raise ValueError(
+            "attention_mask has zeros, so rows are padded; pad nothing: give one prompt at a time, "
+            "or rows of equal lengths"
+        )
 
 
 def check_prompt(input_ids: Any, vocab_size: int, mask_id: int) -> None:

@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
 from .configuration_esolm import EsoLMConfig
-from .generation_esolm import EsoLMGenerationConfig, EsoLMGenerationMixin
+from .generation_esolm import EsoLMGenerationConfig, EsoLMGenerationMixin, check_unpadded
 
 PATTERNS = (
     "bidirectional",
@@ -327,6 +327,7 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         cache: KeyValueCache | None = None,
         start: int = 0,
         logits_to_keep: int | Tensor = 0,
+        attention_mask: Tensor | None = None,
     ) -> MaskedLMOutput:
         """Logits, at least float32, [B, L, V]; the mask id's is -inf.
 
@@ -340,7 +341,9 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         cache, start: the tokens go to the cache's slots from `start` on, and see slots as if all
         of them were fed. `start` must not lie inside a prefix or a block.
         logits_to_keep: only the last so many positions, 0 means all; or int64 [B, L], which ones.
+        attention_mask: as in `generate`, all ones; ValueError if it has zeros.
         """
+        check_unpadded(attention_mask)
         hidden = self.model(
             input_ids, position_ids, attention_pattern, prefix_length, block_size,
             cache, start, logits_to_keep,

@@ -27,11 +27,14 @@ class EsoLMTokenizer(PreTrainedTokenizer):
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "tokenizer.model"}
-    model_input_names: ClassVar[list[str]] = ["input_ids"]
+    model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
 
     def __init__(self, vocab_file: str, split_special_tokens: bool = True, **kwargs: Any) -> None:
         self.vocab_file = vocab_file
         self.sp = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
+        # Padding is told from text by the attention mask alone, so the end of a text serves for it.
+        if kwargs.get("pad_token") is None:
+            kwargs["pad_token"] = kwargs.get("eos_token")
         super().__init__(split_special_tokens=split_special_tokens, **kwargs)
 
     @property

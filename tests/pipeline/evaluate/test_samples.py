@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.evaluate.judge import Judge
 from pipeline.evaluate.quality import distinct, unigram_entropy
 from pipeline.evaluate.sampling import SampleSettings, measure_samples, settings_of
 from pipeline.evaluate.show import samples_text
+from pipeline.export.manifest import NAME
 from pipeline.generate import load_bundle
 from tests.foreign_tokenizers import like_gpt2, saved
 
@@ -67,6 +69,38 @@ def test_a_folder_that_is_no_judge(tmp_path: Path) -> None:
     tokenizer = saved(like_gpt2(), tmp_path / "tokenizer")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         Judge(tokenizer, CPU)
+
+
+@pytest.mark.parametrize("name", ["ar", "ar_bos"])
+def test_a_bundle_of_ours_as_judge(make_bundle: Callable[[str], Path], name: str) -> None:
+    bundle = load_bundle(make_bundle(name))
+    assert bundle.tokenizer is not None
+    ids = bundle.tokenizer.encode("a text of some words", recognise_specials=True)
+    front = [] if name == "ar" else [bundle.model.config.prepend_token_id]
+    with torch.no_grad():
+        logits = bundle.model(torch.tensor([front + ids])).logits[0, len(front) :]
+    expected = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]))
+    found = Judge(bundle.path, CPU).perplexity(["a text of some words"])
+    assert found["nats_per_token"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_judge_never_asks(
+    make_bundle: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle without its record is foreign code."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append("asked") or "n")
+    with pytest.raises(ConfigError, match="'esolm', which does not predict the next token"):
+        Judge(make_bundle("esolm_b"), CPU)
+    foreign = tmp_path / "foreign"
+    shutil.copytree(make_bundle("ar"), foreign)
+    (foreign / NAME).unlink()
+    config = json.loads((foreign / "config.json").read_text())
+    config["auto_map"]["AutoModelForCausalLM"] = "modeling_esolm.EsoLMForMaskedLM"
+    (foreign / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="it brings code of its own, which is not run"):
+        Judge(foreign, CPU)
+    assert not asked
 
 
 def test_sweep(make_bundle: Callable[[str], Path], judge: Path, tmp_path: Path) -> None:

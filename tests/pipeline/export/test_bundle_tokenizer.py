@@ -50,7 +50,18 @@ def test_special_tokens(directory: Path) -> None:
     assert 3 not in tokenizer("a [MASK] b")["input_ids"]
     assert 3 in tokenizer("a [MASK] b", split_special_tokens=False)["input_ids"]
     assert len(tokenizer) == tokenizer.vocab_size
-    assert set(tokenizer("text")) == {"input_ids"}
+    assert set(tokenizer("text")) == {"input_ids", "attention_mask"}
+
+
+def test_padding_is_marked(directory: Path) -> None:
+    """What `generate` must refuse can be seen in what the tokenizer returns."""
+    tokenizer = EsoLMTokenizer.from_pretrained(directory, padding_side="left")
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    batch = tokenizer(["a", "a longer text, by far"], padding=True)
+    short = len(tokenizer("a")["input_ids"])
+    assert batch["attention_mask"][0][:1] == [0]
+    assert sum(batch["attention_mask"][0]) == short
+    assert all(batch["attention_mask"][1])
 
 
 def test_masks_are_shown_and_spaces_kept(directory: Path) -> None:

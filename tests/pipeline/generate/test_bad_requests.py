@@ -26,7 +26,11 @@ SHORT: dict[str, Any] = {"length": 8, "num_steps": 3, "alpha_0": 0.5, "seed": 1}
         (torch.tensor([[4, 29, 5]]), {}, "has the mask id 29"),
         (torch.tensor([[4, 30]]), {}, "outside of the vocabulary, 0 to 29"),
         (torch.tensor([[-1]]), {}, "outside of the vocabulary"),
-        (PROMPT, {"attention_mask": torch.tensor([[0, 1, 1]])}, "is padded"),
+        (
+            PROMPT,
+            {"attention_mask": torch.tensor([[0, 1, 1]])},
+            "attention_mask has zeros.*one prompt",
+        ),
         (None, {"temperature": float("nan")}, "temperature is nan"),
         (None, {"temperature": float("inf")}, "temperature is inf"),
         (None, {"top_p": float("nan")}, "top_p is nan"),
@@ -40,6 +44,12 @@ SHORT: dict[str, Any] = {"length": 8, "num_steps": 3, "alpha_0": 0.5, "seed": 1}
 def test_refused(esolm: Any, prompt: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         esolm.generate(prompt, **{**SHORT, **options})
+
+
+def test_forward_refuses_padding() -> None:
+    with pytest.raises(ValueError, match=r"attention_mask has zeros.*one prompt"):
+        logits(PROMPT, attention_mask=torch.tensor([[0, 1, 1]]))
+    assert torch.equal(logits(PROMPT, attention_mask=torch.ones_like(PROMPT)), logits(PROMPT))
 
 
 def test_one_row_serves_all_samples(esolm: Any) -> None:
