@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.errors import DataError
-from data_prep.formats import Piece, UnusableError, format_of
+from data_prep.formats import RawDocument, UnusableError, format_of
 
 # The library's test suites hold files in deliberately wrong encodings, and little prose.
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
@@ -162,7 +162,7 @@ def iterate_documents(
             index += 1
 
 
-def _read(piece: Piece, index: int, bad: BadDocuments) -> Iterator[Document]:
+def _read(piece: RawDocument, index: int, bad: BadDocuments) -> Iterator[Document]:
     try:
         text, num_bytes = piece.read()
     except UnusableError as error:

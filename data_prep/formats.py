@@ -13,7 +13,7 @@ import io
 from functools import partial
 
 from data_prep.compression import open_decompressed
-from data_prep.formats import Format, Piece, UnusableError
+from data_prep.formats import Format, RawDocument, UnusableError
 
 
 class CommaSeparated(Format):
@@ -23,7 +23,7 @@ class CommaSeparated(Format):
         with open_decompressed(path) as stream:
             rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline=""))
             for row in rows:
-                yield Piece(f"{path}:{rows.line_num}", partial(self.text_of, row, text_key))
+                yield RawDocument(f"{path}:{rows.line_num}", partial(self.text_of, row, text_key))
 
     def text_of(self, row, text_key):
         if row.get(text_key) is None:
@@ -58,7 +58,7 @@ class UnusableError(Exception):
 
 
 @dataclass(frozen=True)
-class Piece:
+class RawDocument:
     """A document that is not read yet.
 
     location: FILE, or FILE:LINE. read: its text and its bytes in the uncompressed source.
@@ -78,7 +78,7 @@ class Format(ABC):
         return without_compression_suffix(path).suffix.lower() in self.suffixes
 
     @abstractmethod
-    def pieces(self, path: Path, text_key: str) -> Iterator[Piece]:
+    def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
         """The documents of a file in their order. text_key: where an object holds its text."""
 
 
@@ -87,11 +87,11 @@ class JsonLines(Format):
 
     suffixes = (".jsonl", ".ndjson")
 
-    def pieces(self, path: Path, text_key: str) -> Iterator[Piece]:
+    def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
         with open_decompressed(path) as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
-                    yield Piece(f"{path}:{number}", partial(self._read, line, text_key))
+                    yield RawDocument(f"{path}:{number}", partial(self._read, line, text_key))
 
     @staticmethod
     def _read(line: bytes, text_key: str) -> tuple[str, int]:
@@ -120,8 +120,8 @@ class PlainText(Format):
     def suits(self, path: Path) -> bool:
         return True
 
-    def pieces(self, path: Path, text_key: str) -> Iterator[Piece]:
-        yield Piece(str(path), partial(self._read, path))
+    def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
+        yield RawDocument(str(path), partial(self._read, path))
 
     @staticmethod
     def _read(path: Path) -> tuple[str, int]:

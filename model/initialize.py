@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.sharding import local_part
-from model.tensors import Start, TensorSpec, network_tensors
+from model.tensors import InitialValues, TensorSpec, network_tensors
 
 
 def initialize(
@@ -35,13 +35,13 @@ def initialize(
 
 
 def _draw(tensor: TensorSpec, config: ModelConfig, seed: int) -> Tensor:
-    if tensor.start is Start.ONES:
+    if tensor.start is InitialValues.ONES:
         return torch.ones(tensor.shape)
-    if tensor.start is Start.ZEROS:
+    if tensor.start is InitialValues.ZEROS:
         return torch.zeros(tensor.shape)
     digest = hashlib.sha256(f"{seed}/{tensor.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     std = config.init_std
-    if tensor.start is Start.RESIDUAL:
+    if tensor.start is InitialValues.RESIDUAL:
         std /= math.sqrt(2 * config.num_layers)  # GPT-2
     return torch.randn(tensor.shape, generator=generator) * std

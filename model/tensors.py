@@ -18,7 +18,7 @@ NUM_FEATURES = 256
 TIED_WEIGHT, TIED_COPY = "embedding.tokens.weight", "head.output.weight"
 
 
-class Start(Enum):
+class InitialValues(Enum):
     """What a tensor holds before the first step."""
 
     NORMAL = "normal"
@@ -39,7 +39,7 @@ class TensorSpec:
 
     name: str
     shape: tuple[int, ...]
-    start: Start
+    start: InitialValues
     split: int | None = None
     vocabulary: bool = False
 
@@ -58,17 +58,21 @@ class TensorSpec:
 def embedding_tensors(model: ModelConfig) -> list[TensorSpec]:
     """Names within the layer, in the order of registration, as in every function of this file."""
     tokens = TensorSpec(
-        "tokens.weight", (model.vocab_size, model.hidden_size), Start.NORMAL, 0, vocabulary=True
+        "tokens.weight",
+        (model.vocab_size, model.hidden_size),
+        InitialValues.NORMAL,
+        0,
+        vocabulary=True,
     )
     if not model.adaln:
         return [tokens]
     cond = model.cond_dim
     return [
         tokens,
-        TensorSpec("conditioning.linear_in.weight", (cond, NUM_FEATURES), Start.NORMAL),
-        TensorSpec("conditioning.linear_in.bias", (cond,), Start.ZEROS),
-        TensorSpec("conditioning.linear_out.weight", (cond, cond), Start.NORMAL),
-        TensorSpec("conditioning.linear_out.bias", (cond,), Start.ZEROS),
+        TensorSpec("conditioning.linear_in.weight", (cond, NUM_FEATURES), InitialValues.NORMAL),
+        TensorSpec("conditioning.linear_in.bias", (cond,), InitialValues.ZEROS),
+        TensorSpec("conditioning.linear_out.weight", (cond, cond), InitialValues.NORMAL),
+        TensorSpec("conditioning.linear_out.bias", (cond,), InitialValues.ZEROS),
     ]
 
 
@@ -77,31 +81,34 @@ def block_tensors(model: ModelConfig) -> list[TensorSpec]:
     width, inner = model.hidden_size, model.ffn_hidden_size
     up = inner * (2 if model.activation == "swiglu" else 1)
     tensors = [
-        TensorSpec("norm1.weight", (width,), Start.ONES),
-        TensorSpec("norm2.weight", (width,), Start.ONES),
-        TensorSpec("attention.qkv.weight", (3 * width, width), Start.NORMAL, 0),
-        TensorSpec("attention.out.weight", (width, width), Start.RESIDUAL, 1),
-        TensorSpec("mlp.up.weight", (up, width), Start.NORMAL, 0),
+        TensorSpec("norm1.weight", (width,), InitialValues.ONES),
+        TensorSpec("norm2.weight", (width,), InitialValues.ONES),
+        TensorSpec("attention.qkv.weight", (3 * width, width), InitialValues.NORMAL, 0),
+        TensorSpec("attention.out.weight", (width, width), InitialValues.RESIDUAL, 1),
+        TensorSpec("mlp.up.weight", (up, width), InitialValues.NORMAL, 0),
     ]
     if model.mlp_bias:
-        tensors.append(TensorSpec("mlp.up.bias", (up,), Start.ZEROS, 0))
-    tensors.append(TensorSpec("mlp.down.weight", (width, inner), Start.RESIDUAL, 1))
+        tensors.append(TensorSpec("mlp.up.bias", (up,), InitialValues.ZEROS, 0))
+    tensors.append(TensorSpec("mlp.down.weight", (width, inner), InitialValues.RESIDUAL, 1))
     if model.mlp_bias:
-        tensors.append(TensorSpec("mlp.down.bias", (width,), Start.ZEROS))
+        tensors.append(TensorSpec("mlp.down.bias", (width,), InitialValues.ZEROS))
     return tensors + _modulation(model, 6)
 
 
 def head_tensors(model: ModelConfig) -> list[TensorSpec]:
     """With tied embeddings: without the weight that is the embedding's."""
     vocab = model.vocab_size
-    tensors = [TensorSpec("norm.weight", (model.hidden_size,), Start.ONES), *_modulation(model, 2)]
+    tensors = [
+        TensorSpec("norm.weight", (model.hidden_size,), InitialValues.ONES),
+        *_modulation(model, 2),
+    ]
     if not model.tied_embeddings:
         # Zero with adaLN, as published, so that the first loss is exactly log V.
-        start = Start.ZEROS if model.adaln else Start.NORMAL
+        start = InitialValues.ZEROS if model.adaln else InitialValues.NORMAL
         shape = (vocab, model.hidden_size)
         tensors.append(TensorSpec("output.weight", shape, start, 0, vocabulary=True))
     if model.output_bias:
-        tensors.append(TensorSpec("output.bias", (vocab,), Start.ZEROS, 0, vocabulary=True))
+        tensors.append(TensorSpec("output.bias", (vocab,), InitialValues.ZEROS, 0, vocabulary=True))
     return tensors
 
 
@@ -110,8 +117,8 @@ def _modulation(model: ModelConfig, vectors: int) -> list[TensorSpec]:
         return []
     rows = vectors * model.hidden_size
     return [
-        TensorSpec("modulation.weight", (rows, model.cond_dim), Start.ZEROS),
-        TensorSpec("modulation.bias", (rows,), Start.ZEROS),
+        TensorSpec("modulation.weight", (rows, model.cond_dim), InitialValues.ZEROS),
+        TensorSpec("modulation.bias", (rows,), InitialValues.ZEROS),
     ]
 
 

@@ -114,3 +114,14 @@ def test_public_python_names_exist() -> None:
     for name in named:
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), name
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """A reader of one file must not think of another's class."""
+    places: dict[str, list[str]] = {}
+    for package in ("data_prep", "model", "pipeline"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

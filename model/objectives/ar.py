@@ -45,10 +45,6 @@ class AutoRegressive(Objective):
         return Orders.LEFT_TO_RIGHT
 
     @property
-    def without_likelihood(self) -> None:
-        return None
-
-    @property
     def diffusion_share(self) -> float:
         return 0.0
 

@@ -127,6 +127,8 @@ class Objective(ABC):
     @property
     def without_likelihood(self) -> str | None:
         """Why the network has no exact likelihood; None if it has one."""
+        if self.is_exact or self.orders is not Orders.NONE:
+            return None
         return "no exact likelihood: none is known for this objective"
 
     @property

@@ -84,10 +84,6 @@ class EsoLM(Objective):
         return Orders.ANY_BEHIND_PREFIX if self.variant == "A" else Orders.ANY
 
     @property
-    def without_likelihood(self) -> None:
-        return None
-
-    @property
     def diffusion_share(self) -> float:
         return self.alpha_0
 
