@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.run.config import load_config, to_yaml
 from pipeline.run.experiment import resolve
 from pipeline.run.reference import settings_table
-from pipeline.run.sections import RunConfig, settings_of
+from pipeline.run.sections import ONLY_SUBMITTED, RunConfig, settings_of
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_jsonl
 from tests.processes import ROOT, run_python
 
@@ -137,6 +137,8 @@ def refused(
         (["optimizer.lr=.inf"], ["optimizer.lr is inf; it must be finite and at least 0"]),
         (["optimizer.lr=nan"], ["optimizer.lr is nan"]),
         (["train.timeout_minutes=1e300"], ["train.timeout_minutes is 1e+300"]),
+        (["parallel.tp=0", "parallel.sequence=true"], ["parallel.tp is 0; it must be at least 1"]),
+        (["parallel.zero=4"], ["parallel.zero is 4; it must be at least 1 and at most 3"]),
     ],
     ids=lambda value: value[0] if value[0].count("=") or value[0].count(".") == 1 else "",
 )
@@ -150,6 +152,24 @@ def test_a_bad_setting_is_named(
     error = refused(["train", str(config), *overrides], monkeypatch, capsys)
     for part in expected:
         assert part in error
+
+
+def test_every_setting_out_of_its_range_is_in_one_message(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = {}
+    for key, field in settings_of(RunConfig).items():
+        if key.split(".")[0] in ONLY_SUBMITTED:
+            continue
+        within = field.metadata.get("within")
+        if field.metadata.get("choices"):
+            expected[f"{key}=nonsense"] = f"{key} is 'nonsense'; choose "
+        elif within is not None:
+            value = int(within.low) - (not within.above)
+            expected[f"{key}={value}"] = f"{key} is {value}"
+    assert len(expected) > 40
+    error = refused(["train", str(config), *expected], monkeypatch, capsys)
+    assert [text for text in expected.values() if error.count(text) != 1] == []
 
 
 def test_all_unknown_keys_are_reported_at_once(config: Path) -> None:

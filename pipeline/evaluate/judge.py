@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from data_prep.tokenizers import load_tokenizer
+from model.objectives import Orders, objective_kind
 from pipeline.errors import ConfigError
 from pipeline.export.manifest import NAME
 from pipeline.generate import load_bundle
@@ -64,7 +65,7 @@ class Judge:
 def _own_bundle(path: Path) -> Any:
     """The network of a bundle, run by this repository's code; only `ar` predicts the next token."""
     model = load_bundle(path).model
-    if model.config.objective != "ar":
+    if objective_kind(model.config.objective).orders is not Orders.LEFT_TO_RIGHT:
         raise ConfigError(
             f"--judge {path} is a bundle trained as '{model.config.objective}', which does not "
             "predict the next token; give an 'ar' bundle or a causal language model"

@@ -33,12 +33,11 @@ class Layout:
 def fit_layout(
     tp: int, pp: int, zero: int, sequence: bool, world_size: int
 ) -> tuple[Layout | None, list[str]]:
-    """The layout of `world_size` ranks, or every reason why there is none."""
+    """The layout of `world_size` ranks, or every reason why there is none.
+
+    A degree below 1 leaves none without a reason: the check of its setting names it.
+    """
     problems = []
-    if tp < 1 or pp < 1:
-        problems.append(f"parallel.tp is {tp} and parallel.pp is {pp}; both must be at least 1")
-    if zero not in (1, 2, 3):
-        problems.append(f"parallel.zero is {zero}; choose 1, 2 or 3")
     if sequence and tp == 1:
         problems.append("parallel.sequence=true splits tokens among tensor-parallel ranks; tp is 1")
     if pp > 1 and zero > 1:
@@ -50,6 +49,6 @@ def fit_layout(
         problems.append(
             f"{world_size} ranks do not divide by parallel.tp {tp} x parallel.pp {pp} = {tp * pp}"
         )
-    if problems:
+    if problems or min(tp, pp) < 1:
         return None, problems
     return Layout(tp, pp, world_size // (tp * pp), zero, sequence), []

@@ -161,7 +161,7 @@ def _sequence_problems(config: RunConfig, objective: Objective) -> list[str]:
         f"parallel.sequence: the {train.micro_batch_size * length} tokens of a micro-batch do not "
         f"divide by parallel.tp {tp}"
         for length in lengths
-        if config.parallel.sequence and train.micro_batch_size * length % tp
+        if config.parallel.sequence and tp > 1 and train.micro_batch_size * length % tp
     ]
 
 

@@ -165,9 +165,9 @@ class OptimizerSection:
 class ParallelSection:
     """Data parallelism is what remains of the ranks."""
 
-    tp: int = setting(1, "Tensor-parallel degree.")
-    pp: int = setting(1, "Pipeline stages.")
-    zero: int = setting(1, "ZeRO stage 1, 2 or 3; with pipeline stages 1.")
+    tp: int = setting(1, "Tensor-parallel degree.", COUNT)
+    pp: int = setting(1, "Pipeline stages.", COUNT)
+    zero: int = setting(1, "ZeRO stage 1, 2 or 3; with pipeline stages 1.", Range(1, 3))
     sequence: bool = setting(
         False,
         "Split the tokens between the tensor-parallel layers among the tensor-parallel ranks.",
@@ -219,11 +219,11 @@ class PrepSection:
     )
     vocab_size: int = setting(32000, "Pieces of a tokenizer that has to be trained.")
     max_sentences: int = setting(
-        100000, "Most pieces of text (about 1,000 characters each) to train it on."
+        100000, "Most pieces of text (about 1,000 characters each) to train it on.", COUNT
     )
-    tasks: int = setting(16, "Tasks of the job array.")
-    valid_fraction: float = setting(0.01, "Share of documents to validate on.")
-    shard_tokens: int = setting(100000000, "Tokens after which a shard ends.")
+    tasks: int = setting(16, "Tasks of the job array.", COUNT)
+    valid_fraction: float = setting(0.01, "Share of documents to validate on.", BELOW_ONE)
+    shard_tokens: int = setting(100000000, "Tokens after which a shard ends.", COUNT)
 
 
 @dataclass
@@ -238,7 +238,9 @@ class SlurmSection:
         "",
         "Time limit of one training job as Slurm writes it, e.g. 1-12:00:00; else the cluster's.",
     )
-    max_restarts: int = setting(100, "Most requeues of the training job, for whatever reason.")
+    max_restarts: int = setting(
+        100, "Most requeues of the training job, for whatever reason.", NOT_NEGATIVE
+    )
 
 
 @dataclass
@@ -260,12 +262,19 @@ class RunConfig:
     slurm: SlurmSection = field(default_factory=SlurmSection)
 
 
+ONLY_SUBMITTED = ("prep", "slurm")
+"""Sections that only `esolm submit` reads, and checks."""
+
+
 def section_problems(config: RunConfig) -> list[str]:
-    """Every setting outside its range or choices, in words; ModelConfig speaks of its own."""
+    """Every setting of training outside its range or choices, in words.
+
+    ModelConfig speaks of its own, `esolm submit` of those that it alone reads.
+    """
     problems = setting_problems(config, "")
     for entry in fields(config):
         section = getattr(config, entry.name)
-        if is_dataclass(section) and entry.name != "model":
+        if is_dataclass(section) and entry.name not in ("model", *ONLY_SUBMITTED):
             problems += setting_problems(section, f"{entry.name}.")
     return problems
 

@@ -9,6 +9,7 @@ from data_prep.errors import DataError
 from data_prep.jobs import TokenizeJob, check_settings, is_finished
 from data_prep.manifest import MANIFEST_NAME
 from data_prep.tokenizers import has_tokenizer, load_tokenizer
+from model.settings import setting_problems
 from pipeline.run.sections import RunConfig
 from pipeline.slurm.profile import ClusterProfile
 
@@ -128,21 +129,12 @@ def _missing_tasks(config: RunConfig) -> list[int]:
 def prep_problems(config: RunConfig, stages: list[str]) -> list[str]:
     """Everything wrong with the `prep` section, also for the stages that use what it makes."""
     prep = config.prep
-    problems = []
+    problems = setting_problems(prep, "prep.")
     if not prep.inputs and not prep.from_python_stdlib:
         problems.append("prep.inputs names no text; give files, or prep.from_python_stdlib=true")
     if not prep.tokenizer:
         problems.append("prep.tokenizer is missing: a tokenizer's directory, or where to make one")
-    problems += [
-        f"prep.{key} is {value}; it must be at least 1"
-        for key in ("tasks", "shard_tokens", "max_sentences")
-        if (value := getattr(prep, key)) < 1
-    ]
-    if prep.on_bad_document not in ("error", "skip"):
-        problems.append(f"prep.on_bad_document is '{prep.on_bad_document}'; choose error or skip")
-    if not 0 <= prep.valid_fraction < 1:
-        problems.append(f"prep.valid_fraction is {prep.valid_fraction}; it must be in [0, 1)")
-    elif prep.valid_fraction == 0 and (readers := _readers_of_valid(config, stages)):
+    if prep.valid_fraction == 0 and (readers := _readers_of_valid(config, stages)):
         problems.append(
             f"prep.valid_fraction is 0, which leaves nothing to validate on for {readers}"
         )

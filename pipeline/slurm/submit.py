@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from model.settings import setting_problems
 from pipeline.checkpoint.remote import is_url
 from pipeline.errors import ConfigError
 from pipeline.run.config import load_config, to_yaml
@@ -56,8 +57,7 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
         problems += time_problems("slurm.time", config.slurm.time)
     if "train" in stages:
         problems += warning_problems(config.slurm.time or profile.time, profile.warn_seconds)
-    if config.slurm.max_restarts < 0:
-        problems.append(f"slurm.max_restarts is {config.slurm.max_restarts}; 0 is the least")
+    problems += setting_problems(config.slurm, "slurm.")
     if not _PLAIN_PATH.fullmatch(config.run.dir):
         problems.append(f"run.dir {config.run.dir} holds characters that Slurm would misread")
     problems += _mount_problems(config, profile, stages)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,6 +39,17 @@ def small_config(**changes: Any) -> ModelConfig:
         "cond_dim": 6,
     }
     return ModelConfig(**{**sizes, **changes})
+
+
+def every_architecture() -> Iterator[ModelConfig]:
+    """Small networks of all combinations of the choices that decide which tensors there are."""
+    choices: dict[str, tuple[Any, ...]] = {
+        "norm": ("layernorm", "rmsnorm"),
+        "activation": ("gelu_tanh", "swiglu"),
+        **dict.fromkeys(("mlp_bias", "output_bias", "tied_embeddings", "adaln"), (True, False)),
+    }
+    for values in itertools.product(*choices.values()):
+        yield small_config(**dict(zip(choices, values, strict=True)))
 
 
 @pytest.fixture(scope="session")

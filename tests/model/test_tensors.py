@@ -9,21 +9,12 @@ from model.network import Network
 from model.sharding import is_sharded
 from model.tensors import network_tensors
 from pipeline.parallel.single import single_process
-from tests.model.conftest import ARCHITECTURES, small_config
-
-CASES = {
-    **{name: small_config(**settings) for name, settings in ARCHITECTURES.items()},
-    "tied": small_config(tied_embeddings=True),
-    "swiglu with biases": small_config(activation="swiglu", mlp_bias=True),
-    "nothing optional": small_config(
-        activation="swiglu", norm="rmsnorm", mlp_bias=False, output_bias=False, adaln=False
-    ),
-}
+from tests.model.conftest import every_architecture, small_config
 
 
-@pytest.mark.parametrize("config", CASES.values(), ids=list(CASES))
+@pytest.mark.parametrize("config", every_architecture(), ids=lambda _: "")
 def test_the_table_is_the_network(config: ModelConfig) -> None:
-    """Names, shapes and splits, in the order of registration."""
+    """Names, shapes and splits, in the order of registration; of all 64 combinations."""
     network = Network(config, single_process())
     actual = dict(network.named_parameters())
     table = network_tensors(config)
