@@ -43,7 +43,7 @@ def train_command(
         code = train(resolved)
         ignore_stop_signals()
         raise typer.Exit(code)
-    from pipeline.parallel.bootstrap import check_gpus
+    from pipeline.parallel.bootstrap import check_build, check_gpus
     from pipeline.run.completion import complete_message, is_complete
     from pipeline.run.directory import RunDirectory
     from pipeline.run.experiment import resolve
@@ -54,5 +54,6 @@ def train_command(
     if is_complete(directory, resolved):
         typer.echo(complete_message(directory), err=True)
         return
+    check_build()
     check_gpus(ranks)
     raise typer.Exit(launch(["train", str(config), *given], ranks))

@@ -32,6 +32,14 @@ class ExportReport:
     bytes: int
     gate: dict[str, dict[str, Any]]
 
+    @property
+    def accuracy(self) -> str:
+        """How far the logits are from the training network's, relative to the largest, in words."""
+        parity = self.gate["logit_parity"]
+        worst, rounding = max(parity["largest_difference"].values()), parity["rounding"]
+        text = f"logits within {worst:.1e} of the training network"
+        return f"{text}, and {rounding:.1e} more by rounding to {self.dtype}" if rounding else text
+
 
 def export(
     checkpoint: str | Path,

@@ -8,6 +8,7 @@ import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from pipeline.errors import ConfigError
 from pipeline.parallel.layout import Layout
 
 logger = logging.getLogger(__name__)
+
+DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
+"""One folder for each GPU that the driver has."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,47 @@ def check_gpus(ranks: int) -> None:
         )
 
 
+def check_build() -> None:
+    """Raises ConfigError if the machine has GPUs that this build of torch cannot use.
+
+    An empty CUDA_VISIBLE_DEVICES says that the CPU is meant.
+    """
+    gpus = len(list(DRIVER_GPUS.iterdir())) if DRIVER_GPUS.is_dir() else 0
+    built_for_gpus = torch.version.cuda is not None or torch.version.hip is not None
+    if gpus and not built_for_gpus and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        raise ConfigError(
+            f"this machine has {gpus} GPU{'s' if gpus > 1 else ''}, but the installed torch "
+            f"{torch.__version__} is built for CPUs: install a build for CUDA, or set "
+            "CUDA_VISIBLE_DEVICES= in the environment to train on the CPU"
+        )
+
+
+def prepare_for_cuda(layout: Layout) -> None:
+    """Sets what CUDA reads once, when it starts; called before anything asks for a GPU.
+
+    megatron-core overlaps the communication of tensor parallelism with computation by the order of
+    launches, which a single connection keeps. Without tensor parallelism it would only slow down.
+    """
+    if layout.tp > 1:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words: its name and its memory, for the first lines of a log."""
+    if device.type != "cuda":
+        return f"{device}: {os.cpu_count()} cores, torch {torch.__version__}"
+    about = torch.cuda.get_device_properties(device)
+    memory = f"{about.total_memory / 2**30:.1f} GiB"
+    return f"{device}: {about.name}, {memory}, torch {torch.__version__}"
+
+
 def device_of(info: ProcessInfo) -> torch.device:
     """This rank's GPU, or the CPU where the machine has none.
 
-    Raises ConfigError if a launcher started more ranks here than there are GPUs.
+    Raises ConfigError if a launcher started more ranks here than there are GPUs, or if torch cannot
+    use the GPUs that there are.
     """
+    check_build()
     if not torch.cuda.is_available():
         return torch.device("cpu")
     # Only a launcher sets it. To each task of srun its own GPU may be the only one in sight.
@@ -77,9 +117,6 @@ def import_deepspeed() -> Any:
     """DeepSpeed, set up for the device that is there."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    else:
-        # megatron-core overlaps communication by the order of launches, which this keeps.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     import deepspeed
     from deepspeed.ops import __compatible_ops__ as compatible_ops
 
@@ -108,7 +145,8 @@ def initialize_processes(
     deepspeed = import_deepspeed()
     backend = "nccl" if device.type == "cuda" else "gloo"
     join_job(info, backend)
-    os.environ.setdefault("LOCAL_RANK", str(info.local_rank))
+    # DeepSpeed takes it for the device's index, and a task of srun may see its own GPU alone.
+    os.environ["LOCAL_RANK"] = str(info.local_rank if device.index is None else device.index)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     initialize_groups(layout)
 

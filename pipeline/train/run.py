@@ -8,8 +8,10 @@ from model.flops import flops_per_token
 from pipeline.accelerators import chosen_kernels
 from pipeline.errors import EXIT_DONE, EXIT_FAILED
 from pipeline.parallel.bootstrap import (
+    describe_device,
     device_of,
     initialize_processes,
+    prepare_for_cuda,
     process_info,
     shutdown_processes,
 )
@@ -38,6 +40,7 @@ def train(config: RunConfig) -> int:
         if info.rank == 0:
             print(complete_message(directory), file=sys.stderr)
         return EXIT_DONE
+    prepare_for_cuda(experiment.layout)
     device = device_of(info)
     kernels = chosen_kernels(device)
     # The watchdog comes first: a collective that times out would leave without any stack.
@@ -55,6 +58,7 @@ def train(config: RunConfig) -> int:
         )
         watchdog.progress()
         if info.rank == 0:
+            logger.info("%s", describe_device(device))
             _announce(experiment, kernels)
         trainer = Trainer(experiment, directory, device, info.rank, watchdog)
         if info.rank == 0:

@@ -30,6 +30,10 @@ def test_full_gate(paper_source: Any, tmp_path: Path, dtype: str) -> None:
     assert list(report.gate) == ["coverage", "logit_parity", "decoding", "reload", "tokenizer"]
     assert report.gate["coverage"]["training_tensors"] == len(paper_source.tensors("ema"))
     assert max(report.gate["logit_parity"]["largest_difference"].values()) < 1e-5
+    rounding = report.gate["logit_parity"]["rounding"]
+    assert rounding > 1e-4 if dtype == "bf16" else rounding == 0.0
+    told = f"{rounding:.1e} more by rounding to bf16"
+    assert (told in report.accuracy) == (dtype == "bf16")
     assert report.gate["reload"]["network"] == "EsoLMForMaskedLM"
     assert report.gate["tokenizer"]["documents"] == 100
     record = verify_bundle(tmp_path / "bundle")
