@@ -123,7 +123,7 @@ class Checkpointer:
             raise CheckpointError(failure)
 
     def _finish_last(self) -> str | None:
-        """Waits until nothing is being written; returns why that failed, as the log has said too."""
+        """Waits until nothing is being written; returns why that failed, which the log says too."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -270,7 +270,7 @@ class Checkpointer:
         return replace(fragment, states=copies)
 
     def _write(self, fragments: list[Fragment], state: RunState, started: float) -> None:
-        """Writes and commits a checkpoint; if it fails on one rank, all fail and nothing is left."""
+        """Writes and commits a checkpoint; if it fails on one rank, all fail, leaving nothing."""
         staging = commit.staging_directory(self.directory, state.step)
         try:
             self._from_first(lambda: commit.begin(self.directory, state.step))
@@ -332,7 +332,7 @@ class Checkpointer:
         return gathered
 
     def _from_first(self, ask: Callable[[], T]) -> T:
-        """Returns on every rank what rank 0 finds or does, or raises its OSError as CheckpointError."""
+        """Returns what rank 0 finds or does on every rank; an OSError becomes a CheckpointError."""
         try:
             return from_first_rank(ask, self.group)
         except OSError as error:

@@ -197,7 +197,7 @@ class RemoteRun:
 def pull(
     remote: RemoteRun, checkpoint: str, name: str, into: Path, manifest: commit.CheckpointManifest
 ) -> list[str]:
-    """Copies a file of a checkpoint into an existing directory; says what is wrong with it there."""
+    """Copies a file of a checkpoint into an existing directory and says what is wrong with it."""
     remote.get(f"checkpoints/{checkpoint}/{name}", into / name)
     return commit.verify_files(into, manifest, [name])
 
