@@ -332,7 +332,7 @@ class Checkpointer:
         return gathered
 
     def _from_first(self, ask: Callable[[], T]) -> T:
-        """Returns what rank 0 finds or does on every rank; an OSError becomes a CheckpointError."""
+        """Gives every rank what rank 0 finds or does; an OSError becomes a CheckpointError."""
         try:
             return from_first_rank(ask, self.group)
         except OSError as error:

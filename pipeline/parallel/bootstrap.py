@@ -86,7 +86,7 @@ def import_deepspeed() -> Any:
     import deepspeed
     from deepspeed.ops import __compatible_ops__ as compatible_ops
 
-    # DeepSpeed's all-reduce in shared memory, for CPUs, takes 90 s to compile on its first use.
+    # DeepSpeed would compile its shared-memory all-reduce for CPUs on first use, which takes 90 s.
     compatible_ops["deepspeed_shm_comm"] = False
     # It warns at every start that it does not know our optimizer, and bypasses the log's handlers.
     deepspeed.utils.logger.setLevel(logging.ERROR)

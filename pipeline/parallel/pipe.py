@@ -106,7 +106,10 @@ def _balanced_pipeline(layer_costs: Sequence[float], tied: bool) -> Any:
             self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
         def get_tied_weights_and_groups(self) -> list[tuple[Any, Any]]:
-            """Returns each (holder of a `grad`, group to sum it over before the replicas do)."""
+            """Returns (holder of a `grad`, group) pairs.
+
+            The engine sums each `grad` over its group before it reduces over replicas.
+            """
             layers, last = self.forward_funcs, self.num_stages - 1
             stage = self._topo.get_coord(self.global_rank).pipe
             if not tied or stage not in (0, last):

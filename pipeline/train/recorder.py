@@ -45,7 +45,7 @@ class Recorder:
             self._writer.write(step, figures)
 
     def rewind(self, from_step: int, progress: Progress) -> None:
-        """Forgets what was recorded after the step that the run went back to; notes the return."""
+        """Forgets what was recorded after the step gone back to, and notes the rollback."""
         step = progress.step
         self._report.advance(step)
         if self._writer is not None:
