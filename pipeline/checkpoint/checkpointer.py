@@ -32,11 +32,11 @@ STUCK_SECONDS = 30
 
 @dataclass(frozen=True)
 class RunState:
-    """Progress of a run and what its checkpoint depends on; JSON in the manifest.
+    """The progress of a run and what its checkpoint depends on, kept as JSON in the manifest.
 
-    updates: optimizer updates applied, fewer than steps where a guard skipped some. data: state of
-    the sample reader. model, objective: as dictionaries. tokenizer: fingerprint. guard: state of
-    the spike guard, which older checkpoints lack.
+    updates: the optimizer updates that were applied, fewer than `step` where a guard skipped some.
+    data: the state of the sample reader. model, objective: the configurations as dictionaries.
+    tokenizer: its fingerprint. guard: the state of the spike guard, which older checkpoints lack.
     """
 
     step: int
@@ -53,7 +53,7 @@ class RunState:
 
     @classmethod
     def from_manifest(cls, manifest: commit.CheckpointManifest) -> "RunState":
-        """Raises CheckpointError if it lacks something."""
+        """Reads the state that a manifest holds. Raises CheckpointError if it lacks something."""
         given = {entry.name for entry in fields(cls)} & manifest.run.keys()
         try:
             return cls(**{name: manifest.run[name] for name in given})
@@ -64,8 +64,8 @@ class RunState:
 class Checkpointer:
     """Checkpoints of one run directory. Every method is collective over all ranks.
 
-    moved: called after every file that is verified, so that a large checkpoint is not taken for a
-    hang. mirror: URL of a run that committed checkpoints are copied to; empty: none.
+    moved: is called after every file that is verified, so that a large checkpoint is not taken for
+    a hang. mirror: the URL of a run that committed checkpoints are copied to; empty for no mirror.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Checkpointer:
         self.directory, self.retention, self.asynchronous = directory, retention, asynchronous
         self._moved = moved
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        # A group of its own: plans and checksums are objects, which NCCL does not carry, and an
-        # asynchronous save talks while training does.
+        # The group is separate: plans and checksums are objects, which NCCL does not carry, and an
+        # asynchronous save communicates while training does.
         self.group = dist.new_group(backend="gloo")
         self.durable_seconds: float | None = None
-        """From the start of the last save until it was durable."""
+        """The seconds from the start of the last save until it was durable."""
         self._mirror_url = mirror
         self._mirror: Mirror | None = None
         self._buffers: dict[str, Tensor] = {}
@@ -93,8 +93,8 @@ class Checkpointer:
     def save(self, engine: Engine, state: RunState) -> float:
         """Starts a checkpoint and returns the seconds that training was held up.
 
-        Asynchronous: on return the state is copied, and it is written in the background; ask
-        `wait` for the outcome. Else it is durable on return, or CheckpointError is raised.
+        An asynchronous save has copied the state on return and writes it in the background; ask
+        `wait` for the outcome. Any other save is durable on return, or CheckpointError is raised.
         """
         started = time.perf_counter()
         self._finish_last()
@@ -105,7 +105,7 @@ class Checkpointer:
                 target=self._write,
                 args=(fragments, state, started),
                 name="checkpoint",
-                daemon=True,  # what `close` does not wait for any more must not hold the process
+                daemon=True,  # a save that `close` has given up must not hold the process
             )
             self._thread.start()
         else:
@@ -114,16 +114,16 @@ class Checkpointer:
         return time.perf_counter() - started
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises CheckpointError if the last save failed.
+        """Waits until nothing is being written. Raises CheckpointError if the last save failed.
 
-        Then nothing of it is left, and the checkpoints before it stand.
+        Nothing is left of a failed save, and the checkpoints before it stand.
         """
         failure = self._finish_last()
         if failure is not None:
             raise CheckpointError(failure)
 
     def _finish_last(self) -> str | None:
-        """Until nothing is being written; what went wrong with it, which the log has said."""
+        """Waits until nothing is being written; returns why that failed, which the log says too."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -138,10 +138,11 @@ class Checkpointer:
         self._from_first(lambda: commit.remove_leftovers(self.directory))
 
     def resume_point(self) -> tuple[Path, RunState] | None:
-        """The newest valid checkpoint, the mirror's where there is none here; None: step 0.
+        """Returns the newest valid checkpoint, or None for a start at step 0.
 
-        Raises CheckpointError if the mirror cannot be asked, or there were checkpoints and none is
-        whole: a run must not start anew because a server did not answer or a disk is bad.
+        If none is here, it is the mirror's. Raises CheckpointError if the mirror cannot be asked,
+        or if there were checkpoints and none is whole: a run must not start anew because a server
+        did not answer or a disk is bad.
         """
         found = self.newest()
         if found is None and self._mirror_url:
@@ -176,21 +177,21 @@ class Checkpointer:
         logger.warning("%s holds no checkpoint, so %s of its mirror it is", self.directory, name)
 
     def start_mirror(self) -> None:
-        """From now on, and for what is there already."""
+        """Starts to copy checkpoints to the mirror: those that are here, then every new one."""
         if self._mirror_url and self.rank == 0:
             self._mirror = Mirror(self._mirror_url, self.directory.parent, self.retention)
             self._mirror.wake()
 
     @property
     def mirrored_step(self) -> int | None:
-        """The newest that lies at the mirror, as far as this rank knows."""
+        """The newest step that lies at the mirror, as far as this rank knows."""
         return None if self._mirror is None else self._mirror.newest_step
 
     def close(self, seconds: float, failed: bool) -> None:
         """Gives a save that is under way, then the mirror, so many seconds to be done.
 
         failed: the run ends with an error. Other ranks may be gone then, and a save that waits for
-        them never ends; so only one that still writes is waited for.
+        them never ends; so a save is waited for only as long as it still writes.
         """
         if self._thread is not None:
             self._thread.join(0.0 if failed else seconds)
@@ -213,7 +214,7 @@ class Checkpointer:
             self._thread.join(0.5)
 
     def _bytes_written(self) -> int:
-        """Below `checkpoints/`; files may go while they are counted."""
+        """Counts the bytes of unfinished saves; files may vanish while they are counted."""
         total = 0
         for path in self.directory.glob(f"step_*{commit.STAGING}/*"):
             with suppress(OSError):
@@ -221,7 +222,7 @@ class Checkpointer:
         return total
 
     def newest(self) -> tuple[Path, RunState] | None:
-        """The newest checkpoint that is whole to the last byte, the same on every rank.
+        """Returns the newest checkpoint that is whole to the last byte, the same on every rank.
 
         Damaged ones are named in the log, set aside and passed over.
         """
@@ -257,7 +258,7 @@ class Checkpointer:
                     self._copy(fragment)
 
     def _copy(self, fragment: Fragment) -> Fragment:
-        """The fragment in host memory of its own, which is kept for the next save."""
+        """Copies a fragment into host memory of its own, which is kept for the next save."""
         copies = {}
         for state, source in fragment.states.items():
             key = f"{state}/{fragment.name}"
@@ -269,7 +270,7 @@ class Checkpointer:
         return replace(fragment, states=copies)
 
     def _write(self, fragments: list[Fragment], state: RunState, started: float) -> None:
-        """Writes and commits; a failure on any rank is every rank's, and leaves nothing."""
+        """Writes and commits a checkpoint; if it fails on one rank, all fail, leaving nothing."""
         staging = commit.staging_directory(self.directory, state.step)
         try:
             self._from_first(lambda: commit.begin(self.directory, state.step))
@@ -281,7 +282,7 @@ class Checkpointer:
             self.durable_seconds = time.perf_counter() - started
         except Exception as error:  # whatever it was, `wait` raises it on the main thread
             logger.exception("the checkpoint of step %d failed", state.step)
-            # torch says of a full disk no more than "unexpected pos 704 vs 598".
+            # Of a full disk torch says no more than "unexpected pos 704 vs 598".
             reason = write_problem(staging) or str(error)
             if self.rank == 0:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -297,7 +298,7 @@ class Checkpointer:
             self._mirror.wake()
 
     def _digests(self, staging: Path) -> dict[str, dict[str, Any]]:
-        """Sizes and checksums of all files; each rank reads back those it wrote."""
+        """Returns the sizes and checksums of all files; each rank reads back those it wrote."""
         mine = sorted(staging.glob(f"__{self.rank}_*"))
         if self.rank == 0:
             mine.append(staging / ".metadata")
@@ -311,7 +312,7 @@ class Checkpointer:
         return {name: entry for part, _ in parts for name, entry in part.items()}
 
     def _damaged_files(self, directory: Path, manifest: commit.CheckpointManifest) -> list[str]:
-        """Checks every file's content; the ranks share the reading."""
+        """Checks every file's content and says what is damaged; the ranks share the reading."""
         mine = sorted(manifest.files)[self.rank :: self.world_size]
         found: list[str] | UnreadableCheckpointError
         try:
@@ -331,7 +332,7 @@ class Checkpointer:
         return gathered
 
     def _from_first(self, ask: Callable[[], T]) -> T:
-        """What rank 0 finds or does, on every rank; if the files fail it, every rank hears so."""
+        """Gives every rank what rank 0 finds or does; an OSError becomes a CheckpointError."""
         try:
             return from_first_rank(ask, self.group)
         except OSError as error:
@@ -339,7 +340,7 @@ class Checkpointer:
 
 
 def _manifest_or_damage(directory: Path) -> tuple[commit.CheckpointManifest | None, list[str]]:
-    """Raises UnreadableCheckpointError where nothing is proved."""
+    """Returns the manifest or its damage. Raises UnreadableCheckpointError if neither is known."""
     try:
         return commit.read_manifest(directory), []
     except UnreadableCheckpointError:

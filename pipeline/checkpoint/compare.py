@@ -1,4 +1,4 @@
-"""Two checkpoints, tensor by tensor."""
+"""Compares two checkpoints, tensor by tensor."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +12,11 @@ from pipeline.parallel.fragments import STATES
 
 @dataclass(frozen=True)
 class StateDifference:
-    """How one state differs. largest: (name, max |a - b|) of unequal tensors, the largest first.
+    """How one state of two checkpoints differs.
 
-    only_a, only_b: names that one of the two has. shapes: (name, shape in a, shape in b).
+    largest: (name, max |a - b|) of the unequal tensors, the largest first. only_a, only_b: the
+    names that only one of the two has. shapes: (name, shape in a, shape in b) of those with unequal
+    shapes.
     """
 
     state: str
@@ -33,7 +35,10 @@ class StateDifference:
         return f"{self.state}: {unequal} tensors {'equal' if self.equal else 'with other values'}"
 
     def lines(self, limit: int) -> list[str]:
-        """One line per finding; limit: most tensors with other values, 0 for all."""
+        """Returns one line for each finding.
+
+        limit: how many tensors with other values are shown at most; 0 shows all of them.
+        """
         shown = self.largest[: limit or None]
         left_out = len(self.largest) - len(shown)
         found = [
@@ -46,7 +51,7 @@ class StateDifference:
 
 
 def compare(a: CheckpointReader, b: CheckpointReader) -> Iterator[StateDifference]:
-    """Each state in turn; the full tensors of one state of both are held in memory."""
+    """Compares one state after another; the full tensors of one state of both are in memory."""
     for state in STATES:
         yield compare_tensors(state, a.tensors(state), b.tensors(state))
 
@@ -67,11 +72,11 @@ def compare_tensors(state: str, a: dict[str, Tensor], b: dict[str, Tensor]) -> S
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Also of values that are not numbers."""
+    """Whether two tensors agree bit by bit, also where their values are not numbers."""
     return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
 
 
 def _largest(a: Tensor, b: Tensor) -> float:
-    """max |a - b|; infinite where only one of the two is a number."""
+    """Returns max |a - b|, which is infinite where one of the two is not a number."""
     difference = (a.double() - b.double()).abs()
     return float(difference.nan_to_num(nan=torch.inf).max())

@@ -34,7 +34,7 @@ from pipeline.errors import CheckpointError
 FILE_BYTES = 512 << 20
 PROBE_BYTES = 1 << 20
 PIECE_BYTES = 64 << 20
-"""Read at once where numbers cannot go straight to their place."""
+"""How much is read at once where numbers cannot go straight to their place."""
 
 _INDEX_IS_MADE_OF = {
     "torch.distributed.checkpoint.metadata": {
@@ -54,11 +54,11 @@ _INDEX_IS_MADE_OF = {
 
 
 class Writer(FileSystemWriter):
-    """Into a directory, synced; on a full disk the write fails as a whole."""
+    """Writes into a directory and syncs the files; on a full disk the write fails as a whole."""
 
     def __init__(self, directory: Path) -> None:
-        # Without reading ahead: in these threads torch's overlapping reader knows GPU 0 alone, and
-        # does not wait for copies from any other GPU before it writes them.
+        # Nothing is copied ahead: in these threads torch's overlapping copies know GPU 0 alone, and
+        # a copy from any other GPU is written before it has arrived.
         super().__init__(
             directory, single_file_per_rank=True, sync_files=True, per_thread_copy_ahead=0
         )
@@ -69,7 +69,7 @@ class Writer(FileSystemWriter):
         return super().write_data(plan, planner)
 
     def _write_data(self, planner: SavePlanner, file_queue: "Queue[Any]") -> Future[list[Any]]:
-        """Each file by one thread. Torch's own threads lose what goes wrong in them."""
+        """Writes each file by one thread. Torch's own threads lose the errors that occur in one."""
         files = [file_queue.get_nowait() for _ in range(file_queue.qsize())]
         alone = copy(self)
         alone.thread_count = 1
@@ -85,7 +85,7 @@ class Writer(FileSystemWriter):
 
 
 def write_problem(directory: Path) -> str:
-    """Why nothing more can be written into a directory, in words; empty where it can."""
+    """Says why nothing more can be written into a directory; empty if it can."""
     probe = directory / ".probe"
     try:
         with probe.open("wb") as file:
@@ -100,10 +100,10 @@ def write_problem(directory: Path) -> str:
 
 
 class Reader(FileSystemReader):
-    """From a directory whose content nobody vouches for: what is read is numbers, never code."""
+    """Reads a directory whose content nobody vouches for: only numbers are read, never code."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index; raises CheckpointError if it names anything that an index has no use for."""
+        """Reads the index. Raises CheckpointError if it names what an index has no use for."""
         path = Path(self.path) / ".metadata"
         try:
             with path.open("rb") as file:
@@ -168,14 +168,18 @@ class Reader(FileSystemReader):
             into.copy_(piece)
 
     def _of_stored(self, item: ReadItem) -> tuple[torch.Size, torch.dtype]:
-        """Shape and type of the stored tensor that an item is a box of."""
+        """Returns the shape and the type of the stored tensor that an item is a box of."""
         entry, index = self._stored[item.storage_index.fqn], item.storage_index
         assert isinstance(entry, TensorStorageMetadata)
         sizes = next(chunk.sizes for chunk in entry.chunks if chunk.offsets == index.offset)
         return sizes, entry.properties.dtype
 
     def _first_byte(self, file: BinaryIO, item: ReadItem, size: int) -> int:
-        """Where a stored tensor's numbers begin: one record of an archive, as `torch.save` does."""
+        """Returns the byte at which a stored tensor's numbers begin.
+
+        The numbers are one record of an archive, as `torch.save` writes it. Raises CheckpointError
+        if the archive is shorter than the tensor.
+        """
         place = self.storage_data[item.storage_index]
         archive = torch._C.PyTorchFileReader(self._slice_file(file, place))
         begin = int(archive.get_record_offset("data/0"))  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The checkpoints of a run as a list, and the check of a single one; without torch."""
+"""Lists the checkpoints of a run and checks a single one, without torch."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,9 +13,10 @@ ASIDE = "a start of the run found it damaged; its log says which file"
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """bytes: of all files. time: of the commit, or "n/a". valid: manifest and sizes hold.
+    """A checkpoint as the list shows it.
 
-    damage: the first thing that is wrong, empty where valid.
+    bytes: the size of all files. time: when it was committed, or "n/a". valid: whether the manifest
+    and the sizes hold. damage: the first thing that is wrong, empty if the checkpoint is valid.
     """
 
     name: str
@@ -27,14 +28,20 @@ class CheckpointInfo:
 
 
 def list_checkpoints(checkpoints: Path) -> list[CheckpointInfo]:
-    """What bears a checkpoint's name in a run's `checkpoints/`, or did, oldest step first."""
+    """Lists what bears a checkpoint's name in a run's `checkpoints/`, the oldest step first.
+
+    The directories that were set aside as damaged are listed as well.
+    """
     directories = [*commit.committed(checkpoints), *commit.damaged(checkpoints)]
     found = (_info(directory) for directory in sorted(directories, key=commit.step_of))
     return [info for info in found if info is not None]
 
 
 def checkpoints_of(run: str) -> list[CheckpointInfo]:
-    """Those of a run directory or of a mirror's URL. Raises CheckpointError if it has none."""
+    """Lists the checkpoints of a run directory or of a mirror's URL.
+
+    Raises CheckpointError if it has none.
+    """
     if is_url(run):
         remote = RemoteRun(run)
         found = [_look_at_remote(remote, name) for name in remote.checkpoints()]
@@ -46,7 +53,7 @@ def checkpoints_of(run: str) -> list[CheckpointInfo]:
 
 
 def verify(path: str) -> tuple[str, list[str]]:
-    """The checkpoint that a directory or URL stands for, and everything that is wrong with it."""
+    """Returns the checkpoint that a directory or URL stands for, and everything wrong with it."""
     if not is_url(path):
         directory = find_checkpoint(Path(path))
         return str(directory), damage_of(directory)
@@ -77,7 +84,7 @@ def _look_at_remote(remote: RemoteRun, name: str) -> CheckpointInfo:
 
 
 def _info(directory: Path) -> CheckpointInfo | None:
-    """None if a live run has just retired it."""
+    """Looks at a checkpoint; returns None if a live run has just removed it."""
     try:
         return _look_at(directory)
     except FileNotFoundError:
@@ -103,7 +110,7 @@ def _look_at(directory: Path) -> CheckpointInfo:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint directory itself, or the newest of a run's, valid or not.
+    """Returns the checkpoint directory itself, or the newest one of a run directory, valid or not.
 
     Raises CheckpointError if there is none.
     """
@@ -118,7 +125,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def damage_of(directory: Path) -> list[str]:
-    """Everything that is wrong with a checkpoint, one line each: manifest, sizes, checksums."""
+    """Says all that is wrong with a checkpoint's manifest, sizes and checksums, one line each."""
     try:
         manifest = commit.read_manifest(directory)
     except CheckpointError as error:

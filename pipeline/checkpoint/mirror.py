@@ -1,4 +1,4 @@
-"""Copies committed checkpoints to an fsspec URL, behind the training's back."""
+"""Copies committed checkpoints to an fsspec URL in the background of the training."""
 
 import logging
 import threading
@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 class Mirror:
     """A thread of rank 0 that brings URL/checkpoints/ up to what the run directory holds.
 
-    A server that is gone, full or slow costs the training nothing: the failure is told as a
+    A server that is gone, full or slow costs the training nothing: the failure is logged as a
     warning, and everything that is missing is tried again after the next commit.
     """
 
     def __init__(self, url: str, run: Path, retention: commit.Retention) -> None:
         self.url, self._run, self._retention = url, run, retention
         self.newest_step: int | None = None
-        """Of the checkpoints that lie there whole, as far as is known."""
+        """The newest step whose checkpoint lies there whole, as far as is known."""
         self.copying: frozenset[str] = frozenset()
         """Names of checkpoints that must not be removed here now."""
         self._changed = threading.Condition()
@@ -31,7 +31,7 @@ class Mirror:
         threading.Thread(target=self._work, name="mirror", daemon=True).start()
 
     def wake(self) -> None:
-        """There may be something to copy."""
+        """Tells the thread that there may be something to copy."""
         with self._changed:
             self._asked += 1
             self._changed.notify_all()
@@ -68,7 +68,7 @@ class Mirror:
                 self._changed.notify_all()
 
     def _synchronise(self) -> None:
-        """Copies what is missing, the newest first, and retires what retention says."""
+        """Copies what is missing, the newest first, and removes what retention gives up."""
         remote, done = RemoteRun(self.url), set[str]()
         while (directory := self._next(done)) is not None:
             done.add(directory.name)
@@ -76,7 +76,7 @@ class Mirror:
         self._retire(remote)
 
     def _next(self, done: set[str]) -> Path | None:
-        """The newest checkpoint of now that was not looked at; it is kept until it is copied."""
+        """Returns the newest checkpoint not looked at yet; it is kept here until it is copied."""
         for directory in reversed(commit.committed(self._run / "checkpoints")):
             if directory.name not in done and not self._closed:
                 self.copying = frozenset({directory.name})
@@ -84,7 +84,7 @@ class Mirror:
         return None
 
     def _copy(self, remote: RemoteRun, directory: Path) -> None:
-        """The manifest last; nothing if the checkpoint is there already, or damaged here."""
+        """Copies a checkpoint, its manifest last, unless it is there already or damaged here."""
         try:
             manifest = commit.read_manifest(directory)
         except CheckpointError:
@@ -102,7 +102,7 @@ class Mirror:
         self.newest_step = max(self.newest_step or 0, manifest.step)
 
     def _copy_companions(self, remote: RemoteRun) -> None:
-        """The tokenizer and the configuration, as far as they are not there."""
+        """Copies the files of the tokenizer and the configuration that are not there yet."""
         sources = [*(self._run / TOKENIZER).glob("*"), *self._run.glob("config.yaml")]
         present = {*remote.files(TOKENIZER), *remote.files("")}
         for source in sources:
@@ -117,7 +117,7 @@ class Mirror:
 
 
 def _whole(remote: RemoteRun, name: str) -> commit.CheckpointManifest | None:
-    """The manifest of a checkpoint that is whole there.
+    """Returns the manifest of a checkpoint at the mirror, or None if it is not whole there.
 
     A server that does not answer raises CheckpointError, as it does everywhere.
     """
@@ -133,7 +133,7 @@ def _whole(remote: RemoteRun, name: str) -> commit.CheckpointManifest | None:
 def newest_wanted(
     url: str, checkpoints: Path
 ) -> tuple[tuple[str, commit.CheckpointManifest] | None, str]:
-    """What can be copied here, if anything, or why that is not known."""
+    """Returns the mirror's newest checkpoint, if there is one, or why that is not known."""
     try:
         return RemoteRun(url).newest(), ""
     except CheckpointError as error:
@@ -146,7 +146,7 @@ def newest_wanted(
 def pull_or_problem(
     url: str, checkpoint: str, name: str, into: Path, manifest: commit.CheckpointManifest
 ) -> list[str]:
-    """Copies one file here; what went wrong, for all ranks to hear."""
+    """Copies one file here and returns what went wrong, for all ranks to hear."""
     try:
         return pull(RemoteRun(url), checkpoint, name, into, manifest)
     except (CheckpointError, OSError) as error:

@@ -1,4 +1,4 @@
-"""A checkpoint as seen from outside a run: full tensors in one process."""
+"""Reads a checkpoint from outside a run: full tensors in one process."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from pipeline.errors import CheckpointError
 class CheckpointReader:
     """Reads a run directory's newest valid checkpoint, or one checkpoint directory.
 
-    Of a URL a local copy is made first, in `copies` or the user's cache. Raises CheckpointError if
-    there is none or its content differs from the manifest.
+    What lies at a URL is first copied to `copies` or to the user's cache. Raises CheckpointError if
+    there is no checkpoint or its content differs from the manifest.
     """
 
     def __init__(self, path: str | Path, copies: Path | None = None) -> None:
@@ -39,10 +39,13 @@ class CheckpointReader:
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """The run's own copy of the tokenizer, a directory, where it has one."""
+        """The directory of the run's own copy of the tokenizer; None if it has none."""
         copy = self.directory.parent.parent / "tokenizer"
         return copy if copy.is_dir() else None
 
     def tensors(self, state: str) -> dict[str, Tensor]:
-        """Full fp32 tensors by canonical name; state: "weights", "ema", "exp_avg", "exp_avg_sq"."""
+        """Returns the full fp32 tensors of a state by canonical name.
+
+        state: "weights", "ema", "exp_avg" or "exp_avg_sq".
+        """
         return store.read_full(self.directory, state)

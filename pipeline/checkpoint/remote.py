@@ -1,8 +1,8 @@
 """Checkpoints under an fsspec URL, laid out as in a run directory: URL/checkpoints/step_N/.
 
-A manifest is the last file of a checkpoint to come and the first to go, so there too a directory
-without a valid one is no checkpoint. Its files have sizes and checksums of their own, so that a
-store that renames nothing, and puts files in no known order, is good enough.
+The manifest is the last file of a checkpoint to be written and the first to be removed, so there
+too a directory without a valid one is no checkpoint. It gives the size and the checksum of every
+file, so a store that cannot rename, and that puts files in no known order, is good enough.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ def is_url(path: str | Path) -> bool:
 
 
 def shown(url: str) -> str:
-    """The URL without a user's name and password in it, for logs."""
+    """Returns the URL without a user's name and password in it, for logs."""
     return re.sub("//[^/@]*@", "//", url)
 
 
 def url_problems(key: str, url: str) -> list[str]:
-    """What is wrong with a URL before anything is asked of its server."""
+    """Says what is wrong with a URL before its server is asked for anything."""
     if not url:
         return []
     if not is_url(url):
@@ -53,7 +53,7 @@ def url_problems(key: str, url: str) -> list[str]:
 
 @dataclass(frozen=True)
 class RunAddress:
-    """A run's URL, and the name of one checkpoint of it where the URL names one."""
+    """A run's URL, and the name of one of its checkpoints if the URL names one."""
 
     run: str
     checkpoint: str | None
@@ -75,17 +75,17 @@ class RemoteRun:
     def __init__(self, url: str) -> None:
         self.url = shown(url.rstrip("/"))
         with self._named(""):
-            # Listings and connections of before tell nothing of the server as it is now.
+            # Earlier listings and connections say nothing about the server as it is now.
             self._fs, root = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
             self._root = root.rstrip("/")
 
     def checkpoints(self) -> list[str]:
-        """Names of all that may be checkpoints, oldest first, whole or not."""
+        """Lists the names of all that may be checkpoints, oldest first, whole or not."""
         names = [name for name in self._ls("checkpoints") if commit.is_step_name(name)]
         return sorted(names, key=lambda name: commit.step_of(Path(name)))
 
     def manifest(self, checkpoint: str) -> commit.CheckpointManifest:
-        """Of a checkpoint whose files have their full sizes. Raises CheckpointError otherwise."""
+        """Reads a checkpoint's manifest. Raises CheckpointError if it or a file's size is wrong."""
         where = f"{self.url}/checkpoints/{checkpoint}"
         found = self._ls(f"checkpoints/{checkpoint}")
         if commit.MANIFEST not in found:
@@ -103,7 +103,7 @@ class RemoteRun:
         return manifest
 
     def newest(self) -> tuple[str, commit.CheckpointManifest] | None:
-        """The newest whose manifest and sizes hold; damaged ones are named in the log."""
+        """Returns the newest checkpoint whose manifest and sizes hold; the log names bad ones."""
         for name in reversed(self.checkpoints()):
             try:
                 return name, self.manifest(name)
@@ -112,7 +112,7 @@ class RemoteRun:
         return None
 
     def files(self, directory: str) -> dict[str, dict[str, Any]]:
-        """Size and what else the store knows of each file in a directory, by name."""
+        """Returns the size, and what else the store knows, of each file in a directory, by name."""
         entries = self._ls(directory)
         return {name: info for name, info in entries.items() if info["type"] == "file"}
 
@@ -126,14 +126,14 @@ class RemoteRun:
             self._fs.get_file(f"{self._root}/{path}", str(target))
 
     def put(self, source: Path, path: str) -> None:
-        """Makes the directory above, too."""
+        """Copies a local file there; makes the directory above it, too."""
         with self._named(path):
             full = f"{self._root}/{path}"
             self._fs.makedirs(full.rpartition("/")[0], exist_ok=True)
             self._fs.put_file(str(source), full)
 
     def digest(self, path: str) -> dict[str, Any]:
-        """As `commit.digest`."""
+        """Returns the size and the checksum of a file, as `commit.digest` does."""
         checksum, size = hashlib.sha256(), 0
         with self._named(path), self._fs.open(f"{self._root}/{path}", "rb") as file:
             while chunk := file.read(CHUNK):
@@ -142,7 +142,7 @@ class RemoteRun:
         return {"bytes": size, "sha256": checksum.hexdigest()}
 
     def time_of(self, path: str) -> str:
-        """When a file was written, "n/a" where the store does not tell."""
+        """Says when a file was written, or "n/a" if the store does not tell."""
         try:
             moment: datetime = self._fs.modified(f"{self._root}/{path}")
         except (NotImplementedError, OSError):
@@ -150,17 +150,17 @@ class RemoteRun:
         return moment.astimezone(UTC).isoformat(timespec="seconds")
 
     def remove(self, checkpoint: str) -> None:
-        """The manifest first: what a broken connection leaves is no checkpoint."""
+        """Removes a checkpoint, its manifest first: what a broken connection leaves is none."""
         directory = f"checkpoints/{checkpoint}"
         names = sorted(self._ls(directory), key=lambda name: name != commit.MANIFEST)
         with self._named(directory):
             for name in names:
                 self._fs.rm_file(f"{self._root}/{directory}/{name}")
-            if self._fs.isdir(f"{self._root}/{directory}"):  # a bucket has none
+            if self._fs.isdir(f"{self._root}/{directory}"):  # a bucket has no directories
                 self._fs.rmdir(f"{self._root}/{directory}")
 
     def damage_of(self, checkpoint: str) -> list[str]:
-        """As `listing.damage_of`; reads every byte."""
+        """Says all that is wrong with a checkpoint, as `listing.damage_of`; reads every byte."""
         try:
             manifest = self.manifest(checkpoint)
         except CheckpointError as error:
@@ -172,7 +172,7 @@ class RemoteRun:
         ]
 
     def _ls(self, directory: str) -> dict[str, dict[str, Any]]:
-        """Entries of a directory by name; none where it does not exist."""
+        """Returns the entries of a directory by name; there are none if it does not exist."""
         with self._named(directory):
             self._fs.invalidate_cache()
             try:
@@ -183,7 +183,10 @@ class RemoteRun:
 
     @contextmanager
     def _named(self, path: str) -> Iterator[None]:
-        """Each kind of file system raises errors of its own kind, ftplib's EOFError among them."""
+        """Turns any error into a CheckpointError that names the URL.
+
+        Each kind of file system raises errors of its own kind, ftplib's EOFError among them.
+        """
         try:
             yield
         except Exception as error:
@@ -194,17 +197,17 @@ class RemoteRun:
 def pull(
     remote: RemoteRun, checkpoint: str, name: str, into: Path, manifest: commit.CheckpointManifest
 ) -> list[str]:
-    """Copies a file of a checkpoint into an existing directory; what is wrong with the copy."""
+    """Copies a file of a checkpoint into an existing directory and says what is wrong with it."""
     remote.get(f"checkpoints/{checkpoint}/{name}", into / name)
     return commit.verify_files(into, manifest, [name])
 
 
 def fetch(url: str, into: Path | None = None) -> Path:
-    """A local copy of a run's newest valid checkpoint, or of the one that the URL names.
+    """Copies a run's newest valid checkpoint, or the one that the URL names; returns its directory.
 
-    It lies in `into` (the user's cache by default) as in a run directory, the tokenizer beside it;
-    what is there already is not copied again. Raises CheckpointError if there is none, or if the
-    copy is not what the manifest says.
+    The copy lies in `into` (the user's cache by default) as in a run directory, with the tokenizer
+    beside it; what is there already is not copied again. Raises CheckpointError if there is no
+    checkpoint, or if the copy is not what the manifest says.
     """
     place = RunAddress.of(url)
     remote, into = RemoteRun(place.run), into or _cache(place.run)

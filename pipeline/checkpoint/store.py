@@ -1,4 +1,4 @@
-"""Fragments through torch.distributed.checkpoint: every rank writes and reads its own boxes."""
+"""Stores fragments by torch.distributed.checkpoint: every rank writes and reads its own boxes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +56,7 @@ def _told_plainly(attempt: str) -> Iterator[None]:
 
 
 def read_full(directory: Path, state: str) -> dict[str, Tensor]:
-    """Every parameter's full tensor of one state, by name, in this process alone."""
+    """Reads every parameter's full tensor of one state, by name, in this process alone."""
     reader = Reader(directory)
     prefix = f"{state}/"
     tensors = {
@@ -71,7 +71,7 @@ def read_full(directory: Path, state: str) -> dict[str, Tensor]:
 
 _OTHER_NETWORK = "the model configuration is not the one it was trained with"
 
-# (key, full shape, box) -> the box's part of the fragment, as a view of the box's shape
+# By key: the full shape, the box, and its part of the fragment as a view of the box's shape
 _Boxes = dict[MetadataIndex, tuple[tuple[int, ...], Box, Tensor]]
 
 

@@ -7,17 +7,17 @@ from threading import Thread
 from typing import TypeVar
 
 THREADS = 4
-"""Of a rank: more do not make a disk faster, and a node has several ranks."""
+"""The threads of one rank: more do not make a disk faster, and a node has several ranks."""
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
 def in_threads(act: Callable[[Given], Made], each: Iterable[Given]) -> Iterator[Made]:
-    """`map` by several threads, in order; what one of them raises is raised here.
+    """Calls `act` on each by several threads and yields the results in order, as `map` does.
 
-    The threads are daemons, unlike those of a ThreadPoolExecutor: one that hangs on a dead disk
-    must not keep the process from ending.
+    What `act` raises in a thread is raised here. The threads are daemons, unlike those of a
+    ThreadPoolExecutor: one that hangs on a dead disk must not keep the process from ending.
     """
     outcomes = [(given, Future[Made]()) for given in each]
     waiting = deque(outcomes)

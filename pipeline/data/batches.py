@@ -15,7 +15,7 @@ from pipeline.data.reader import SampleReader
 
 # Validation draws its noise from another key than training does.
 VALIDATION_SEED = 1 << 63
-# Equal parts of the range of t whose losses are reported apart.
+# The losses of so many equal parts of the range of t are reported separately.
 NUM_TIME_BUCKETS = 4
 
 
@@ -36,11 +36,11 @@ class BatchSource:
     dp_size: int
 
     def batch(self, first_sample: int) -> list[MicroBatch]:
-        """The micro-batches of the global batch that starts at a global sample index."""
+        """Return the micro-batches of the global batch that starts at a global sample index."""
         return [self._micro_batch(self.keys(first_sample, slot)) for slot in self.first_slots()]
 
     def first_slots(self) -> range:
-        """The first slot of each micro-batch."""
+        """Return the first slot of each micro-batch."""
         return range(
             self.dp_rank * self.micro_batch_size,
             self.global_batch_size,
@@ -48,18 +48,18 @@ class BatchSource:
         )
 
     def keys(self, first_sample: int, first_slot: int) -> SampleKeys:
-        """What the rows of the micro-batch at a slot are, of a global batch."""
+        """Return the keys of the rows of the micro-batch whose first slot this is."""
         slots = np.arange(first_slot, first_slot + self.micro_batch_size, dtype=np.int64)
         return SampleKeys(self.seed, first_sample + slots, slots, self.global_batch_size)
 
     def batches(self, first_sample: int) -> Iterator[list[MicroBatch]]:
-        """Global batches from a sample index on, without end."""
+        """Yield global batches from a sample index on, without end."""
         while True:
             yield self.batch(first_sample)
             first_sample += self.global_batch_size
 
     def for_validation(self, reader: SampleReader) -> "BatchSource":
-        """The same split of rows, over other samples, with the weights of the bound itself."""
+        """Return the same split of rows, over other samples, with the bound's own weights."""
         return replace(
             self,
             reader=reader,
@@ -79,7 +79,7 @@ class BatchSource:
 
 
 def _bucket_of(times: NDArray[np.float64]) -> int | None:
-    """The equal part of the range of t that all of these lie in, None if they lie in several.
+    """Return the equal part of the range of t that all of these lie in; None if they lie in more.
 
     t is stratified over the slots, so the rows of a micro-batch are neighbours in t.
     """

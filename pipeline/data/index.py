@@ -2,9 +2,9 @@
 
 Global sample i of a run lies in epoch i // N of N sequences; its sequence is a keyed permutation of
 i % N, another one in each epoch. The permutation is a Feistel network over the grid of residues
-(a, b) with a * b >= N, and steps outside [0, N) are walked on until they fall inside (cycle
+(a, b) with a * b >= N, and results outside [0, N) are permuted again until they fall inside (cycle
 walking), which keeps it a bijection (Black and Rogaway, "Ciphers with arbitrary finite domains",
-2002). With a and b near sqrt(N) hardly any step falls outside.
+2002). With a and b near sqrt(N) hardly any result falls outside.
 
 The functions here fix the data order of every run ever started: they must not change.
 """

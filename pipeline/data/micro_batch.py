@@ -9,10 +9,10 @@ from model.loss import SparseTargets
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Tensors of one micro-batch and the name of its loss term.
+    """The tensors of one micro-batch and the name of its loss term.
 
     inputs: (tokens, positions, rows). targets: see `model.loss.SparseTargets`. bucket: the part of
-    the range of t that all its rows lie in, None if there is no such.
+    the range of t that all its rows lie in, or None if there is no such part.
     """
 
     inputs: tuple[Tensor, Tensor, Tensor]

@@ -43,7 +43,7 @@ def launch(command: list[str], num_ranks: int) -> int:
     """Runs `python -m pipeline COMMAND...` as num_ranks processes; returns the run's exit code.
 
     A request to stop that was noted before, or that comes while the ranks are being started, is
-    theirs as well.
+    passed on to them.
     """
     if stop_asked():
         return EXIT_RESUME_ME
@@ -58,7 +58,7 @@ def launch(command: list[str], num_ranks: int) -> int:
             envs=environments,
             logs_specs=DefaultLogsSpecs(),
         )
-    except SignalException:  # while some ranks may run already, which end with this process
+    except SignalException:  # some ranks may run already; they end with this process
         return EXIT_RESUME_ME
     _forward_signals(processes)
     if stop_asked():
@@ -73,13 +73,13 @@ def launch(command: list[str], num_ranks: int) -> int:
     codes = {failure.exitcode for failure in result.failures.values()}
     if codes == {EXIT_RESUME_ME}:
         return EXIT_RESUME_ME
-    # A rank that fails pulls the others down with it: what was first tells why.
+    # A rank that fails pulls the others down with it, so the first failure tells why.
     first = min(result.failures.values(), key=lambda failure: failure.timestamp)
     return first.exitcode if first.exitcode > 0 else EXIT_FAILED
 
 
 def _environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
-    """What a rank's environment has beyond this process's own."""
+    """Returns what a rank's environment has beyond this process's own."""
     threads = max(1, (os.cpu_count() or 1) // num_ranks)
     return {
         LAUNCHER: str(os.getpid()),
@@ -94,10 +94,10 @@ def _environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port for the ranks to meet at, which rank 0 takes only after it has imported torch.
+    """Returns a port for the ranks to meet at, which rank 0 takes only after it has imported torch.
 
-    Below those that the kernel hands out by itself: another process's connection would take it
-    meanwhile.
+    It lies below those that the kernel hands out by itself: another process's connection would take
+    such a port meanwhile.
     """
     for port in random.sample(MEETING_PORTS, 100):
         with socket.socket() as probe, contextlib.suppress(OSError):

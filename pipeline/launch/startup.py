@@ -8,9 +8,9 @@ from pipeline.launch.ranks import LAUNCHER
 
 
 def seconds_since_start() -> float:
-    """Since the launcher of this rank was started; since this process was, where it has none."""
+    """Returns the seconds since this rank's launcher, or else this process, was started."""
     process = os.environ.get(LAUNCHER, "self")
-    # Behind the command's name, in parentheses, which may hold anything.
+    # The fields follow the command's name, which is in parentheses and may hold anything.
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started

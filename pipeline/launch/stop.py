@@ -1,7 +1,7 @@
 """Requests to stop this process, noted from its first moment to its last.
 
-Imports nothing heavy: a signal may come while torch is being imported, and one that nobody handles
-yet would kill the rank instead of asking it to save.
+This module imports nothing heavy: a signal may come while torch is being imported, and one that
+nobody handles yet would kill the rank instead of asking it to save.
 """
 
 import signal
@@ -13,7 +13,7 @@ _asked = False
 
 
 def note_stop_signals(signals: tuple[signal.Signals, ...] = STOP_SIGNALS) -> None:
-    """From now on the signals are noted, for `stop_asked` to tell."""
+    """Notes the signals from now on, so that `stop_asked` can tell of them."""
     for number in signals:
         signal.signal(number, _note)
 
@@ -24,9 +24,10 @@ def stop_asked() -> bool:
 
 
 def ignore_stop_signals() -> None:
-    """For a process on its way out: the interpreter puts default actions back before it ends.
+    """Ignores stop signals from now on; for a process on its way out.
 
-    Slurm sends TERM several times, and a second one must not turn exit code 85 into a death.
+    The interpreter puts default actions back before it ends. Slurm sends TERM several times, and a
+    second one must not turn exit code 85 into a death.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """Brings one process into the job: device, process groups, quiet libraries.
 
-Import order matters: `DS_ACCELERATOR` must be set before DeepSpeed is imported, which this module
-does on its first use and nothing else in the package does at import time.
+The order of imports matters: `DS_ACCELERATOR` must be set before DeepSpeed is imported. This module
+imports it on its first use, and nothing else in the package does so at import time.
 """
 
 import logging
@@ -27,7 +27,7 @@ DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """Where this process stands, from torchrun's or Slurm's environment."""
+    """Where this process stands in the job, from torchrun's or Slurm's environment."""
 
     rank: int
     world_size: int
@@ -35,7 +35,10 @@ class ProcessInfo:
 
 
 def process_info() -> ProcessInfo:
-    """Reads RANK, WORLD_SIZE, LOCAL_RANK, else SLURM_*; alone if neither is there."""
+    """Reads RANK, WORLD_SIZE and LOCAL_RANK, or else SLURM_*; with neither, the process is alone.
+
+    Raises ConfigError if srun started several tasks and MASTER_ADDR is not set.
+    """
     env = os.environ
     if "RANK" in env:
         return ProcessInfo(
@@ -98,7 +101,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def device_of(info: ProcessInfo) -> torch.device:
-    """This rank's GPU, or the CPU where the machine has none.
+    """Returns this rank's GPU, or the CPU if the machine has none.
 
     Raises ConfigError if a launcher started more ranks here than there are GPUs, or if torch cannot
     use the GPUs that there are.
@@ -106,7 +109,7 @@ def device_of(info: ProcessInfo) -> torch.device:
     check_build()
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # Only a launcher sets it. To each task of srun its own GPU may be the only one in sight.
+    # Only a launcher sets LOCAL_WORLD_SIZE. A task of srun may see no GPU but its own.
     check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     device = torch.device("cuda", info.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
@@ -114,15 +117,15 @@ def device_of(info: ProcessInfo) -> torch.device:
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, set up for the device that is there."""
+    """Returns the module of DeepSpeed, set up for the device that is there."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     from deepspeed.ops import __compatible_ops__ as compatible_ops
 
-    # Its shared-memory all-reduce for CPUs would be compiled on first use, for a minute and a half.
+    # DeepSpeed would compile its shared-memory all-reduce for CPUs on first use, which takes 90 s.
     compatible_ops["deepspeed_shm_comm"] = False
-    # It warns at every start that it does not know our optimizer, past the log's own handlers.
+    # It warns at every start that it does not know our optimizer, and bypasses the log's handlers.
     deepspeed.utils.logger.setLevel(logging.ERROR)
     return deepspeed
 
@@ -132,14 +135,14 @@ def initialize_processes(
 ) -> None:
     """Creates the process groups of the layout: gloo on CPUs, NCCL on GPUs.
 
-    timeout: of a collective in any group, also those that the libraries make. Raises ConfigError
-    if the job has another number of ranks than the layout.
+    timeout: how long a collective may take in any group, also in those that the libraries make.
+    Raises ConfigError if the job has another number of ranks than the layout.
     """
     if info.world_size != layout.world_size:
         raise ConfigError(
             f"{layout} needs {layout.world_size} ranks, but {info.world_size} started"
         )
-    # Not every maker of groups takes one: without it NCCL's would end before the watchdog.
+    # Not all code that makes groups takes a timeout, and NCCL's default ends before the watchdog.
     c10d.default_pg_timeout = timeout
     c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
     deepspeed = import_deepspeed()
@@ -152,7 +155,7 @@ def initialize_processes(
 
 
 def join_job(info: ProcessInfo, backend: str, timeout: timedelta | None = None) -> None:
-    """Makes the group of all processes; alone, it needs nobody to meet."""
+    """Makes the group of all processes; a process that is alone needs nobody to meet."""
     store = HashStore() if info.world_size == 1 else None
     dist.init_process_group(
         backend, store=store, rank=info.rank, world_size=info.world_size, timeout=timeout
@@ -160,9 +163,9 @@ def join_job(info: ProcessInfo, backend: str, timeout: timedelta | None = None) 
 
 
 def initialize_groups(layout: Layout) -> None:
-    """megatron-core's tensor, pipeline and data groups of the layout."""
+    """Creates megatron-core's tensor, pipeline and data groups of the layout."""
     if layout.sequence and not torch.cuda.is_available():
-        # megatron-core asks CUDA for the device of its gather buffers, also where there is none.
+        # megatron-core asks CUDA for the device of its gather buffers, even where there is none.
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore
     from megatron.core import parallel_state
 

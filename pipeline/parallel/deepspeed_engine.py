@@ -22,7 +22,7 @@ from pipeline.parallel.zero import ZeroStates, zero_states
 
 
 class DeepSpeedEngine(Engine):
-    """An engine of DeepSpeed around a module; a subclass makes the module and runs the batches."""
+    """Wraps an engine of DeepSpeed; a subclass makes the module and runs the batches."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
@@ -33,11 +33,11 @@ class DeepSpeedEngine(Engine):
 
     @abstractmethod
     def _run(self, batches: Sequence[MicroBatch]) -> None:
-        """Forward, backward and update over one step's micro-batches of this replica."""
+        """Runs forward, backward and update over one step's micro-batches of this replica."""
 
     @abstractmethod
     def _run_without_update(self, batches: Sequence[MicroBatch]) -> None:
-        """Forward only, in evaluation mode."""
+        """Runs the forward pass only, in evaluation mode."""
 
     def _wrap(self, module: nn.Module, **arguments: Any) -> None:
         """Hands an initialised module to DeepSpeed."""
@@ -93,7 +93,10 @@ class DeepSpeedEngine(Engine):
         return self._states.replicas()
 
     def _judged(self, batches: Sequence[MicroBatch], judge: Judge | None) -> StepResult:
-        """The step's figures and the verdict on it, found once; collective the first time."""
+        """Returns the step's figures and the verdict on it.
+
+        Both are found once; the first call is collective.
+        """
         if self._verdict is None:
             wrapper = self.deepspeed.optimizer
             norm = float(wrapper._global_grad_norm)
@@ -123,7 +126,7 @@ class DeepSpeedEngine(Engine):
 
 
 def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
-    """DeepSpeed's own configuration."""
+    """Returns DeepSpeed's own configuration."""
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": config.num_micro_batches,
@@ -144,9 +147,9 @@ def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
             "check_grad_overflow": True,
         },
         "data_types": {"grad_accum_dtype": "fp32"},
-        # bf16 would round the sum over replicas, and ever more so the more of them there are.
+        # bf16 would round the sum over replicas, the more so the more replicas there are.
         "communication_data_type": "fp32",
-        # Its partitioned pipes do not know that the lengths of micro-batches differ.
+        # DeepSpeed's partitioned pipes do not know that the lengths of micro-batches differ.
         "pipeline": {
             "pipe_partitioned": False,
             "grad_partitioned": False,

@@ -37,7 +37,7 @@ class EngineConfig:
     optimizer: dict[str, Any]
     """Arguments of EmaAdamW."""
     layer_costs: Sequence[float] = ()
-    """Relative cost of the embedding, every block and the head: what stages are balanced by."""
+    """Relative costs of the embedding, every block and the head, by which stages are balanced."""
     recompute: str = "none"
     """What the backward pass computes again instead of keeping it; see `model.recompute`."""
     offload: bool = False
@@ -46,14 +46,17 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss of each term, summed over the global batch, and the gradient norm before clipping."""
+    """The loss of each term, summed over the global batch, and the gradient's norm.
+
+    The norm is the one before clipping.
+    """
 
     losses: dict[str, float]
     grad_norm: float
     applied: bool = True
-    """False where the update was judged harmful and the weights are what they were."""
+    """False if the update was judged harmful and the weights are what they were."""
     buckets: dict[int, float] = field(default_factory=dict)
-    """What the term's loss would be, were all its rows like those with t in this bucket."""
+    """By bucket: what the term's loss would be if all its rows were like those with t in it."""
 
     @property
     def loss(self) -> float:
@@ -61,7 +64,7 @@ class StepResult:
 
 
 Judge = Callable[[StepResult], bool]
-"""Whether a step may change the weights; asked with the same figures on every rank."""
+"""Says whether a step may change the weights; it is given the same figures on every rank."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,16 @@ class Engine(ABC):
 
     @abstractmethod
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """(canonical name, parameter) of what this rank holds; see `pipeline.parallel.names`."""
+        """Returns (canonical name, parameter) of all that this rank holds.
+
+        See `pipeline.parallel.names`.
+        """
 
     @abstractmethod
     def train_step(
         self, batches: Sequence[MicroBatch], learning_rate: float, judge: Judge | None = None
     ) -> StepResult:
-        """One optimizer step over this replica's micro-batches of the global batch.
+        """Takes one optimizer step over this replica's micro-batches of the global batch.
 
         The judge is asked when all gradients are there and before any weight changes. A gradient
         that is not finite is never applied, with a judge or without.
@@ -102,11 +108,11 @@ class Engine(ABC):
 
     @abstractmethod
     def evaluate(self, batches: Sequence[MicroBatch]) -> dict[str, float]:
-        """Loss of each term, summed over all replicas; weights stay as they are."""
+        """Returns the loss of each term, summed over all replicas; the weights stay as they are."""
 
     @abstractmethod
     def fragments(self) -> list[Fragment]:
-        """This rank's fragments of every parameter, with views of its fp32 training states."""
+        """Returns this rank's fragments of every parameter: views of its fp32 training states."""
 
     @abstractmethod
     def publish(self) -> None:
@@ -114,15 +120,15 @@ class Engine(ABC):
 
     @abstractmethod
     def adopt(self, updates: int) -> None:
-        """Goes on from freshly filled fragments, as if after so many optimizer updates."""
+        """Goes on from freshly filled fragments, as if after `updates` updates of the optimizer."""
 
     @abstractmethod
     def replicas(self) -> Iterator[Replica]:
-        """What several ranks hold alike; every rank of a group yields the same, in one order."""
+        """Yields what several ranks hold alike; all ranks of a group yield it in the same order."""
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Within the block the network computes with the average of the weights.
+        """Lets the network compute with the average of the weights within the block.
 
         Afterwards everything is bit by bit what it was.
         """

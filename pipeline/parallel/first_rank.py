@@ -1,4 +1,4 @@
-"""What one rank finds out for all."""
+"""Lets one rank find something out for all."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 def from_first_rank(ask: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """What `ask` returns on rank 0, on every rank; collective over the group with rank 0.
+    """Calls `ask` on rank 0 and returns its answer on every rank.
 
-    An EsolmError or an OSError that it raises there is raised on every rank: nobody is left waiting
-    for an answer.
+    It is collective over the group, which rank 0 belongs to. An EsolmError or an OSError that `ask`
+    raises there is raised on every rank: nobody is left waiting for an answer.
     """
     answer: list[Any] = [None, None]
     if dist.get_rank() == 0:

@@ -15,7 +15,7 @@ from pipeline.parallel.module import LossModule, initialize_module, parallel_con
 
 
 class FlatEngine(DeepSpeedEngine):
-    """DeepSpeed's plain engine over the whole network."""
+    """Runs DeepSpeed's plain engine over the whole network."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 
-# What torch keeps; an entry has a few hundred bytes.
+# How many collectives torch keeps; an entry has a few hundred bytes.
 NUM_COLLECTIVES = 2000
 
 
 def trace_prefix(logs: Path) -> Path:
-    """The rank's number comes after it."""
+    """Returns the path of a rank's trace as far as the rank's number, which comes after it."""
     return logs / "nccl_trace_rank_"
 
 
 def record_collectives(logs: Path) -> None:
     """Turns the recorder on; called before the process groups are made.
 
-    NCCL writes its own record where a collective times out. The watchdog, which comes first, has
-    it written by `dump_collectives`.
+    NCCL writes its own record when a collective times out. The watchdog, which comes first, has it
+    written by `dump_collectives`.
     """
     os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", str(NUM_COLLECTIVES))
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")

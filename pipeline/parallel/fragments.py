@@ -11,7 +11,7 @@ from torch import Tensor
 
 WEIGHTS, AVERAGE = "weights", "ema"
 STATES = (WEIGHTS, "exp_avg", "exp_avg_sq", AVERAGE)
-"""Saved of every parameter, all in fp32."""
+"""The states that are saved of every parameter, all in fp32."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Box:
 class Fragment:
     """This rank's part of one parameter.
 
-    full_shape: over all tensor-parallel ranks, without vocabulary padding. local_shape: of this
-    tensor-parallel rank, padding included. offsets: where the local part starts in the full tensor.
-    start: first element of the fragment in the flattened local part. states: 1-D tensors of the
-    fragment, views into the live training state.
+    full_shape: the shape over all tensor-parallel ranks, without vocabulary padding. local_shape:
+    the shape on this tensor-parallel rank, padding included. offsets: where the local part starts
+    in the full tensor. start: the fragment's first element in the flattened local part. states: the
+    fragment's 1-D tensors, which are views into the live training state.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Fragment:
         return next(iter(self.states.values())).numel()
 
     def boxes(self) -> list[Box]:
-        """Boxes that tile the fragment, cut to the full shape."""
+        """Returns boxes that tile the fragment, cut to the full shape."""
         cut = (self._place(*box) for box in _tile(self.start, self.numel, self.local_shape))
         return [box for box in cut if box is not None]
 
@@ -60,7 +60,7 @@ class Fragment:
             self.states[state].narrow(0, box.start, box.numel).view(box.sizes).copy_(part)
 
     def _place(self, row: int, column: int, rows: int, columns: int, start: int) -> Box | None:
-        """A box of the local part, moved into the full tensor and cut at its last row."""
+        """Moves a box of the local part into the full tensor and cuts it at the last row there."""
         row += self.offsets[0]
         rows = min(rows, self.full_shape[0] - row)
         if rows <= 0:
@@ -74,7 +74,10 @@ class Fragment:
 def _tile(
     start: int, numel: int, shape: tuple[int, ...]
 ) -> Iterator[tuple[int, int, int, int, int]]:
-    """(row, column, rows, columns, flat start) of the boxes of a flat range; 1-D is one column."""
+    """Yields (row, column, rows, columns, flat start) of the boxes that tile a flat range.
+
+    A 1-D shape counts as one column.
+    """
     width = shape[1] if len(shape) == 2 else 1
     position, end = start, start + numel
     while position < end:

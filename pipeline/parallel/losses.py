@@ -11,15 +11,15 @@ from pipeline.data.micro_batch import MicroBatch
 from pipeline.parallel.layout import Layout
 
 Kind = tuple[str, int | None]
-"""Term and bucket of a micro-batch."""
+"""The term and the bucket of a micro-batch."""
 
 
 def reduce_losses(
     batches: Sequence[MicroBatch], recorded: Sequence[Tensor], layout: Layout, device: torch.device
 ) -> tuple[dict[str, float], dict[int, float]]:
-    """(loss by term, loss by bucket) over all replicas; collective over all ranks.
+    """Returns (loss by term, loss by bucket) over all replicas; collective over all ranks.
 
-    recorded: the loss of each micro-batch, on the last stage; empty on the others.
+    recorded: the loss of each micro-batch on the last stage; empty on the other stages.
     """
     kinds = sorted({(batch.term, batch.bucket) for batch in batches}, key=str)
     if layout.dp > 1:
@@ -27,7 +27,7 @@ def reduce_losses(
         group = parallel_state.get_data_parallel_group()
         dist.all_gather_object(gathered, kinds, group=group)
         kinds = sorted(set().union(*gathered), key=str)
-    # Of each kind the loss and the number of micro-batches.
+    # Each row holds the loss of a kind and its number of micro-batches.
     sums = torch.zeros(len(kinds), 2, dtype=torch.float64, device=device)
     if parallel_state.is_pipeline_last_stage():
         for batch, loss in zip(batches, recorded, strict=True):
@@ -44,7 +44,10 @@ def reduce_losses(
 def _by_term_and_bucket(
     kinds: list[Kind], sums: Tensor
 ) -> tuple[dict[str, float], dict[int, float]]:
-    """sums: of each kind, its loss and its number of equal micro-batches."""
+    """Returns (loss by term, loss by bucket).
+
+    sums: [kinds, 2], the loss of each kind and its number of micro-batches, which have equal size.
+    """
     terms = {term: 0.0 for term, _ in kinds}
     counts = dict.fromkeys(terms, 0.0)
     for (term, _), (loss, count) in zip(kinds, sums.tolist(), strict=True):

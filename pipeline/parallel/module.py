@@ -27,7 +27,7 @@ class LossModule(nn.Module):
 
 
 def parallel_config(layout: Layout) -> ModelParallelConfig:
-    """megatron-core's settings for layers that are initialised by us, on the CPU first."""
+    """Returns megatron-core's settings for layers that we initialise, on the CPU first."""
     return ModelParallelConfig(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
@@ -39,7 +39,7 @@ def parallel_config(layout: Layout) -> ModelParallelConfig:
 
 
 def initialize_module(module: nn.Module, config: EngineConfig) -> None:
-    """Initial weights of the part of the network that this rank holds."""
+    """Sets the initial weights of the part of the network that this rank holds."""
     initialize(
         canonical_parameters(module, config.model),
         config.model,
@@ -52,7 +52,7 @@ def initialize_module(module: nn.Module, config: EngineConfig) -> None:
 
 
 def build_optimizer(module: nn.Module, config: EngineConfig) -> EmaAdamW:
-    """The optimizer over the module's parameters; only matrices decay."""
+    """Returns the optimizer over the module's parameters; only matrices decay."""
     arguments = dict(config.optimizer)
     weight_decay = arguments.pop("weight_decay")
     parameters = list(module.parameters())

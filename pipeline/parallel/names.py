@@ -16,9 +16,9 @@ def canonical_name(name: str, model: ModelConfig) -> str:
 
 
 def canonical_parameters(module: nn.Module, config: ModelConfig) -> list[tuple[str, nn.Parameter]]:
-    """(canonical name, parameter) of every parameter that this rank holds.
+    """Returns (canonical name, parameter) of every parameter that this rank holds.
 
-    Of tied embeddings the copy on the last stage has the name of the weight on the first.
+    If embeddings are tied, the copy on the last stage has the name of the weight on the first.
     """
     tied = {TIED_COPY: TIED_WEIGHT} if config.tied_embeddings else {}
     names = [(canonical_name(n, config), p) for n, p in module.named_parameters()]

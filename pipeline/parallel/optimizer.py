@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class EmaAdamW(torch.optim.AdamW):
-    """torch's fused AdamW with `state[p]["ema"]`.
+    """torch's fused AdamW, which also keeps `state[p]["ema"]`.
 
-    The decay is min(ema_decay, (1 + n) / (10 + n)) at update n = 1, 2, ..., so that a young
-    average follows the weights; the average starts at the weights before the first update.
+    The decay is min(ema_decay, (1 + n) / (10 + n)) at update n = 1, 2, ..., so that a young average
+    follows the weights; the average starts at the weights before the first update.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class EmaAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             group["ema_decay"] = ema_decay
         self.veto: Callable[[], bool] | None = None
-        """Asked before each update; where it says yes, nothing is changed."""
+        """Is asked before each update; if it says yes, nothing is changed."""
 
     def create_state(self, parameters: Iterable[Tensor]) -> None:
         """Makes the state of parameters that have none; needed before a checkpoint is loaded."""

@@ -18,7 +18,7 @@ from pipeline.parallel.module import initialize_module, parallel_config
 
 
 class PipeEngine(DeepSpeedEngine):
-    """PipelineEngine over the network cut into stages."""
+    """Runs DeepSpeed's PipelineEngine over the network, which is cut into stages."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
@@ -47,7 +47,7 @@ class PipeEngine(DeepSpeedEngine):
             dynamic_shape=True,
         )
         if config.model.tied_embeddings and parallel_state.is_pipeline_last_stage():
-            # DeepSpeed leaves such a parameter out of the norm.
+            # DeepSpeed leaves a parameter with this mark out of the norm.
             module.forward_funcs[-1].output.weight.ds_pipe_replicated = True
         initialize_module(module, config)
         self._wrap(module)
@@ -57,7 +57,10 @@ class PipeEngine(DeepSpeedEngine):
         return layout.pp > 1
 
     def _loss(self, hidden_TD: Tensor, targets: SparseTargets) -> Tensor:
-        """Called on the last stage with the head's output; the head is the last layer there."""
+        """Returns the loss; called on the last stage with the head's output.
+
+        The head is the last layer there.
+        """
         head = self.deepspeed.module.forward_funcs[-1]
         assert isinstance(head, Head)
         return self._record(weighted_loss(head, hidden_TD, targets))
@@ -73,16 +76,16 @@ class PipeEngine(DeepSpeedEngine):
 
 
 def _pairs(batches: Sequence[MicroBatch]) -> Iterator[tuple[Any, Any]]:
-    """The (inputs, labels) that DeepSpeed's pipeline pulls."""
+    """Yields the (inputs, labels) that DeepSpeed's pipeline pulls."""
     for batch in batches:
         yield batch.inputs, batch.targets
 
 
 def _balanced_pipeline(layer_costs: Sequence[float], tied: bool) -> Any:
-    """PipelineModule cut where the stages' costs are most alike.
+    """Returns a kind of PipelineModule that is cut where the stages' costs are most alike.
 
-    By its own measure, parameters, the embedding weighs as much as the output layer, although it
-    computes nothing.
+    DeepSpeed's own measure is the number of parameters: by it the embedding weighs as much as the
+    output layer, although it computes nothing.
 
     tied: the output layer's weight, on the last stage, is a copy of the embedding's on the first.
     Both start alike, get the sum of both gradients and so the same updates, but for rounding: the
@@ -103,7 +106,10 @@ def _balanced_pipeline(layer_costs: Sequence[float], tied: bool) -> Any:
             self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
         def get_tied_weights_and_groups(self) -> list[tuple[Any, Any]]:
-            """What the engine sums the `grad` of over a group, before it reduces over replicas."""
+            """Returns (holder of a `grad`, group) pairs.
+
+            The engine sums each `grad` over its group before it reduces over replicas.
+            """
             layers, last = self.forward_funcs, self.num_stages - 1
             stage = self._topo.get_coord(self.global_rank).pipe
             if not tied or stage not in (0, last):
@@ -117,7 +123,7 @@ def _balanced_pipeline(layer_costs: Sequence[float], tied: bool) -> Any:
 class _Gradient:
     """A parameter's gradient, wherever DeepSpeed accumulates it; its pipeline knows of two places.
 
-    bf16 with offload has the third, and the copies would go apart in silence.
+    bf16 with offload uses a third one, and without it the copies would drift apart in silence.
     """
 
     def __init__(self, parameter: Any) -> None:
@@ -127,7 +133,7 @@ class _Gradient:
 
 
 def _check_rank_order(topology: object) -> None:
-    """The two libraries must number the ranks alike, or tensors would go to the wrong ones."""
+    """Asserts that both libraries number the ranks alike; else tensors would go to wrong ones."""
     mine = topology.get_coord(parallel_state.torch.distributed.get_rank())  # type: ignore[attr-defined]
     theirs = (
         parallel_state.get_pipeline_model_parallel_rank(),

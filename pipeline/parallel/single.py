@@ -13,9 +13,10 @@ from pipeline.parallel.bootstrap import ProcessInfo, join_job
 
 
 def single_process() -> ModelParallelConfig:
-    """Creates process groups of one if there are none; what layers of the network are built with.
+    """Returns the settings that layers of the network are built with in a process of its own.
 
-    Raises RuntimeError inside a job of several processes.
+    Creates process groups of one rank if there are none. Raises RuntimeError inside a job of
+    several processes.
     """
     if not dist.is_initialized():
         join_job(ProcessInfo(0, 1, 0), "gloo")
@@ -25,9 +26,9 @@ def single_process() -> ModelParallelConfig:
 
 
 def whole_network() -> ModelParallelConfig:
-    """What layers are built with where every process of the job holds the network unsplit.
+    """Returns the settings for layers where every process of the job holds the network unsplit.
 
-    Needs torch.distributed; creates megatron-core's groups, all of one, if there are none.
+    Needs torch.distributed; creates megatron-core's groups, which split nothing, if there are none.
     """
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel()
@@ -37,9 +38,10 @@ def whole_network() -> ModelParallelConfig:
 def load_network(
     model: ModelConfig, tensors: Mapping[str, Tensor], parallel: ModelParallelConfig
 ) -> Network:
-    """The fp32 network in evaluation mode with these weights, by canonical name.
+    """Returns the fp32 network in evaluation mode with these weights, given by canonical name.
 
-    parallel: of `single_process` or `whole_network`. Raises KeyError for a weight that is missing.
+    parallel: what `single_process` or `whole_network` returned. Raises KeyError for a weight that
+    is missing.
     """
     network = Network(model, parallel).float().eval()
     with torch.no_grad():

@@ -19,7 +19,10 @@ from pipeline.parallel.layout import Layout
 
 @dataclass(frozen=True)
 class Part:
-    """This rank's contiguous part of a parameter. local_shape: before ZeRO cut it."""
+    """This rank's contiguous part of a parameter.
+
+    local_shape: the parameter's shape before ZeRO cut it.
+    """
 
     local_shape: torch.Size
     start: int
@@ -27,7 +30,10 @@ class Part:
 
 
 class ZeroStates(ABC):
-    """The states of one rank under one stage. parameters: (canonical name, parameter)."""
+    """The training states of one rank under one stage of ZeRO.
+
+    parameters: (canonical name, parameter) of all that the rank holds.
+    """
 
     def __init__(
         self,
@@ -39,7 +45,10 @@ class ZeroStates(ABC):
         self._parameters, self._model = parameters, model
 
     def fragments(self) -> list[Fragment]:
-        """This rank's fragments of every parameter, with views of fp32 weights, moments and EMA."""
+        """Returns this rank's fragments of every parameter.
+
+        Their states are views of the fp32 weights, the moments and the EMA.
+        """
         self._optimizer.create_state(self._flat_partitions())
         found = []
         for name, parameter in self._parameters:
@@ -50,19 +59,19 @@ class ZeroStates(ABC):
 
     @abstractmethod
     def publish(self) -> None:
-        """The fp32 weights, in the precision and the places that the network computes with."""
+        """Puts the fp32 weights into the precision and the places that the network reads."""
 
     @abstractmethod
     def replicas(self) -> Iterator[Replica]:
-        """What other ranks hold as well."""
+        """Yields what other ranks hold as well."""
 
     @abstractmethod
     def _flat_partitions(self) -> list[Tensor]:
-        """The flat fp32 tensors that the optimizer updates."""
+        """Returns the flat fp32 tensors that the optimizer updates."""
 
     @abstractmethod
     def _part(self, parameter: Any) -> Part | None:
-        """What this rank owns of a parameter, None if it is nothing."""
+        """Returns what this rank owns of a parameter, or None if it owns nothing of it."""
 
     def _fragment(self, name: str, parameter: nn.Parameter, part: Part) -> Fragment:
         tensor_rank = parallel_state.get_tensor_model_parallel_rank()
@@ -140,7 +149,7 @@ class _Stage3(ZeroStates):
                 held.all_gather([held])
 
     def replicas(self) -> Iterator[Replica]:
-        """Of the parts each data-parallel rank has its own; small weights are whole as well."""
+        """Yields the parts, which differ over data-parallel ranks, and the small whole weights."""
         for name, parameter in self._parameters:
             whole = not is_sharded(parameter)
             yield Replica(name, _held_part(parameter), False, whole)
@@ -154,7 +163,7 @@ class _Stage3(ZeroStates):
         start, numel = _bounds(parameter)
         if numel == 0:
             return None
-        # Its public reader copies to the device what is offloaded; these are the states themselves.
+        # DeepSpeed's public reader copies offloaded states to the device; this reads the originals.
         read: Callable[..., Any] = parameter._z3_optimizer._get_fp32_opt_state_partition
         states = {
             name: read(parameter, True, None if name == WEIGHTS else name)[0].data.narrow(
@@ -168,19 +177,19 @@ class _Stage3(ZeroStates):
 def zero_states(
     wrapper: Any, parameters: Sequence[tuple[str, nn.Parameter]], model: ModelConfig, layout: Layout
 ) -> ZeroStates:
-    """The states below DeepSpeed's wrapper of the optimizer."""
+    """Returns the states below DeepSpeed's wrapper of the optimizer."""
     stage = _Stage3 if layout.zero == 3 else _Stage1Or2
     return stage(wrapper, parameters, model)
 
 
 def _held_part(parameter: Any) -> Tensor:
-    """What this rank holds of a weight that ZeRO-3 has cut, in the network's precision."""
+    """Returns what this rank holds of a weight that ZeRO-3 has cut, in the network's precision."""
     part: Tensor = parameter.ds_tensor.data.view(-1).narrow(0, 0, _bounds(parameter)[1])
     return part
 
 
 def _bounds(parameter: Any) -> tuple[int, int]:
-    """(start, number) of the elements that this rank holds, without the last one's padding."""
+    """Returns (start, number) of the elements that this rank holds, without padding at the end."""
     size = parameter.ds_tensor.ds_numel
     start = size * parallel_state.get_data_parallel_rank()
     return start, max(0, min(size, parameter.ds_numel - start))

@@ -9,12 +9,12 @@ from pipeline.run.config import stated_settings, valid_keys
 from pipeline.run.directory import RunDirectory
 from pipeline.run.sections import RunConfig
 
-# They say where a run is, how it is cut up and kept, and what jobs ask for; not what it computes.
+# These say where a run is, how it is cut up and kept, and what jobs ask for, not what it computes.
 WITHOUT_EFFECT = ("run.", "parallel.", "checkpoint.", "prep.", "slurm.")
 
 
 def is_complete(directory: RunDirectory, config: RunConfig) -> bool:
-    """Whether all asked-for steps are behind the run; more steps than it has done continue it.
+    """Whether the run has done all steps asked for; a larger number of steps continues it.
 
     Raises ConfigError if it has done more than the steps asked for, or if DONE and the checkpoints
     tell of different runs: nothing must be trained twice or called complete by mistake.
@@ -24,7 +24,7 @@ def is_complete(directory: RunDirectory, config: RunConfig) -> bool:
     if done is not None and newest is None and config.checkpoint.mirror:
         return done >= steps  # its checkpoints lie elsewhere
     if newest is None and damaged(directory.checkpoints):
-        return False  # what the start of the training has to say about them counts more
+        return False  # what the training says of them at its start counts more
     if done is not None and done != newest:
         at = "no checkpoint is there" if newest is None else f"the newest checkpoint has {newest}"
         raise ConfigError(
@@ -41,7 +41,7 @@ def is_complete(directory: RunDirectory, config: RunConfig) -> bool:
 
 
 def complete_message(directory: RunDirectory) -> str:
-    """What is said instead of training a run that is complete."""
+    """Returns what is said instead of training a run that is complete."""
     return (
         f"{directory.path} is complete: all {directory.finished_step()} steps are done. A larger "
         "train.steps continues it; esolm status shows how it went"
@@ -49,11 +49,11 @@ def complete_message(directory: RunDirectory) -> str:
 
 
 def changed_settings(directory: RunDirectory, config: RunConfig) -> tuple[list[str], list[str]]:
-    """How the settings differ from those of the run's last start: (with effect, without effect).
+    """Says how the settings differ from those of the last start: (with effect, without effect).
 
-    With effect are those that change what the coming steps compute. Both are empty at a first
-    start. What the run's config.yaml does not state, as that of an import, has not changed. Raises
-    ConfigError if it is damaged.
+    A setting has an effect if it changes what the coming steps compute. Both lists are empty at a
+    first start. A setting that the run's config.yaml does not state, as in that of an import, has
+    not changed. Raises ConfigError if that file is damaged.
     """
     settings = directory.path / "config.yaml"
     if not settings.is_file():

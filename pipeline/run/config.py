@@ -13,7 +13,7 @@ from pipeline.run.sections import RunConfig, keys_of
 
 Schema = TypeVar("Schema")
 Layer: TypeAlias = dict[Any, Any]
-"""What one file or one override says, nested, its interpolations not resolved."""
+"""What one file or one override says, nested, with its interpolations unresolved."""
 
 
 def load_config(path: str | Path, overrides: list[str]) -> RunConfig:
@@ -26,7 +26,7 @@ def load_config(path: str | Path, overrides: list[str]) -> RunConfig:
 
 
 def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]) -> Schema:
-    """As `load_config`, for any dataclass of keys with defaults."""
+    """Does what `load_config` does, for any dataclass of keys with defaults."""
     layers = _layers(Path(path), [])
     problems: list[str] = []
     for text in overrides:
@@ -37,7 +37,7 @@ def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]
     config = OmegaConf.structured(schema)
     for section in config.values():
         if isinstance(section, DictConfig):
-            OmegaConf.set_readonly(section, False)  # it is where the dataclass is frozen
+            OmegaConf.set_readonly(section, False)  # a frozen dataclass makes it read-only
     known = keys_of(schema)
     for layer in layers:
         for key, value in _leaves(layer, known):
@@ -52,21 +52,21 @@ def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]
 
 
 def stated_settings(path: Path) -> dict[str, Any]:
-    """The settings that a file and its `defaults:` state, by dotted key, interpolations unresolved.
+    """Returns the settings that a file and its `defaults:` state, by dotted key.
 
-    Raises ConfigError if it cannot be read.
+    Interpolations are not resolved. Raises ConfigError if a file cannot be read.
     """
     known = valid_keys()
     return {key: value for layer in _layers(path, []) for key, value in _leaves(layer, known)}
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML that `load_config` reads back."""
+    """Returns the resolved configuration as YAML that `load_config` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def _layers(path: Path, seen: list[Path]) -> list[Layer]:
-    """The file's `defaults:`, depth first, then the file itself."""
+    """Reads the file's `defaults:`, depth first, then the file itself."""
     path = path.resolve()
     if path in seen:
         raise ConfigError(f"{path} includes itself through 'defaults'")
@@ -98,7 +98,7 @@ def _plain(layer: DictConfig) -> Layer:
 
 
 def _find(name: str, including: Path) -> Path:
-    """A file named in `defaults:`, looked up from the configs folder above the including file."""
+    """Finds a file named in `defaults:`, in a folder above the including file or in our configs."""
     relative = Path(name).with_suffix(".yaml")
     roots = [including.parent, *including.parents, Path(__file__).parents[2] / "configs"]
     for root in roots:
@@ -139,7 +139,7 @@ def _set(config: DictConfig, known: list[str], key: str, value: Any) -> list[str
 
 
 def _value_problems(config: DictConfig, key: str) -> list[str]:
-    """A value that is missing, or an interpolation that leads nowhere or to the wrong type."""
+    """Names a value that is missing, or an interpolation that leads nowhere or to a wrong type."""
     try:
         value = OmegaConf.select(config, key, throw_on_missing=True)
         if isinstance(value, Container):
@@ -156,5 +156,5 @@ def _in_one_line(error: Exception) -> str:
 
 
 def valid_keys() -> list[str]:
-    """Every key of a run configuration, dotted."""
+    """Returns every key of a run configuration, dotted."""
     return keys_of(RunConfig)

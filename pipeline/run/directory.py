@@ -21,14 +21,14 @@ from pipeline.errors import ConfigError, EsolmError
 from pipeline.run.config import to_yaml
 from pipeline.run.sections import RunConfig
 
-# `esolm status` holds the lock for an instant when it looks whether a run is alive.
+# `esolm status` holds the lock for an instant while it checks whether a run is alive.
 LOCK_ATTEMPTS, LOCK_PAUSE_SECONDS = 5, 0.1
 REVISION = "REVISION"
 PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "transformers")
 
 
 class RunDirectory:
-    """Paths of a run, and the small files in it: written by rank 0, the logs by every rank."""
+    """The paths of a run and the small files in it: rank 0 writes them, every rank its own logs."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -79,7 +79,7 @@ class RunDirectory:
         self._lock.flush()
 
     def is_locked(self) -> bool:
-        """Whether a process holds the run, on whatever node that shares these files' locks."""
+        """Whether a process holds the run, on this node or another that shares these locks."""
         try:
             with (self.path / ".lock").open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -94,9 +94,10 @@ class RunDirectory:
         self._lock.close()
 
     def finished_step(self) -> int | None:
-        """The step at which DONE says that the run was complete.
+        """Returns the step at which DONE says that the run was complete.
 
-        None without it, and where it was cut short: the run goes on to its end and writes it anew.
+        Returns None if there is no DONE or it was cut short: the run then goes on to its end and
+        writes it anew.
         """
         try:
             step = json.loads(self.done.read_bytes())["step"]
@@ -105,7 +106,7 @@ class RunDirectory:
         return step if isinstance(step, int) else None
 
     def is_finished(self, steps: int) -> bool:
-        """Whether DONE says that so many steps are behind the run."""
+        """Whether DONE says that the run has done at least so many steps."""
         done = self.finished_step()
         return done is not None and done >= steps
 
@@ -143,14 +144,14 @@ class RunDirectory:
 
 
 def _is_cut_short(copy: Path, original: Path) -> bool:
-    """Whether the copy holds files of the original alone, or none, and not all of them whole."""
+    """Whether a copy holds only files of the original, or none, and lacks some or parts of some."""
     there = {path.name: path.stat().st_size for path in copy.glob("*")}
     whole = {path.name: path.stat().st_size for path in original.glob("*")}
     return there != whole and all(size <= whole.get(name, -1) for name, size in there.items())
 
 
 def _copy_whole(original: Path, copy: Path) -> None:
-    """In place of whatever a start that was killed left there."""
+    """Copies a directory, in place of whatever a start that was killed has left there."""
     staging = copy.with_name(f"{copy.name}.tmp")
     for left in (staging, copy):
         shutil.rmtree(left, ignore_errors=True)
@@ -159,7 +160,7 @@ def _copy_whole(original: Path, copy: Path) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raises OSError with the name of the file that could not be written."""
+    """Writes and removes a file. Raises OSError, which names the path that could not be written."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe_") as file:
         try:
             file.write(bytes(1 << 16))
@@ -185,7 +186,7 @@ def _is_for_people(record: logging.LogRecord) -> bool:
 
 
 def environment(kernels: dict[str, str]) -> dict[str, Any]:
-    """What the run depends on outside its configuration; never the whole environment."""
+    """Returns what the run depends on outside its configuration; never the whole environment."""
     return {
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
@@ -205,9 +206,9 @@ SLURM_KEYS = (
 
 
 def git_revision() -> str:
-    """The revision of this code, or "n/a" outside a git checkout.
+    """Returns the revision of this code, or "n/a" outside a git checkout.
 
-    A copy that `esolm submit` made carries it in a file.
+    A copy that `esolm submit` made carries its revision in a file.
     """
     package = Path(__file__).parents[1]
     if (package.parent / REVISION).exists():

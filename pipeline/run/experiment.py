@@ -1,4 +1,4 @@
-"""From a configuration to the things it describes, and everything that is wrong with it."""
+"""Turns a configuration into the things it describes, and names everything wrong with it."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
 
 
 def open_dataset(config: RunConfig) -> tuple[TokenDataset | None, list[str]]:
-    """The train split (None if it cannot be opened) and what is wrong with the splits."""
+    """Returns the train split (None if it cannot be opened) and what is wrong with the splits."""
     dataset, problems = None, []
     try:
         dataset = TokenDataset(config.data.path, "train")
@@ -58,14 +58,17 @@ def open_dataset(config: RunConfig) -> tuple[TokenDataset | None, list[str]]:
 
 
 def problems_before_data(config: RunConfig, world_size: int) -> list[str]:
-    """Everything wrong with a configuration whose dataset is yet to be made."""
+    """Names everything wrong with a configuration whose dataset is yet to be made."""
     return _assemble(config, world_size, None)[1]
 
 
 def _assemble(
     config: RunConfig, world_size: int, dataset: TokenDataset | None
 ) -> tuple[Experiment | None, list[str]]:
-    """The experiment (None without a dataset, or if it cannot be) and the problems found."""
+    """Returns the experiment and the problems found.
+
+    The experiment is None if there are problems or there is no dataset.
+    """
     parallel = config.parallel
     layout, problems = fit_layout(
         parallel.tp, parallel.pp, parallel.zero, parallel.sequence, world_size
@@ -89,7 +92,7 @@ def _assemble(
 
 
 def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
-    """Splits that are missing or hold no whole sequence."""
+    """Names the splits that hold no whole sequence. Raises DataError if there is no valid split."""
     splits = [dataset]
     if config.train.valid_every_steps > 0:
         splits.append(TokenDataset(config.data.path, "valid"))
@@ -103,7 +106,7 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
 
 
 def build_objective(config: RunConfig, ids: VocabularyIds) -> tuple[Objective | None, list[str]]:
-    """The objective that the configuration names (None if there is no such) and its problems."""
+    """Returns the objective that the configuration names (None if unknown) and its problems."""
     try:
         objective = objective_kind(config.objective.name).build(asdict(config.objective), ids)
     except ValueError as error:
@@ -125,7 +128,10 @@ def _train_problems(config: RunConfig) -> list[str]:
 
 
 def _origin_problems(config: RunConfig) -> list[str]:
-    """Of train.init_from, which says nothing once the run has a checkpoint, here or mirrored."""
+    """Says what is wrong with train.init_from.
+
+    It says nothing once the run has a checkpoint here, or if it has a mirror, which may hold one.
+    """
     origin = config.train.init_from
     if is_url(origin):
         return url_problems("train.init_from", origin)
@@ -137,7 +143,7 @@ def _origin_problems(config: RunConfig) -> list[str]:
 
 
 def _sharing_problems(config: RunConfig, model: ModelConfig) -> list[str]:
-    """What does not divide among tensor-parallel ranks and pipeline stages."""
+    """Names what does not divide among tensor-parallel ranks and pipeline stages."""
     tp, pp = config.parallel.tp, config.parallel.pp
     problems = []
     for name in ("num_heads", "ffn_hidden_size"):
@@ -154,7 +160,7 @@ def _sharing_problems(config: RunConfig, model: ModelConfig) -> list[str]:
 
 
 def _sequence_problems(config: RunConfig, objective: Objective) -> list[str]:
-    """Tokens of a micro-batch must divide among the ranks that share them."""
+    """Names micro-batches whose tokens do not divide among the ranks that share them."""
     train, tp = config.train, config.parallel.tp
     lengths = dict.fromkeys(work.length for work in objective.work(train.seq_len))
     return [
@@ -197,7 +203,7 @@ def _batch_problems(config: RunConfig, layout: Layout) -> list[str]:
 
 
 def optimizer_arguments(config: RunConfig) -> dict[str, Any]:
-    """Arguments of EmaAdamW."""
+    """Returns the arguments of EmaAdamW."""
     section = config.optimizer
     return {
         "lr": section.lr,

@@ -1,4 +1,4 @@
-"""What the hardware could do at most."""
+"""What the hardware can do at most."""
 
 import re
 
@@ -11,19 +11,19 @@ PEAK_BF16_FLOPS = {
     "H200": 989e12,
     "B200": 2250e12,
 }
-# Slower boards and slices of a GPU go by the same names.
+# Slower boards and slices of a GPU have the same names, with one of these words beside them.
 NOT_WHOLE = {"PCIe", "NVL", "MIG"}
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """bf16 peak of this rank's GPU, None where it is not known."""
+    """Returns the bf16 peak of this rank's GPU in operations per second, or None if unknown."""
     if device.type != "cuda":
         return None
     return peak_of(torch.cuda.get_device_name(device))
 
 
 def peak_of(name: str) -> float | None:
-    """By whole words: an RTX A1000 is no A100."""
+    """Finds the peak by whole words of a GPU's name: an RTX A1000 is no A100."""
     words = set(re.split(r"[\s-]+", name))
     if words & NOT_WHOLE:
         return None

@@ -30,7 +30,10 @@ class Start:
 
 @dataclass(frozen=True)
 class End:
-    """One line of ends.jsonl. start: which one ended, from 1. A run that is killed leaves none."""
+    """One line of ends.jsonl. A run that is killed leaves none.
+
+    start: the number of the start that ended, counted from 1.
+    """
 
     time: str
     start: int
@@ -54,7 +57,7 @@ Entry = TypeVar("Entry", Start, End, Rollback)
 
 
 class History:
-    """The three files of a run; rank 0 alone writes."""
+    """The three files of a run, which rank 0 alone writes."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._starts = directory.path / "starts.jsonl"
@@ -91,7 +94,7 @@ class History:
 
 
 def _entries(kind: type[Entry], path: Path) -> list[Entry]:
-    """The lines of a file that have the fields of an entry, each of its type."""
+    """Returns the lines of a file that have the fields of an entry, each of its type."""
     types = get_type_hints(kind)
     return [
         kind(**line)
@@ -101,12 +104,12 @@ def _entries(kind: type[Entry], path: Path) -> list[Entry]:
 
 
 def now() -> str:
-    """The moment as these files write it; such strings sort by time."""
+    """Returns the moment as these files write it; such strings sort by time."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; none where it does not exist.
+    """Returns the objects of a JSONL file; there are none if it does not exist.
 
     Lines that hold no object are passed over: a process was killed while it wrote one, the disk was
     full, or bytes were damaged since.
@@ -117,16 +120,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """The object of a whole line, else an empty one."""
+    """Returns the object that a whole line holds, or else an empty one."""
     try:
         entry = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:  # also where the bytes are no UTF-8
+    except ValueError:  # also if the bytes are no UTF-8
         entry = None
     return entry if isinstance(entry, dict) else {}
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Adds a line, below what a torn one left. Raises OSError where the disk is full."""
+    """Adds a line, below the rest of a torn one if there is any.
+
+    Raises OSError if the disk is full.
+    """
     line = json.dumps(entry) + "\n"
     with path.open("a+b") as file:
         if file.tell() > 0:

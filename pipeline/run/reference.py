@@ -1,4 +1,4 @@
-"""The table of settings in docs/training.md, made of the fields; `make docs` runs this."""
+"""Makes the table of settings in docs/training.md from the fields; `make docs` runs this."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ HEADER = "| key | default | meaning |\n|---|---|---|\n"
 
 
 def settings_table() -> str:
-    """One row for each setting, in the order of the sections, as Markdown."""
+    """Returns one row for each setting, in the order of the sections, as Markdown."""
     defaults = OmegaConf.structured(RunConfig)
     required = OmegaConf.missing_keys(defaults)
     rows = []

@@ -4,9 +4,10 @@ import re
 
 
 def parse_steps(text: str) -> range:
-    """FIRST-LAST as the steps it names, counted from 1; empty text names none.
+    """Returns the steps that FIRST-LAST names, counted from 1; an empty text names none.
 
-    Not FIRST:LAST, which YAML reads as a number to base 60. Raises ValueError.
+    The form is not FIRST:LAST, which YAML reads as a number to base 60. Raises ValueError for any
+    other text.
     """
     if not text:
         return range(0)
@@ -17,7 +18,7 @@ def parse_steps(text: str) -> range:
 
 
 def steps_problems(text: str) -> list[str]:
-    """What is wrong with the setting, in words."""
+    """Says what is wrong with the setting train.profile_steps, in words."""
     try:
         parse_steps(text)
     except ValueError as error:

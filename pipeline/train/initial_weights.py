@@ -1,4 +1,4 @@
-"""Starting a run from the weights of another: a checkpoint, or an exported bundle."""
+"""Starts a run from the weights of another: from a checkpoint or an exported bundle."""
 
 import json
 import logging
@@ -26,13 +26,16 @@ from pipeline.run.experiment import Experiment
 
 logger = logging.getLogger(__name__)
 
-# They change nothing about the weights' shapes and meaning.
+# These fields change nothing about the weights' shapes and meaning.
 FREE = ("dropout", "init_std", "rope_base")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where weights come from. model: fields of ModelConfig, as far as it fixes them."""
+    """Where weights come from.
+
+    model: the fields of ModelConfig, as far as the origin fixes them.
+    """
 
     path: str
     is_bundle: bool
@@ -45,8 +48,8 @@ class Origin:
 def start_from(experiment: Experiment, engine: Engine, group: dist.ProcessGroup) -> None:
     """Fills a fresh engine with the weights of train.init_from; collective over the group (of all).
 
-    The average starts at the same weights, the moments at zero. Raises ConfigError, on every rank,
-    if they are damaged or of another network or vocabulary.
+    The average starts at the same weights, the moments start at zero. Raises ConfigError, on every
+    rank, if the weights are damaged or of another network or vocabulary.
     """
     train = experiment.config.train
     origin = from_first_rank(
@@ -69,7 +72,7 @@ def start_from(experiment: Experiment, engine: Engine, group: dist.ProcessGroup)
 
 
 def _verified(path: str, weights: str, experiment: Experiment) -> Origin:
-    """The origin, every byte of it checked. Raises ConfigError with all that stands against it."""
+    """Returns the origin after every byte was checked. Raises ConfigError with every objection."""
     try:
         if is_url(path):
             origin = _checkpoint_origin(path, weights, _copies(experiment))
@@ -129,7 +132,7 @@ def _problems(origin: Origin, experiment: Experiment) -> list[str]:
 
 
 def _notes(origin: Origin, experiment: Experiment) -> list[str]:
-    """What differs and may."""
+    """Says which settings differ from the origin's and are allowed to."""
     notes, config = [], experiment.config
     rope_base = origin.model["rope_base"]
     if rope_base != config.model.rope_base:
@@ -149,7 +152,7 @@ def _bundle_tensors(path: Path, experiment: Experiment) -> dict[str, Tensor]:
 
 
 def _fill(fragments: list[Fragment], tensors: dict[str, Tensor]) -> None:
-    """What has no tensor, the conditioning of adaLN, stays as it was initialised."""
+    """Fills the weights; what has no tensor, the conditioning of adaLN, stays as initialised."""
     for part in fragments:
         if part.name in tensors:
             part.fill(WEIGHTS, tensors[part.name])

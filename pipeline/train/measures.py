@@ -16,14 +16,14 @@ from pipeline.run.sections import RunConfig
 
 
 def bucket_name(bucket: int) -> str:
-    """As in loss_t_25_50: the loss at t between 25 and 50 % of its range."""
+    """Returns a name such as loss_t_25_50: the loss at t between 25 and 50 % of its range."""
     width = 100 // NUM_TIME_BUCKETS
     return f"loss_t_{bucket * width:02}_{(bucket + 1) * width:02}"
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Turns a step's result and times into metrics; "n/a" for what is not known."""
+    """Turns a step's result and times into metrics; what is not known is "n/a"."""
 
     config: RunConfig
     model: ModelConfig
@@ -58,7 +58,7 @@ class Measures:
         return flops * tokens_per_second / (peak * self.world_size)
 
     def _peak_memory(self) -> int | str:
-        """Peak bytes on this rank's GPU since the last call."""
+        """Returns the peak bytes on this rank's GPU since the last call."""
         if self.device.type != "cuda":
             return "n/a"
         peak = torch.cuda.max_memory_allocated(self.device)

@@ -13,16 +13,16 @@ logger = logging.getLogger(__name__)
 
 
 class Reports:
-    """Writes that training does not depend on: on a full disk it goes on without them.
+    """Attempts writes that training does not depend on: on a full disk it goes on without them.
 
-    What fails is said once, until something of the kind could be written again.
+    A failure is logged once, and again only after something of its kind could be written.
     """
 
     def __init__(self) -> None:
         self._failing: set[str] = set()
 
     def attempt(self, kind: str, write: Callable[[], Any]) -> bool:
-        """Whether it was written. kind: what stops, for the warning."""
+        """Calls `write` and says whether it succeeded. kind: what is written, for the warning."""
         try:
             write()
         except OSError as error:
@@ -39,7 +39,7 @@ class MetricsWriter:
 
     A run that resumes repeats the steps after its checkpoint: the lines of those steps are dropped
     from metrics.jsonl first, so that it holds each step once. last_kept: the step of the
-    checkpoint, -1 where there is none.
+    checkpoint, or -1 if there is none.
     """
 
     def __init__(self, metrics: Path, tensorboard: Path, last_kept: int, reports: Reports) -> None:
@@ -54,7 +54,7 @@ class MetricsWriter:
         reports.attempt("TensorBoard's events", open_events)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """values: numbers, or "n/a" for what is not known."""
+        """Writes the metrics of a step. values: numbers, or "n/a" for what is not known."""
         entry = {"step": step, **values}
         self._reports.attempt("metrics.jsonl", lambda: append_line(self._metrics, entry))
         self._on_events(lambda events: _add_scalars(events, step, values))
@@ -63,7 +63,10 @@ class MetricsWriter:
         self._on_events(lambda events: events.close())
 
     def _on_events(self, act: Callable[[Any], None]) -> None:
-        """TensorBoard's thread ends with its first error, which its next call raises again."""
+        """Calls `act` with the writer of events, unless that has failed before.
+
+        TensorBoard's thread ends with its first error, and the next call to it raises that again.
+        """
         if self._events is None:
             return
         if not self._reports.attempt("TensorBoard's events", lambda: act(self._events)):
@@ -77,7 +80,7 @@ def _add_scalars(events: Any, step: int, values: dict[str, Any]) -> None:
 
 
 def _drop_after(metrics: Path, step: int) -> None:
-    """Also drops lines that were torn or damaged."""
+    """Drops the lines of later steps, and also lines that were torn or damaged."""
     lines = metrics.read_bytes().splitlines(True)
     kept = [line for line in lines if _step_of(line, step + 1) <= step]
     staging = metrics.with_suffix(".tmp")

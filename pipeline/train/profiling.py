@@ -17,7 +17,7 @@ class StepProfiler:
         self._profile: profile | None = None
 
     def before(self, step: int) -> None:
-        """Called before each step, with its number."""
+        """Starts or ends the profile; called before each step, with its number."""
         if step in self._steps and self._profile is None:
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():

@@ -14,7 +14,8 @@ from pipeline.train.guards import SpikeGuard
 class Progress:
     """Counts since the start of the run, over all restarts.
 
-    updates: steps whose update was applied. consumed_samples: where in the data the next step is.
+    updates: the steps whose update was applied. consumed_samples: the place in the data where the
+    next step begins.
     """
 
     step: int = 0
@@ -23,7 +24,7 @@ class Progress:
     tokens: int = 0
 
     def to_state(self, experiment: Experiment, reader: SampleReader, guard: SpikeGuard) -> RunState:
-        """What the checkpoint of this moment says of the run."""
+        """Returns what a checkpoint written at this moment says of the run."""
         return RunState(
             **asdict(self),
             seq_len=reader.seq_len,
@@ -43,7 +44,7 @@ class Progress:
 def check_same_run(state: RunState, experiment: Experiment, reader: SampleReader) -> None:
     """Raises ConfigError or DataError with every way in which the checkpoint is of another run."""
     dataset, here = experiment.dataset, asdict(experiment.model)
-    there = asdict(ModelConfig(**state.model))  # what an older checkpoint does not name, by default
+    there = asdict(ModelConfig(**state.model))  # what an older checkpoint lacks gets its default
     problems = [
         f"model.{name} is {there[name]} in the checkpoint, {value} here"
         for name, value in here.items()

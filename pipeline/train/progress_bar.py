@@ -19,7 +19,7 @@ class ProgressReport:
         self._bar.update(step)
 
     def show(self, step: int, values: dict[str, Any]) -> None:
-        """The metrics of a logged step."""
+        """Shows the metrics of a logged step."""
         if not self._visible:
             return
         loss = values.get("loss", values.get("valid_loss"))

@@ -1,4 +1,4 @@
-"""What a run tells: to a person, to metrics.jsonl, to TensorBoard, to incidents.jsonl."""
+"""Records a run: for a person, in metrics.jsonl, for TensorBoard, in incidents.jsonl."""
 
 import logging
 from typing import Any, Self
@@ -22,7 +22,7 @@ class Recorder:
         self._writer: MetricsWriter | None = None
         self._reports = Reports()
         if rank == 0:
-            # Step 0 alone is reported again by a run that has no checkpoint: it validates anew.
+            # A run without a checkpoint validates anew, so its old report of step 0 is dropped.
             self._writer = self._write_after(step if step > 0 else -1)
         self._report = ProgressReport(config.train.steps, step, rank == 0)
 
@@ -39,13 +39,13 @@ class Recorder:
         self._report.advance(step)
 
     def record(self, step: int, figures: dict[str, Any]) -> None:
-        """figures: numbers by name, or "n/a" for what is not known."""
+        """Records the figures of a step: numbers by name, or "n/a" for what is not known."""
         self._report.show(step, figures)
         if self._writer is not None:
             self._writer.write(step, figures)
 
     def rewind(self, from_step: int, progress: Progress) -> None:
-        """Forgets what was recorded after a step that the run went back to, and notes where."""
+        """Forgets what was recorded after the step gone back to, and notes the rollback."""
         step = progress.step
         self._report.advance(step)
         if self._writer is not None:
@@ -84,5 +84,5 @@ class Recorder:
 
 
 def _json_number(value: float) -> float | str:
-    """JSON has no infinities."""
+    """Returns the value, or its text if it is not finite: JSON has no infinities."""
     return value if abs(value) < float("inf") else str(value)

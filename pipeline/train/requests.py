@@ -11,7 +11,10 @@ from pipeline.launch.stop import note_stop_signals, stop_asked
 
 @dataclass(frozen=True)
 class Requests:
-    """stop: any rank was asked to stop. save: a checkpoint is due by the clock of rank 0."""
+    """What the ranks have agreed on.
+
+    stop: any rank was asked to stop. save: a checkpoint is due by the clock of rank 0.
+    """
 
     stop: bool
     save: bool
@@ -34,7 +37,7 @@ class RequestPoll:
         self._saved_at = time.monotonic()
 
     def agree(self) -> Requests:
-        """Collective over all ranks."""
+        """Returns what any rank requests; collective over all ranks."""
         due = self._save_every > 0 and time.monotonic() - self._saved_at >= self._save_every
         self._flags[0] = int(stop_asked())
         self._flags[1] = int(due and dist.get_rank() == 0)

@@ -43,7 +43,8 @@ def train(config: RunConfig) -> int:
     prepare_for_cuda(experiment.layout)
     device = device_of(info)
     kernels = chosen_kernels(device)
-    # The watchdog comes first: a collective that times out would leave without any stack.
+    # Twice the watchdog's time, so that it comes first: a collective that times out ends the
+    # process without any stack on disk.
     timeout = timedelta(minutes=2 * config.train.timeout_minutes)
     record_collectives(directory.logs)
     initialize_processes(info, experiment.layout, device, timeout)
@@ -66,13 +67,13 @@ def train(config: RunConfig) -> int:
             directory.describe(config, experiment.dataset.tokenizer_directory, kernels)
         return _run(trainer, History(directory))
     finally:
-        shutdown_processes()  # which may hang as well, where another rank is gone
+        shutdown_processes()  # this may hang as well, if another rank is gone
         if watchdog is not None:
             watchdog.close()
 
 
 def _run(trainer: Trainer, history: History) -> int:
-    """Trains; rank 0 writes down the start and how it ended."""
+    """Trains and returns the exit code; rank 0 writes down the start and how the run ended."""
     progress, config, layout = trainer.progress, trainer.config, trainer.experiment.layout
     if trainer.rank == 0:
         history.start(
@@ -111,7 +112,7 @@ def _note_end(history: History, step: int, code: int, reason: str) -> None:
 
 
 def _announce(experiment: Experiment, kernels: dict[str, str]) -> None:
-    """The arithmetic of the run, for a person to check."""
+    """Logs the arithmetic of the run, for a person to check."""
     train = experiment.config.train
     tokens = train.global_batch_size * train.seq_len
     logger.info("layout %s, %s", experiment.layout, train.precision)

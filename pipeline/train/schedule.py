@@ -13,10 +13,10 @@ def learning_rate(
     decay_fraction: float,
     min_ratio: float,
 ) -> float:
-    """The rate of update `step` = 0, 1, ...: linear warm-up, then the schedule.
+    """Returns the rate of update `step` = 0, 1, ...: a linear warm-up, then the schedule.
 
-    constant: stays at the peak. cosine: falls to min_ratio * peak at total_steps. wsd
-    (warm-up, stable, decay): falls linearly over the last decay_fraction of the steps.
+    constant: the rate stays at the peak. cosine: it falls to min_ratio * peak at total_steps. wsd
+    (warm-up, stable, decay): it falls linearly over the last decay_fraction of the steps.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

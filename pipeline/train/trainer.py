@@ -134,7 +134,7 @@ class Trainer:
         self.watchdog.progress()
 
     def _step(self) -> None:
-        """One global batch, its figures, and what the guard makes of them."""
+        """Trains on one global batch, records its figures and heeds the guard's verdict."""
         self.profiler.before(self.progress.step + 1)
         started, rate = time.perf_counter(), self._learning_rate()
         result = self.engine.train_step(next(self.batches), rate, self.guard.judge)
@@ -182,7 +182,7 @@ class Trainer:
             self.watchdog.progress()
 
     def _save(self, last: bool) -> None:
-        """Saves; before the process leaves, a checkpoint that failed is an error."""
+        """Saves a checkpoint; a failure is an error only if the process is about to leave."""
         state = self.progress.to_state(self.experiment, self.reader, self.guard)
         try:
             blocked = self.checkpointer.save(self.engine, state)
@@ -209,7 +209,7 @@ class Trainer:
         self.recorder.incident(self.progress.step, first_sample, reason, result)
 
     def _roll_back(self) -> None:
-        """Back to the last checkpoint's weights, on to data that no step has seen."""
+        """Goes back to the last checkpoint's weights, and on to data that no step has seen."""
         from_step, consumed = self.progress.step, self.progress.consumed_samples
         self.checkpointer.wait()
         found = self.checkpointer.newest()
@@ -237,7 +237,7 @@ class Trainer:
 
 
 def batch_source(experiment: Experiment, reader: SampleReader) -> BatchSource:
-    """The micro-batches of this rank's replica."""
+    """Returns the source of the micro-batches of this rank's replica."""
     train = experiment.config.train
     return BatchSource(
         reader=reader,
@@ -251,7 +251,7 @@ def batch_source(experiment: Experiment, reader: SampleReader) -> BatchSource:
 
 
 def engine_config(experiment: Experiment, device: torch.device) -> EngineConfig:
-    """What the engine needs to know of the run."""
+    """Returns what the engine needs to know of the run."""
     config = experiment.config
     return EngineConfig(
         model=experiment.model,

@@ -1,4 +1,4 @@
-"""The bound on the validation split, at an interval, with the same draws every time."""
+"""Measures the bound on the validation split at intervals, with the same draws every time."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pipeline.run.sections import RunConfig
 class Validator:
     """Measures the bound over a fixed number of global batches of the `valid` split.
 
-    moved: called after every batch, so that a long validation is not taken for a hang.
+    moved: is called after every batch, so that a long validation is not taken for a hang.
     """
 
     source: BatchSource
@@ -29,7 +29,7 @@ class Validator:
     def of(
         cls, config: RunConfig, source: BatchSource, engine: Engine, moved: Callable[[], None]
     ) -> Self | None:
-        """None where the configuration asks for no validation."""
+        """Returns the validator of a run, or None if the configuration asks for no validation."""
         if config.train.valid_every_steps == 0:
             return None
         dataset = TokenDataset(config.data.path, "valid")
@@ -39,9 +39,9 @@ class Validator:
         return cls(validation, engine, num_batches, config.train.valid_ema, moved)
 
     def measure(self) -> dict[str, float]:
-        """valid_loss (nats per token), its terms, and exp of it; collective over all ranks.
+        """Returns valid_loss (nats per token), its terms, and exp of it; collective over all ranks.
 
-        valid_loss_ema: the same of the averaged weights, if asked for.
+        valid_loss_ema is the same of the averaged weights, if it is asked for.
         """
         terms = self._terms()
         loss = sum(terms.values())

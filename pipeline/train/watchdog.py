@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-# Share of the watchdog's time after which a rank without progress writes its last words.
+# The share of the watchdog's time after which a rank without progress writes its last words.
 LAST_WORDS_AT = 0.8
 
 
@@ -29,7 +29,7 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def progress(self) -> None:
-        """Puts off the end by the full time again."""
+        """Puts the end off by the full time again."""
         self._moved = time.monotonic()
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
 

@@ -13,7 +13,10 @@ from pipeline.run.sections import RunConfig
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows of a step: samples first_sample, + 1, ... known_by: the record that says so."""
+    """The rows of a step: the samples first_sample, first_sample + 1, ... of one global batch.
+
+    known_by: the record that says so.
+    """
 
     first_sample: int
     global_batch_size: int
@@ -21,8 +24,11 @@ class StepRows:
 
 
 def find_step(directory: RunDirectory, config: RunConfig, step: int) -> StepRows:
-    """By the incident of that step, else by the last start or rollback before it, else by the
-    newest checkpoint before it: from there on, every step took one global batch.
+    """Finds the rows of a step from the records of its run.
+
+    The incident of that step gives them, else the last start or rollback before it, else the newest
+    checkpoint before it: from there on, every step took one global batch. Raises ConfigError for a
+    step below 1, and CheckpointError if no record gives them.
     """
     if step < 1:
         raise ConfigError(f"steps are counted from 1, {step} is none")
@@ -47,7 +53,7 @@ def find_step(directory: RunDirectory, config: RunConfig, step: int) -> StepRows
 
 
 def checkpoint_before(directory: RunDirectory, step: int) -> Path:
-    """The newest valid checkpoint from which the step was still to come."""
+    """Returns the newest valid checkpoint of an earlier step, or raises CheckpointError."""
     found = [c for c in list_checkpoints(directory.checkpoints) if c.valid and c.step < step]
     if not found:
         raise CheckpointError(f"{directory.path} has no valid checkpoint before step {step}")

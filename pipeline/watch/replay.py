@@ -1,4 +1,4 @@
-"""The micro-batches of any step of a run, made again from the seed and the numbers of its rows."""
+"""Makes the micro-batches of any step of a run again, from the seed and the numbers of its rows."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ class Row:
     """One row of a global batch.
 
     sample: its global number, which together with the seed keys every draw. t: its times in the
-    order of the row, none in a term without time. predicted: tokens that carry loss.
+    order of the row; a term without time has none. predicted: how many tokens carry loss.
     """
 
     slot: int
@@ -46,7 +46,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Replay:
-    """A step as it was fed. purposes: the draws' second key beside the seed, by name."""
+    """A step as it was fed to the network.
+
+    purposes: the second key of the draws, beside the seed, by name.
+    """
 
     step: int
     seed: int
@@ -57,10 +60,10 @@ class Replay:
 
 
 def replay(run: Path, step: int, data: Path | None = None) -> Replay:
-    """Step `step` of a run, counted from 1. data: the dataset, where it has moved.
+    """Makes step `step` of a run again, counted from 1. data: the dataset, if it has moved.
 
-    Raises ConfigError or CheckpointError if nothing says where in the data the step was, DataError
-    if the dataset is not the one that the run was trained on.
+    Raises ConfigError or CheckpointError if nothing says where in the data the step was, and
+    DataError if the dataset is not the one that the run was trained on.
     """
     directory = RunDirectory(run)
     if not (run / "config.yaml").is_file():
@@ -77,9 +80,10 @@ def replay(run: Path, step: int, data: Path | None = None) -> Replay:
 
 
 def row_losses(run: Path, replayed: Replay) -> tuple[int, list[float]]:
-    """The step of the newest checkpoint before the replayed step, and each row's loss under it.
+    """Returns the step of the newest checkpoint before the replayed one, and each row's loss there.
 
-    Losses are shares: they add up to the loss of the step. One process, fp32, no dropout.
+    The losses are shares: they add up to the loss of the step. They are computed in one process, in
+    fp32 and without dropout.
     """
     reader = CheckpointReader(checkpoint_before(RunDirectory(run), replayed.step))
     network = load_network(reader.model, reader.tensors("weights"), single_process())
@@ -91,7 +95,7 @@ def row_losses(run: Path, replayed: Replay) -> tuple[int, list[float]]:
 def _source(
     directory: RunDirectory, config: RunConfig, place: StepRows, data: Path | None
 ) -> BatchSource:
-    """All replicas' rows, in one process."""
+    """Returns the source of all replicas' rows, in one process."""
     dataset = TokenDataset(data or config.data.path, "train")
     reader = SampleReader(dataset, config.train.seq_len, config.seed, config.data.shuffle)
     newest = commit.newest_valid(directory.checkpoints)
@@ -132,14 +136,14 @@ def _rows(source: BatchSource, keys: SampleKeys, batch: MicroBatch) -> list[Row]
 
 
 def _outputs(batch: MicroBatch) -> int:
-    """Output positions L of each row."""
+    """Returns the number L of output positions of each row."""
     tokens, _, rows = batch.inputs
     pattern = AttentionPattern.at(int(rows[0, Column.PATTERN]))
     return tokens.shape[1] // pattern.num_streams
 
 
 def _losses(network: Network, batch: MicroBatch) -> Tensor:
-    """Sum of weight * negative log-likelihood of every row, [B]."""
+    """Returns the sum of weight * negative log-likelihood of every row, [B]."""
     index, labels, weights = batch.targets
     logits = network.head.logits(network(batch.inputs)[index])
     nll = F.cross_entropy(logits, labels, reduction="none")

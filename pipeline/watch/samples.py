@@ -1,4 +1,4 @@
-"""Texts of a run's newest checkpoint, with the order in which their tokens were written."""
+"""Samples texts of a run's newest checkpoint and shows the order in which tokens were written."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,9 +19,10 @@ PROMPT = -1
 
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring tokens that one pass wrote. number: of the pass, PROMPT for what was given.
+    """Neighbouring tokens that one pass wrote.
 
-    parallel: whether passes of its phase write several tokens at once, as diffusion steps do.
+    number: the number of the pass, or PROMPT for what was given. parallel: whether passes of its
+    phase write several tokens at once, as diffusion steps do.
     """
 
     text: str
@@ -31,7 +32,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Samples:
-    """texts: each as its pieces from left to right. nfe: forward passes."""
+    """The texts that a checkpoint wrote.
+
+    texts: each text as its pieces from left to right. nfe: the number of forward passes.
+    """
 
     step: int
     nfe: int
@@ -61,7 +65,7 @@ def sample_run(path: Path, weights: str, request: Request) -> Samples:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     shape = (output.nfe, len(output.sequences))
-    counts = output.counts.reshape(output.nfe, -1).expand(shape).T  # some rows have their own
+    counts = output.counts.reshape(output.nfe, -1).expand(shape).T  # rows may differ in them
     rows = zip(output.sequences.tolist(), output.order.tolist(), counts.tolist(), strict=True)
     texts = [pieces(tokenizer, *row, output.num_diffusion) for row in rows]
     return Samples(reader.step, output.nfe, texts)
@@ -70,9 +74,10 @@ def sample_run(path: Path, weights: str, request: Request) -> Samples:
 def pieces(
     tokenizer: Tokenizer, ids: list[int], order: list[int], counts: list[int], num_parallel: int
 ) -> list[Piece]:
-    """One text. order: positions as they were written, what was given first; counts: by pass.
+    """Cuts one text into pieces.
 
-    num_parallel: passes of the diffusion phase, which are the first ones.
+    order: the positions as they were written, those that were given first. counts: how many tokens
+    each pass wrote. num_parallel: how many passes belong to the diffusion phase, which comes first.
     """
     given = len(order) - sum(counts)
     passes = [PROMPT] * len(ids)
@@ -86,7 +91,7 @@ def pieces(
     start = 0
     for number, group in groupby(passes):
         end += len(list(group))
-        # Decoding from the start: a token's text depends on what stands in front.
+        # Each piece is decoded from the start: a token's text depends on what stands in front.
         stop = len(tokenizer.decode(ids[:end])) if end < len(ids) else len(text)
         found.append(Piece(text[start:stop], number, 0 <= number < num_parallel))
         start = max(start, stop)
@@ -94,12 +99,12 @@ def pieces(
 
 
 def marked(text: list[Piece]) -> str:
-    """Plain text in which each piece of the parallel phase stands as ⟨number|piece⟩."""
+    """Returns plain text in which each piece of the parallel phase stands as ⟨number|piece⟩."""
     return "".join(f"⟨{p.number}|{p.text}⟩" if p.parallel else p.text for p in text)
 
 
 def write_to_tensorboard(samples: Samples, folder: Path) -> None:
-    """In a folder of its own: TensorBoard reads only the newest file of each."""
+    """Writes the texts to a folder of their own: TensorBoard reads only the newest file of each."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as events:

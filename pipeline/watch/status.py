@@ -1,4 +1,4 @@
-"""The state of a run, from its files alone: no torch, no word with the processes."""
+"""Tells the state of a run from its files alone, without torch or a word from its processes."""
 
 import statistics
 import time
@@ -16,13 +16,17 @@ from pipeline.run.history import History, parse_line, read_lines
 from pipeline.run.sections import RunConfig
 
 RECENT_LINES = 20
-# A run is stalled once it has said nothing for so many of its usual pauses, at least a minute.
+# A run is stalled once it has said nothing for this many of its usual pauses, and at the least
+# for this many seconds.
 SILENT_PAUSES, SILENT_SECONDS = 10, 60.0
 
 
 @dataclass(frozen=True)
 class Health:
-    """state: running, stalled, stopped, failed, done or new. reason: what it is known by."""
+    """How a run is doing.
+
+    state: running, stalled, stopped, failed, done or new. reason: what this is known by.
+    """
 
     state: str
     reason: str
@@ -30,12 +34,12 @@ class Health:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Everything that `esolm status` tells; None where it is not known.
+    """Everything that `esolm status` tells; a value is None if it is not known.
 
-    loss, tokens_per_second: of the last logged step; the speed as the median of the last ones.
-    eta_seconds: of the training steps that are left, at that speed. checkpoint: the newest valid
-    one. damaged: names of those that are not. restarts: starts after the first. start_seconds: of
-    the last start, until its first step was done.
+    loss: that of the last logged step. tokens_per_second: the median of the last logged steps.
+    eta_seconds: the time that the remaining training steps take at that speed. checkpoint: the
+    newest valid one. damaged: the names of those that are not valid. restarts: the starts after the
+    first. start_seconds: the time of the last start until its first step was done.
     """
 
     run: str
@@ -64,7 +68,7 @@ class RunStatus:
 
 
 def run_status(path: Path) -> RunStatus:
-    """Raises ConfigError if the path is no run directory."""
+    """Reads the state of a run. Raises ConfigError if the path is no run directory."""
     directory = RunDirectory(path)
     settings = directory.path / "config.yaml"
     if not settings.is_file():
@@ -104,7 +108,7 @@ def run_status(path: Path) -> RunStatus:
 
 @dataclass(frozen=True)
 class _Metrics:
-    """The last lines of training steps, the very last of them, the last validation and start."""
+    """The metrics of the last training steps, of the last validation and of the last start."""
 
     recent: list[dict[str, Any]]
     validation: dict[str, Any]
@@ -112,7 +116,11 @@ class _Metrics:
 
     @classmethod
     def read(cls, path: Path) -> "_Metrics":
-        """Lines are picked by their text and only the last parsed: a run may log for weeks."""
+        """Reads the file's last lines of each kind.
+
+        Lines are picked by their text and only the last are parsed, because a run may log for
+        weeks.
+        """
         steps: deque[bytes] = deque(maxlen=RECENT_LINES)
         validation = start = b""
         if path.exists():
@@ -166,10 +174,10 @@ def _health(
 
 
 def _alive(directory: RunDirectory, config: RunConfig, metrics: _Metrics) -> Health:
-    """running or stalled, by the time since anything was written."""
+    """Tells running from stalled, by the time since anything was written."""
     written = [directory.metrics, directory.path / ".lock", *directory.path.glob("logs/rank_*.log")]
     silent = time.time() - max(path.stat().st_mtime for path in written if path.exists())
-    allowed = config.train.timeout_minutes * 60.0  # also what a start may take
+    allowed = config.train.timeout_minutes * 60.0  # a start may take as long
     pause = metrics.median("step_seconds")
     if pause is not None and metrics.last["step"] < config.train.steps:
         pauses = SILENT_PAUSES * pause * config.train.log_every_steps
