@@ -1,6 +1,7 @@
 """The `esolm` command."""
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -21,7 +22,6 @@ from pipeline.cli.train import train_command
 app = typer.Typer(
     help="Pretrain Eso-LMs: text to token tars, training under any layout, export, decoding.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -40,10 +40,32 @@ app.command("submit")(submit_command)
 app.command("cancel")(cancel_command)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        from pipeline.run.directory import git_revision
+
+        versions = [f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed")]
+        typer.echo(f"esolm {metadata.version('esolm')} ({git_revision()}), {', '.join(versions)}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print versions and exit.", callback=_print_version,
+                     is_eager=True),
+    ] = False,
+) -> None:  # fmt: skip
+    """Options of `esolm` itself; its help stands at `app`."""
+
+
 def main() -> None:
     """Runs the command; an error that a user can cause ends in one message and its exit code."""
     try:
-        app()
+        app(prog_name="esolm")
     except EsolmError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -23,9 +23,9 @@ def record_collectives(logs: Path) -> None:
     NCCL writes its own record when a collective times out. The watchdog, which comes first, has it
     written by `dump_collectives`.
     """
-    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", str(NUM_COLLECTIVES))
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(NUM_COLLECTIVES))
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(trace_prefix(logs)))
+    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(trace_prefix(logs)))
 
 
 def dump_collectives(logs: Path, rank: int, device: torch.device) -> None:
