@@ -43,5 +43,5 @@ def _draw(tensor: TensorSpec, config: ModelConfig, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     std = config.init_std
     if tensor.start is Start.RESIDUAL:
-        std /= math.sqrt(2 * config.num_layers)  # as GPT-2 does
+        std /= math.sqrt(2 * config.num_layers)  # GPT-2
     return torch.randn(tensor.shape, generator=generator) * std

@@ -102,8 +102,7 @@ def head_tensors(model: ModelConfig) -> list[TensorSpec]:
     vocab = model.vocab_size
     tensors = [TensorSpec("norm.weight", (model.hidden_size,), Start.ONES), *_modulation(model, 2)]
     if not model.tied_embeddings:
-        # With adaLN the weight starts at zero, as published, so that the first loss is exactly
-        # log V.
+        # Zero with adaLN, as published, so that the first loss is exactly log V.
         start = Start.ZEROS if model.adaln else Start.NORMAL
         shape = (vocab, model.hidden_size)
         tensors.append(TensorSpec("output.weight", shape, start, 0, vocabulary=True))

@@ -126,7 +126,7 @@ class Objective(ABC):
 
     @property
     def without_likelihood(self) -> str | None:
-        """Says why the network has no exact likelihood; None if it has one."""
+        """Why the network has no exact likelihood; None if it has one."""
         return "no exact likelihood: none is known for this objective"
 
     @property
