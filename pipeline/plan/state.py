@@ -34,7 +34,7 @@ class StateBytes:
     computing: int
     """What the network's computing adds: the gathered weights of ZeRO-3, a fresh gradient."""
     reducing: int
-    """What is added, in place of `computing`, while gradients are reduced for the update."""
+    """What reducing gradients and preparing the update adds, in place of `computing`."""
     host: int = 0
     """The bytes that parallel.offload puts into host memory instead."""
 
