@@ -1,1 +1,1 @@
-"""Text -> token tars: tokenizer, documents, shards, manifest, verification."""
+"""From text to tars of tokens: tokenizer, documents, shards, manifest and verification."""

@@ -23,9 +23,9 @@ def without_compression_suffix(path: Path) -> Path:
 
 
 class _ZstdStream(io.RawIOBase):
-    """Decompressed bytes of one or more zstd frames.
+    """A stream of the decompressed bytes of one or more zstd frames.
 
-    zstandard's own stream reader ends quietly where a file was cut; this one raises EOFError.
+    The stream reader of zstandard ends quietly where a file was cut; this one raises EOFError.
     """
 
     def __init__(self, source: IO[bytes]) -> None:
@@ -36,7 +36,8 @@ class _ZstdStream(io.RawIOBase):
         self._frame = self._decompressor.decompressobj()
         self._frame_is_open = False
         self._compressed = b""
-        # A view: the rest of bytes is copied at every read, which is quadratic in a block's size.
+        # A memoryview, because slicing bytes copies what remains at every read, and that takes time
+        # quadratic in the size of a block.
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:

@@ -1,8 +1,8 @@
 """Documents from text files, directories, JSONL (also .gz and .zst) and Python's own library.
 
-The order is a function of the inputs alone, and a document keeps its index whichever task reads
-it: files in the order given, directories in the sorted order of their relative paths, the documents
-of a file as its format has them (`data_prep.formats`).
+The order depends on the inputs alone, and a document has the same index whichever task reads it:
+files come in the order given, those of a directory in the sorted order of their relative paths, and
+the documents of a file in the order of its format (`data_prep.formats`).
 """
 
 import logging
@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the corpus, with what tells a changed input from an unchanged one."""
+    """A file of the corpus, with the figures by which a changed input is noticed."""
 
     path: Path
     name: str
-    """Path relative to the input that named it: the same wherever the corpus is mounted."""
+    """The path relative to the input that named it, which is the same under every mount point."""
     num_bytes: int
     modified_ns: int
 
@@ -42,12 +42,12 @@ class Document:
     location: str
     """FILE, or FILE:LINE for JSONL."""
     num_bytes: int
-    """Bytes in the uncompressed source."""
+    """The bytes that the document takes in the uncompressed source."""
 
 
 @dataclass
 class BadDocuments:
-    """What happens to documents that cannot be read: an error, or skipped and counted."""
+    """Decides about documents that cannot be read: they are an error, or skipped and counted."""
 
     policy: str = "error"
     count: int = field(default=0, init=False)
@@ -57,7 +57,7 @@ class BadDocuments:
             raise DataError(f"--on-bad-document is '{self.policy}'; give 'error' or 'skip'.")
 
     def report(self, location: str, problem: str) -> None:
-        """Count a bad document, or raise DataError naming the place and the way out."""
+        """Count a bad document, or raise DataError, which names the place and the way out."""
         if self.policy == "error":
             raise DataError(
                 f"{location}: {problem}. Repair it, or pass --on-bad-document skip to leave such "
@@ -102,7 +102,7 @@ def _walk(directory: Path, excluded: frozenset[str], suffix: str) -> list[Source
     seen = {directory.resolve()}
     for folder, subfolders, names in os.walk(directory, onerror=_raise, followlinks=True):
         wanted = sorted(s for s in subfolders if s not in excluded and not s.startswith("."))
-        # The first of several ways to a folder counts: links may lead round in a circle.
+        # A folder is entered only the first time it is met, because links may lead in a circle.
         subfolders[:] = [s for s in wanted if _is_new(Path(folder, s).resolve(), seen)]
         for name in names:
             if name.endswith(suffix) and not name.startswith("."):
@@ -112,7 +112,7 @@ def _walk(directory: Path, excluded: frozenset[str], suffix: str) -> list[Source
 
 
 def python_stdlib_files() -> list[SourceFile]:
-    """Return the source files of the running interpreter's library, its test suites left out."""
+    """Return the source files of the running interpreter's library, without its test suites."""
     directory = Path(sysconfig.get_paths()["stdlib"])
     files = _walk(directory, frozenset(STDLIB_EXCLUDED), ".py") if directory.is_dir() else []
     if not files:

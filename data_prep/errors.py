@@ -2,12 +2,12 @@
 
 
 class EsolmError(Exception):
-    """Base of every error that is reported as one message, without a stack trace."""
+    """The base of every error that is reported as one message, without a stack trace."""
 
     exit_code = 1
 
 
 class DataError(EsolmError):
-    """A corpus, tokenizer or dataset is missing, damaged or does not fit. Never requeue."""
+    """A corpus, tokenizer or dataset is missing, damaged or unfit; such a job is not requeued."""
 
     exit_code = 64

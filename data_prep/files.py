@@ -1,4 +1,4 @@
-"""Durable files: what has its final name is complete, whenever the machine stops."""
+"""Durable files: a file with its final name is complete, whenever the machine stops."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ HASH_BLOCK_BYTES = 1 << 20
 
 
 def fsync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the names in a directory durable, so that a rename outlasts a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -24,16 +24,16 @@ def fsync_directory(directory: Path) -> None:
 def temporary_path(path: Path) -> Path:
     """Return a name beside `path` that no other writer of the same file uses.
 
-    It is random: array tasks write the same file at once, and on different machines or in different
-    containers even under the same process id.
+    The name is random, because array tasks may write the same file at once, and on different
+    machines or in different containers even under the same process id.
     """
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it either has all of its content or does not exist (tmp, fsync, rename).
+    """Write a file that either has all of its content or does not exist (tmp, fsync, rename).
 
-    Several processes may write the same file at once: the last one counts.
+    Several processes may write the same file at once; the content of the last one stays.
     """
     temporary = temporary_path(path)
     try:
@@ -53,7 +53,11 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Return the JSON object in a file; DataError with the remedy when it is missing or damaged."""
+    """Return the JSON object in a file.
+
+    Raises DataError, whose message ends with the remedy, when the file is missing, damaged or
+    unreadable.
+    """
     try:
         record = json.loads(path.read_bytes())
     except FileNotFoundError:

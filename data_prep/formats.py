@@ -1,8 +1,8 @@
-"""What a file of the corpus holds: one format each, chosen by the name of the file.
+"""What the files of the corpus hold: each file has one format, chosen by its name.
 
-The contract: a `Format` says which files are its own, and cuts such a file into pieces, one for
-each document. Cutting must be cheap and always the same, for every task counts the pieces of every
-file and reads only its own. A piece whose `read` raises `UnusableError` is a bad document.
+A `Format` says which files are its own, and cuts such a file into pieces, one for each document.
+Cutting must be cheap and always the same, because every task counts the pieces of every file and
+reads only its own. A piece whose `read` raises `UnusableError` is a bad document.
 
 To add one of your own, write it in a package that is installed, and name it among the entry points
 of the group `esolm.formats`. This one takes tables of comma-separated values:
@@ -46,11 +46,14 @@ from pathlib import Path
 from data_prep.compression import open_decompressed, without_compression_suffix
 
 GROUP = "esolm.formats"
-"""Entry points of this group name the `Format` objects of other packages."""
+"""The entry points of this group name the `Format` objects of other packages."""
 
 
 class UnusableError(Exception):
-    """A piece holds no text that can be used. line: within the piece, where that helps."""
+    """A piece holds no text that can be used.
+
+    line: the line within the piece, where that helps to find the problem.
+    """
 
     def __init__(self, problem: str, line: int | None = None) -> None:
         super().__init__(problem)
@@ -61,7 +64,8 @@ class UnusableError(Exception):
 class RawDocument:
     """A document that is not read yet.
 
-    location: FILE, or FILE:LINE. read: its text and its bytes in the uncompressed source.
+    location: FILE, or FILE:LINE. read: returns its text, and how many bytes it takes in the
+    uncompressed source.
     """
 
     location: str
@@ -69,12 +73,15 @@ class RawDocument:
 
 
 class Format(ABC):
-    """A kind of file. suffixes: of its files' names in lower case, without that of compression."""
+    """A kind of file.
+
+    suffixes: those that names of such files have, in lower case, before one of compression.
+    """
 
     suffixes: tuple[str, ...] = ()
 
     def suits(self, path: Path) -> bool:
-        """Whether a file is of this format."""
+        """Say whether a file is of this format."""
         return without_compression_suffix(path).suffix.lower() in self.suffixes
 
     @abstractmethod
@@ -115,7 +122,7 @@ class JsonLines(Format):
 
 
 class PlainText(Format):
-    """Any other file is one document, in UTF-8."""
+    """Any other file; it is one document in UTF-8."""
 
     def suits(self, path: Path) -> bool:
         return True
@@ -136,7 +143,7 @@ class PlainText(Format):
 
 
 def format_of(path: Path) -> Format:
-    """The first format that suits a file; those of other packages come first."""
+    """Return the first format that suits a file; those of other packages come first."""
     return next(each for each in _formats() if each.suits(path))
 
 

@@ -1,7 +1,7 @@
-"""Tokenising as logical tasks, apart from the processes that work on them.
+"""Tokenising as logical tasks, whichever processes work on them.
 
-A task owns the documents whose index is its number modulo the number of tasks, writes its own
-shards and leaves a marker when all of them are durable. Tasks with a marker are skipped.
+A task owns the documents whose index is its number modulo the number of tasks. It writes shards of
+its own and leaves a marker when all of them are durable. Tasks with a marker are skipped.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ class TokenizeJob:
     valid_fraction: float = 0.01
     shard_tokens: int = 100_000_000
     max_bytes: int | None = None
-    """Most bytes of text to take, shared out equally over the tasks."""
+    """How many bytes of text are taken at most, shared out equally over the tasks."""
     text_key: str = "text"
     on_bad_document: str = "error"
 
@@ -66,7 +66,7 @@ class TokenizeJob:
             raise DataError("; ".join(problems) + ".")
 
     def settings(self) -> dict[str, Any]:
-        """Return what must be unchanged for a finished task to count as done."""
+        """Return the settings that must be unchanged for a finished task to count as done."""
         files = [[f.name, f.num_bytes, f.modified_ns] for f in self.files]
         return {
             "inputs": fingerprint_of(files),
@@ -81,7 +81,7 @@ class TokenizeJob:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of input as they lie on disk, at most `max_bytes`."""
+        """The bytes of input as they lie on disk, at most `max_bytes`."""
         total = sum(source.num_bytes for source in self.files)
         return total if self.max_bytes is None else min(total, self.max_bytes)
 
@@ -109,7 +109,7 @@ def task_fingerprint(task: int, settings: dict[str, Any]) -> str:
 
 
 def read_marker(data: Path, path: Path) -> TaskRecord:
-    """Return the record of a finished task, its shards taken from their sidecars.
+    """Return the record of a finished task; its shards are read from their sidecars.
 
     Raises DataError when a file is missing, damaged, or belongs to other settings.
     """
@@ -143,7 +143,7 @@ def _read_sidecar(path: Path, expected_fingerprint: str) -> ShardInfo:
 
 
 def check_settings(job: TokenizeJob) -> None:
-    """Raise DataError when the output holds tasks made with other settings, naming each change."""
+    """Raise DataError, which names each change, if the output has tasks with other settings."""
     settings = job.settings()
     for path in sorted((job.out / TASKS_DIRECTORY).glob("task-*.json")):
         found = read_json(path, DELETE_MARKER).get("settings")
@@ -162,7 +162,7 @@ def check_settings(job: TokenizeJob) -> None:
 
 
 def is_finished(job: TokenizeJob, task: int) -> bool:
-    """Return whether a task's marker, sidecars and shards are all in place, by exact sizes."""
+    """Return whether a task's marker, sidecars and shards are all there and of the right size."""
     path = marker_path(job.out, task, job.num_tasks)
     if not path.exists():
         return False
@@ -183,8 +183,8 @@ def is_validation(digest: bytes, valid_fraction: float) -> bool:
 def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> dict[str, int]:
     """Tokenise the documents of one task, write its shards and marker, return its counts.
 
-    `on_bytes` is called with the source bytes of each document. Raises DataError for bad input,
-    and when another process began the same task: the last one goes on.
+    `on_bytes` is called with the number of source bytes of each document. Raises DataError for bad
+    input, and when another process has begun the same task since, which goes on with it.
     """
     tokenizer = _tokenizer_of(job)
     _clean(job, task)
@@ -250,7 +250,7 @@ def _distinct_documents(
 
 
 def _clean(job: TokenizeJob, task: int) -> None:
-    """Remove what an interrupted or damaged earlier run of the task left, its marker first."""
+    """Remove what an earlier run of the task has left, its marker first."""
     marker_path(job.out, task, job.num_tasks).unlink(missing_ok=True)
     for split in SPLITS:
         for path in (job.out / SHARDS_DIRECTORY).glob(shard_prefix(split, task) + "*"):
@@ -276,9 +276,10 @@ def _write_marker(
 
 
 def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool) -> None:
-    """Make the dataset directory ready: checked settings, its own copy of the tokenizer.
+    """Make the dataset directory ready: check the settings and copy the tokenizer into it.
 
-    With `overwrite`, tasks, shards and manifest of an earlier dataset are removed first.
+    With `overwrite`, the tasks, shards, tokenizer and manifest of an earlier dataset are removed
+    first. Raises DataError as `check_settings` does.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
     if overwrite:

@@ -17,25 +17,25 @@ TOKENIZER_DIRECTORY = "tokenizer"
 SPLITS = ("train", "valid")
 
 MEMBER_TOKENS = 65_536
-"""Tokens in every member of a tar but its last, which may be shorter."""
+"""The tokens in every member of a tar but its last, which may be shorter."""
 TAR_BLOCK_BYTES = 512
 
 
 def token_dtype(vocab_size: int) -> str:
-    """Return the numpy type of stored tokens: little-endian, 16 bits when every id fits."""
+    """Return the numpy type of stored tokens: little-endian, of 16 bits if every id fits."""
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
 def member_stride(itemsize: int) -> int:
-    """Return the bytes from the start of one member's tokens to the next one's."""
+    """Return how many bytes lie from the start of one member's tokens to that of the next one's."""
     return MEMBER_TOKENS * itemsize + TAR_BLOCK_BYTES
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One tar of tokens and the file of document ends beside it. Names are relative to the dataset.
+    """One tar of tokens and the file of document ends beside it, by names within the dataset.
 
-    Member m holds tokens m * 65,536 onwards; they start at byte
+    Member m holds the tokens from m * 65,536 on; they start at byte
     `member_offset + m * member_stride` of the tar.
     """
 
@@ -59,21 +59,24 @@ class Manifest:
     tokenizer: TokenizerInfo
     splits: dict[str, list[ShardInfo]]
     counts: dict[str, int]
-    """Documents by what became of them: documents, duplicates, empty, bad."""
+    """How many documents had each outcome: documents (kept), duplicates, empty, bad."""
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the hashes of all shards in order and the tokenizer's fingerprint."""
+        """A sha256 over the hashes of all shards in order and the tokenizer's fingerprint."""
         shards = {s: [shard.sha256 for shard in infos] for s, infos in self.splits.items()}
         return fingerprint_of({"shards": shards, "tokenizer": self.tokenizer.fingerprint})
 
     def num_tokens(self, split: str) -> int:
-        """Return the tokens of a split, 0 when there is no such split."""
+        """Return the number of tokens of a split, which is 0 if there is no such split."""
         return sum(shard.num_tokens for shard in self.splits.get(split, []))
 
 
 def record_to(kind: type[Any], record: Any, path: Path, remedy: str) -> Any:
-    """Return the dataclass of a JSON record whose keys and plain types must match exactly."""
+    """Return the dataclass `kind` made from a JSON record.
+
+    Raises DataError with the remedy unless the keys and plain types match exactly.
+    """
     types = {field.name: field.type for field in fields(kind)}
     if not isinstance(record, dict) or set(record) != set(types):
         raise DataError(f"{path} does not hold the fields of {kind.__name__}. {remedy}")
@@ -84,7 +87,10 @@ def record_to(kind: type[Any], record: Any, path: Path, remedy: str) -> Any:
 
 
 def record_to_shard(record: Any, path: Path, remedy: str) -> ShardInfo:
-    """Return the shard of a JSON record; DataError also when its files lie outside the dataset."""
+    """Return the shard that a JSON record describes.
+
+    Raises DataError as `record_to` does, and when its files lie outside the dataset.
+    """
     shard = record_to(ShardInfo, record, path, remedy)
     assert isinstance(shard, ShardInfo)
     for name in (shard.name, shard.ends_name):
@@ -103,7 +109,7 @@ def check_format_version(record: dict[str, Any], path: Path) -> None:
 
 
 def write_manifest(data: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` of a dataset directory, atomically."""
+    """Write the `manifest.json` of a dataset directory, atomically."""
     record = {
         "format_version": FORMAT_VERSION,
         "dtype": manifest.dtype,
@@ -122,7 +128,7 @@ def write_manifest(data: Path, manifest: Manifest) -> None:
 def read_manifest(data: Path) -> Manifest:
     """Return the manifest of a dataset directory.
 
-    Raises DataError when it is missing, damaged, of another format version, or contradicts itself.
+    Raises DataError when it is missing, damaged, has another format version or contradicts itself.
     """
     path = data / MANIFEST_NAME
     merge = f"Run `esolm prep merge {data}` (after `esolm prep tokenize ... --out {data}`)."
@@ -151,7 +157,7 @@ def read_manifest(data: Path) -> Manifest:
 
 
 def shard_problems(data: Path, shards: Sequence[ShardInfo]) -> list[str]:
-    """Return what is wrong with the presence and exact sizes of shards, one sentence per file."""
+    """Say which files of shards are missing or of the wrong size, one sentence per file."""
     problems = []
     for shard in shards:
         expected = {shard.name: shard.num_bytes, shard.ends_name: shard.ends_bytes}

@@ -1,4 +1,4 @@
-"""From finished tasks to one dataset: `manifest.json`."""
+"""Merging finished tasks into one dataset by writing its `manifest.json`."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from data_prep.tokenizers import load_tokenizer
 def merge_tasks(data: Path) -> Manifest:
     """Write the manifest over all tasks of a dataset and return it.
 
-    Raises DataError naming all missing tasks, or all missing or truncated shards, or the tasks and
-    tokenizer that do not belong together.
+    Raises DataError, which names all missing tasks, or all missing or truncated shards, or the
+    tasks and tokenizer that do not belong together.
     """
     records = _finished_tasks(data)
     first = records[0]

@@ -1,4 +1,4 @@
-"""Progress of a long job on stderr: a bar on a terminal, one line per interval otherwise."""
+"""The progress of a long job on stderr: a bar on a terminal, one line per interval elsewhere."""
 
 import sys
 import time
@@ -12,10 +12,11 @@ INTERVAL_SECONDS = 10.0
 
 
 class ProgressBar:
-    """Work done of a known total, in pieces or in bytes; silent unless `shown`.
+    """Shows how much of a known total is done, in pieces or in bytes; it is silent unless `shown`.
 
-    done: what was done before. in_lines: also say so on what is no terminal; a caller that logs by
-    itself does not want it. stdout stays what the command prints.
+    done: how much was done before. in_lines: whether lines are printed where stderr is no terminal;
+    a caller that logs by itself does not want them. Nothing is printed to stdout, which is for what
+    the command itself prints.
     """
 
     def __init__(
@@ -47,11 +48,11 @@ class ProgressBar:
             self._bar.stop()
 
     def advance(self, amount: int = 1) -> None:
-        """So much more is done."""
+        """Counts that so much more is done."""
         self.update(self._done + amount)
 
     def update(self, done: int) -> None:
-        """So much is done of the total."""
+        """Sets how much of the total is done, and shows it when it is time."""
         self._done = done
         now = time.monotonic()
         if self._bar is not None:
@@ -66,7 +67,7 @@ class ProgressBar:
             self._bar.update(self._task, note=text)
 
     def time_left(self) -> str:
-        """Hours, minutes and seconds to the end at the speed so far; "n/a" before there is one."""
+        """The time to the end at the speed so far, as H:MM:SS; "n/a" before anything is done."""
         done = self._done - self._first
         if done <= 0:
             return "n/a"

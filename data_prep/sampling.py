@@ -1,4 +1,4 @@
-"""A sample of a corpus for training the tokenizer, the same whatever the order of its files."""
+"""A sample of a corpus to train the tokenizer on, which is the same in any order of its files."""
 
 import hashlib
 import heapq
@@ -10,16 +10,17 @@ CHUNK_CHARACTERS = 1024
 
 
 def split_into_chunks(text: str, max_characters: int = CHUNK_CHARACTERS) -> Iterator[str]:
-    """Yield consecutive pieces of a text, cut after newlines where lines are short enough.
+    """Yield consecutive pieces of a text, which are cut after newlines if lines are short enough.
 
-    Newlines and indentation stay inside a chunk, so that whitespace pieces are learnt.
+    Newlines and indentation stay inside a chunk, so that pieces of whitespace are learnt.
     """
     chunk = ""
     for line in text.splitlines(keepends=True):
         if chunk and len(chunk) + len(line) > max_characters:
             yield chunk
             chunk = ""
-        # By index: to cut what remains again and again would be quadratic in a long line.
+        # The line is cut by index: cutting what remains again and again would take time quadratic
+        # in the length of the line.
         whole = (len(line) - 1) // max_characters * max_characters
         for start in range(0, whole, max_characters):
             yield line[start : start + max_characters]
@@ -29,10 +30,10 @@ def split_into_chunks(text: str, max_characters: int = CHUNK_CHARACTERS) -> Iter
 
 
 def sample_chunks(documents: Iterable[Document], max_chunks: int) -> list[str]:
-    """Return at most `max_chunks` distinct chunks: those with the smallest hashes.
+    """Return at most `max_chunks` distinct chunks, namely those with the smallest hashes.
 
-    A hash orders the chunks at random but reproducibly, so this is a uniform sample of the corpus
-    in one pass and in memory for `max_chunks` chunks.
+    Hashes order the chunks at random but reproducibly, so this is a uniform sample of the corpus.
+    It takes one pass, and memory for `max_chunks` chunks.
     """
     kept: list[tuple[int, str]] = []
     hashes: set[int] = set()

@@ -1,4 +1,4 @@
-"""Writing shards: webdataset tars of raw little-endian tokens, the same bytes on every run."""
+"""Writing shards: webdataset tars of raw little-endian tokens, with the same bytes on every run."""
 
 import hashlib
 import io
@@ -34,7 +34,7 @@ def shard_prefix(split: str, task: int) -> str:
 
 
 class TokenTar:
-    """One tar being written. Its bytes depend on the tokens and the key alone."""
+    """A tar that is being written. Its bytes depend on the tokens and the name of the tar alone."""
 
     def __init__(self, path: Path, dtype: str) -> None:
         self.path = path
@@ -67,7 +67,7 @@ class TokenTar:
 
     def _write_member(self, tokens: npt.NDArray[np.generic]) -> None:
         number = self.num_bytes // member_stride(self._dtype.itemsize)
-        # A TarInfo starts with mtime, uid and gid 0, and so no run leaves a trace in the bytes.
+        # A new TarInfo has mtime, uid and gid 0, so the bytes do not depend on when or who writes.
         header = tarfile.TarInfo(f"{self.path.stem}-{number:06d}.{self._suffix}")
         content = tokens.tobytes()
         header.size = len(content)
@@ -99,12 +99,12 @@ class TokenTar:
 
 
 class ShardWriter:
-    """The shards of one split and one task. A shard holds whole documents."""
+    """Writes the shards of one split and one task. A shard holds whole documents."""
 
     def __init__(
         self, data: Path, split: str, task: int, dtype: str, shard_tokens: int, fingerprint: str
     ) -> None:
-        """Write below `data`; `fingerprint` (of the task) goes into every sidecar."""
+        """Write below `data`. fingerprint: that of the task, which goes into every sidecar."""
         self.shards: list[ShardInfo] = []
         self._data = data
         self._prefix = shard_prefix(split, task)
@@ -115,9 +115,9 @@ class ShardWriter:
         self._ends: list[int] = []
 
     def add(self, parts: Iterable[list[int]]) -> None:
-        """Add the tokens of one document, its eos included; the shard is closed once it is full.
+        """Add the tokens of one document, with its eos, and close the shard if it is full.
 
-        They come in parts so that a document of any length needs little memory.
+        The tokens come in parts, so that a document of any length needs little memory.
         """
         if self._tar is None:
             name = f"{self._prefix}{len(self.shards):05d}.tar"
@@ -129,7 +129,7 @@ class ShardWriter:
             self.close()
 
     def close(self) -> None:
-        """Commit the shard in progress, if any: the tar, its document ends, then its sidecar."""
+        """Commit the shard in progress, if any: its document ends, the tar, then its sidecar."""
         if self._tar is None:
             return
         tar, ends_path = self._tar, self._tar.path.with_suffix(".ends.npy")

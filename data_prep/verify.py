@@ -1,4 +1,4 @@
-"""The full check of a dataset: every byte against the checksums of the manifest."""
+"""The full check of a dataset, of every byte against the checksums of the manifest."""
 
 import hashlib
 from collections.abc import Callable
@@ -11,16 +11,17 @@ from data_prep.tokenizers import load_tokenizer
 
 
 def files_of(manifest: Manifest) -> list[tuple[str, int, str]]:
-    """Return (name, bytes, sha256) of every file that the manifest vouches for."""
+    """Return (name, bytes, sha256) of every file of the shards that the manifest lists."""
     shards = [shard for infos in manifest.splits.values() for shard in infos]
     tars = [(shard.name, shard.num_bytes, shard.sha256) for shard in shards]
     return tars + [(shard.ends_name, shard.ends_bytes, shard.ends_sha256) for shard in shards]
 
 
 def verify_dataset(data: Path, manifest: Manifest, on_bytes: Callable[[int], None]) -> int:
-    """Return the number of files checked; `on_bytes` is called with the bytes read at a time.
+    """Check every file of a dataset and return how many there are.
 
-    Raises DataError naming every damaged file with what was expected and what was found.
+    on_bytes: called with the number of bytes of each read. Raises DataError, which names every
+    damaged file with what was expected and what was found.
     """
     problems = []
     files = files_of(manifest)

@@ -35,13 +35,13 @@ def run_tasks(
 ) -> list[dict[str, int]]:
     """Run tasks in `num_workers` processes and return the counts of each, in the order of `tasks`.
 
-    The output does not depend on the number of workers. The first DataError of a task is raised
-    here, after tasks that have started came to their end.
+    The output does not depend on the number of workers. If tasks fail, the error of the first of
+    them is raised here after the tasks that have started came to their end.
     """
     if num_workers <= 1 or len(tasks) <= 1:
         done = _Total(progress.update)
         return [run_task(job, task, done.add) for task in tasks]
-    # Not fork: the parent may hold threads (the progress bar) and their locks.
+    # Workers are not forked, because the parent may have threads (the progress bar) with locks.
     context: Any = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     with ProcessPoolExecutor(num_workers, context, _set_counter, (counter,)) as pool:

@@ -1,7 +1,8 @@
 """Attention patterns: one rule per pattern, from which every mask and kernel choice follows.
 
-Query i may see key j. P is the prefix length of the row. In two-stream patterns the 2L tokens are
-the noised stream z followed by the clean stream x, and i, j count within a stream.
+A rule says whether query i may see key j. P is the prefix length of the row. In two-stream patterns
+the 2L tokens are the noised stream z followed by the clean stream x, and i, j count within a
+stream.
 """
 
 import enum
@@ -18,7 +19,7 @@ from model.columns import Column
 
 
 class AttentionPattern(enum.Enum):
-    """Who sees whom. The rule of each stands in `visible`."""
+    """The patterns that say which token sees which; `visible` holds the rule of each."""
 
     BIDIRECTIONAL = "bidirectional"
     CAUSAL = "causal"
@@ -29,12 +30,12 @@ class AttentionPattern(enum.Enum):
 
     @property
     def index(self) -> int:
-        """The number by which a pattern travels in `rows`."""
+        """The number that stands for the pattern in `rows`."""
         return list(AttentionPattern).index(self)
 
     @classmethod
     def at(cls, index: int) -> "AttentionPattern":
-        """The pattern of an index."""
+        """The pattern that has this index."""
         return list(cls)[index]
 
     @property
@@ -43,16 +44,17 @@ class AttentionPattern(enum.Enum):
 
     @property
     def has_prefix(self) -> bool:
-        """Whether who sees whom differs from row to row, by the row's prefix."""
+        """Whether the mask differs from row to row, because it depends on the row's prefix."""
         return self in (AttentionPattern.PREFIX, AttentionPattern.TWO_STREAM_PREFIX)
 
 
 def visible(
     pattern: AttentionPattern, q: Tensor, k: Tensor, length: int, prefix: Tensor, block_size: int
 ) -> Tensor:
-    """Bool: query index q may see key index k (integer tensors that broadcast).
+    """Says where query index q may see key index k (integer tensors that broadcast), as a bool.
 
-    length: L, tokens of one stream. prefix: P of the row. block_size: of block_two_stream.
+    length: L, the tokens of one stream. prefix: P of the row. block_size: the tokens of a block,
+    which only block_two_stream reads.
     Source: Eso-LM sections 3-4 (arXiv 2506.01928); BD3-LM for the block pattern.
     """
     if pattern is AttentionPattern.BIDIRECTIONAL:
@@ -80,11 +82,11 @@ class AttentionMask:
 
     pattern: AttentionPattern
     num_queries: int
-    """Q: the first so many of the S tokens ask; all of them are seen."""
+    """Q: only the first Q of the S tokens are queries; all S are keys."""
     dense: Tensor | None = None
-    """Bool [B, 1, Q, S], True where visible; None where a plain kernel suffices."""
+    """Bool [B, 1, Q, S], True where a key is visible; None if a plain kernel or `block` serves."""
     block: Any = None
-    """A FlexAttention BlockMask, on CUDA."""
+    """A FlexAttention BlockMask; only made on CUDA."""
 
 
 def dense_mask(
@@ -94,7 +96,11 @@ def dense_mask(
     block_size: int = 1,
     num_queries: int | None = None,
 ) -> Tensor:
-    """The pattern as bool [B, 1, Q, S]; S tokens are fed to the network, the first Q ask (all)."""
+    """Returns the pattern as a bool mask [B, 1, Q, S], True where a key is visible.
+
+    seq_len: S, the tokens fed to the network. num_queries: Q, how many of them, counted from the
+    front, are queries; by default all are.
+    """
     index = torch.arange(seq_len, device=prefix_length.device)
     return visible(
         pattern,
@@ -113,7 +119,7 @@ def flex_mask(
     block_size: int = 1,
     num_queries: int | None = None,
 ) -> Any:
-    """The same as a FlexAttention BlockMask, correct for every row of the batch."""
+    """Returns the mask of `dense_mask` as a FlexAttention BlockMask, right for every row."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     length = seq_len // pattern.num_streams
@@ -130,8 +136,8 @@ class MaskBuilder:
     """Makes the masks of a micro-batch once per stage, not once per layer.
 
     The layers of a stage share one builder. Reading the pattern's id from the device is a
-    synchronisation, so it is read once while the very same tensor comes in again. Masks that depend
-    on shapes alone outlive the micro-batch.
+    synchronisation, so it is read only when another `rows` tensor comes in. Masks that depend on
+    shapes alone are kept beyond the micro-batch.
     """
 
     def __init__(self) -> None:
@@ -142,9 +148,10 @@ class MaskBuilder:
         self._of_shapes: dict[Any, AttentionMask] = {}
 
     def __call__(self, rows: Tensor, seq_len: int, outputs_only: bool = False) -> AttentionMask:
-        """rows: int64 [B, 4] as made by `NetworkInput.rows`.
+        """Returns the mask for rows, int64 [B, 4] as made by `NetworkInput.rows`.
 
-        outputs_only: of two streams only the noised one asks; nothing reads the other's output.
+        outputs_only: of two streams only the noised one has queries, because nothing reads the
+        output of the clean one.
         """
         if self._rows is not rows:
             first = rows[0].tolist()
@@ -177,16 +184,16 @@ class MaskBuilder:
 
 
 def suits_flex(seq_len: int) -> bool:
-    """Whether a length is worth a kernel of its own: FlexAttention is compiled anew for each.
+    """Whether a length is worth a kernel of its own, as FlexAttention is compiled for each length.
 
-    Training has few lengths. Likelihoods under an order feed every length up to L: without
-    gradients the dense mask serves those that are not made of whole blocks of the kernel.
+    Training has few lengths. Likelihoods under an order feed every length up to L; so without
+    gradients, lengths that are not made of whole blocks of the kernel take the dense mask.
     """
     return torch.is_grad_enabled() or seq_len % FLEX_BLOCK == 0
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
-    """Softmax attention of q [B, H, Q, K] over k and v [B, H, S, K] under the mask: like q."""
+    """Returns softmax attention of q [B, H, Q, K] over k and v [B, H, S, K], shaped like q."""
     if mask.block is not None:
         out: Tensor = compiled_flex()(q, k, v, block_mask=mask.block)
         return out
@@ -194,18 +201,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.dense, is_causal=is_causal)
 
 
-# Training has few shapes, but likelihoods under an order feed every length up to L, and each
-# of them has a dense mask of up to 4 L^2 bytes.
+# How many masks a builder keeps: training has few shapes, but likelihoods under an order feed every
+# length up to L, and each of them has a dense mask of up to 4 L^2 bytes.
 MOST_MASKS = 8
 FLEX_BLOCK = 128
-# Patterns, numbers of queries, batch sizes, with and without gradients: more than torch's 8. Beyond
-# the limit torch would take the eager form, which builds the full score matrix, and only warn.
+# Patterns, numbers of queries, batch sizes, and gradients or none make more kernels than the 8 that
+# torch allows. Beyond its limit torch only warns and takes the eager form, which builds the full
+# score matrix.
 MOST_KERNELS = 64
 
 
 @cache
 def compiled_flex(backend: str | Callable[..., Any] = "inductor") -> Any:
-    """flex_attention compiled once per process."""
+    """Returns the compiled flex_attention, which is made once per process."""
     from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 

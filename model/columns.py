@@ -9,7 +9,7 @@ class Column(IntEnum):
     PATTERN = 0
     """`AttentionPattern.index`; the same in every row of a micro-batch."""
     BLOCK_SIZE = 1
-    """Of block_two_stream, else 1; the same in every row."""
+    """The block size of block_two_stream, and 1 in other patterns; the same in every row."""
     PREFIX_LENGTH = 2
-    """Number of clean tokens in front (prefix patterns), else 0."""
+    """The number of clean tokens in front in prefix patterns, and 0 in others."""
     DROPOUT_KEY = 3

@@ -10,7 +10,7 @@ RECOMPUTE = ("none", "selective", "full")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and choices of the one network that every objective trains: `model:` of a run.
+    """The sizes and choices of the one network that every objective trains: `model:` of a run.
 
     The published Eso-LM architecture is `norm=layernorm activation=gelu_tanh mlp_bias=True
     output_bias=True adaln=True`; the modern one is `rmsnorm`, `swiglu` and no biases.
@@ -58,8 +58,8 @@ class Architecture:
 class ModelConfig(Architecture):
     """An architecture with its vocabulary, which comes with the dataset.
 
-    vocab_size: token ids, the mask's included; not padded. mask_id: the id whose logit is excluded
-    from every softmax.
+    vocab_size: the number of token ids, with the mask's and without padding. mask_id: the id whose
+    logit is excluded from every softmax.
     """
 
     vocab_size: int
@@ -71,7 +71,7 @@ class ModelConfig(Architecture):
 
     @property
     def excluded_ids(self) -> tuple[int, ...]:
-        """Ids that are never predicted."""
+        """The ids that are never predicted."""
         return (self.mask_id,)
 
     def padded_vocab_size(self, tensor_parallel_size: int) -> int:
@@ -79,7 +79,7 @@ class ModelConfig(Architecture):
         return -(-self.vocab_size // tensor_parallel_size) * tensor_parallel_size
 
     def problems(self) -> list[str]:
-        """Everything that makes this architecture impossible, in words."""
+        """Says everything that makes this architecture impossible, one sentence each."""
         if min(self.vocab_size, self.hidden_size, self.num_heads) < 1:
             return [*self._vocabulary_problems(), *setting_problems(self, "model.")]
         found = []

@@ -1,6 +1,6 @@
 """Dropout as a function of the sample, so that it is the same under every parallel layout.
 
-The mask of an element is a hash of (row key, layer site, position in the row, feature): there is
+The mask of an element is a hash of (row key, layer site, position in the row, feature). So there is
 no generator state to save, and recomputation in the backward pass draws the same mask.
 """
 
@@ -14,7 +14,7 @@ _MIX_2 = -7723592293110705685
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
+    """Shifts int64 to the right without copying the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -36,10 +36,11 @@ def keyed_dropout(
     seq_len: int,
     first_token: int = 0,
 ) -> Tensor:
-    """Zeroes elements with the given probability and scales the rest.
+    """Zeroes elements with the given probability and scales the others up to keep the mean.
 
-    hidden_TD: T consecutive tokens of the [B * S, D] of all rows. keys_B: int64, one per row. site:
-    which dropout of the network this is. seq_len: S. first_token: place of the first one in B * S.
+    hidden_TD: T consecutive tokens out of the B * S of all rows. keys_B: int64, one key per row.
+    site: the number of this dropout in the network. seq_len: S, the tokens of a row. first_token:
+    the place of the first of the T tokens among the B * S.
     """
     (tokens, width), device = hidden_TD.shape, hidden_TD.device
     token = torch.arange(first_token, first_token + tokens, device=device)

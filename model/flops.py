@@ -1,9 +1,9 @@
 """Floating-point operations of training, counted from the architecture.
 
-A multiply-add is two operations; the backward pass costs twice the forward. Counted are the matrix
-products of the blocks, the attention scores that the pattern makes visible, and the output layer at
-positions that carry loss. Norms, activations and the embedding look-up are not, and neither is what
-the last block leaves out of a second stream.
+A multiply-add is two operations, and the backward pass costs twice as much as the forward pass. The
+count has the matrix products of the blocks, the attention scores that the pattern makes visible,
+and the output layer at positions that carry loss. It leaves out norms, activations, the embedding
+look-up, and what the last block does not compute of a second stream.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,11 @@ from model.config import ModelConfig
 
 @dataclass(frozen=True)
 class RowWork:
-    """One kind of row in a global batch, by means over its random draws.
+    """The work that one kind of row in a global batch makes, as a mean over its random draws.
 
-    share: of the rows. length: L, tokens of one stream. scored: positions that go through the
-    output layer. prefix_pairs: P (P - 1) / 2, pairs of tokens in the prefix of prefix patterns.
+    share: the share of this kind among the rows. length: L, the tokens of one stream. scored: the
+    number of positions that go through the output layer. prefix_pairs: P (P - 1) / 2, the pairs of
+    tokens within the prefix of prefix patterns.
     """
 
     share: float
@@ -30,7 +31,7 @@ class RowWork:
 
 
 def visible_pairs(work: RowWork) -> tuple[float, float]:
-    """(query, key) pairs of one row that attend: over all queries, and over the first stream's."""
+    """Counts the (query, key) pairs of a row that attend: for all queries, and for stream 1."""
     length, pattern = work.length, work.pattern
     if pattern is AttentionPattern.BIDIRECTIONAL:
         return length * length, length * length
@@ -45,7 +46,7 @@ def visible_pairs(work: RowWork) -> tuple[float, float]:
 
 
 def layer_flops(config: ModelConfig, work: RowWork) -> list[float]:
-    """Forward and backward of one row, by layer: the embedding, every block, the head."""
+    """The FLOPs of each layer for one row, forward and backward: embedding, blocks, head."""
     width, streams = config.hidden_size, work.pattern.num_streams
     matrices = 3 if config.activation == "swiglu" else 2
     keys_values = 2 * width * width
@@ -58,11 +59,11 @@ def layer_flops(config: ModelConfig, work: RowWork) -> list[float]:
 
 
 def layer_costs(config: ModelConfig, works: Iterable[RowWork]) -> list[float]:
-    """FLOPs of each layer for a mean row, as the kinds of rows share a global batch."""
+    """The FLOPs of each layer for a mean row: the kinds of rows are weighted by their shares."""
     rows = [[work.share * cost for cost in layer_flops(config, work)] for work in works]
     return [sum(costs) for costs in zip(*rows, strict=True)]
 
 
 def flops_per_token(config: ModelConfig, works: Iterable[RowWork], seq_len: int) -> float:
-    """Of a token of the data (not per token fed), as the kinds of rows share a global batch."""
+    """The FLOPs per token of the data (not per token fed), as a mean over the kinds of rows."""
     return sum(layer_costs(config, works)) / seq_len

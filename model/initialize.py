@@ -1,7 +1,7 @@
 """Initial weights as a function of (seed, tensor name): the same under every layout.
 
-Each full, unpadded tensor is drawn from its own generator and the local part is cut out of it, so
-neither the tensor-parallel degree, nor the padding, nor the order of construction matters.
+Each full, unpadded tensor is drawn from a generator of its own, and the local part is cut out of
+it. So neither the tensor-parallel degree, nor the padding, nor the order of construction matters.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ def initialize(
     tensor_rank: int,
     tensor_size: int,
 ) -> None:
-    """Fills the parameters of this rank in place, as `model.tensors` says of each.
+    """Fills the parameters of this rank in place, each as its entry in `model.tensors` says.
 
-    parameters: (canonical name, local parameter).
+    parameters: pairs of a canonical name and the local parameter.
     """
     tensors = network_tensors(config)
     for name, parameter in parameters:

@@ -18,9 +18,10 @@ from model.columns import Column
 class NetworkInput:
     """One micro-batch for the network.
 
-    tokens, positions: int64 [B, S]. In a two-stream pattern S = 2L: the noised stream first.
-    prefix_length: int64 [B], number of clean tokens in front (prefix patterns), else zero.
-    dropout_keys: int64 [B], one key per row, so that dropout depends on the sample alone.
+    tokens, positions: int64 [B, S]. In a two-stream pattern S = 2L, and the noised stream comes
+    first. prefix_length: int64 [B], the number of clean tokens in front in prefix patterns, and
+    zero in others. dropout_keys: int64 [B], one key per row, so that dropout depends on the sample
+    alone.
     """
 
     tokens: Tensor
@@ -31,7 +32,7 @@ class NetworkInput:
     block_size: int = 1
 
     def rows(self) -> Tensor:
-        """The per-row integers, int64 [B, 4]; see `model.columns.Column`."""
+        """The integers that go with each row, int64 [B, 4]; see `model.columns.Column`."""
         columns = {
             Column.PATTERN: torch.full_like(self.prefix_length, self.pattern.index),
             Column.BLOCK_SIZE: torch.full_like(self.prefix_length, self.block_size),
@@ -43,11 +44,12 @@ class NetworkInput:
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels and weights of the L output positions of every row.
+    """The labels and weights of the L output positions of every row.
 
-    labels: int64 [B, L]. weights: float32 [B, L], zero where nothing is predicted; normalised by
-    counts known before the step, so the loss of a global batch is the plain sum over all of it.
-    times: t of every position as it was drawn, float64 [B, L]; None in a term without time.
+    labels: int64 [B, L]. weights: float32 [B, L], zero where nothing is predicted. They are
+    normalised by counts that are known before the step, so the loss of a global batch is the plain
+    sum over all its positions. times: the t that was drawn for every position, float64 [B, L]; None
+    for a loss term without time.
     """
 
     labels: Tensor
@@ -55,9 +57,9 @@ class Targets:
     times: NDArray[np.float64] | None = None
 
     def sparse(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(index, labels, weights), each [N]: only the positions that carry loss.
+        """Returns (index, labels, weights), each [N], of the N positions that carry loss.
 
-        `index` counts within the flattened [B * L] outputs.
+        The index of a position is its place in the flattened [B * L] outputs.
         """
         index = self.weights.flatten().nonzero().squeeze(1)
         return index, self.labels.flatten()[index], self.weights.flatten()[index]

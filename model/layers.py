@@ -1,7 +1,8 @@
 """The parts of a transformer block over megatron-core's tensor-parallel linear layers.
 
-Hidden states are flat, [T, D] with T = B * S: norms and residuals are per token, and only
-attention needs to know the rows. Shape letters: H heads of this rank, K head dim, F feed-forward.
+Hidden states are flat, [T, D] with T = B * S, because norms and residuals work on single tokens and
+only attention needs to know the rows. Shape letters: H is the number of heads on this rank, K the
+dimension of a head, F the width of the feed-forward layer.
 """
 
 from dataclasses import replace
@@ -23,7 +24,7 @@ from model.tensors import NUM_FEATURES
 def column_linear(
     inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig
 ) -> nn.Module:
-    """A linear layer whose outputs are split over the tensor-parallel ranks."""
+    """Makes a linear layer whose outputs are split over the tensor-parallel ranks."""
     layer: nn.Module = ColumnParallelLinear(
         inputs, outputs, config=parallel, init_method=nn.init.zeros_, bias=bias, gather_output=False
     )
@@ -33,9 +34,10 @@ def column_linear(
 def output_linear(
     inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig
 ) -> nn.Module:
-    """As `column_linear`, for inputs that sequence parallelism has gathered already.
+    """Makes a `column_linear` for inputs that sequence parallelism has gathered already.
 
-    The gather also sums the ranks' shares of the inputs' gradient, so the layer must not.
+    The backward pass of that gather sums the ranks' shares of the gradient of the inputs, so the
+    layer itself must not sum them again.
     """
     gathered = parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1
     layer: nn.Module = ColumnParallelLinear(
@@ -51,7 +53,10 @@ def output_linear(
 
 
 def row_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig) -> nn.Module:
-    """A linear layer whose inputs are split over the tensor-parallel ranks; outputs are summed."""
+    """Makes a linear layer whose inputs are split over the tensor-parallel ranks.
+
+    The outputs of the ranks are summed.
+    """
     layer: nn.Module = RowParallelLinear(
         inputs,
         outputs,
@@ -92,7 +97,7 @@ class Conditioning(nn.Module):
         self.linear_out = nn.Linear(cond_dim, cond_dim)
 
     def forward(self) -> Tensor:
-        """[C], the vector that every modulation reads."""
+        """Returns the vector [C] that every modulation reads."""
         weight = self.linear_in.weight
         features = torch.zeros(NUM_FEATURES, device=weight.device, dtype=weight.dtype)
         features[: NUM_FEATURES // 2] = 1.0
@@ -102,8 +107,8 @@ class Conditioning(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with rotary positions; heads are split over tensor-parallel ranks.
 
-    The rows of the qkv weight are laid out [head, (q, k, v), dim], so that any contiguous split of
-    them is a split by heads.
+    The rows of the qkv weight are laid out as [head, (q, k, v), dim], so that equal contiguous
+    parts of them are groups of whole heads.
     """
 
     def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
@@ -116,7 +121,7 @@ class Attention(nn.Module):
     def forward(
         self, hidden_TD: Tensor, angles: tuple[Tensor, Tensor], mask: AttentionMask
     ) -> Tensor:
-        """Hidden states [B * S, D] -> [B * Q, D], where Q is the mask's number of queries."""
+        """Maps hidden states [B * S, D] to [B * Q, D]; Q is the mask's number of queries."""
         (batch, seq_len), num_queries = angles[0].shape[:2], mask.num_queries
         qkv = self.qkv(hidden_TD)[0].view(batch, seq_len, -1, 3, self.head_dim)
         q_BQHK, k_BSHK, v_BSHK = qkv[:, :num_queries, :, 0], qkv[..., 1, :], qkv[..., 2, :]
@@ -130,7 +135,10 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GELU(tanh) or SwiGLU. The rows of a SwiGLU `up` weight alternate (gate, value)."""
+    """The feed-forward layer, with GELU (tanh) or SwiGLU.
+
+    The rows of the `up` weight of a SwiGLU alternate between gate and value.
+    """
 
     def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
         super().__init__()

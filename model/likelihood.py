@@ -2,7 +2,7 @@
 
 Everything reads the network through a function NetworkInput -> logits [B, L, V], so that a training
 network (`Network.all_logits`) and an exported one are measured by the same code. Draws are keyed by
-(seed, global sample index): a sequence's values do not depend on its batch.
+(seed, global sample index), so the values of a sequence do not depend on its batch.
 
 Shape letters: B sequences, L tokens, K orders or draws.
 """
@@ -27,12 +27,14 @@ Logits = Callable[[NetworkInput], Tensor]
 def order_log_likelihood(
     logits: Logits, tokens: Tensor, order: NDArray[np.int64], mask_id: int
 ) -> Tensor:
-    """log p of each token given all before it in the order, float64 [B, L], in that order.
+    """Returns log p of each token given all tokens before it in the order.
 
-    tokens: int64 [B, L] at natural positions. order: natural positions, [B, L], one order per row.
-    For networks of Eso-LM (B), and of (A) without a diffusion phase: one pass over 2L tokens, the
-    noised stream all masks, which is how the network decodes one token per step. Source: Eso-LM
-    section 4 (arXiv 2506.01928).
+    The result is float64 [B, L] and stands in that order. tokens: int64 [B, L] at natural
+    positions. order: natural positions [B, L], one order per row.
+
+    This is for networks of Eso-LM (B), and of (A) without a diffusion phase. It takes one pass over
+    2L tokens with a noised stream of nothing but masks, which is how the network decodes one token
+    per step. Source: Eso-LM section 4 (arXiv 2506.01928).
     """
     rows = MaskedRows.in_order(tokens, np.ones(order.shape, dtype=np.bool_), order)
     inputs = rows.two_streams(mask_id, AttentionPattern.TWO_STREAM, _no_keys(order))
@@ -46,11 +48,12 @@ def prefix_order_log_likelihood(
     prefix_length: NDArray[np.int64],
     mask_id: int,
 ) -> Tensor:
-    """As `order_log_likelihood`, for networks of Eso-LM (A).
+    """Returns what `order_log_likelihood` does, for networks of Eso-LM (A).
 
-    prefix_length: [B], how many tokens of the order belong to the diffusion phase, here with one
-    token per step. They see each other in both directions, so a further one changes what the others
-    compute: each takes a pass over those before it. The rest takes one pass over 2L tokens.
+    prefix_length: [B], how many tokens of the order belong to the diffusion phase, which here has
+    one token per step. These tokens see each other in both directions, so a further one changes
+    what the others compute; each of them takes a pass over those before it. The other tokens of
+    the order take one pass over 2L tokens together.
     """
     rows = MaskedRows.in_order(tokens, _natural_mask(order, prefix_length), order)
     sequential = rows.two_streams(mask_id, AttentionPattern.TWO_STREAM_PREFIX, _no_keys(order))
@@ -72,9 +75,10 @@ def prefix_order_log_likelihood(
 
 
 def left_to_right_log_likelihood(logits: Logits, objective: Objective, tokens: Tensor) -> Tensor:
-    """log p of each predicted token given those to its left, float64 [B, L].
+    """Returns log p of each predicted token given those to its left, float64 [B, L].
 
-    For objectives of `Orders.LEFT_TO_RIGHT`. [B, L - 1] if the first token is given.
+    The shape is [B, L - 1] if the first token is given. This is for objectives whose orders are
+    `Orders.LEFT_TO_RIGHT`.
     """
     first = np.zeros(len(tokens), np.int64)
     inputs, targets = objective.corrupt(tokens, SampleKeys(0, first, first, 1))
@@ -84,10 +88,10 @@ def left_to_right_log_likelihood(logits: Logits, objective: Objective, tokens: T
 def draw_orders(
     seed: int, sample_index: NDArray[np.int64], length: int, alpha_0: float, num_orders: int
 ) -> NDArray[np.int64]:
-    """Generation orders [B, K, L], each sequence's own, as two-phase decoding has them.
+    """Draws generation orders [B, K, L], K for each sequence, distributed as in two-phase decoding.
 
-    A prefix of Binomial(L, alpha_0) tokens in random order, the rest from left to right. The first
-    orders are the same however many are drawn.
+    An order is a prefix of Binomial(L, alpha_0) tokens in random order, then the others from left
+    to right. The first orders are the same however many are drawn.
     """
     keys = SampleKeys(seed, sample_index, sample_index, 1)
     last = _draw_last(keys, length, alpha_0, num_orders)
@@ -100,14 +104,14 @@ def draw_orders(
 def draw_prefix_lengths(
     seed: int, sample_index: NDArray[np.int64], length: int, alpha_0: float, num_orders: int
 ) -> NDArray[np.int64]:
-    """Of each of `draw_orders`, how many tokens belong to the diffusion phase: [B, K]."""
+    """Says how many tokens of each of the `draw_orders` belong to the diffusion phase: [B, K]."""
     keys = SampleKeys(seed, sample_index, sample_index, 1)
     lengths: NDArray[np.int64] = (~_draw_last(keys, length, alpha_0, num_orders)).sum(2)
     return lengths
 
 
 def _draw_last(keys: SampleKeys, length: int, alpha_0: float, num_orders: int) -> Mask:
-    """Which tokens are left to the sequential phase, bool [B, K, L]."""
+    """Draws which tokens are left to the sequential phase, bool [B, K, L]."""
     uniforms = keys.uniforms(Purpose.MASK, num_orders * length)
     last: Mask = uniforms.reshape(-1, num_orders, length) < 1.0 - alpha_0
     return last
@@ -120,9 +124,9 @@ def orders_log_likelihood(
     mask_id: int,
     prefix_lengths: NDArray[np.int64] | None = None,
 ) -> Tensor:
-    """log p of each sequence under each of its orders: float64 [B, K].
+    """Returns log p of each sequence under each of its orders, float64 [B, K].
 
-    prefix_lengths: [B, K] for networks of Eso-LM (A), None for (B), which takes a pass per order.
+    prefix_lengths: [B, K] for networks of Eso-LM (A); None for (B), which takes a pass per order.
     """
     columns = []
     for k in range(orders.shape[1]):
@@ -137,9 +141,10 @@ def orders_log_likelihood(
 
 
 def importance_bound(log_p_BK: Tensor) -> Tensor:
-    """-log of the mean over K orders of p: [B, K] -> [B], a bound on -log p that tightens with K.
+    """Returns -log of the mean of p over K orders, [B, K] -> [B]: an upper bound on -log p.
 
-    In expectation it falls monotonically to -log p (Burda et al., arXiv 1509.00519, theorem 1).
+    The bound tightens with K: in expectation it falls monotonically to -log p (Burda et al., arXiv
+    1509.00519, theorem 1).
     """
     return math.log(log_p_BK.shape[1]) - log_p_BK.logsumexp(1)
 
@@ -152,11 +157,11 @@ def nelbo(
     seed: int,
     num_draws: int,
 ) -> dict[str, Tensor]:
-    """An estimate of each sequence's negative bound by loss term, float64 [B]: their sum bounds it.
+    """Estimates the negative evidence bound of each sequence: float64 [B] for each loss term.
 
-    A sequence is repeated as a global batch of its own, num_draws rows shared among the objective's
-    terms with t stratified over them; one pass per draw. The bound speaks of
-    `objective.predicted_tokens` tokens.
+    The terms add up to the bound on -log p of the `objective.predicted_tokens` tokens of a
+    sequence. For the estimate a sequence is repeated as a global batch of its own: the objective's
+    terms share its num_draws rows, t is stratified over them, and each row takes one pass.
 
     Raises ValueError if num_draws leaves a term of the objective without a row.
     """
@@ -175,26 +180,29 @@ def nelbo(
 
 
 def _no_keys(order: NDArray[np.int64]) -> SampleKeys:
-    """Nothing is drawn for rows whose masks and order are given."""
+    """Makes keys for rows whose masks and order are given, for which nothing is drawn."""
     zeros = np.zeros(len(order), np.int64)
     return SampleKeys(0, zeros, zeros, 1)
 
 
 def _natural_mask(order: NDArray[np.int64], prefix_length: NDArray[np.int64]) -> Mask:
-    """Bool [B, L] at natural positions: which tokens come after the prefix of the order."""
+    """Says which tokens come after the prefix of the order, bool [B, L] at natural positions."""
     masked: Mask = np.argsort(order, axis=1) >= prefix_length[:, None]
     return masked
 
 
 def _weighted_nll(logits: Logits, inputs: NetworkInput, targets: Targets) -> Tensor:
-    """float64 [B]; the labels of unweighted positions may be impossible and do not count."""
+    """Returns the weighted negative log-likelihood of each row, float64 [B].
+
+    The label of a position without weight may be impossible, so such positions are left out.
+    """
     log_p = token_log_p(logits, inputs, targets.labels)
     return -torch.where(targets.weights > 0, log_p * targets.weights, 0.0).sum(1)
 
 
 @torch.no_grad()
 def token_log_p(logits: Logits, inputs: NetworkInput, labels: Tensor) -> Tensor:
-    """log p of each label [B, L], float64 on the CPU, whatever device the network computes on."""
+    """Returns log p of each label, float64 [B, L], on the CPU wherever the network computes."""
     all_logits = logits(inputs)
     labels = labels.to(all_logits.device)
     chosen = all_logits.gather(-1, labels[..., None])[..., 0].double()

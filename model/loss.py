@@ -10,10 +10,11 @@ SparseTargets = tuple[Tensor, Tensor, Tensor]
 
 
 def weighted_loss(head: Head, hidden_TD: Tensor, targets: SparseTargets) -> Tensor:
-    """Sum over the micro-batch of weight * negative log-likelihood, a float32 scalar in nats.
+    """Sums weight * negative log-likelihood over the micro-batch: a float32 scalar in nats.
 
-    hidden_TD: the head's normalised hidden states [B * L, D]. Only the N positions that carry loss
-    go through the output layer. The cross entropy is computed over the split vocabulary.
+    hidden_TD: the normalised hidden states [B * L, D] that the head returns. Only the N positions
+    that carry loss go through the output layer. The cross entropy is computed over the vocabulary
+    as it is split over the ranks.
     """
     index, labels, weights = targets
     token_nll = vocab_parallel_cross_entropy(head.logits(hidden_TD[index]), labels)

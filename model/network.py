@@ -1,7 +1,7 @@
 """The one network: an embedding, identical blocks, a head.
 
-Each part is a pipeline layer. Between parts flows a `Flow` tuple of tensors, so that the same
-modules run in one process and cut into pipeline stages; the cut is made outside this file.
+Each part is a pipeline layer. The parts pass on a `Flow` tuple of tensors, so that the same modules
+run in one process or as pipeline stages; the cut into stages is made outside this file.
 """
 
 from dataclasses import replace
@@ -30,9 +30,9 @@ Flow = tuple[Tensor, ...]
 
 
 class Embedding(nn.Module):
-    """Token embedding, split over the vocabulary, and the conditioning vector where there is one.
+    """The token embedding, split over the vocabulary, and with adaLN the conditioning vector.
 
-    (tokens [B, S], positions [B, S], rows [B, 4]) -> Flow.
+    It maps (tokens [B, S], positions [B, S], rows [B, 4]) to a Flow.
     """
 
     def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
@@ -54,10 +54,10 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: Flow -> Flow.
+    """One pre-norm transformer block, which maps a Flow to a Flow.
 
-    Of two streams the last block passes on the noised one alone, S = L: nothing reads what the
-    clean stream's tokens become there, only their keys and values.
+    Of two streams the last block passes on the noised one alone, so that S = L behind it: attention
+    there reads the keys and values of the clean tokens, but nothing reads what becomes of them.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Block(nn.Module):
     def _queries(
         self, hidden: Tensor, positions: Tensor, num_queries: int
     ) -> tuple[Tensor, Tensor]:
-        """The first tokens of every row: [B * S, D] and [B, S] -> [B * Q, D] and [B, Q]."""
+        """Keeps the first Q tokens of every row: [B * S, D], [B, S] -> [B * Q, D], [B, Q]."""
         batch, seq_len = positions.shape
         if num_queries == seq_len:
             return hidden, positions
@@ -114,11 +114,11 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Final norm and output layer.
+    """The final norm and the output layer.
 
-    Called with the last block's Flow, S = L, it returns the normalised hidden states [B * L, D];
-    `logits` projects the rows of it that are wanted. The two are apart because only positions that
-    carry loss are worth the width of the vocabulary.
+    Called with the Flow of the last block, where S = L, it returns the normalised hidden states
+    [B * L, D]; `logits` projects those of them that are wanted. The two steps are apart because
+    only positions that carry loss are worth the width of the vocabulary.
     """
 
     def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
@@ -130,7 +130,7 @@ class Head(nn.Module):
         self.split = TokenSplit(parallel)
         self.output = output_linear(config.hidden_size, vocab_size, config.output_bias, parallel)
         self.excluded = excluded_columns(config, vocab_size, self.output)
-        # Also the weight that is tied: a last stage holds a copy of it.
+        # A tied weight is marked as well, because a last stage holds a copy of it.
         mark_split(self, head_tensors(replace(config, tied_embeddings=False)))
 
     def forward(self, flow: Flow) -> Tensor:
@@ -142,13 +142,16 @@ class Head(nn.Module):
         return self.split.gather_for_split_layer(hidden)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """At least float32 [N, V of this rank]; ids that are never predicted are -inf."""
+        """Returns logits [N, V of this rank], in float32 or wider.
+
+        The logits of ids that are never predicted are -inf.
+        """
         logits = at_least_float32(self.output(hidden_ND)[0])
         return logits.masked_fill(self.excluded.to(logits.device), -torch.inf)
 
 
 def excluded_columns(config: ModelConfig, padded_size: int, output: nn.Module) -> Tensor:
-    """Bool [V of this rank]: the mask id and the ids that only pad the vocabulary."""
+    """Marks the mask id and the ids that only pad the vocabulary, bool [V of this rank]."""
     never = torch.zeros(padded_size, dtype=torch.bool)
     never[list(config.excluded_ids)] = True
     never[config.vocab_size :] = True
@@ -172,7 +175,7 @@ class Network(nn.Module):
             self.head.output.weight = self.embedding.tokens.weight
 
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """(tokens, positions, rows) -> normalised hidden states [B * L, D]; see `Head`."""
+        """Maps (tokens, positions, rows) to normalised hidden states [B * L, D]; see `Head`."""
         flow = self.embedding(inputs)
         for block in self.blocks:
             flow = block(flow)
@@ -180,7 +183,10 @@ class Network(nn.Module):
         return hidden
 
     def all_logits(self, inputs: NetworkInput) -> Tensor:
-        """At least float32 [B, L, V of this rank]: all outputs, for evaluation and tests."""
+        """Returns the logits of all outputs, [B, L, V of this rank], in float32 or wider.
+
+        Evaluation and tests call it; training projects only the positions that carry loss.
+        """
         device = self.embedding.tokens.weight.device
         tensors = (inputs.tokens, inputs.positions, inputs.rows())
         hidden = self(tuple(tensor.to(device) for tensor in tensors))

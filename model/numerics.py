@@ -5,5 +5,5 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x itself in float32 or float64, else its float32 copy."""
+    """Returns x itself if it is float32 or float64, and else its float32 copy."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

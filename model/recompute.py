@@ -1,4 +1,4 @@
-"""Activation checkpointing: what the backward pass computes again instead of keeping it."""
+"""Activation checkpointing: the backward pass computes again what was not kept."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,10 @@ from model.network import Block
 
 
 def set_recompute(module: nn.Module, mode: str) -> None:
-    """Sets what the blocks in a module compute again; to be called before any parallel wrapper.
+    """Sets what the blocks in a module compute again; call it before any parallel wrapper.
 
-    mode: `none` keeps everything; `selective` computes the attention of each block again, `full`
-    whole blocks.
+    mode: `none` keeps everything; `selective` computes the attention of each block again; `full`
+    computes whole blocks again.
     """
     recomputed = {"none": (), "selective": (Attention,), "full": (Block,)}[mode]
     for part in module.modules():

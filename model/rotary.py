@@ -9,10 +9,10 @@ from model.numerics import at_least_float32
 
 
 def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [B, S, K/2], of int positions [B, S].
+    """Returns the cos and sin, float32 [B, S, K/2], of integer positions [B, S].
 
-    Computed from the positions each time: a cached table would be one more buffer to keep exact,
-    and any-order inputs gather it anyway.
+    They are computed from the positions each time: a cached table would be one more buffer to keep
+    exact, and inputs in any order would have to gather from it anyway.
     """
     angles = positions.float()[..., None] * rotary_frequencies(head_dim, base, positions.device)
     return angles.cos(), angles.sin()
@@ -20,11 +20,11 @@ def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor
 
 @cache
 def rotary_frequencies(head_dim: int, base: float, device: torch.device) -> Tensor:
-    """float32 [K/2], bit by bit those that published checkpoints were trained with.
+    """Returns the frequencies, float32 [K/2], equal to those of published checkpoints bit by bit.
 
     `base ** (-i / K)` is the same number, but not in float32: its last bits differ, and at position
-    1,000 that moves an angle by 3e-5 and logits by 2e-4. For the same reason the CPU computes it:
-    powers on a GPU round in their own way.
+    1,000 that moves an angle by 3e-5 and logits by 2e-4. For the same reason the CPU computes the
+    frequencies: powers on a GPU round in their own way.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32)
     return (1.0 / base ** (exponents / head_dim)).to(device)

@@ -2,7 +2,7 @@
 
 Norms, residuals and dropout then work on T / tp tokens per rank, and the all-reduce after each
 split layer becomes a reduce-scatter there and an all-gather before the next (Korthikanti et al.,
-arXiv 2205.05198). Without it every function here hands its argument back.
+arXiv 2205.05198). Without sequence parallelism the functions here change nothing.
 """
 
 from megatron.core import ModelParallelConfig, parallel_state
@@ -23,14 +23,14 @@ class TokenSplit:
         self.enabled = parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1
 
     def scatter(self, hidden_TD: Tensor) -> Tensor:
-        """This rank's tokens of hidden states that every rank has."""
+        """Returns this rank's tokens out of hidden states that every rank has."""
         if not self.enabled:
             return hidden_TD
         part: Tensor = scatter_to_sequence_parallel_region(hidden_TD)
         return part
 
     def gather(self, hidden_TD: Tensor) -> Tensor:
-        """All tokens, for work whose gradient is the same on every rank."""
+        """Returns all tokens, for work whose gradient is the same on every rank."""
         if not self.enabled:
             return hidden_TD
         whole: Tensor = gather_from_sequence_parallel_region(
@@ -39,21 +39,21 @@ class TokenSplit:
         return whole
 
     def gather_for_split_layer(self, hidden_TD: Tensor) -> Tensor:
-        """All tokens, for a split layer that leaves its share of the gradient on each rank."""
+        """Returns all tokens, for a split layer that leaves each rank a share of the gradient."""
         if not self.enabled:
             return hidden_TD
         whole: Tensor = gather_from_sequence_parallel_region(hidden_TD)
         return whole
 
     def first_token(self, num_local: int) -> int:
-        """Which of all tokens this rank's first one is."""
+        """Returns the place of this rank's first token among all tokens."""
         return parallel_state.get_tensor_model_parallel_rank() * num_local if self.enabled else 0
 
 
 def sum_partial_gradients(module: nn.Module, parallel: ModelParallelConfig) -> None:
-    """Has the gradients of whole parameters summed over the tensor-parallel ranks.
+    """Has the gradients of parameters that are not split summed over the tensor-parallel ranks.
 
-    Each rank's tokens give only part of the gradient of norms, row biases and modulations.
+    The tokens of one rank give only part of the gradient of norms, row biases and modulations.
     """
     if not TokenSplit(parallel).enabled:
         return

@@ -1,6 +1,6 @@
 """Settings as fields of dataclasses: each says once its default, its range or choices, its help.
 
-What checks a configuration, and what documents it, reads the fields.
+The code that checks a configuration reads these fields, and so does the code that documents it.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """Finite values from low to high; `above` leaves out low itself, `below` leaves out high."""
+    """The finite values from low to high; `above` leaves out low itself, `below` high itself."""
 
     low: float
     high: float = inf
@@ -42,13 +42,20 @@ def setting(
     within: Range | None = None,
     choices: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field. help: one sentence, for the documents; `code` in Markdown."""
+    """Makes a dataclass field of a setting.
+
+    help: one sentence for the documents, which may have `code` in Markdown. within: the range of
+    allowed values. choices: the allowed values.
+    """
     metadata = {"help": help, "within": within, "choices": tuple(choices)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def setting_problems(section: Any, prefix: str) -> list[str]:
-    """Every value of a section outside its range or choices, in words. prefix: as in `model.`."""
+    """Says which values of a section lie outside their range or choices, one sentence each.
+
+    prefix: what stands before the name of a setting, such as `model.`.
+    """
     problems = []
     for field in dataclasses.fields(section):
         value, metadata = getattr(section, field.name), field.metadata

@@ -9,10 +9,10 @@ from model.tensors import TensorSpec
 
 
 def mark_split(layer: nn.Module, tensors: Iterable[TensorSpec]) -> None:
-    """Marks those of a layer's parameters that are split, as the table says.
+    """Marks the parameters of a layer that are split, according to the table of its tensors.
 
-    The gradient norm reads these attributes; megatron-core sets them only when it initialises a
-    weight itself, which it does not here (see `model.initialize`).
+    The gradient norm reads these attributes. megatron-core sets them only when it initialises a
+    weight itself, which it does not do here (see `model.initialize`).
     """
     for tensor in tensors:
         if tensor.split is not None:
@@ -27,7 +27,7 @@ def is_sharded(parameter: Tensor) -> bool:
 
 
 def local_part(full: Tensor, tensor: TensorSpec, tensor_rank: int, tensor_size: int) -> Tensor:
-    """This rank's slice of a full tensor; rows that pad the vocabulary are zero."""
+    """Returns this rank's slice of a full tensor; rows that pad the vocabulary are zero."""
     dim = tensor.split
     if dim is None:
         return full

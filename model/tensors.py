@@ -1,7 +1,7 @@
-"""The tensors of the network: one table that everything reads which knows them by name.
+"""The tensors of the network: the one table of their names and shapes.
 
-Initial weights, the split over tensor-parallel ranks, plans, checkpoints, exports and imports take
-names and shapes from here. A test holds the table equal to the modules of `model.network`.
+Initial weights, the split over tensor-parallel ranks, plans, checkpoints, exports and imports all
+read it. A test holds the table equal to the modules of `model.network`.
 """
 
 import math
@@ -12,9 +12,9 @@ from functools import lru_cache
 from model.config import ModelConfig
 
 NUM_FEATURES = 256
-"""Sinusoid features that the conditioning vector of adaLN is made of."""
+"""How many sinusoid features the conditioning vector of adaLN is computed from."""
 
-# The two places of the one weight of tied embeddings; it goes by the first name.
+# Tied embeddings have one weight in two places; its canonical name is the first.
 TIED_WEIGHT, TIED_COPY = "embedding.tokens.weight", "head.output.weight"
 
 
@@ -24,17 +24,19 @@ class InitialValues(Enum):
     NORMAL = "normal"
     """Draws with the standard deviation init_std."""
     RESIDUAL = "residual"
-    """As NORMAL, scaled down with depth: it is written into the residual stream."""
+    """As NORMAL, but scaled down with depth, because its layer writes to the residual stream."""
     ONES = "ones"
     ZEROS = "zeros"
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor. shape: over all tensor-parallel ranks, without padding.
+    """One tensor of the network.
 
-    split: the dimension that is split over these ranks; None where each has all of it. vocabulary:
-    whether the first dimension is the vocabulary, which is padded to a multiple of the ranks.
+    shape: the shape of the whole tensor, over all tensor-parallel ranks and without padding. split:
+    the dimension that is split over these ranks; None if each rank has the whole tensor.
+    vocabulary: whether the first dimension is the vocabulary, which is padded to a multiple of the
+    number of ranks.
     """
 
     name: str
@@ -48,7 +50,7 @@ class TensorSpec:
         return math.prod(self.shape)
 
     def local(self, tensor_parallel_size: int) -> int:
-        """Elements on one rank, padding included."""
+        """The number of elements on one rank, padding included."""
         if self.split is None:
             return self.numel
         size = self.shape[self.split]
@@ -56,7 +58,11 @@ class TensorSpec:
 
 
 def embedding_tensors(model: ModelConfig) -> list[TensorSpec]:
-    """Names within the layer, in the order of registration, as in every function of this file."""
+    """The tensors of the embedding.
+
+    As in every function here that lists a layer's tensors, the names are those within the layer and
+    stand in the order of registration.
+    """
     tokens = TensorSpec(
         "tokens.weight",
         (model.vocab_size, model.hidden_size),
@@ -77,7 +83,7 @@ def embedding_tensors(model: ModelConfig) -> list[TensorSpec]:
 
 
 def block_tensors(model: ModelConfig) -> list[TensorSpec]:
-    """Of one block."""
+    """The tensors of one block."""
     width, inner = model.hidden_size, model.ffn_hidden_size
     up = inner * (2 if model.activation == "swiglu" else 1)
     tensors = [
@@ -96,7 +102,7 @@ def block_tensors(model: ModelConfig) -> list[TensorSpec]:
 
 
 def head_tensors(model: ModelConfig) -> list[TensorSpec]:
-    """With tied embeddings: without the weight that is the embedding's."""
+    """The tensors of the head; with tied embeddings, not the weight that is the embedding's."""
     vocab = model.vocab_size
     tensors = [
         TensorSpec("norm.weight", (model.hidden_size,), InitialValues.ONES),
@@ -123,14 +129,14 @@ def _modulation(model: ModelConfig, vectors: int) -> list[TensorSpec]:
 
 
 def layer_tensors(model: ModelConfig, layer: int) -> list[TensorSpec]:
-    """Of a pipeline layer: 0 the embedding, then the blocks, last the head."""
+    """The tensors of a pipeline layer: 0 is the embedding, then come the blocks, last the head."""
     if layer == 0:
         return embedding_tensors(model)
     return head_tensors(model) if layer == model.num_layers + 1 else block_tensors(model)
 
 
 def layer_name(model: ModelConfig, layer: int) -> str:
-    """The canonical name of a pipeline layer: what stands before the names of its tensors."""
+    """The canonical name of a pipeline layer, which stands before the names of its tensors."""
     if layer == 0:
         return "embedding"
     return "head" if layer == model.num_layers + 1 else f"blocks.{layer - 1}"

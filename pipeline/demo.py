@@ -43,7 +43,7 @@ def main() -> None:
     if arguments.out.exists():
         shutil.rmtree(arguments.out)
     arguments.out.mkdir(parents=True)
-    # The other core belongs to whatever else the machine does: threads that wait for it spin.
+    # One thread for each rank: the other core may be busy, and threads that wait for it spin.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     use_cpu_without_enough_gpus()
     settings = [] if arguments.steps is None else [f"train.steps={arguments.steps}"]
@@ -54,15 +54,15 @@ def main() -> None:
 
 
 def run_demo(out: Path, text: list[Path] | None, settings: list[str]) -> dict[str, Any]:
-    """Prepares, trains, kills, resumes, exports, samples; returns the figures.
+    """Prepares, trains, kills, resumes, exports and samples; returns the figures.
 
-    settings: key=value, over the demo's training configuration.
+    settings: key=value pairs that override the demo's training configuration.
     """
     inputs = [str(path) for path in text] if text else ["--from-python-stdlib"]
     data, run, bundle = out / "data", out / "train", out / "bundle"
     heading("1. Real text becomes token tars")
     tokenizer = str(out / "tokenizer")
-    # A small sample is enough for so few pieces, and quick.
+    # A small sample is quick, and it is enough for so few pieces.
     quick = ["--vocab-size", "4096", "--max-sentences", "3000"]
     esolm("prep", "tokenizer", *inputs, "--out", tokenizer, *quick)
     prepare = ["--tokenizer", tokenizer, "--out", str(data), "--valid-fraction", "0.05"]
@@ -96,7 +96,10 @@ def run_demo(out: Path, text: list[Path] | None, settings: list[str]) -> dict[st
 
 
 def use_cpu_without_enough_gpus() -> None:
-    """Two ranks cannot share a GPU, and the figures of all parts should be of one device."""
+    """Hides the GPUs if there are too few.
+
+    Two ranks cannot share a GPU, and the figures of all parts should be those of one device.
+    """
     import torch
 
     if torch.cuda.device_count() < RANKS:
@@ -131,7 +134,7 @@ def has_steps_to_repeat(run: Path) -> bool:
 
 
 def sample(bundle: Path) -> dict[str, Any]:
-    """Two samples, and cached against uncached decoding in the same run."""
+    """Shows two samples and returns the comparison of cached with uncached decoding."""
     shown = ("generate", str(bundle), "--prompt", "def ", "--length", str(SAMPLE_LENGTH))
     esolm(*shown, "--alpha-0", "0.5", "--steps", "32", "--top-p", "0.9", "--num-samples", "2")
     measured = (*shown, "--alpha-0", "0.5", "--steps", "64", "--compare", "--json")
@@ -141,7 +144,7 @@ def sample(bundle: Path) -> dict[str, Any]:
 
 
 def prepared_tokens(data: Path) -> int:
-    """Tokens of all splits."""
+    """Returns the number of tokens of all splits."""
     from pipeline.data.dataset import TokenDataset
 
     return sum(TokenDataset(data, split).num_tokens for split in ("train", "valid"))

@@ -1,4 +1,4 @@
-"""Text from a bundle, and what its cache is worth against recomputing everything."""
+"""Writes text from a bundle, and measures what its cache gains over recomputing everything."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ from pipeline.export.writer import read_model
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle in memory. tokenizer is None where the bundle carries none."""
+    """A verified bundle in memory. tokenizer: None if the bundle carries none."""
 
     path: Path
     model: Any
@@ -29,7 +29,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Request:
-    """What to write; see the options of `esolm generate`. None takes the bundle's default."""
+    """What to write; see the options of `esolm generate`. None stands for the bundle's default."""
 
     alpha_0: float | None = None
     num_steps: int | None = None
@@ -41,16 +41,18 @@ class Request:
     prompt: str = ""
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of the bundle's `generate`."""
+        """Returns the keyword arguments for the bundle's `generate`."""
         return {key: value for key, value in asdict(self).items()
                 if key != "prompt" and value is not None}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Generation:
-    """texts: one per sample (token ids in words without a tokenizer). nfe: forward passes.
+    """The samples that were written.
 
-    tokens_per_second counts the tokens written, of all samples, not the prompt.
+    texts: one for each sample; without a tokenizer they are the token ids as numbers. nfe: the
+    number of forward passes. tokens_per_second: counts the tokens written in all samples, but not
+    the prompt.
     """
 
     texts: list[str]
@@ -62,7 +64,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Median seconds of cached and uncached decoding, timed in turns, and their ratio.
+    """The median seconds of cached and uncached decoding, timed in turns, and their ratio.
 
     identical_in: the dtype in which both gave the same tokens.
     """
@@ -75,11 +77,11 @@ class Comparison:
 
 
 def load_bundle(path: Path) -> Bundle:
-    """A bundle whose every byte is as it was exported, on the GPU if there is one.
+    """Checks that every byte of a bundle is as exported, and loads it, on the GPU if there is one.
 
     On a CPU it computes in fp32, whatever it was stored in. The code that runs is this
     repository's, not the copy in the bundle. Raises ExportError if a file was altered, ConfigError
-    if there is no bundle, DataError if its tokenizer cannot be loaded.
+    if there is no bundle, and DataError if its tokenizer cannot be loaded.
     """
     if not (path / NAME).is_file():
         raise ConfigError(f"{path} is no bundle: it has no {NAME}; make one with esolm export")
@@ -91,7 +93,7 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def ignored_options(bundle: Bundle, request: Request) -> list[str]:
-    """Fields of a request that are given and mean nothing to the network's decoder."""
+    """Returns the fields of a request that are given but mean nothing to the network's decoder."""
     decoding = objective_kind(bundle.model.config.objective).decoding
     heeded = () if decoding is None else decoding.options
     given = [name for name in SCHEDULE_OPTIONS if getattr(request, name) is not None]
@@ -122,9 +124,9 @@ def generate(
 def compare(bundle: Bundle, request: Request, repeats: int = 3) -> Comparison | None:
     """Times cached and uncached decoding of one request in turns and checks that they agree.
 
-    None where there is no cache. Uncached decoding recomputes, in every pass, all tokens written so
-    far. Raises ExportError if the two give different tokens in float64 too: in lower precision a
-    tie within rounding error can fall either way.
+    Returns None if there is no cache. Uncached decoding recomputes all tokens written so far in
+    every pass. Raises ExportError if the two give different tokens in float64 too; in lower
+    precision a tie within rounding error can fall either way.
     """
     if not bundle.model.has_cache:
         return None

@@ -1,4 +1,4 @@
-"""The one loader: what a folder is, and the words in which it is refused."""
+"""The one loader: it finds the kind of a folder, or says in one set of words why there is none."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from data_prep.tokenizers.of_transformers import TransformersTokenizer
 from data_prep.tokenizers.own import SentencePieceTokenizer
 from data_prep.tokenizers.protocol import Tokenizer
 
-# The first kind that recognises a folder reads it. A kind of your own goes in here.
+# The first kind that recognises a folder reads it. Add a kind of your own to this list.
 KINDS: list[type[Tokenizer]] = [SentencePieceTokenizer, TransformersTokenizer]
 ADVICE = (
     "Give a directory of `esolm prep tokenizer`, a bundle of `esolm export` that carries one, or a "
@@ -20,7 +20,7 @@ INNER_DIRECTORY = "tokenizer"
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Return the tokenizer of a directory, or of the directory that a file lies in.
 
-    Raises DataError when there is none, or when it is damaged or not what its record says.
+    Raises DataError when there is none, when it is damaged, or when it is not what its record says.
     """
     path = Path(path)
     directory = path.parent if path.is_file() else path
@@ -31,7 +31,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Return whether a directory is of some kind; loading it may still find that it is damaged."""
+    """Return whether some kind recognises a directory; loading may still find it damaged."""
     return _kind_of(directory) is not None
 
 

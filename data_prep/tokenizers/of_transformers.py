@@ -1,6 +1,6 @@
 """A tokenizer directory of transformers, such as that of gpt2, in place of one of our own.
 
-So that a published network can go on training on new text under the tokenizer that it knows.
+With it a published network can go on training on new text under the tokenizer that it knows.
 """
 
 import hashlib
@@ -13,12 +13,12 @@ from data_prep.files import write_atomic
 from data_prep.tokenizers.own import CONFIG_NAME
 from data_prep.tokenizers.protocol import Ids, Tokenizer, Vocabulary
 
-# Any of these makes a directory one of transformers.
+# A directory that holds any of these files is one of transformers.
 FILES = (CONFIG_NAME, "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
 
 
 class TransformersTokenizer(Tokenizer):
-    """Text to token ids and back, as far as the tokenizer itself is lossless."""
+    """A tokenizer of transformers; it gives a text back exactly only if it is lossless itself."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
@@ -33,7 +33,7 @@ class TransformersTokenizer(Tokenizer):
         return any((directory / name).is_file() for name in FILES)
 
     def encode(self, text: str, recognise_specials: bool = False) -> list[int]:
-        # Left to the tokenizer's own setting where they may be recognised.
+        # Where special tokens may be recognised, the tokenizer's own setting decides.
         plain = {} if recognise_specials else {"split_special_tokens": True}
         encoded = self._tokenizer(text, add_special_tokens=False, verbose=False, **plain)
         return [int(i) for i in encoded["input_ids"]]
@@ -58,18 +58,19 @@ class TransformersTokenizer(Tokenizer):
             write_atomic(directory / path.name, path.read_bytes())
 
     def save_for_bundle(self, directory: Path) -> None:
-        # Not the files: what belongs to another network beside the tokenizer stays behind.
+        # The files are not copied, so that what lies beside the tokenizer and belongs to another
+        # network stays behind.
         self._tokenizer.save_pretrained(directory)
 
 
 def _load(directory: Path) -> Any:
-    """Whatever transformers makes of the directory; no code of the directory is run.
+    """Return the tokenizer that transformers loads from the directory, running no code of it.
 
     Raises DataError if transformers cannot load it.
     """
-    # Tokenising has a process for each core already.
+    # Threads would not help, because tokenising has a process for each core already.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # It takes seconds to import, and our own tokenizer does without.
+    # transformers takes seconds to import, and our own tokenizer does without it.
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -79,7 +80,7 @@ def _load(directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
-    # What the Rust library finds wrong with a tokenizer.json is a plain Exception.
+    # The Rust library raises a plain Exception for a tokenizer.json that it cannot read.
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
@@ -91,7 +92,10 @@ def _load(directory: Path) -> Any:
 
 
 def _describe(tokenizer: Any, directory: Path) -> Vocabulary:
-    """As published: a row is added where there is no mask, [CLS] and [SEP] are bos and eos."""
+    """Describe the vocabulary by the conventions of the published networks.
+
+    A tokenizer without a mask gets a row for it, and [CLS] and [SEP] stand in for bos and eos.
+    """
     size, mask_id = int(tokenizer.vocab_size), tokenizer.mask_token_id
     return Vocabulary(
         num_rows=size + (mask_id is None),
@@ -110,9 +114,10 @@ def _first(*ids: int | None) -> int | None:
 
 
 def _fingerprint(directory: Path) -> str:
-    """Return a sha256 over what makes the tokens, whatever else lies beside it.
+    """Return a sha256 over the files that determine the tokens, whatever else lies beside them.
 
-    That is tokenizer.json alone where there is one: vocabulary, merges and normaliser in one file.
+    If there is a tokenizer.json, it is that file alone, which holds vocabulary, merges and
+    normaliser.
     """
     whole = directory / "tokenizer.json"
     digest = hashlib.sha256()

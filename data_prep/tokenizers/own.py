@@ -23,12 +23,12 @@ from data_prep.tokenizers.protocol import (
 
 MODEL_NAME = "tokenizer.model"
 META_NAME = "tokenizer.json"
-# Its presence makes a folder one that transformers loads.
+# A folder with this file is one that transformers loads.
 CONFIG_NAME = "tokenizer_config.json"
-# The class of pipeline/export/bundle/tokenization_esolm.py, which travels with bundles.
+# The tokenizer class in pipeline/export/bundle/tokenization_esolm.py, which travels with bundles.
 BUNDLE_MODULE, BUNDLE_CLASS = "tokenization_esolm", "EsoLMTokenizer"
 MASK_PIECE = "[MASK]"
-# SentencePiece writes spaces as U+2581 and decodes that character to a space. A literal one is
+# SentencePiece writes spaces as U+2581 and decodes that character to a space. A U+2581 in a text is
 # spelled with its three byte pieces instead, which decode to the character itself.
 WHITESPACE_MARK = "\u2581"
 MARK_PIECES = ("<0xE2>", "<0x96>", "<0x81>")
@@ -39,8 +39,8 @@ RESTORE = "Restore both files, or train again: `esolm prep tokenizer`."
 class SentencePieceTokenizer(Tokenizer):
     """The model in a directory of `esolm prep tokenizer`, or in a bundle.
 
-    The first has a record of the ids, which must be those of the model. A bundle has a
-    configuration for transformers instead. Special tokens are never recognised in text.
+    A directory of the command has a record of the ids, which must be those of the model; a bundle
+    has a configuration for transformers instead. Special tokens are never recognised in text.
     """
 
     is_lossless = True
@@ -57,7 +57,8 @@ class SentencePieceTokenizer(Tokenizer):
     def recognises(directory: Path) -> bool:
         has_model, meta = (directory / MODEL_NAME).is_file(), directory / META_NAME
         if not (directory / CONFIG_NAME).is_file():
-            # A record that has lost its model is ours as well, and is told what is missing.
+            # A record that has lost its model is ours as well, so that loading says what is
+            # missing.
             return has_model or (meta.is_file() and "fingerprint" in read_json(meta, RESTORE))
         # Tokenizers of transformers may keep a SentencePiece model under the same name.
         config = read_json(directory / CONFIG_NAME, "Restore it, or save the tokenizer again.")
@@ -68,9 +69,9 @@ class SentencePieceTokenizer(Tokenizer):
         return [token for part in self.encode_parts(text) for token in part]
 
     def encode_parts(self, text: str) -> Iterator[list[int]]:
-        """Yield the token ids of a text in parts, in memory for one part beside the text.
+        """Yield the token ids of a text in parts; beside the text it takes memory for one part.
 
-        SentencePiece takes about 20 bytes of memory for each character it is given at once.
+        SentencePiece takes about 20 bytes of memory for each character that it is given at once.
         """
         return map(self._encode_part, _parts(text))
 
@@ -99,7 +100,10 @@ class SentencePieceTokenizer(Tokenizer):
         return "".join([*parts, self.decode(run)])
 
     def num_bytes(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Exact also where a row begins or ends within a character spelled by its bytes."""
+        """Return the UTF-8 bytes of the text of each row, [N, L] -> [N].
+
+        The count is exact even if a row begins or ends within a character spelled by its bytes.
+        """
         rows: npt.NDArray[np.int64] = self._bytes_of_id[tokens].sum(axis=1)
         return rows
 
@@ -150,9 +154,9 @@ def save_tokenizer(model: bytes, directory: Path) -> TokenizerInfo:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Yield pieces of a text, cut in front of a space where there is one: no piece runs over it.
+    """Yield parts of a text, cut in front of a space if there is one, as no token spans the cut.
 
-    A bundle's tokenizer, which cannot import this one, cuts at the same places.
+    The tokenizer of a bundle, which cannot import this one, cuts at the same places.
     """
     start = 0
     while len(text) - start > PART_CHARACTERS:
@@ -208,7 +212,10 @@ def _describe(processor: Any, path: Path) -> Vocabulary:
 
 
 def _fingerprint(processor: Any) -> str:
-    """Over pieces, their types and scores, and the normaliser: not over the file's bytes."""
+    """Return a sha256 over the pieces, their types and scores, and the normaliser.
+
+    It is not taken over the bytes of the file.
+    """
     from sentencepiece import sentencepiece_model_pb2
 
     messages: Any = sentencepiece_model_pb2

@@ -16,14 +16,14 @@ Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """The numbers as a dataset records them: every id is there, and documents end with eos."""
+    """The numbers of a tokenizer that a dataset records; every id is set; eos ends documents."""
 
     vocab_size: int
-    """Rows of a network, the mask's included."""
+    """The rows of a network, with the mask's."""
     unk_id: int
-    """-1: the tokenizer has none."""
+    """-1 if the tokenizer has none."""
     bos_id: int
-    """eos where the tokenizer has no bos."""
+    """The id of eos if the tokenizer has no bos."""
     eos_id: int
     mask_id: int
     fingerprint: str
@@ -35,13 +35,13 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Rows and special ids. An id is None where the tokenizer has no such token."""
+    """The rows and special ids of a tokenizer. An id is None if it has no such token."""
 
     num_rows: int
-    """Rows of a network with this vocabulary, the mask's included."""
+    """The rows of a network with this vocabulary, with the mask's."""
     mask_id: int
     fingerprint: str
-    """What the tokenizer is known by: another vocabulary has another one."""
+    """What the tokenizer is known by; another vocabulary has another fingerprint."""
     unk_id: int | None = None
     bos_id: int | None = None
     eos_id: int | None = None
@@ -52,17 +52,17 @@ class Vocabulary:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the tokenizer itself knows: the rows, without a mask that was added."""
+        """The number of tokens that the tokenizer itself knows, without a mask that was added."""
         return self.num_rows - self.mask_is_added
 
     @property
     def identity(self) -> str | None:
-        """The fingerprint where every copy of the tokenizer has the same one, otherwise None."""
+        """The fingerprint, if every copy of the tokenizer has the same one, and else None."""
         return None if self.fingerprint_is_of_files else self.fingerprint
 
 
 class Tokenizer(ABC):
-    """The tokenizer of one folder. path: what messages name."""
+    """The tokenizer of one folder. path: the path that messages name."""
 
     is_lossless: ClassVar[bool] = False
     """Whether `decode` gives back the very text that `encode` was given."""
@@ -77,14 +77,18 @@ class Tokenizer(ABC):
     @staticmethod
     @abstractmethod
     def recognises(directory: Path) -> bool:
-        """Return whether a directory is of this kind, by its files' names; it may be damaged."""
+        """Return whether a directory is of this kind by the names of its files.
+
+        It may still be damaged.
+        """
 
     @abstractmethod
     def encode(self, text: str, recognise_specials: bool = False) -> list[int]:
         """Return the token ids of a text, without special tokens around it.
 
-        recognise_specials: take the name of a special token in the text for the token, where the
-        tokenizer can; a corpus is encoded without, or a document could end another one.
+        recognise_specials: whether the name of a special token in the text becomes that token, if
+        the tokenizer can do so. A corpus is encoded without it, or the name of eos within a
+        document would end the document there.
         """
 
     @abstractmethod
@@ -97,12 +101,12 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def save(self, directory: Path) -> None:
-        """Write a copy into a directory, which is made, each file atomically."""
+        """Make a directory and write a copy into it, each file atomically."""
 
     def save_for_bundle(self, directory: Path) -> None:
-        """Write what transformers loads this tokenizer from, into an existing directory.
+        """Write the files from which transformers loads this tokenizer into an existing directory.
 
-        Raises DataError where transformers cannot have it, as by default.
+        Raises DataError if transformers cannot load this kind, which is the default.
         """
         raise DataError(
             f"{self.path}: transformers has no tokenizer of this kind ({type(self).__name__}), so "
@@ -112,12 +116,12 @@ class Tokenizer(ABC):
     def encode_in_bundle(self, text: str) -> list[int]:
         """Return the ids that the copy in a bundle gives a text when it is called without options.
 
-        These may have special tokens around them, and recognise special tokens in the text.
+        Special tokens may stand around them, and may be recognised in the text.
         """
         return self.encode(text)
 
     def encode_parts(self, text: str) -> Iterator[list[int]]:
-        """Yield the ids of `encode` in parts that need little memory; one part by default."""
+        """Yield the ids of `encode` in parts that need little memory; by default, in one part."""
         yield self.encode(text)
 
     def num_bytes(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -126,14 +130,15 @@ class Tokenizer(ABC):
 
     @property
     def info(self) -> TokenizerInfo:
-        """The numbers that a dataset records; raises DataError as `dataset_info`."""
+        """The numbers that a dataset records; raises DataError as `dataset_info` does."""
         return dataset_info(self.vocabulary, self.path)
 
 
 def dataset_info(vocabulary: Vocabulary, path: Path) -> TokenizerInfo:
-    """Return what a dataset records of a vocabulary; path: what a message names.
+    """Return what a dataset records of a vocabulary.
 
-    Raises DataError where it has no token to end a document with.
+    path: the path that messages name. Raises DataError if the vocabulary has no token to end a
+    document with.
     """
     if vocabulary.eos_id is None:
         raise DataError(

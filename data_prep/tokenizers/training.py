@@ -8,10 +8,10 @@ from data_prep.tokenizers.own import MASK_PIECE
 
 
 def train_model(chunks: Iterable[str], vocab_size: int, more_text: str = "Give more text") -> bytes:
-    """Return a trained unigram model; the same chunks and size give the same pieces and scores.
+    """Train a unigram model; the same chunks and size give the same pieces and scores.
 
-    Raises DataError when the text is too little or too uniform for the vocabulary; `more_text` says
-    in the message how to train on more.
+    Returns the model's file. Raises DataError when the text is too little or too uniform for the
+    vocabulary; `more_text` says in its message how to train on more text.
     """
     from sentencepiece import SentencePieceTrainer
 
@@ -33,7 +33,7 @@ def train_model(chunks: Iterable[str], vocab_size: int, more_text: str = "Give m
             eos_id=2,
             pad_id=-1,
             control_symbols=[MASK_PIECE],
-            # The outcome of unigram training depends on the number of threads.
+            # One thread, because the outcome of unigram training depends on their number.
             num_threads=1,
             max_sentence_length=1 << 20,
             minloglevel=2,

@@ -1,4 +1,4 @@
-"""Training objectives: pure functions (tokens, keys) -> (NetworkInput, Targets)."""
+"""The training objectives: pure functions from (tokens, keys) to (NetworkInput, Targets)."""
 
 from model.objectives.ar import AutoRegressive
 from model.objectives.base import (

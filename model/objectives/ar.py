@@ -1,4 +1,4 @@
-"""The autoregressive baseline: predict each token from those before it, left to right."""
+"""The autoregressive baseline predicts each token from those before it, left to right."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ from model.objectives.draws import SampleKeys
 
 @dataclass(frozen=True)
 class AutoRegressive(Objective):
-    """prepend_id: the token put before the sequence (bos or mask), or None.
+    """The autoregressive objective.
 
-    With None the first token is not predicted and a row carries L - 1 losses.
+    prepend_id: the token that is put before the sequence (bos or mask). If it is None, the first
+    token is not predicted and a row carries L - 1 losses.
     """
 
     prepend_id: int | None = None
@@ -71,7 +72,7 @@ class AutoRegressive(Objective):
 
 
 def _prepend_id(settings: Mapping[str, Any], ids: VocabularyIds) -> int | None:
-    """What stands before every sequence; None for nothing, or a bos that is not known."""
+    """Returns the id put before every sequence; None for no token, or for a bos not known."""
     prepend = settings.get("prepend", "none")
     allowed = {"none": None, "bos": ids.bos_id, "mask": ids.mask_id}
     if prepend not in allowed:

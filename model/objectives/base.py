@@ -1,13 +1,13 @@
 """What an objective is, and what the registry knows of each.
 
-The contract: an `Objective` is a pure function of (tokens, keys) and what can be said of it. An
+An `Objective` is a pure function of (tokens, keys), with properties that say what holds for it. An
 `ObjectiveKind` is its entry in the registry: its name, how it is built from the settings of a run,
-and what evaluation, export and decoding must know. Nothing outside of its own file asks which one
-it is.
+and what evaluation, export and decoding must know. No code outside the file of an objective asks
+which objective it is.
 
 To add one of your own, write it in a package that is installed, and name its kind among the entry
-points of the group `esolm.objectives`; `objective.name` then finds it. This one trains a denoiser:
-a share t of the tokens is replaced by random ones, and all of them are predicted.
+points of the group `esolm.objectives`; `objective.name` then finds it. The following one trains a
+denoiser: a share t of the tokens is replaced by random ones, and all of them are predicted.
 
 ```python
 from dataclasses import dataclass
@@ -74,11 +74,11 @@ class Orders(Enum):
 
     NONE = "none"
     LEFT_TO_RIGHT = "left to right"
-    """The one order in which `corrupt`, which then draws nothing, feeds the network."""
+    """Only the order in which `corrupt` feeds the network; `corrupt` then draws nothing."""
     ANY = "any"
     """Any order, in one pass over 2L tokens; see `model.likelihood.order_log_likelihood`."""
     ANY_BEHIND_PREFIX = "any, behind a prefix"
-    """Any order; the tokens of the diffusion phase, in front, see each other."""
+    """Any order; the tokens of the diffusion phase, which stand in front, see each other."""
 
 
 class Objective(ABC):
@@ -86,42 +86,42 @@ class Objective(ABC):
 
     @abstractmethod
     def predicted_tokens(self, seq_len: int) -> int:
-        """Tokens of a row that the loss speaks of; the others are given."""
+        """The number of tokens of a row that are predicted; the others are given."""
 
     @abstractmethod
     def terms(self, global_batch_size: int) -> dict[str, range]:
-        """Slots of the global batch by loss term; a micro-batch lies within one term.
+        """Which slots of the global batch each loss term takes; a micro-batch lies within one term.
 
-        A large enough batch has as many terms as `work` names kinds of rows.
+        A batch that is large enough has as many terms as `work` has kinds of rows.
         """
 
     @abstractmethod
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
-        """Makes the network's input and targets of int64 tokens [B, L], all of one term."""
+        """Makes the network's input and targets from int64 tokens [B, L], all of one term."""
 
     @abstractmethod
     def work(self, seq_len: int) -> list[RowWork]:
-        """The kinds of rows in a global batch, as far as their cost goes."""
+        """The kinds of rows in a global batch, with what their cost depends on."""
 
     def problems(self, seq_len: int) -> list[str]:
-        """Everything that makes this objective impossible on rows of seq_len tokens, in words."""
+        """Says all that makes this objective impossible on rows of seq_len tokens."""
         return []
 
     def for_validation(self) -> Self:
         """The same objective with the weights of the bound itself.
 
-        It equals the objective where the training loss is a bound already.
+        If the training loss is a bound already, that is the objective as it is.
         """
         return self
 
     @property
     def is_exact(self) -> bool:
-        """Whether the validation loss draws nothing: it is the negative log-likelihood itself."""
+        """Whether the validation loss is the negative log-likelihood itself and draws nothing."""
         return False
 
     @property
     def orders(self) -> Orders:
-        """The orders that the network has an exact likelihood under."""
+        """The orders under which the network gives an exact likelihood."""
         return Orders.NONE
 
     @property
@@ -133,21 +133,24 @@ class Objective(ABC):
 
     @property
     def diffusion_share(self) -> float:
-        """Share of the tokens that the network is trained to write by diffusion, alpha_0."""
+        """The share of the tokens that the network is trained to write by diffusion, alpha_0."""
         return 1.0
 
     def at_alpha_0(self, alpha_0: float) -> Self | None:
-        """The same objective at another share of diffusion; None where there is no such choice."""
+        """The same objective at another share of diffusion; None if it has no such choice."""
         return None
 
     def clipped(self, t_min: float, t_max: float) -> Self | None:
-        """The same objective with t drawn from a range; None where it always has all of [0, 1]."""
+        """The same objective with t drawn from a range; None if t always has all of [0, 1]."""
         return None
 
 
 @dataclass(frozen=True)
 class VocabularyIds:
-    """Ids that objectives put into sequences. bos_id: None where the tokenizer is not known."""
+    """The ids that objectives put into sequences, and the size of the vocabulary.
+
+    bos_id: None if the tokenizer is not known.
+    """
 
     size: int
     mask_id: int
@@ -155,16 +158,16 @@ class VocabularyIds:
 
 
 SCHEDULE_OPTIONS = ("alpha_0", "num_steps")
-"""Options of decoding that not every decoder heeds."""
+"""The options of decoding that only some decoders heed."""
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How text is written from a bundle.
 
-    decoders: names of the bundle's decoders, one for each variant. options: those of
-    SCHEDULE_OPTIONS that it heeds. fixed_share: the share of tokens it writes by diffusion, None
-    where `alpha_0` says.
+    decoders: the names of the bundle's decoders, one for each variant. options: those of
+    SCHEDULE_OPTIONS that the decoders heed. fixed_share: the share of tokens that they write by
+    diffusion; None if the option `alpha_0` sets it.
     """
 
     decoders: tuple[str, ...]
@@ -176,10 +179,11 @@ class Decoding:
 class ObjectiveKind:
     """An entry of the registry.
 
-    build: from the settings of `objective:`, by name, and the vocabulary's ids; raises ValueError
-    with everything that is wrong, a line each. orders: those that every network of the kind has.
-    decoding: None where no decoder of a bundle writes text. bundle_fields: what the bundle's
-    configuration must know beside the name, from the settings.
+    build: makes the objective from the settings of `objective:`, by name, and the ids of the
+    vocabulary; it raises ValueError with everything that is wrong, one line each. orders: those
+    under which every network of the kind gives an exact likelihood. decoding: None if no decoder of
+    a bundle writes text. bundle_fields: takes the same arguments and returns what the configuration
+    of a bundle must know beside the name.
     """
 
     name: str
@@ -190,9 +194,9 @@ class ObjectiveKind:
 
 
 def term_of(objective: Objective, keys: SampleKeys) -> str:
-    """The one loss term of a micro-batch.
+    """Returns the name of the one loss term that a micro-batch belongs to.
 
-    Raises ValueError if the rows span two terms; the configuration check rules that out.
+    Raises ValueError if the rows span two terms, which the check of the configuration rules out.
     """
     for name, slots in objective.terms(keys.global_batch_size).items():
         if all(int(slot) in slots for slot in keys.slot):

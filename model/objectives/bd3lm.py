@@ -1,4 +1,4 @@
-"""The block diffusion baseline: blocks left to right, masked diffusion within each."""
+"""The block diffusion baseline: blocks follow left to right, with masked diffusion within each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,12 +19,13 @@ from model.objectives.rows import Mask, MaskedRows
 
 @dataclass(frozen=True)
 class BD3LM(Objective):
-    """Source: arXiv 2503.09573, sections 3-5. A token of a block at time t is masked with chance t.
+    """The block diffusion objective: a token of a block at time t is masked with probability t.
 
-    t_min, t_max: t is drawn from this range, one per block; less than [0.001, 1] is a clipped
-    schedule, whose loss is not a bound. resample: draw a block's masks again until their share lies
-    in the range too. keep_first: the first token of a row is given. low_variance drops the bound's
-    weight 1 / t (training only).
+    t_min, t_max: the range from which one t is drawn for each block; a range within [0.001, 1] that
+    is smaller makes a clipped schedule, whose loss is not a bound. resample: whether the masks of a
+    block are drawn again until their share lies in the range too. keep_first: whether the first
+    token of a row is given. low_variance: whether the bound's weight 1 / t is dropped (in training
+    only). Source: arXiv 2503.09573, sections 3-5.
     """
 
     mask_id: int
@@ -61,7 +62,10 @@ class BD3LM(Objective):
         return {DIFFUSION: range(global_batch_size)}
 
     def for_validation(self) -> Self:
-        """The full range of t; blocks of one token have the exact likelihood at t = 1."""
+        """The same objective with the full range of t and the weights of the bound.
+
+        Blocks of one token take t = 1, where the loss is the exact likelihood.
+        """
         t_min = 1.0 if self.block_size == 1 else EPSILON
         return replace(self, t_min=t_min, t_max=1.0, resample=False, low_variance=False)
 
@@ -96,16 +100,16 @@ class BD3LM(Objective):
         return inputs, rows.targets(weights, t_of_token)
 
     def work(self, seq_len: int) -> list[RowWork]:
-        """Without the small effect of resampling on the number of masks."""
+        """The one kind of row; the small effect of resampling on the masks is left out."""
         scored = (self.t_min + self.t_max) / 2 * seq_len
         pattern = AttentionPattern.BLOCK_TWO_STREAM
         return [RowWork(1.0, pattern, seq_len, scored, block_size=self.block_size)]
 
     def _times(self, keys: SampleKeys, num_blocks: int) -> Array:
-        """t of every block, [B, L / block_size].
+        """Draws t for every block, [B, L / block_size].
 
-        Each block of the row is stratified over the global batch by itself; block b starts b / num
-        of the way into the strata, so that the blocks of one row spread over the range.
+        The t of block b is stratified over the global batch, for each b by itself. Block b starts a
+        share b / num_blocks into the strata, so that the blocks of one row spread over the range.
         """
         num_slots = keys.global_batch_size
         shift = np.arange(num_blocks) * num_slots // num_blocks
@@ -114,7 +118,10 @@ class BD3LM(Objective):
         return stratified_t(uniform, slot, num_slots, self.t_min, self.t_max)
 
     def _draw_masked(self, keys: SampleKeys, t_of_token: Array) -> Mask:
-        """Bool [B, L]. A row's draws depend on the row alone, however often others are redrawn."""
+        """Draws which tokens are masked, bool [B, L].
+
+        The draws of a row depend on the row alone, however often other rows are drawn again.
+        """
         length, attempts = t_of_token.shape[1], 1
         masked: Mask = keys.uniforms(Purpose.MASK, length) < t_of_token
         while self.resample:
@@ -128,7 +135,10 @@ class BD3LM(Objective):
         return masked
 
     def _allowed(self, shares: Array) -> Mask:
-        """Which shares of masked tokens lie in the range of t; its floor bounds nothing."""
+        """Says which shares of masked tokens lie in the range of t.
+
+        A t_min of EPSILON is only the floor of the schedule, so it sets no lower limit.
+        """
         at_least: Mask = (shares >= self.t_min) | (self.t_min == EPSILON)
         return at_least & (shares <= self.t_max)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 class Purpose(IntEnum):
-    """What a draw is for. The numbers are part of the result: never renumber them."""
+    """What a draw is for. The draws depend on these numbers, so never renumber them."""
 
     MASK = 0
     ORDER = 1
@@ -23,10 +23,10 @@ class Purpose(IntEnum):
 
 @dataclass(frozen=True)
 class SampleKeys:
-    """Identity of the rows of a micro-batch.
+    """What identifies the rows of a micro-batch, so that their draws can be repeated.
 
-    sample_index, slot: int64 [B]. The slot is the row's place in its global batch, over which t
-    is stratified.
+    sample_index: int64 [B], the global index of the sample. slot: int64 [B], the place of the row
+    in its global batch, over which t is stratified.
     """
 
     seed: int
@@ -35,11 +35,11 @@ class SampleKeys:
     global_batch_size: int
 
     def uniforms(self, purpose: Purpose, count: int) -> NDArray[np.float64]:
-        """[B, count], uniform on [0, 1) with 53 bits."""
+        """Draws [B, count] numbers, uniform on [0, 1) with 53 bits."""
         return (self._raw(purpose, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def dropout_keys(self) -> NDArray[np.int64]:
-        """[B], a hash of each sample."""
+        """Returns the dropout key of each row, [B], which depends on its sample alone."""
         return self._raw(Purpose.DROPOUT, 1)[:, 0].view(np.int64)
 
     def _raw(self, purpose: Purpose, count: int) -> NDArray[np.uint64]:

@@ -1,4 +1,4 @@
-"""The masked diffusion baseline: predict the masked tokens from all others, in both directions."""
+"""The masked diffusion baseline predicts masked tokens from all others, in both directions."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -16,7 +16,11 @@ from model.objectives.rows import MaskedRows
 
 @dataclass(frozen=True)
 class MDLM(Objective):
-    """low_variance drops the bound's weight (training only). Source: arXiv 2406.07524."""
+    """The masked diffusion objective.
+
+    low_variance: whether the bound's weight is dropped (in training only). Source: arXiv
+    2406.07524.
+    """
 
     mask_id: int
     low_variance: bool = False

@@ -6,18 +6,22 @@ from model.objectives import ar, bd3lm, esolm, mdlm
 from model.objectives.base import ObjectiveKind
 
 GROUP = "esolm.objectives"
-"""Entry points of this group name the `ObjectiveKind` of a package's own objective."""
+"""The entry points of this group name the `ObjectiveKind` that an installed package adds."""
 
 SHIPPED = {kind.name: kind for kind in (esolm.KIND, ar.KIND, mdlm.KIND, bd3lm.KIND)}
 
 
 def objective_names() -> list[str]:
-    """What `objective.name` may be."""
+    """The names that `objective.name` may have."""
     return [*SHIPPED, *_added()]
 
 
 def objective_kind(name: str) -> ObjectiveKind:
-    """The entry of a name. Raises ValueError, which lists the names, if there is none."""
+    """Returns the entry of a name.
+
+    Raises ValueError, which lists the names, if there is no such entry, and if an entry point names
+    something else than an `ObjectiveKind` of that name.
+    """
     if name in SHIPPED:
         return SHIPPED[name]
     added = _added()

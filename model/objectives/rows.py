@@ -1,6 +1,6 @@
-"""Rows of a micro-batch with some tokens masked, in the order in which they are fed.
+"""The rows of a micro-batch with some tokens masked, in the order in which they are fed.
 
-Shape letters: B rows, L tokens of a row.
+Shape letters: B is the number of rows, L the number of tokens of a row.
 """
 
 from dataclasses import dataclass
@@ -18,21 +18,25 @@ Mask = NDArray[np.bool_]
 
 
 def clean_first(masked: Mask, scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Generation order [B, L]: natural positions of the clean tokens, then of the masked ones.
+    """Returns a generation order [B, L]: natural positions of the clean tokens, then the masked.
 
-    scores in [0, 1) order the tokens within each part.
+    scores: numbers in [0, 1) that order the tokens within each of the two parts.
     """
     return np.argsort(masked + scores, axis=1, kind="stable")
 
 
 def natural_scores(length: int) -> NDArray[np.float64]:
-    """Scores [L] that keep the natural order."""
+    """Returns scores [L] that keep the natural order."""
     return np.arange(length) / length
 
 
 @dataclass(frozen=True)
 class MaskedRows:
-    """labels: int64 token ids; masked: bool; positions: natural ones, int64. All [B, L]."""
+    """Rows of tokens, some of them masked, in the order in which they are fed.
+
+    All fields are [B, L]. labels: the token ids, int64. masked: which tokens are masked, bool.
+    positions: the natural position of each token, int64.
+    """
 
     labels: Tensor
     masked: Tensor
@@ -40,18 +44,18 @@ class MaskedRows:
 
     @classmethod
     def in_order(cls, tokens: Tensor, masked: Mask, order: NDArray[np.int64]) -> "MaskedRows":
-        """Tokens and masks, given at natural positions, brought into a generation order."""
+        """Brings tokens and masks, given at natural positions, into a generation order."""
         index = torch.from_numpy(order)
         return cls(tokens.gather(1, index), torch.from_numpy(masked).gather(1, index), index)
 
     @classmethod
     def in_place(cls, tokens: Tensor, masked: Mask) -> "MaskedRows":
-        """The natural order."""
+        """Makes rows that keep the natural order."""
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         return cls(tokens, torch.from_numpy(masked), positions)
 
     def one_stream(self, mask_id: int, pattern: AttentionPattern, keys: SampleKeys) -> NetworkInput:
-        """The rows with the mask in place of masked tokens, S = L."""
+        """Makes input of one stream, S = L: the rows with the mask in place of masked tokens."""
         return NetworkInput(
             tokens=self.labels.masked_fill(self.masked, mask_id),
             positions=self.positions,
@@ -63,7 +67,10 @@ class MaskedRows:
     def two_streams(
         self, mask_id: int, pattern: AttentionPattern, keys: SampleKeys, block_size: int = 1
     ) -> NetworkInput:
-        """The noised rows followed by the same rows clean, at the same positions: S = 2L."""
+        """Makes input of two streams, S = 2L: the noised rows, then the same rows clean.
+
+        Both streams have the same positions.
+        """
         noised = self.labels.masked_fill(self.masked, mask_id)
         return NetworkInput(
             tokens=torch.cat([noised, self.labels], dim=1),
@@ -77,7 +84,7 @@ class MaskedRows:
     def targets(
         self, weights: NDArray[np.float64], times: NDArray[np.float64] | None = None
     ) -> Targets:
-        """Loss on the masked tokens; weights and times broadcast to [B, L]."""
+        """Makes targets with loss on the masked tokens; weights and times broadcast to [B, L]."""
         shape = tuple(self.labels.shape)
         return Targets(
             self.labels,

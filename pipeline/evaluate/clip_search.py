@@ -1,7 +1,7 @@
-"""Which range of t a BD3-LM should be trained on: the one under which its loss varies least.
+"""Finds the range of t to train a BD3-LM on: the one under which its loss varies least.
 
-Source: arXiv 2503.09573, section 5.3: clipped schedules lower the variance of the gradient, which
-the variance of the loss over the draws of the noise stands in for.
+Source: arXiv 2503.09573, section 5.3. Clipped schedules lower the variance of the gradient; the
+variance of the loss over the draws of the noise is measured in its place.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ GRID = 0.05
 
 
 def candidates() -> list[tuple[float, float]]:
-    """Every (t_min, t_max) of the published widths; the full range is the last."""
+    """Returns every (t_min, t_max) of the published widths; the full range is the last."""
     found = []
     for width in WIDTHS:
         for step in range(round((1.0 - width) / GRID) + 1):
@@ -36,10 +36,11 @@ def candidates() -> list[tuple[float, float]]:
 def search(
     subject: Subject, objective: Objective, rows: Rows, settings: Settings, info: ProcessInfo
 ) -> dict[str, Any] | None:
-    """The report of `esolm evaluate --clip-search` on rank 0, None on the others.
+    """Makes the report of `esolm evaluate --clip-search` on rank 0, and returns None on the others.
 
-    Under every candidate the rows take the same number of draws. variance: of a row's loss in nats
-    per token over its draws, averaged over rows. Raises ConfigError unless the network is a BD3-LM.
+    The rows take the same number of draws under every candidate. The `variance` of a range is that
+    of a row's loss in nats per token over its draws, averaged over the rows. Raises ConfigError
+    for too few draws, and unless the network is a BD3-LM.
     """
     if settings.num_draws < 2:
         raise ConfigError(f"--draws is {settings.num_draws}; a variance needs at least 2")

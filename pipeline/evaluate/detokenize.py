@@ -1,8 +1,8 @@
 """Undoes the spacing that old corpora were distributed with, as the published zero-shot figures do.
 
-Each rule set is a table (pattern, replacement), applied in order. The rules are conventions that go
-back to the evaluation of GPT-2 and of the One Billion Word benchmark; they are reproduced as they
-are, quirks included, since perplexities under other rules do not compare.
+Each rule set is a table of (pattern, replacement) that is applied in order. The rules are
+conventions that go back to the evaluation of GPT-2 and of the One Billion Word benchmark. They are
+reproduced with their quirks, because perplexities under other rules cannot be compared.
 """
 
 import re
@@ -13,12 +13,12 @@ Rules = tuple[tuple[str, str], ...]
 
 
 def _literal(*pairs: tuple[str, str]) -> Rules:
-    """Rules for plain text in place of patterns."""
+    """Makes rules that replace plain text instead of patterns."""
     return tuple((re.escape(old), new.replace("\\", r"\\")) for old, new in pairs)
 
 
 def _attached(marks: str) -> Rules:
-    """No space before a mark that is followed by one."""
+    """Makes rules that remove the space before a mark that is followed by a space."""
     return _literal(*((f" {mark} ", f"{mark} ") for mark in marks))
 
 
@@ -27,7 +27,7 @@ WIKITEXT: Rules = (
     (r"/' [0-9]/", r"/'[0-9]/"),
     *_literal((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", ".")),
     *_attached(":;.!?,"),
-    # No space inside of brackets and quotes.
+    # These remove the spaces just inside of brackets and quotes.
     (r"\(\s*([^\)]*?)\s*\)", r"(\1)"),
     (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
     (r"{\s*([^}]*?)\s*}", r"{\1}"),
@@ -37,7 +37,7 @@ WIKITEXT: Rules = (
     *_literal((" \u00b0 ", "\u00b0"), (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "), (" 's", "'s")),
 )
 
-# Overlapping numbers (" N N ") take the rule for them more than once.
+# The rule for numbers stands here ten times, because numbers that overlap (" N N ") need it again.
 PTB: Rules = (
     *_literal((" 's", "'s"), ("s ' ", "s' "), (" n't", "n't"), (" \n ", "\n"), ("\\/", "/")),
     *_literal((" N ", " 1 ")) * 10,
@@ -70,7 +70,7 @@ def _apply(rules: Rules, text: str) -> str:
 
 
 def _lambada(text: str) -> str:
-    """Straight quotes, and a line break in front."""
+    """Makes quotes straight and puts a line break in front."""
     return "\n" + text.replace("\u201c", '"').replace("\u201d", '"').strip()
 
 

@@ -1,4 +1,4 @@
-"""A bundle as a model of lm-evaluation-harness; needs the optional extra `lm-eval`.
+"""Makes a bundle a model of lm-evaluation-harness; this needs the optional extra `lm-eval`.
 
 Importing this module registers the name `esolm`, for `--model esolm --model_args path=BUNDLE`.
 """
@@ -28,9 +28,9 @@ Pair = tuple[list[int], list[int]]
 class EsoLMHarness(LM):  # type: ignore[misc]
     """Left-to-right likelihoods of Eso-LM and `ar` networks, and two-phase generation.
 
-    path: a bundle with a tokenizer. batch_size: requests per forward pass. alpha_0, num_steps,
-    top_p, temperature: of `generate_until`; by default greedy, left to right. What a task says of
-    do_sample, temperature and top_p goes first.
+    path: a bundle with a tokenizer. batch_size: the requests of one forward pass. alpha_0,
+    num_steps, top_p, temperature: how `generate_until` decodes; by default it is greedy, left to
+    right. The do_sample, temperature and top_p that a task sets take precedence.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class EsoLMHarness(LM):  # type: ignore[misc]
         self._max_gen_toks = max_gen_toks
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """(log p of the continuation given the context, whether it is the greedy one)."""
+        """Returns (log p of the continuation given the context, whether it is the greedy one)."""
         pairs = [self._encode(*request.args) for request in requests]
         return self._score(pairs)
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """log p of whole texts, cut into windows of the training length."""
+        """Returns log p of whole texts, which are cut into windows of the training length."""
         totals = []
         for request in requests:
             pairs = windows(self._ids(request.args[0]), self._length)
@@ -74,7 +74,7 @@ class EsoLMHarness(LM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Text after each context, up to the first of its `until` strings."""
+        """Returns the text written after each context, up to the first of its `until` strings."""
         texts = []
         with ProgressBar("generate", len(requests)) as progress:
             for request in requests:
@@ -86,9 +86,9 @@ class EsoLMHarness(LM):  # type: ignore[misc]
         return self._tokenizer.encode(text, recognise_specials=True)
 
     def _encode(self, context: str, continuation: str) -> Pair:
-        """Token ids; spaces at the end of the context belong to the continuation.
+        """Returns the token ids of both; spaces that end the context go to the continuation.
 
-        What is too long for the training length loses the beginning of its context.
+        A pair that is too long for the training length loses the beginning of its context.
         """
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
@@ -102,7 +102,10 @@ class EsoLMHarness(LM):  # type: ignore[misc]
         return front[max(0, len(front) + len(back) - self._length) :], back
 
     def _score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        """Longest first, so that a batch holds requests of like length; answers in order."""
+        """Scores the longest pairs first, so that the lengths in a batch are alike.
+
+        The answers are returned in the order of the pairs.
+        """
         order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
         answers: dict[int, tuple[float, bool]] = {}
         with ProgressBar("score", -(-len(order) // self._batch_size)) as progress:

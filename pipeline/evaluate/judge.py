@@ -1,4 +1,4 @@
-"""Generative perplexity: what another language model makes of the samples."""
+"""Generative perplexity: the perplexity of the samples under another language model."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.export.manifest import NAME
 from pipeline.generate import load_bundle
 
-# Configurations name the longest context differently.
+# The names under which configurations hold the longest context.
 _LIMITS = ("max_position_embeddings", "n_positions")
 
 
@@ -26,7 +26,7 @@ class Judge:
     def __init__(self, path: Path, device: torch.device) -> None:
         self._tokenizer = load_tokenizer(path)
         model = _own_bundle(path) if (path / NAME).is_file() else _of_transformers(path)
-        # What an `ar` network of ours read in front of each row in training, it reads here too.
+        # An `ar` network of ours reads the same token in front of each row as in training.
         prepended = getattr(model.config, "prepend_token_id", None)
         self._front = [] if prepended is None else [prepended]
         self._model, self._device = model.to(device).eval(), device
@@ -34,10 +34,10 @@ class Judge:
         self._context = next((limit for limit in limits if limit), 1024)
 
     def perplexity(self, texts: Sequence[str]) -> dict[str, Any]:
-        """exp of the mean negative log-likelihood over all tokens of all texts.
+        """Returns exp of the mean negative log-likelihood over all tokens of all texts.
 
-        Tokens are the judge's. A text longer than its context is cut into windows; the first token
-        of a window is given. Perplexity is None if nothing could be scored.
+        The tokens are those of the judge. A text longer than its context is cut into windows, and
+        the first token of a window is given. The perplexity is None if nothing could be scored.
         """
         nats, count = 0.0, 0
         for text in texts:
@@ -63,7 +63,10 @@ class Judge:
 
 
 def _own_bundle(path: Path) -> Any:
-    """The network of a bundle, run by this repository's code; only `ar` predicts the next token."""
+    """Loads the network of an `ar` bundle, the only kind that predicts the next token.
+
+    The code that runs is this repository's. Raises ConfigError for bundles of other kinds.
+    """
     model = load_bundle(path).model
     if objective_kind(model.config.objective).orders is not Orders.LEFT_TO_RIGHT:
         raise ConfigError(
@@ -80,7 +83,7 @@ def _of_transformers(path: Path) -> Any:
 
     try:
         with no_transformers_bars():
-            # Left out, the last option makes transformers ask at the terminal about foreign code.
+            # Without the last option transformers would ask at the terminal about foreign code.
             return AutoModelForCausalLM.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
             )

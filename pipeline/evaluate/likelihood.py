@@ -27,9 +27,11 @@ from pipeline.parallel.bootstrap import ProcessInfo
 
 @dataclass(frozen=True)
 class Settings:
-    """num_draws: of the bound. num_orders: K of the importance-weighted bound, 0 for none.
+    """How much is drawn and fed.
 
-    tokens_per_pass: most tokens fed to the network at once, two streams counted.
+    num_draws: the draws of the bound. num_orders: K of the importance-weighted bound, or 0 for no
+    such bound. tokens_per_pass: the most tokens that are fed to the network at once, as if every
+    row had two streams.
     """
 
     num_draws: int = 4
@@ -41,10 +43,11 @@ class Settings:
 def measure(
     subject: Subject, objective: Objective, rows: Rows, settings: Settings, info: ProcessInfo
 ) -> dict[str, Any] | None:
-    """The report of `esolm evaluate` on rank 0, None on the others. Everything in it is JSON.
+    """Makes the report of `esolm evaluate`, all JSON, on rank 0, and returns None on the others.
 
     The result does not depend on the number of processes: rows are cut into the same chunks, and
-    sums are taken in float64 over rows in their order. Raises ConfigError.
+    sums are taken in float64 over the rows in their order. Raises ConfigError for settings or rows
+    that cannot be measured.
     """
     objective = objective.for_validation()
     _check(objective, rows, settings)
@@ -58,7 +61,10 @@ def measure(
 def run_chunks(
     passes: Passes, rows: Rows, settings: Settings, info: ProcessInfo, label: str
 ) -> list[ChunkResult] | None:
-    """All rows, shared out among the processes: the chunks in their order on rank 0, else None."""
+    """Measures all rows, shared out among the processes.
+
+    Returns the results of the chunks in their order on rank 0, and None on the others.
+    """
     given = rows.seq_len - passes.objective.predicted_tokens(rows.seq_len)
     pieces = chunks(rows.num_rows, max(1, settings.tokens_per_pass // (2 * rows.seq_len)))
     mine: dict[int, ChunkResult] = {}
@@ -131,13 +137,13 @@ def _report(
 
 @dataclass(frozen=True)
 class Unit:
-    """The text that nats are shared out over: predicted tokens, and their bytes."""
+    """The amount of text that nats are divided by: predicted tokens, and their bytes."""
 
     tokens: int
     num_bytes: int
 
     def of_nats(self, nats: float) -> dict[str, float | None]:
-        """Loss in nats per token, perplexity, bits per token and per byte (None without text)."""
+        """Returns nats per token, perplexity, bits per token and, if there are bytes, per byte."""
         loss = nats / self.tokens
         bits = nats / math.log(2.0)
         return {
@@ -149,7 +155,7 @@ class Unit:
 
 
 def _bound_report(terms: dict[str, Float64Array], unit: Unit, exact: bool) -> dict[str, Any]:
-    """The bound: mean over draws, and the standard error of that mean."""
+    """Returns the bound as a mean over the draws, with the standard error of that mean."""
     per_draw = np.stack([values.sum(axis=0) for values in terms.values()]).sum(axis=0)
     per_row = np.stack([values.mean(axis=1) for values in terms.values()]).sum(axis=0)
     num_draws, num_rows = len(per_draw), len(per_row)
@@ -169,7 +175,7 @@ def _bound_report(terms: dict[str, Float64Array], unit: Unit, exact: bool) -> di
 
 
 def _bucket_report(buckets: Float64Array) -> list[dict[str, Any]]:
-    """One entry per tenth of t that was drawn; empty for a network without a diffusion term."""
+    """Returns one entry for each tenth of t that was drawn; none without a diffusion term."""
     found = []
     for number, (tokens, masked, weighted, plain) in enumerate(buckets.tolist()):
         if tokens:
@@ -187,7 +193,10 @@ def _bucket_report(buckets: Float64Array) -> list[dict[str, Any]]:
 
 
 def _order_report(objective: Objective, log_p: Float64Array, unit: Unit) -> dict[str, Any] | None:
-    """The bound of one drawn order (mean over all), and the importance-weighted one over K."""
+    """Returns the bound of one drawn order (the mean over all) and the weighted one over K.
+
+    The latter is the importance-weighted bound. Returns None if no orders were drawn.
+    """
     num_orders = log_p.shape[1]
     if not num_orders:
         return None

@@ -1,4 +1,4 @@
-"""MAUVE (Pillutla et al., arXiv 2102.01454) between samples and real text; an optional extra."""
+"""MAUVE (Pillutla et al., arXiv 2102.01454) between samples and real text, an optional extra."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from data_prep.tokenizers import Tokenizer, load_tokenizer
 from pipeline.errors import ConfigError
 
-# As in the reference implementation of MAUVE for long texts.
+# The limit that the reference implementation of MAUVE has for long texts.
 MAX_TOKENS = 1024
 
 
 def check_available() -> None:
-    """Raises ConfigError, naming what to install, where mauve-text is missing."""
+    """Raises ConfigError, which names what to install, if mauve-text is missing."""
     if find_spec("mauve") is None:
         raise ConfigError("--featuriser needs the package mauve-text: pip install 'esolm[mauve]'")
 
@@ -25,7 +25,10 @@ def check_available() -> None:
 def mauve(
     samples: Sequence[str], references: Sequence[str], featuriser: Path, device: torch.device
 ) -> float:
-    """MAUVE in (0, 1], higher is closer; it means little below some hundreds of texts a side."""
+    """Returns MAUVE in (0, 1]; a higher value means that the texts are more alike.
+
+    It means little with fewer than some hundreds of texts on each side.
+    """
     check_available()
     from mauve import compute_mauve
 
@@ -57,7 +60,7 @@ def _load(path: Path, device: torch.device) -> tuple[Any, Tokenizer]:
 def _features(
     model: Any, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device
 ) -> NDArray[np.float32]:
-    """The last hidden state of each text's last token: [N, D]."""
+    """Returns the last hidden state of the last token of each text, [N, D]."""
     limit = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS))
     rows = []
     for text in texts:

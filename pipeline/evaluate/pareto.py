@@ -1,11 +1,12 @@
-"""Quality against seconds, as a table and as a picture."""
+"""The quality of samples against the seconds that they take, as a table and as a picture."""
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# What a point's height is, in order of preference: the column, its name, whether less is better.
+# What the height of a point may show, in order of preference: the column, its name, and whether a
+# smaller value is better.
 QUALITIES = (
     ("generative_perplexity", "generative perplexity", True),
     ("mauve", "MAUVE", False),
@@ -14,7 +15,7 @@ QUALITIES = (
 
 
 def write(settings: Sequence[dict[str, Any]], out: Path) -> list[Path]:
-    """Writes pareto.csv and pareto.png into a folder; returns their paths."""
+    """Writes pareto.csv and pareto.png into a folder and returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
     key, _, smaller = quality_of(settings)
     front = frontier([(each["seconds_per_sample"], each[key]) for each in settings], smaller)
@@ -29,12 +30,15 @@ def write(settings: Sequence[dict[str, Any]], out: Path) -> list[Path]:
 
 
 def quality_of(settings: Sequence[dict[str, Any]]) -> tuple[str, str, bool]:
-    """The first of QUALITIES that every setting has."""
+    """Returns the first of QUALITIES that every setting has."""
     return next(q for q in QUALITIES if all(each[q[0]] is not None for each in settings))
 
 
 def frontier(points: Sequence[tuple[float, float]], smaller: bool) -> list[int]:
-    """Indices of the (seconds, quality) points that no other beats in both, by rising seconds."""
+    """Returns the indices of the (seconds, quality) points that no other point beats in both.
+
+    They are sorted by rising seconds.
+    """
     front: list[int] = []
     for number in sorted(range(len(points)), key=lambda i: (points[i][0], i)):
         value = points[number][1]
@@ -45,7 +49,10 @@ def frontier(points: Sequence[tuple[float, float]], smaller: bool) -> list[int]:
 
 
 def draw(settings: Sequence[dict[str, Any]], front: Sequence[int], path: Path) -> None:
-    """One line per alpha_0 over step counts, the Pareto front marked, forward passes as labels."""
+    """Draws one line for each alpha_0, with a point for each number of steps.
+
+    The Pareto front is marked, and the labels of the points are the numbers of forward passes.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -91,7 +98,7 @@ def _draw_line(axes: Any, points: Sequence[dict[str, Any]], key: str, color: str
 
 
 def _scale(set_scale: Any, axis: Any, values: Sequence[float]) -> None:
-    """Logarithmic, with plain numbers at the ticks, however narrow the range."""
+    """Makes an axis logarithmic, with plain numbers at the ticks, however narrow its range."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     set_scale("log")
@@ -101,5 +108,5 @@ def _scale(set_scale: Any, axis: Any, values: Sequence[float]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-# Distinguishable under the common forms of colour blindness (Okabe and Ito).
+# These can be told apart under the common forms of colour blindness (Okabe and Ito).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

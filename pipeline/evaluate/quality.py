@@ -1,4 +1,4 @@
-"""Figures of samples by themselves: how varied they are, as token ids."""
+"""Figures of samples by themselves: how varied their token ids are."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,9 +7,9 @@ Int64Array = NDArray[np.int64]
 
 
 def unigram_entropy(tokens: Int64Array) -> float:
-    """Entropy of the token frequencies within a sample, in nats, averaged over samples [N, L].
+    """Returns the entropy of the token frequencies within a sample, averaged over samples [N, L].
 
-    At most log L. Low values mean repetition, which a judge may take for quality.
+    It is in nats and at most log L. Low values mean repetition, which a judge may take for quality.
     """
     entropies = []
     for row in tokens:
@@ -20,7 +20,10 @@ def unigram_entropy(tokens: Int64Array) -> float:
 
 
 def distinct(tokens: Int64Array, n: int) -> float | None:
-    """Different n-grams over all n-grams of samples [N, L]; None if the samples are shorter."""
+    """Returns the share of different n-grams among all n-grams of samples [N, L].
+
+    It is None if the samples are shorter than n.
+    """
     if tokens.shape[1] < n:
         return None
     grams = np.lib.stride_tricks.sliding_window_view(tokens, n, axis=1).reshape(-1, n)

@@ -1,4 +1,4 @@
-"""Several processes that share out rows; each holds the whole network."""
+"""Several processes that share out rows among them; each holds the whole network."""
 
 from datetime import timedelta
 from typing import TypeVar
@@ -20,7 +20,10 @@ TIMEOUT = timedelta(hours=12)
 
 
 def join() -> tuple[ProcessInfo, torch.device]:
-    """Enters the job over gloo, and alone where there is no launcher; this rank's device."""
+    """Joins the job over gloo and returns this process with its device.
+
+    Without a launcher the process is a job of its own.
+    """
     info = process_info()
     if not dist.is_initialized():
         join_job(info, "gloo", TIMEOUT)
@@ -28,7 +31,7 @@ def join() -> tuple[ProcessInfo, torch.device]:
 
 
 def gather(mine: T, info: ProcessInfo) -> list[T] | None:
-    """Every rank's object on rank 0, in the order of ranks; None on the others."""
+    """Returns the objects of all ranks, in their order, on rank 0, and None on the others."""
     if info.world_size == 1:
         return [mine]
     everything: list[T | None] | None = [None] * info.world_size if info.rank == 0 else None
@@ -39,6 +42,6 @@ def gather(mine: T, info: ProcessInfo) -> list[T] | None:
 
 
 def leave(info: ProcessInfo) -> None:
-    """Leaves a job of several processes together."""
+    """Leaves a job of several processes together with the others."""
     if info.world_size > 1:
         shutdown_processes()

@@ -17,7 +17,7 @@ Int64Array = NDArray[np.int64]
 
 
 class Rows(Protocol):
-    """Sequences 0 .. num_rows - 1, each of seq_len tokens."""
+    """The sequences 0 .. num_rows - 1, each of seq_len tokens."""
 
     @property
     def name(self) -> str: ...
@@ -34,7 +34,7 @@ class Rows(Protocol):
         ...
 
     def read(self, index: Int64Array) -> Int64Array:
-        """Tokens [N, L] of rows [N]."""
+        """Returns the tokens [N, L] of the rows with the numbers [N]."""
         ...
 
 
@@ -57,7 +57,7 @@ class DatasetRows:
 
 @dataclass(frozen=True)
 class ArrayRows:
-    """Rows in memory: tokens int64 [N, L]."""
+    """Rows that are in memory. tokens: int64 [N, L]."""
 
     name: str
     tokens: Int64Array
@@ -79,7 +79,10 @@ class ArrayRows:
 def dataset_rows(
     path: Path, split: str, subject: Subject, seq_len: int | None, limit: int | None
 ) -> DatasetRows:
-    """Raises DataError for a bad dataset and ConfigError for one of another vocabulary."""
+    """Returns the rows of a split of a dataset, at most `limit` of them.
+
+    Raises DataError for a bad dataset and ConfigError for one of another vocabulary.
+    """
     dataset = TokenDataset(path, split)
     subject.check_vocabulary(
         path, dataset.vocab_size, dataset.mask_id, dataset.tokenizer_fingerprint
@@ -100,6 +103,6 @@ def limited(num_rows: int, limit: int | None) -> int:
 
 
 def chunks(num_rows: int, rows_per_chunk: int) -> list[Int64Array]:
-    """Row numbers in pieces that depend on nothing but these two numbers."""
+    """Cuts the row numbers into pieces that depend on nothing but these two numbers."""
     starts = range(0, num_rows, rows_per_chunk)
     return [np.arange(i, min(i + rows_per_chunk, num_rows), dtype=np.int64) for i in starts]

@@ -1,4 +1,4 @@
-"""The quality of what a bundle writes, against the seconds it takes, over decoding settings."""
+"""Measures the quality of a bundle's samples, and the seconds they take, by decoding settings."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +25,10 @@ Int64Array = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """alphas x steps are the settings of a sweep; empty or None takes the bundle's default.
+    """The settings of a sweep: every one of alphas with every one of steps.
 
-    num_samples: of each setting, batch_size at once.
+    Empty lists and None stand for the default of the bundle. num_samples: how many samples each
+    setting takes. batch_size: how many of them are written at once.
     """
 
     alphas: list[float] = field(default_factory=list)
@@ -42,7 +43,7 @@ class SampleSettings:
 
 @dataclass(frozen=True)
 class Tools:
-    """What judges the texts; None where it is not asked for."""
+    """What judges the texts; a part that is not asked for is None."""
 
     tokenizer: Tokenizer | None
     judge: Judge | None
@@ -59,10 +60,10 @@ def measure_samples(
     split: str = "valid",
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """The report of `esolm evaluate --samples`; everything in it is JSON.
+    """Makes the report of `esolm evaluate --samples`; everything in it is JSON.
 
-    references: a dataset whose rows MAUVE compares with. out: a folder for pareto.csv, pareto.png.
-    Raises ConfigError, DataError or ExportError.
+    references: a dataset whose rows MAUVE compares the samples with. out: a folder for pareto.csv
+    and pareto.png. Raises ConfigError, DataError or ExportError.
     """
     if process_info().world_size > 1:
         raise ConfigError("--samples is the work of one process: start it once, without ranks")
@@ -92,9 +93,10 @@ def measure_samples(
 
 
 def settings_of(bundle: Bundle, settings: SampleSettings) -> list[tuple[float, int]]:
-    """The sweep: every alpha_0 with every step count, but left-to-right decoding only once.
+    """Returns the sweep: every alpha_0 with every step count, but left-to-right decoding once.
 
-    Only an Eso-LM has a choice of alpha_0; `ar` writes nothing by diffusion, MDLM and BD3-LM all.
+    Only an Eso-LM has a choice of alpha_0: `ar` writes nothing by diffusion, and MDLM and BD3-LM
+    write everything by it.
     """
     defaults, objective = bundle.model.generation_config, bundle.model.config.objective
     decoding = objective_kind(objective).decoding
@@ -106,13 +108,13 @@ def settings_of(bundle: Bundle, settings: SampleSettings) -> list[tuple[float, i
 
 
 def _warm_up(bundle: Bundle) -> None:
-    """The first passes of a process pay for memory and kernels."""
+    """Runs a short generation, because the first passes of a process set up memory and kernels."""
     length = 2 * (bundle.model.config.block_size or 4)
     generate(bundle, Request(length=length, num_samples=1, num_steps=2, alpha_0=0.5))
 
 
 def reference_texts(bundle: Bundle, data: Path, split: str, settings: SampleSettings) -> list[str]:
-    """As many rows of a dataset as there are samples, of the samples' length."""
+    """Returns as many rows of a dataset as there are samples, as text of the samples' length."""
     dataset = TokenDataset(data, split)
     length = settings.length or bundle.model.generation_config.length
     reader = SampleReader(dataset, length, seed=0, shuffle="none")
@@ -151,7 +153,7 @@ def _measure(
 def _write(
     bundle: Bundle, settings: SampleSettings, alpha_0: float, steps: int
 ) -> tuple[Int64Array, list[int], float]:
-    """Samples [N, L], forward passes of each batch, seconds of all batches."""
+    """Returns samples [N, L], the forward passes of each batch, and the seconds of all batches."""
     rows, nfes, seconds = [], [], 0.0
     for number, first in enumerate(range(0, settings.num_samples, settings.batch_size)):
         request = Request(

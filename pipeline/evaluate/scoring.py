@@ -1,6 +1,7 @@
 """Exact log-likelihoods of continuations under a bundle's network, each in one forward pass.
 
-Shape letters: B requests, S tokens fed, C tokens of the longest continuation, V vocabulary.
+Shape letters: B is the number of requests, S of tokens fed, C of tokens in the longest
+continuation, V the size of the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,10 @@ from pipeline.export.bundle.modeling_esolm import at_least_float32, rotary_angle
 
 @dataclass(frozen=True)
 class Score:
-    """log_p: log-likelihood of the continuation, in nats. is_greedy: each token is the likeliest.
+    """The score of a continuation.
 
-    A continuation without tokens has log_p 0 and is greedy.
+    log_p: its log-likelihood in nats. is_greedy: whether each of its tokens is the likeliest. A
+    continuation without tokens has a log_p of 0 and is greedy.
     """
 
     log_p: float
@@ -27,12 +29,12 @@ class Score:
 
 
 class Scorer:
-    """Scores continuations left to right. For networks trained as an Eso-LM or `ar`.
+    """Scores continuations left to right, for networks trained as an Eso-LM or as `ar`.
 
-    An Eso-LM is read as one that writes nothing by diffusion: causally, in both variants.
+    An Eso-LM is read as one that writes nothing by diffusion, which is causal in both variants.
 
-    model: the bundle's EsoLMForMaskedLM. first_id: what stands before the first token of a text
-    under an `ar` network that was fed nothing in front of its sequences.
+    model: the bundle's EsoLMForMaskedLM. first_id: the token that is put before the first token of
+    a text if the network is an `ar` that was fed nothing in front of its sequences.
     """
 
     def __init__(self, model: Any, first_id: int | None = None) -> None:
@@ -49,9 +51,9 @@ class Scorer:
         self._always_in_front = config.prepend_token_id is not None
 
     def score(self, requests: Sequence[tuple[list[int], list[int]]]) -> list[Score]:
-        """One forward for all (context, continuation) pairs of token ids.
+        """Scores all (context, continuation) pairs of token ids in one forward pass.
 
-        Raises ConfigError where an `ar` network has nothing to predict a first token from.
+        Raises ConfigError if an `ar` network has nothing to predict a first token from.
         """
         if not any(continuation for _, continuation in requests):
             return [Score(0.0, True)] * len(requests)
@@ -66,10 +68,10 @@ class Scorer:
         return scores
 
     def _esolm_logits(self, requests: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-        """[B, C, V]. A row is fed [context | continuation[:-1] | padding | C masks].
+        """Returns logits [B, C, V]. A row is fed [context | continuation[:-1] | padding | C masks].
 
-        Mask j stands at the place of continuation[j] and sees the context, continuation[:j] and
-        itself: what decoding one token per step would feed it.
+        Mask j stands at the position of continuation[j] and sees the context, continuation[:j] and
+        itself, which is what it would see if decoding wrote one token per step.
         """
         clean = [context + continuation[:-1] for context, continuation in requests]
         width, masks = max(map(len, clean)), max(len(c) for _, c in requests)
@@ -88,7 +90,7 @@ class Scorer:
         return self._forward(tokens, positions, visible, masks)
 
     def _ar_logits(self, requests: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-        """[B, C, V]: the prediction for each token of a continuation is the output before it."""
+        """Returns logits [B, C, V]; a token's prediction is the output at the token before it."""
         longest = max(len(continuation) for _, continuation in requests)
         rows = []
         for context, continuation in requests:
@@ -110,7 +112,7 @@ class Scorer:
 
     @torch.no_grad()
     def _forward(self, tokens: Tensor, positions: Tensor, visible: Tensor, keep: int) -> Tensor:
-        """Logits of the last `keep` places under a mask of one's own, [B, S, S]."""
+        """Returns the logits of the last `keep` places under the given mask, visible [B, S, S]."""
         model, config, device = self._model, self._model.config, self._model.device
         mask = visible[:, None].to(device)
         angles = rotary_angles(positions.to(device), config.head_dim, config.rope_base)
@@ -123,9 +125,9 @@ class Scorer:
 
 
 def windows(ids: list[int], size: int) -> list[tuple[list[int], list[int]]]:
-    """A long text as (context, continuation) pairs that score every token once.
+    """Cuts a long text into (context, continuation) pairs that score every token once.
 
-    The first window has no context; the next ones are given the last token before them.
+    The first window has no context; those after it have the last token before them as context.
     """
     found: list[tuple[list[int], list[int]]] = [([], ids[:size])] if ids else []
     for start in range(size, len(ids), size - 1):

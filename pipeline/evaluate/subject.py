@@ -1,4 +1,4 @@
-"""What is measured: a trained network behind one function, wherever it comes from."""
+"""The network that is measured, behind one function, wherever it comes from."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +18,11 @@ from pipeline.export.manifest import NAME as BUNDLE_RECORD
 
 @dataclass(frozen=True)
 class Subject:
-    """A network in fp32. logits: as `model.likelihood` reads it. tokenizer: None if it has none.
+    """A trained network in fp32, with what is known of it.
 
-    fingerprint: of the tokenizer that it was trained with, where that is known.
+    logits: the function through which `model.likelihood` reads the network. fingerprint: that of
+    the tokenizer that it was trained with, or None if that is not known. tokenizer: None if the
+    network comes without one.
     """
 
     path: Path
@@ -40,7 +42,8 @@ class Subject:
     ) -> None:
         """Raises ConfigError unless a tokenizer or dataset has the ids of the network.
 
-        num_rows: of a network with its vocabulary. fingerprint: None where it tells nothing.
+        path: where the tokenizer or dataset lies. num_rows: the rows of a network with its
+        vocabulary. fingerprint: None if it tells nothing.
         """
         known = self.fingerprint
         differs = bool(known) and fingerprint not in (None, known)
@@ -55,11 +58,11 @@ class Subject:
 def open_subject(
     path: Path, weights: str | None, device: torch.device, tokenizer: Path | None = None
 ) -> Subject:
-    """A run directory's newest checkpoint, one checkpoint directory, or a bundle.
+    """Opens the newest checkpoint of a run directory, one checkpoint directory, or a bundle.
 
-    weights: `ema` (the default) or `raw`; a bundle has but one kind. tokenizer: a directory to take
-    in place of its own, with the same ids. Raises CheckpointError, ExportError, DataError or
-    ConfigError.
+    weights: `ema` (the default) or `raw`; a bundle has only one kind. tokenizer: a directory to use
+    in place of the network's own, with the same ids. Raises CheckpointError, ExportError, DataError
+    or ConfigError.
     """
     if (path / BUNDLE_RECORD).is_file():
         subject = _open_bundle(path, weights, device, tokenizer)
@@ -76,7 +79,7 @@ def open_subject(
 def _open_checkpoint(
     path: Path, weights: str, device: torch.device, tokenizer: Path | None
 ) -> Subject:
-    """Through the training network, whole in this process."""
+    """Opens a checkpoint as the training network, which is whole in this process."""
     from pipeline.parallel.single import load_network, whole_network
 
     reader = CheckpointReader(path)
@@ -132,7 +135,10 @@ def _open_bundle(
 
 
 def objective_of(stored: dict[str, Any], ids: VocabularyIds) -> Objective:
-    """The objective that a checkpoint or bundle says it was trained with."""
+    """Returns the objective that a checkpoint or bundle says it was trained with.
+
+    Raises ConfigError if that objective cannot be built.
+    """
     try:
         return objective_kind(stored["name"]).build(stored, ids)
     except ValueError as error:
@@ -140,7 +146,10 @@ def objective_of(stored: dict[str, Any], ids: VocabularyIds) -> Objective:
 
 
 def with_alpha_0(objective: Objective, alpha_0: float | None) -> Objective:
-    """The same objective at another share of diffusion; raises ConfigError if it has no choice."""
+    """Returns the same objective at another share of diffusion, or as it is for None.
+
+    Raises ConfigError if the share is out of range or the objective has no such choice.
+    """
     if alpha_0 is None:
         return objective
     if not 0.0 <= alpha_0 <= 1.0:

@@ -25,27 +25,30 @@ class SuiteConfig:
 
     title: str = MISSING
     file: str = MISSING
-    """What is expected in the folder of --files: a file, or a folder of files. .gz and .zst too."""
+    """The file, or folder of files, expected in the folder of --files; it may be .gz or .zst."""
     source: str = MISSING
-    """Where a person finds it, for the message when it is missing."""
+    """Where a person finds it; the message says so when it is missing."""
     text_key: str = "text"
-    """JSONL files: the key that holds the text."""
+    """The key that holds the text in JSONL files."""
     unit: str = "document"
-    """Text files: `document` (the whole file), `line`, or `line_with_break` (its end kept)."""
+    """What is one text of a text file: `document`, `line`, or `line_with_break`, with its end."""
     detokenizer: str = "none"
     """A key of `pipeline.evaluate.detokenize.DETOKENIZERS`."""
     first_character: int = 0
-    """Text files as one document: where the part that is measured begins."""
+    """Where the part of a document that is measured begins."""
     seq_len: int = 0
-    """Tokens of a row; 0: as many as the network was trained on."""
+    """The tokens of a row; 0 stands for as many as the network was trained on."""
     wrap_special: bool = True
-    """Begin every row with bos and end it with eos, as the published zero-shot figures do."""
+    """Whether rows begin with bos and end with eos, as those of the published figures do."""
     end_of_text: bool = False
-    """Put eos after every text."""
+    """Whether eos is put after every text."""
 
 
 def load_suite(name: str) -> SuiteConfig:
-    """The suite of a name in configs/suite/, or of a YAML file. Raises ConfigError."""
+    """Loads the suite of a name in configs/suite/, or of a YAML file.
+
+    Raises ConfigError if there is none, or if a value in it cannot be.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIGS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.yaml")))
@@ -74,9 +77,9 @@ def load_suite(name: str) -> SuiteConfig:
 def suite_rows(
     name: str, files: Path | None, subject: Subject, seq_len: int | None, limit: int | None
 ) -> ArrayRows:
-    """A corpus under the network's own tokenizer, packed into rows; the rest is dropped.
+    """Packs a corpus into rows under the network's own tokenizer; tokens left over are dropped.
 
-    Raises DataError, naming what to put where, if its file is missing or too short for one row.
+    Raises DataError if its file is missing, with what to put where, or too short for one row.
     """
     suite = load_suite(name)
     if files is None:
@@ -109,7 +112,10 @@ def _texts(suite: SuiteConfig, files: Path) -> Iterator[str]:
 def _pack(
     suite: SuiteConfig, files: Path, tokenizer: Tokenizer, length: int, limit: int | None
 ) -> Int64Array:
-    """All texts end to end, cut into rows: int64 [N, length]; no more than `limit` rows."""
+    """Puts all texts end to end and cuts them into rows, int64 [N, length].
+
+    limit: no text is read once there are tokens for so many rows.
+    """
     bos, eos = tokenizer.vocabulary.bos_id, tokenizer.vocabulary.eos_id
     if (suite.wrap_special and bos is None) or (eos is None and _needs_eos(suite)):
         raise ConfigError("the tokenizer has no bos or eos, which this suite puts between rows")

@@ -1,4 +1,4 @@
-"""What a generation task of lm-evaluation-harness asks for, in the terms of `generate`."""
+"""Translates what a generation task of lm-evaluation-harness asks for into terms of `generate`."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,10 +7,10 @@ from pipeline.generate import Request
 
 
 def share_out(length: int, context: list[int], max_new: int) -> tuple[list[int], int]:
-    """(the end of the context that fits, tokens to be written) in a sequence of `length`.
+    """Returns (the end of the context that fits, the tokens to write) for a sequence of `length`.
 
-    A long context loses its beginning, as harness tasks expect; but where the network is short for
-    what a task would have written, at least half of it is left to the context.
+    A long context loses its beginning, as harness tasks expect. But if the length is short for what
+    a task wants written, at least half of it is left to the context.
     """
     room = max(length - max_new, length // 2, 1)
     kept = context[-room:]
@@ -18,7 +18,7 @@ def share_out(length: int, context: list[int], max_new: int) -> tuple[list[int],
 
 
 def decoding_of(request: Request, options: dict[str, Any]) -> Request:
-    """The request under a task's `do_sample`, `temperature` and `top_p`, where it names them."""
+    """Returns the request with those of `do_sample`, `temperature` and `top_p` that a task sets."""
     if options.get("top_p") is not None:
         request = replace(request, top_p=float(options["top_p"]))
     do_sample, temperature = options.get("do_sample"), options.get("temperature")

@@ -1,1 +1,1 @@
-"""A checkpoint becomes a self-verified bundle that needs nothing of this repository."""
+"""Makes a checkpoint a bundle that was verified and needs nothing of this repository."""

@@ -1,4 +1,4 @@
-"""What the network's tensors and its architecture are called in a bundle; both ways."""
+"""Translates the names of tensors and of the architecture between training and a bundle."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from model.config import ModelConfig
 from pipeline.errors import ExportError
 
-# Of EsoLMConfig, then of ModelConfig.
+# Fields of EsoLMConfig, and the fields of ModelConfig that they are.
 FIELDS = {
     "vocab_size": "vocab_size",
     "mask_token_id": "mask_id",
@@ -24,10 +24,10 @@ FIELDS = {
     "rope_base": "rope_base",
     "initializer_range": "init_std",
 }
-# transformers writes some fields only where they are not the default.
+# transformers writes some fields only if they differ from the default.
 MAY_BE_MISSING = {"tie_word_embeddings": False}
 
-# Beginnings of names in training, then in a bundle.
+# What names begin with in training, and in a bundle.
 PLACES = {
     "embedding.tokens.": "model.embed_tokens.",
     "blocks.": "model.layers.",
@@ -37,14 +37,14 @@ PLACES = {
 
 
 def to_bundle(model: ModelConfig) -> dict[str, Any]:
-    """Fields of EsoLMConfig."""
+    """Returns the fields of EsoLMConfig for an architecture."""
     return {theirs: getattr(model, ours) for theirs, ours in FIELDS.items()}
 
 
 def from_bundle(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of ModelConfig as far as a bundle's config.json fixes them.
+    """Returns the fields of ModelConfig that a bundle's config.json determines.
 
-    Raises ExportError if it lacks one.
+    Raises ExportError if one is missing there.
     """
     given = {**MAY_BE_MISSING, **config}
     missing = [name for name in FIELDS if name not in given]
@@ -54,7 +54,10 @@ def from_bundle(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bundle_name(name: str) -> str:
-    """What a bundle calls a tensor of the network; its modulations have no place there."""
+    """Returns what a bundle calls a tensor of the network.
+
+    Raises ExportError for a tensor that has no place in a bundle.
+    """
     for ours, theirs in PLACES.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
@@ -62,5 +65,5 @@ def bundle_name(name: str) -> str:
 
 
 def is_folded_away(name: str) -> bool:
-    """Whether a tensor is part of adaLN, whose effect a bundle has in its other weights."""
+    """Whether a tensor is part of adaLN, whose effect is in the other weights of a bundle."""
     return ".modulation." in name or ".conditioning." in name

@@ -8,7 +8,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from pipeline.errors import ConfigError
 
-# How the command line names the states of a checkpoint.
+# The names of a checkpoint's states on the command line, and in the checkpoint.
 STATES = {"ema": "ema", "raw": "weights"}
 
 
@@ -23,7 +23,7 @@ class Source(Protocol):
 
     @property
     def objective(self) -> dict[str, Any]:
-        """The run's objective: `name`; `variant` and `alpha_0` (esolm), `prepend` (ar)."""
+        """The objective of the run: `name`, and `variant` and `alpha_0` (esolm), `prepend` (ar)."""
         ...
 
     @property
@@ -36,12 +36,12 @@ class Source(Protocol):
     def data_path(self) -> Path | None: ...
 
     def tensors(self, state: str) -> dict[str, Tensor]:
-        """Full fp32 tensors by canonical name, of the state `ema` or `weights`."""
+        """Returns the full fp32 tensors of the state `ema` or `weights` by canonical name."""
         ...
 
 
 def open_source(checkpoint: str | Path) -> Source:
-    """The newest valid checkpoint of a run directory or URL, or one checkpoint directory.
+    """Opens the newest valid checkpoint of a run directory or URL, or one checkpoint directory.
 
     Raises CheckpointError if there is none.
     """
@@ -52,7 +52,7 @@ def open_source(checkpoint: str | Path) -> Source:
 
 
 def load_tensors(source: Source, weights: str) -> dict[str, Tensor]:
-    """The tensors of `ema` or `raw` weights. Raises ConfigError for any other name."""
+    """Returns the tensors of `ema` or `raw` weights. Raises ConfigError for any other name."""
     if weights not in STATES:
         raise ConfigError(f"weights '{weights}' is unknown; choose of {', '.join(STATES)}")
     return source.tensors(STATES[weights])

@@ -1,4 +1,4 @@
-"""Checkpoint -> bundle: fold, write, prove, and only then give it its name."""
+"""Exports a checkpoint: folds it, writes a bundle, checks it and only then gives it its name."""
 
 import os
 import platform
@@ -22,7 +22,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported. bytes: of all files. gate: figures of each check, as in export.json."""
+    """What was exported.
+
+    bytes: the size of all files. gate: the figures of each check, as in export.json.
+    """
 
     path: Path
     step: int
@@ -49,9 +52,9 @@ def export(
     tokenizer: Path | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Exports a run directory's newest valid checkpoint, or one checkpoint directory, or a URL's.
+    """Exports the newest valid checkpoint of a run directory or URL, or one checkpoint directory.
 
-    Raises CheckpointError if there is none, and otherwise as `export_source`.
+    Raises CheckpointError if there is none, and otherwise what `export_source` raises.
     """
     _refuse_existing(out, overwrite)
     source = open_source(checkpoint)
@@ -72,8 +75,8 @@ def export_source(
     """Writes the bundle `out` and returns what it holds.
 
     weights: `ema` or `raw`. dtype: `bf16` or `fp32`. tokenizer: a tokenizer directory in place of
-    the checkpoint's own. bos_id: where there is no tokenizer. Raises ExportError, and leaves
-    nothing behind, if a check of the gate fails, or if `out` exists and may not be replaced.
+    the checkpoint's own. bos_id: the id of bos if there is no tokenizer. Raises ExportError, and
+    leaves nothing behind, if a check of the gate fails, or if `out` exists and may not be replaced.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype '{dtype}' is unknown; choose of {', '.join(DTYPES)}")
@@ -136,7 +139,7 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
 
 
 def _put_in_place(temporary: Path, out: Path) -> None:
-    """Renames, so that `out` is at every moment the old bundle, absent, or the new one."""
+    """Renames directories, so that at every moment `out` is the old bundle, absent, or the new."""
     if not out.exists():
         temporary.rename(out)
         return

@@ -1,6 +1,6 @@
-"""Training tensors -> bundle parameters, with the constant modulation of adaLN folded away.
+"""Makes bundle parameters of training tensors and folds the constant modulation of adaLN away.
 
-The conditioning vector is constant (sigma = 0), so shift and scale become the bias and weight of
+The conditioning vector is constant (sigma = 0). So shift and scale become the bias and weight of
 the norm that they follow, and a gate scales the rows of the output projection in front of it:
 
     norm(x) w (1 + scale) + shift        ->  weight = w (1 + scale), bias = shift
@@ -21,13 +21,16 @@ from pipeline.export.architecture import bundle_name, is_folded_away
 
 
 class Ledger:
-    """Training tensors that are still to be consumed, each exactly once."""
+    """Keeps account of the tensors that are still to be consumed, each exactly once."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._left = dict(tensors)
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """The tensor in float64. Raises ExportError if it is missing, misshapen or not finite."""
+        """Consumes a tensor and returns it in float64.
+
+        Raises ExportError if it is missing, misshapen or not finite.
+        """
         if name not in self._left:
             raise ExportError(f"coverage: the checkpoint has no tensor '{name}'")
         tensor = self._left.pop(name)
@@ -50,7 +53,7 @@ class Ledger:
 def fold(
     tensors: dict[str, Tensor], config: ModelConfig, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """Bundle parameters by name, in `dtype`.
+    """Returns the parameters of the bundle by name, in `dtype`.
 
     Raises ExportError unless every tensor is finite, fits the architecture and is used once.
     """
@@ -70,7 +73,7 @@ def fold(
 
 
 def _conditioning(held: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """[C], as `model.layers.Conditioning` computes it, in float64."""
+    """Returns the conditioning vector [C] of `model.layers.Conditioning`, computed in float64."""
     prefix = "embedding.conditioning."
     state = {n.removeprefix(prefix): value for n, value in held.items() if n.startswith(prefix)}
     module = Conditioning(config.cond_dim).double()
@@ -83,7 +86,7 @@ def _conditioning(held: dict[str, Tensor], config: ModelConfig) -> Tensor:
 def _modulation(
     held: dict[str, Tensor], layer: str, conditioning: Tensor, parts: int
 ) -> list[Tensor]:
-    """The vectors [D] that a layer's modulation makes of the conditioning."""
+    """Returns the vectors [D] that the modulation of a layer makes of the conditioning."""
     weight, bias = (held[f"{layer}.modulation.{kind}"] for kind in ("weight", "bias"))
     return list(F.linear(conditioning, weight, bias).chunk(parts))
 
@@ -98,7 +101,7 @@ def _fold_norm(
 def _fold_block(
     held: dict[str, Tensor], name: str, config: ModelConfig, conditioning: Tensor
 ) -> dict[str, Tensor]:
-    """What the modulation changes of a block: its norms, and the outputs that its gates scale."""
+    """Returns what modulation changes in a block: the norms, and the outputs that gates scale."""
     shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(held, name, conditioning, 6)
     gates = {"attention.out.weight": gate_1, "mlp.down.weight": gate_2}
     if config.mlp_bias:
@@ -114,5 +117,5 @@ def _fold_block(
 
 
 def _gated(tensor: Tensor, gate: Tensor) -> Tensor:
-    """Rows of a weight, or a bias, times the gate [D] of their output."""
+    """Multiplies the rows of a weight, or a bias, by the gate [D] of their output."""
     return tensor * (gate[:, None] if tensor.dim() == 2 else gate)

@@ -1,9 +1,9 @@
-"""Run as a script, alone: loads a bundle as a user would, where the training code does not exist.
+"""A script that loads a bundle as a user would, where the training code does not exist.
 
     python -I fresh_process.py BUNDLE WORK
 
-WORK/task.safetensors and task.json say what to compute; the result goes to WORK/result.json. This
-repository and the training packages cannot be imported here.
+WORK/task.safetensors and WORK/task.json say what to compute; the result goes to WORK/result.json.
+This repository and the training packages cannot be imported here.
 """
 
 import json
@@ -18,7 +18,7 @@ BLOCKED = (
 
 
 def main(bundle: Path, work: Path) -> None:
-    """Writes the largest logit difference, the tokens that differ and the texts that differ."""
+    """Writes the largest difference of logits, how many tokens differ, and which texts differ."""
     for name in BLOCKED:
         sys.modules[name] = None  # type: ignore[assignment]  # so that importing it fails
     import torch
@@ -49,7 +49,9 @@ def main(bundle: Path, work: Path) -> None:
 
 
 def compare_texts(bundle: Path, texts: list[list[Any]], options: dict[str, Any]) -> dict[str, Any]:
-    """texts: a text, the ids that training would give it, what they decode to, and the same
+    """Returns the numbers of the texts that have other ids or decode to another text in the bundle.
+
+    texts: each is a text, the ids that training gives it, what these decode to, and the same
     without special tokens.
     """
     if not texts:

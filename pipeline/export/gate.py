@@ -29,7 +29,7 @@ def run_gate(
     dtype: torch.dtype,
     tokenizer: Tokenizer | None,
 ) -> dict[str, dict[str, Any]]:
-    """Figures of every check by its name; for export.json."""
+    """Runs all checks and returns the figures of each by its name, for export.json."""
     figures: dict[str, dict[str, Any]] = {}
     with _step("coverage"):
         figures["coverage"] = check_coverage(directory, source, tensors, dtype)
@@ -46,7 +46,7 @@ def run_gate(
 
 @contextmanager
 def _step(name: str) -> Iterator[None]:
-    """Shows that a check runs and how long it took: a spinner on a terminal, else a log line."""
+    """Shows that a check runs and how long it took: a spinner on a terminal, or else a log line."""
     from rich.console import Console
 
     console, started = Console(stderr=True), time.monotonic()

@@ -1,4 +1,4 @@
-"""Gate checks inside this process: coverage, logit parity, cached against uncached decoding."""
+"""The gate checks of this process: coverage, logit parity, cached against uncached decoding."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from pipeline.export.consolidate import Source
 from pipeline.export.fold import fold
 from pipeline.export.writer import bundle_config, load_model
 
-# Largest difference of fp32 logits, relative to max(1, largest logit).
+# The largest difference of fp32 logits that is allowed, relative to max(1, largest logit).
 TOLERANCE = 1e-5
 MAX_LENGTH = 32
-# (alpha_0, num_steps, prompt tokens, top_p): both phases alone, together, with a prompt.
+# (alpha_0, num_steps, prompt tokens, top_p): each phase alone, both together, and with a prompt.
 SCHEDULES = (
     (0.0, 1, 0, 1.0), (0.25, 4, 0, 1.0), (0.5, 8, 3, 0.9), (1.0, 3, 0, 1.0), (1.0, 16, 2, 1.0),
 )  # fmt: skip
@@ -27,7 +27,10 @@ BLOCK_SIZE = 4
 def check_coverage(
     directory: Path, source: Source, tensors: dict[str, Tensor], dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Every training tensor used once, every stored parameter the rounded fold, bit for bit."""
+    """Checks that every training tensor is used once, and every stored parameter is right.
+
+    A stored parameter must equal the rounded fold bit for bit.
+    """
     from safetensors import safe_open
 
     folded = fold(tensors, source.model, dtype)
@@ -46,7 +49,7 @@ def check_coverage(
 
 
 def parity_inputs(model: ModelConfig, length: int, pattern: AttentionPattern) -> NetworkInput:
-    """Two rows with different orders and prefix lengths; masks after the prefix."""
+    """Makes two rows with different orders and prefix lengths, and masks after the prefix."""
     generator = torch.Generator().manual_seed(pattern.index)
     order = torch.rand(2, length, generator=generator).argsort(dim=1)
     clean = torch.randint(model.vocab_size, (2, length), generator=generator)
@@ -63,7 +66,7 @@ def parity_inputs(model: ModelConfig, length: int, pattern: AttentionPattern) ->
 def training_logits(
     model: ModelConfig, tensors: dict[str, Tensor], inputs: list[NetworkInput]
 ) -> list[Tensor]:
-    """fp32 logits [B, L, V] of the training network in this process."""
+    """Returns the fp32 logits [B, L, V] of the training network, run in this process."""
     from pipeline.parallel.single import load_network, single_process
 
     network = load_network(model, tensors, single_process())
@@ -73,7 +76,7 @@ def training_logits(
 
 @torch.no_grad()
 def bundle_logits(bundle: Any, inputs: NetworkInput) -> Tensor:
-    """Logits [B, L, V] of a bundle's network for the same input."""
+    """Returns the logits [B, L, V] of a bundle's network for an input of the training network."""
     device = bundle.device
     logits: Tensor = bundle(
         inputs.tokens.to(device),
@@ -86,7 +89,10 @@ def bundle_logits(bundle: Any, inputs: NetworkInput) -> Tensor:
 
 
 def relative_difference(logits: Tensor, expected: Tensor) -> float:
-    """Largest difference over max(1, largest expected logit); infinite if -inf stands elsewhere."""
+    """Returns the largest difference over max(1, largest expected logit).
+
+    It is infinite if the two have infinite logits at different places.
+    """
     finite = expected.isfinite()
     if not torch.equal(finite, logits.isfinite()):
         return float("inf")
@@ -97,9 +103,10 @@ def relative_difference(logits: Tensor, expected: Tensor) -> float:
 def check_parity(
     source: Source, tensors: dict[str, Tensor], stored: Any, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The fp32 fold against the training network in every pattern; rounding reported apart.
+    """Checks the fp32 fold against the training network in every attention pattern.
 
-    stored: the bundle's network as saved, upcast to fp32.
+    The effect of rounding the weights is reported apart. stored: the bundle's network as saved,
+    upcast to fp32.
     """
     length = min(source.seq_len, MAX_LENGTH) // BLOCK_SIZE * BLOCK_SIZE or 1
     inputs = [parity_inputs(source.model, length, pattern) for pattern in AttentionPattern]
@@ -123,23 +130,23 @@ def check_parity(
 
 
 def some_tokens(model: ModelConfig, rows: int, count: int) -> Tensor:
-    """int64 [rows, count] of different tokens, as far as there are, none of them the mask."""
+    """Returns tokens, int64 [rows, count], which differ as far as possible; none is the mask."""
     tokens = torch.arange(rows * count).reshape(rows, count) % (model.vocab_size - 1)
     return tokens + (tokens >= model.mask_id)
 
 
 def decoding_length(source: Source) -> int:
-    """A short length that the network can write: whole blocks, where it writes in blocks."""
+    """Returns a short length that the network can write, of whole blocks if it writes in blocks."""
     length = min(source.seq_len, MAX_LENGTH)
     size: int = bundle_config(source, None).block_size or 1
     return max(length // size * size, size)
 
 
 def check_decoding(source: Source, stored: Any) -> dict[str, Any]:
-    """Cached decoding equals full recomputation, token for token, where there is a cache.
+    """Checks that cached decoding equals full recomputation, token for token, if there is a cache.
 
-    In float64, with the stored weights: there a tie within rounding error, which could fall either
-    way in fp32, does not occur.
+    It decodes in float64 with the stored weights: a tie within rounding error, which could fall
+    either way in fp32, does not occur there.
     """
     if not stored.has_cache:
         return {"schedules": 0}

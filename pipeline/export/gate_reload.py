@@ -1,4 +1,4 @@
-"""Gate checks in a fresh process: the bundle alone gives the same logits, tokens and token ids."""
+"""The gate checks of a fresh process: the bundle alone gives the same logits, tokens and ids."""
 
 import json
 import os
@@ -43,7 +43,7 @@ EDGE_TEXTS = (
 def check_reload(
     directory: Path, source: Source, stored: Any, tokenizer: Tokenizer | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures of the reload and of the tokenizer.
+    """Checks the bundle in a fresh process; returns the figures of the reload and of the tokenizer.
 
     stored: the bundle's network as saved, upcast to fp32, in this process.
     """
@@ -112,7 +112,10 @@ def _run(directory: Path, work: Path) -> None:
 
 
 def _texts(source: Source, tokenizer: Tokenizer) -> Iterator[Text]:
-    """Edge texts and documents. A lossless tokenizer gives back each; another may not."""
+    """Yields edge texts and documents with what they decode to.
+
+    A lossless tokenizer must give back the text itself, which another tokenizer may not.
+    """
     for text in (*EDGE_TEXTS, *_documents(source, tokenizer)):
         ids = tokenizer.encode_in_bundle(text)
         if tokenizer.is_lossless:
@@ -122,7 +125,7 @@ def _texts(source: Source, tokenizer: Tokenizer) -> Iterator[Text]:
 
 
 def _documents(source: Source, tokenizer: Tokenizer) -> list[str]:
-    """Up to 1,000 documents of the training data; random text where that is not at hand."""
+    """Returns up to 1,000 documents of the training data, or random text if it is not at hand."""
     if source.data_path is None or not source.data_path.exists():
         generator = torch.Generator().manual_seed(0)
         rows = torch.randint(tokenizer.vocabulary.num_tokens, (100, 64), generator=generator)

@@ -11,7 +11,7 @@ NAME = "export.json"
 
 
 def write_manifest(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Writes export.json with the hashes of all other files added; returns what it holds."""
+    """Adds the hashes of all other files to a record, writes it as export.json and returns it."""
     files = {
         path.relative_to(directory).as_posix(): {
             "bytes": path.stat().st_size,
@@ -27,10 +27,10 @@ def write_manifest(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def verify_bundle(directory: Path) -> dict[str, Any]:
-    """What export.json of an undamaged bundle holds.
+    """Checks that a bundle is undamaged and returns what its export.json holds.
 
-    Raises ExportError naming every file that is missing, altered or not of the bundle. A byte
-    changed anywhere, export.json itself included, is found.
+    Raises ExportError, which names every file that is missing, altered or not of the bundle. It
+    finds a changed byte in any file, export.json itself included.
     """
     path = directory / NAME
     if not path.is_file():

@@ -1,9 +1,9 @@
-"""Bundle parameters -> training tensors: the inverse of `pipeline.export.fold`.
+"""Makes training tensors of bundle parameters: the inverse of `pipeline.export.fold`.
 
-The folded shift, scale and gates of adaLN go back into the network as norm weights and as
-modulations that are constant at first: a zero matrix, whose bias is the shift, a scale of 0 and a
-gate of 1. That computes exactly what the bundle computes, and every part of it can be trained. The
-conditioning itself is not in a bundle; the zero matrix makes its values indifferent at the start.
+The folded scales and gates of adaLN stay in the weights, and the modulations are constant at first:
+their matrix is zero, and their bias is the shift, a scale of 0 and a gate of 1. The network then
+computes exactly what the bundle computes, and every part of it can be trained. The conditioning
+itself is not in a bundle; because of the zero matrix its values do not matter at the start.
 """
 
 import torch
@@ -16,10 +16,10 @@ from pipeline.export.fold import Ledger
 
 
 def unfold(parameters: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Training tensors in fp32 by canonical name; all but the conditioning's.
+    """Returns all training tensors but those of the conditioning, in fp32 by canonical name.
 
-    config.adaln tells whether the bundle's norms have biases. Raises ExportError unless every
-    parameter has its place and its shape.
+    config.adaln must be true exactly if the norms of the bundle have biases. Raises ExportError
+    unless every parameter has its place and its shape.
     """
     ledger = Ledger(parameters)
     found = {
@@ -41,7 +41,7 @@ def unfold(parameters: dict[str, Tensor], config: ModelConfig) -> dict[str, Tens
 
 
 def _shift(ledger: Ledger, norm: str, config: ModelConfig) -> Tensor:
-    """The bias of a norm of the bundle."""
+    """Takes the bias of a norm of the bundle, which is the shift of its modulation."""
     return ledger.take(bundle_name(f"{norm}.bias"), config.hidden_size)
 
 

@@ -37,7 +37,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_esolm.EsoLMForMaskedLM",
 }
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-# Diffusion steps that `generate` takes if it is not told otherwise.
+# The diffusion steps that `generate` takes by default.
 DEFAULT_STEPS = 64
 
 CARD = """---
@@ -66,7 +66,11 @@ the sha256 of every file.
 def bundle_config(
     source: Source, tokenizer: Tokenizer | None, bos_id: int | None = None
 ) -> "EsoLMConfig":
-    """The bundle's configuration of a trained network. bos_id: where there is no tokenizer."""
+    """Makes the configuration of a bundle for a trained network.
+
+    bos_id: the id of bos if there is no tokenizer. Raises ExportError if no decoder writes text
+    from networks of this objective.
+    """
     from pipeline.export.bundle.configuration_esolm import EsoLMConfig
 
     model, objective = source.model, source.objective
@@ -92,7 +96,7 @@ def bundle_config(
 
 
 def load_model(config: "EsoLMConfig", parameters: dict[str, Tensor]) -> Any:
-    """The bundle's network with these parameters, in their dtype.
+    """Makes the bundle's network with these parameters, in their dtype.
 
     Raises ExportError unless every parameter is filled and none is left over.
     """
@@ -112,7 +116,10 @@ def load_model(config: "EsoLMConfig", parameters: dict[str, Tensor]) -> Any:
 
 
 def read_model(directory: Path, dtype: torch.dtype | None = None) -> Any:
-    """The network of a bundle, run by this repository's copy of its code; None: dtype as stored."""
+    """Loads the network of a bundle, which runs by this repository's copy of its code.
+
+    dtype: that of the weights; None keeps the one they are stored in.
+    """
     from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 
     with no_transformers_bars():
@@ -121,7 +128,7 @@ def read_model(directory: Path, dtype: torch.dtype | None = None) -> Any:
 
 @contextmanager
 def no_transformers_bars() -> Iterator[None]:
-    """Without transformers' own progress bars, which last milliseconds here."""
+    """Hides the progress bars of transformers, which last milliseconds here."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -134,15 +141,15 @@ def no_transformers_bars() -> Iterator[None]:
 
 
 def write_bundle(directory: Path, source: Source, model: Any, tokenizer: Tokenizer | None) -> None:
-    """Everything but `export.json` into an existing empty directory.
+    """Writes everything but `export.json` into an existing empty directory.
 
-    Raises ExportError unless the network has the tokenizer's vocabulary, DataError if transformers
-    cannot have a tokenizer of this kind.
+    Raises ExportError unless the network has the tokenizer's vocabulary, and DataError if
+    transformers cannot load a tokenizer of this kind.
     """
     model.generation_config = _generation_config(source)
     with no_transformers_bars():
         model.save_pretrained(directory)
-    for path in directory.glob("*.safetensors"):  # which safetensors lets only their owner read
+    for path in directory.glob("*.safetensors"):  # safetensors lets only their owner read them
         path.chmod((directory / "config.json").stat().st_mode)
     for name in CODE_FILES:
         shutil.copyfile(CODE / name, directory / name)

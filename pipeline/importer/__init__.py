@@ -1,1 +1,1 @@
-"""Published Lightning checkpoints become a training checkpoint and a bundle."""
+"""Makes published Lightning checkpoints a training checkpoint and a bundle."""

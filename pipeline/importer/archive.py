@@ -1,4 +1,4 @@
-"""The zip archive that torch.save writes: one pickle, and one record of raw bytes per storage."""
+"""The zip archive of torch.save: one pickle, and one record of raw bytes for each storage."""
 
 import sys
 import zipfile
@@ -14,7 +14,7 @@ from pipeline.importer.unpickle import unpickle
 
 
 class Archive:
-    """A checkpoint file. `content` is its pickle, inert; tensors are read one by one by `read`.
+    """A checkpoint file. `content` is its pickle, made inert; `read` reads a single tensor.
 
     Raises ImportCheckpointError for anything but an undamaged file of torch.save.
     """
@@ -51,11 +51,11 @@ class Archive:
         self._zip.close()
 
     def problem(self, text: str) -> ImportCheckpointError:
-        """The error that says what is wrong with this file."""
+        """Returns the error that says what is wrong with this file."""
         return ImportCheckpointError(f"{self.path} {text}")
 
     def read(self, tensor: LazyTensor) -> Tensor:
-        """The values, in memory of their own and in the dtype they are stored in."""
+        """Returns the values of a tensor, in memory of their own and in their stored dtype."""
         storage = tensor.storage
         raw = bytearray(self._read_record(f"data/{storage.key}"))
         itemsize = torch.empty((), dtype=storage.dtype).element_size()

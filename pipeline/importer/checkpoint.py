@@ -1,4 +1,4 @@
-"""A training checkpoint of full tensors, written and committed by one process."""
+"""Writes and commits a training checkpoint of full tensors in one process."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from pipeline.parallel.single import single_process
 def write_checkpoint(directory: Path, network: StoredNetwork, tokenizer: str) -> Path:
     """Commits DIRECTORY/checkpoints/step_N and returns it.
 
-    tokenizer: fingerprint, or "" where the dataset to come decides. Without the optimizer's moments
-    they are zero and no update has been counted, so that Adam corrects for their bias anew.
+    tokenizer: its fingerprint, or "" if the dataset to come decides. If the file has no moments of
+    the optimizer, they are zero and no update is counted, so that Adam corrects their bias anew.
     """
     single_process()
     checkpoints = directory / "checkpoints"
@@ -78,6 +78,9 @@ class ImportedSource:
         return self.network.seq_len
 
     def tensors(self, state: str) -> dict[str, Tensor]:
-        """Of the state `weights` or `ema`."""
+        """Returns the tensors of the state `weights` or `ema`.
+
+        If the file has no average, `ema` is the raw weights.
+        """
         averages = self.network.ema if state == "ema" else None
         return averages if averages is not None else self.network.weights

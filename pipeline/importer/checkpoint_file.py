@@ -1,4 +1,4 @@
-"""The Lightning file: which tensors it holds, and the states of training made of them."""
+"""The Lightning file: the tensors that it holds, and the states of training made of them."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class PublishedFile:
-    """An opened file. Raises ImportCheckpointError unless it holds a `state_dict` of tensors."""
+    """A Lightning file that is open.
+
+    Raises ImportCheckpointError unless it holds a `state_dict` of tensors.
+    """
 
     def __init__(self, path: Path) -> None:
         self.archive = Archive(path)
@@ -51,7 +54,7 @@ class PublishedFile:
 
     @property
     def config(self) -> StoredConfig:
-        """Lightning keeps it under its name, or in place of all hyper-parameters."""
+        """The configuration, which Lightning keeps by its name, or as all hyper-parameters."""
         held = self._hyper_parameters()
         root = held if "config" not in held and "algo" in held else held.get("config")
         return StoredConfig(root, self.archive.read)
@@ -69,7 +72,10 @@ class PublishedFile:
         return {key: tensor.size for key, tensor in self.tensors.items()}
 
     def scalar(self, key: str) -> float | None:
-        """A 0-d tensor of the state dict."""
+        """Returns the number in a 0-d tensor of the state dict, or None if there is no such tensor.
+
+        Raises ImportCheckpointError if the tensor is not 0-d.
+        """
         tensor = self.tensors.get(key)
         if tensor is None:
             return None
@@ -78,7 +84,10 @@ class PublishedFile:
         return float(self.archive.read(tensor))
 
     def weights(self, model: ModelConfig) -> dict[str, Tensor]:
-        """The raw weights by our names. Raises ImportCheckpointError for any difference in keys."""
+        """Returns the raw weights by our names.
+
+        Raises ImportCheckpointError if a key is missing or unknown, and as `_states` does.
+        """
         expected = published.parameters(model)
         known = {p.published for p in expected} | {published.ROTARY, *published.CLIPS}
         missing = [p.published for p in expected if p.published not in self.tensors]
@@ -99,7 +108,7 @@ class PublishedFile:
         )
 
     def ema(self, model: ModelConfig) -> dict[str, Tensor] | None:
-        """The averaged weights by our names; None where the file has none."""
+        """Returns the averaged weights by our names, or None if the file has none."""
         record = self.content.get("ema")
         if record is None:
             return None
@@ -117,9 +126,10 @@ class PublishedFile:
         return self._states(shadows, expected, model, "ema.shadow_params")
 
     def moments(self, model: ModelConfig) -> tuple[dict[str, dict[str, Tensor]] | None, str]:
-        """Both moments of Adam by our names, and a word on where they come from.
+        """Returns both moments of Adam by our names, and words on where they come from.
 
-        None where the optimizer's state is absent or not of these parameters in this order.
+        The moments are None if the optimizer's state is absent, or if it is not that of these
+        parameters in this order.
         """
         states = self.content.get("optimizer_states")
         if not isinstance(states, list) or not states:
@@ -148,7 +158,10 @@ class PublishedFile:
         model: ModelConfig,
         where: str,
     ) -> dict[str, Tensor]:
-        """Reads one tensor per parameter; raises ImportCheckpointError for shapes and NaNs."""
+        """Reads one tensor for each parameter and returns them by our names.
+
+        Raises ImportCheckpointError for a wrong shape and for values that are not finite.
+        """
         found = {}
         for value, parameter in zip(values, expected, strict=True):
             if not isinstance(value, LazyTensor) or value.size != parameter.shape:

@@ -1,4 +1,4 @@
-"""A published checkpoint file -> a run directory with one checkpoint, and a bundle."""
+"""Imports a published checkpoint file as a run directory with one checkpoint, and a bundle."""
 
 import os
 import shutil
@@ -24,7 +24,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What was imported. checkpoint, bundle: where it lies. notes: what was assumed, in words."""
+    """What was imported.
+
+    checkpoint, bundle: where they lie. notes: what was assumed, one sentence each.
+    """
 
     checkpoint: Path
     bundle: Path
@@ -40,7 +43,8 @@ def import_checkpoint(
     """Writes OUT: checkpoints/step_N, bundle, config.yaml, import.json and a given tokenizer.
 
     Raises ImportCheckpointError for a file or options that cannot be imported, DataError for a
-    tokenizer, ExportError if the bundle fails its gate. Then nothing is left behind.
+    tokenizer that cannot be loaded, and ExportError if the bundle fails its gate. Nothing is left
+    behind then.
     """
     problems = options.problems()
     if options.bos_id is not None and tokenizer is not None:
@@ -73,14 +77,17 @@ def import_checkpoint(
 
 
 def system_name(network: StoredNetwork) -> str:
-    """What the paper calls it."""
+    """Returns the paper's name for the system that a network belongs to."""
     objective = network.objective
     names = {"ar": "AR", "mdlm": "MDLM", "bd3lm": f"BD3-LM (blocks of {objective.block_size})"}
     return names.get(objective.name) or f"Eso-LM ({objective.variant}), alpha_0 {objective.alpha_0}"
 
 
 def _tokenizer_mask(file: PublishedFile, tokenizer: Tokenizer) -> int:
-    """The mask's row by a given tokenizer; raises ImportCheckpointError if it does not fit."""
+    """Returns the row that the mask has under a given tokenizer.
+
+    Raises ImportCheckpointError if the tokenizer does not fit the network.
+    """
     known = tokenizer.vocabulary
     shape = file.shapes().get("backbone.vocab_embed.embedding", ())
     if shape and shape[0] != known.num_rows:
@@ -102,7 +109,8 @@ def _write(
 ) -> ImportReport:
     notes = list(network.notes)
     known = None if tokenizer is None else tokenizer.vocabulary
-    # The run's is compared with its dataset's, whose copy may have been saved otherwise.
+    # The fingerprint is left out if a copy may have another one: a run compares it with that of its
+    # dataset, whose copy of the tokenizer may have been saved in another way.
     fingerprint = known.identity if known else None
     checkpoint = write_checkpoint(directory, network, fingerprint or "")
     bos_id = known.bos_id if known else network.bos_id
@@ -124,7 +132,7 @@ def _write(
 
 
 def _settings(network: StoredNetwork, out: Path) -> str:
-    """What `esolm train` has to be told to go on, without the data."""
+    """Returns the settings that `esolm train` needs to go on, except for the data, as YAML."""
     model = {field.name: getattr(network.model, field.name) for field in fields(Architecture)}
     settings = {
         "run": {"dir": str(out)},
@@ -138,7 +146,7 @@ def _settings(network: StoredNetwork, out: Path) -> str:
 def _record(
     file: Path, network: StoredNetwork, options: Options, report: ExportReport, notes: list[str]
 ) -> dict[str, Any]:
-    """What was imported from what, for import.json."""
+    """Returns what was imported and from which file, for import.json."""
     return {
         "format": FORMAT,
         "file": file.name,

@@ -1,6 +1,6 @@
 """What an untrusted pickle may become: plain data, tensors by reference, and inert records.
 
-A global that a pickle names is never looked up, let alone imported. It is its name and no more.
+A global that a pickle names is never looked up, let alone imported. Only its name is kept.
 """
 
 import sys
@@ -15,14 +15,14 @@ from pipeline.errors import ImportCheckpointError
 
 @dataclass(frozen=True)
 class Global:
-    """A module-level name in a pickle, such as `torch.FloatStorage`."""
+    """The name of a global of a module in a pickle, such as `torch.FloatStorage`."""
 
     name: str
 
 
 @dataclass(eq=False)
 class Inert:
-    """An object that a pickle wants made: what it should be called with and filled with."""
+    """A record of an object that a pickle wants made: its name, arguments and contents."""
 
     name: str
     args: Any = ()
@@ -33,7 +33,7 @@ class Inert:
 
 @dataclass(frozen=True)
 class Storage:
-    """`numel` elements in the record `data/KEY` of the archive."""
+    """A storage of `numel` elements, in the record `data/KEY` of the archive."""
 
     key: str
     dtype: torch.dtype
@@ -62,8 +62,8 @@ STORAGES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
-# Of the standard library and torch, what honest checkpoints make objects of. Making one here means
-# writing down its name, so this list decides what is reported, not what is safe.
+# The names in the standard library and torch that honest checkpoints make objects of. To make an
+# object here is to write down its name, so this list decides what is reported, not what is safe.
 ORDINARY = frozenset(
     ["builtins." + name for name in (
         "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list",
@@ -78,7 +78,7 @@ ORDINARY = frozenset(
     + ["argparse.Namespace", "types.SimpleNamespace", "uuid.UUID"]
     + ["torch.Size", "torch.Tensor", "torch.device", "torch.dtype"]
     + ["torch.nn.parameter.Parameter", "torch.torch_version.TorchVersion"]
-    # Tensors that no published network is made of, but that may lie beside one.
+    # These make tensors that no published network consists of, but that may lie beside one.
     + ["torch.serialization._get_layout"]
     + ["torch._utils._rebuild_" + name for name in (
         "meta_tensor_no_storage", "nested_tensor", "qtensor", "sparse_csr_tensor", "sparse_tensor",
@@ -89,16 +89,16 @@ ORDINARY = frozenset(
 
 
 def global_of(module: str, name: str) -> Global:
-    """The global by its name in Python 3: pickles up to protocol 2 use those of Python 2."""
+    """Returns the global by its Python 3 name; pickles up to protocol 2 use those of Python 2."""
     module, name = NAME_MAPPING.get((module, name), (module, name))
     return Global(f"{IMPORT_MAPPING.get(module, module)}.{name}")
 
 
 def call(callee: Any, args: Any) -> Any:
-    """What a pickle's call becomes. Nothing but the tensor rules below is ever computed.
+    """Returns what a call in a pickle becomes; only the tensor rules below are ever computed.
 
-    Raises ImportCheckpointError for a call that no checkpoint needs and an exploit does: functions
-    of the standard library or of torch.
+    Raises ImportCheckpointError for a call that exploits need and no checkpoint does, namely of
+    functions of the standard library or of torch.
     """
     if not isinstance(callee, Global):
         raise _hostile(f"the result of `{getattr(callee, 'name', type(callee).__name__)}`")
@@ -110,7 +110,7 @@ def call(callee: Any, args: Any) -> Any:
     package = callee.name.partition(".")[0]
     if callee.name in ORDINARY or package not in (sys.stdlib_module_names | {"torch"}):
         return Inert(callee.name, args)
-    # It keeps a function with its arguments; who calls the result is refused above.
+    # A partial only keeps a function with its arguments; a call of the result is refused above.
     if callee.name == "functools.partial" and isinstance(next(iter(args), None), Global):
         return Inert(callee.name, args)
     raise _hostile(f"`{callee.name}`")
@@ -124,7 +124,11 @@ def _hostile(what: str) -> ImportCheckpointError:
 
 
 def storage(reference: Any) -> Storage | Inert:
-    """The storage that a persistent id of torch names, inert if its numbers are no plain ones."""
+    """Returns the storage that a persistent id of torch names.
+
+    It is inert if its elements are no plain numbers. Raises ImportCheckpointError for an id that
+    torch.save does not write.
+    """
     match reference:
         case ("storage", Global(name=kind), str() as key, _, int() as numel):
             if kind in STORAGES:
@@ -135,10 +139,10 @@ def storage(reference: Any) -> Storage | Inert:
 
 
 def _tensor(source: Any, offset: Any, size: Any, stride: Any, *_: Any) -> LazyTensor | Inert:
-    """A view of a storage; raises ValueError unless it lies within the storage.
+    """Returns a view of a storage. Raises ValueError unless the view lies within the storage.
 
-    Inert where reading it would be in vain or cost more than the file's size: of complex numbers,
-    quantised, or with one element in many places.
+    The result is inert if reading it would be useless or would take more memory than the file has
+    bytes: for complex or quantised numbers, and for a view with one element in many places.
     """
     if isinstance(source, Inert):
         return Inert("a tensor", (source,))

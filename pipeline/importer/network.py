@@ -1,4 +1,4 @@
-"""From a published file to the network, the objective and the states of training."""
+"""Reads the network, the objective and the states of training from a published file."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,15 +14,16 @@ from pipeline.importer.stored_config import stored_bos_id, stored_mask_id
 from pipeline.run.sections import ObjectiveSection
 
 DEFAULT_LENGTH = 1024
-# Tokenizers of the paper that have a mask token of their own: name, vocabulary, mask id.
+# The tokenizer of the paper that has a mask token of its own: name, vocabulary size, mask id.
 OWN_MASK = ("bert-base-uncased", 30522, 103)
 
 
 @dataclass(frozen=True)
 class StoredNetwork:
-    """What a file holds. states: `weights`, `ema` (None if absent) and both moments, by name.
+    """What a file holds.
 
-    bos_id: by the tokenizer in the file, or the option; None if it cannot be told.
+    weights, ema, moments: the states of training by name; ema and moments are None if the file has
+    none. bos_id: what the tokenizer in the file or the option says; None if neither does.
     """
 
     step: int
@@ -39,10 +40,10 @@ class StoredNetwork:
 def read_network(
     file: PublishedFile, options: Options, tokenizer_mask: int | None
 ) -> StoredNetwork:
-    """Reads and checks everything.
+    """Reads and checks everything that a file holds.
 
-    tokenizer_mask: the mask's row according to a tokenizer that the user gave. Raises
-    ImportCheckpointError with the file's name in it.
+    tokenizer_mask: the row of the mask according to a tokenizer that the user gave. Raises
+    ImportCheckpointError, which names the file.
     """
     reading = Reading(file.config, options)
     try:
@@ -103,7 +104,11 @@ def _with_dropout(model: ModelConfig, reading: Reading) -> ModelConfig:
 
 
 def _num_heads(reading: Reading, size: int, head_dim: int | None) -> int:
-    """Shapes of weights do not tell the heads; the rotary buffer and the configuration do."""
+    """Returns the number of heads by the rotary buffer, the configuration or the option.
+
+    The shapes of the weights do not tell it. Raises ImportCheckpointError if none of these tells
+    it, or if they disagree.
+    """
     stored, given = reading.config.count("model.n_heads"), reading.options.num_heads
     by_rotary = size // head_dim if head_dim and size % head_dim == 0 else None
     known = {
@@ -121,7 +126,7 @@ def _num_heads(reading: Reading, size: int, head_dim: int | None) -> int:
 
 
 def _mask_id(file: PublishedFile, reading: Reading, rows: int, tokenizer_mask: int | None) -> int:
-    """The last row, but where the tokenizer has a mask token of its own."""
+    """Returns the row of the mask: the last one, unless the tokenizer has a mask of its own."""
     found: dict[str, Any] = {
         "--mask-id": reading.options.mask_id,
         "--tokenizer": tokenizer_mask,
@@ -148,7 +153,10 @@ def _bos_id(file: PublishedFile, options: Options, model: ModelConfig) -> int | 
 
 
 def _agreed(what: str, found: dict[str, Any]) -> int | None:
-    """The one index that all known sources tell, None where none is known."""
+    """Returns the index on which all known sources agree, or None if no source knows it.
+
+    Raises ImportCheckpointError if they disagree.
+    """
     known = {source: index for source, index in found.items() if index is not None}
     if len(set(known.values())) > 1:
         told = ", ".join(f"{index} by {source}" for source, index in known.items())

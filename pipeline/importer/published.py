@@ -1,4 +1,4 @@
-"""The published network: names, order and shapes of its tensors, and what they are called here."""
+"""The published network: the names, order and shapes of its tensors, and their names here."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from pipeline.errors import ImportCheckpointError
 PREFIX = "backbone."
 COMPILED = "_orig_mod."
 ROTARY = "backbone.rotary_emb.inv_freq"
-# Buffers of BD3-LM: the range that t is drawn from.
+# The buffers of BD3-LM that hold the range from which t is drawn.
 CLIPS = ("sampling_eps_min", "sampling_eps_max")
 ROPE_BASE = 10000.0
 
-# The same architecture in the terms of this repository, in the order of registration.
+# The published names of modules and those of this repository, in the order of registration.
 SAME = {
     "vocab_embed.embedding": "embedding.tokens.weight",
     "sigma_map.mlp.0": "embedding.conditioning.linear_in",
@@ -39,7 +39,7 @@ SAME_IN_BLOCK = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """published: its name there. name: here. shape: the same in both."""
+    """A parameter. published: its published name. name: its name here. shape: the same in both."""
 
     published: str
     name: str
@@ -47,17 +47,17 @@ class Parameter:
 
 
 def clean_key(key: str) -> str:
-    """A key of the state dict without what torch.compile puts into it."""
+    """Returns a key of the state dict without what torch.compile puts into it."""
     return key.replace(COMPILED, "")
 
 
 def parameters(model: ModelConfig) -> list[Parameter]:
-    """Every parameter in the order of registration, which is the order of EMA and optimizer."""
+    """Returns every parameter in the order of registration, that of EMA and optimizer as well."""
     tensors = network_tensors(model)
     found = []
 
     def add(published: str, name: str) -> None:
-        """A module's weight, and its bias where it has one; the embedding is a parameter itself."""
+        """Adds the weight of a module, and its bias if any; the embedding is a parameter itself."""
         if name in tensors:
             found.append(Parameter(PREFIX + published, name, tensors[name].shape))
         for kind in ("weight", "bias"):
@@ -74,10 +74,10 @@ def parameters(model: ModelConfig) -> list[Parameter]:
 
 
 def to_here(parameter: Parameter, value: Tensor, model: ModelConfig) -> Tensor:
-    """The value in the layout of this repository, fp32; also of a moment or an average.
+    """Returns the value of a parameter, its moment or its average in the layout used here, in fp32.
 
-    Rows of the published qkv weight are laid out [(q, k, v), head, dim], here [head, (q, k, v),
-    dim]. All else is the same.
+    The rows of the published qkv weight are laid out as [(q, k, v), head, dim], and here as [head,
+    (q, k, v), dim]. All else is the same.
     """
     value = value.float()
     if not parameter.name.endswith("attention.qkv.weight"):
@@ -89,10 +89,11 @@ def to_here(parameter: Parameter, value: Tensor, model: ModelConfig) -> Tensor:
 def architecture(
     shapes: dict[str, tuple[int, ...]], num_heads: int, mask_id: int, rope_base: float
 ) -> ModelConfig:
-    """The network that tensors of these shapes make up, keys cleaned.
+    """Returns the network that tensors of these shapes make up.
 
-    Raises ImportCheckpointError naming what is missing. Shapes that do not fit each other are found
-    when the tensors are compared with `parameters` of the result.
+    shapes: by key, as `clean_key` returns it. Raises ImportCheckpointError, which names what is
+    missing. Shapes that do not fit each other are found when the tensors are compared with the
+    `parameters` of the result.
     """
 
     def dimension(key: str, axis: int = 0) -> int:
@@ -124,7 +125,7 @@ def architecture(
 
 
 def rope_base_of(inv_freq: Tensor) -> float:
-    """The base of rotary frequencies base^(-2i / K), i = 0 .. K/2 - 1.
+    """Returns the base of the rotary frequencies base^(-2i / K), i = 0 .. K/2 - 1.
 
     Raises ImportCheckpointError for other frequencies.
     """

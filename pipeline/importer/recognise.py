@@ -1,4 +1,4 @@
-"""Which of the paper's systems a checkpoint holds: by configuration, keys and options."""
+"""Finds which of the paper's systems a checkpoint holds, by configuration, keys and options."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ from pipeline.errors import ImportCheckpointError
 from pipeline.importer.stored_config import StoredConfig
 from pipeline.run.sections import ObjectiveSection
 
-# Attention modes of the published configuration: (diffusion phase, sequential phase).
+# The attention modes in the published configuration: (diffusion phase, sequential phase).
 MODES = {"A": ("mixed2", "mixed"), "B": ("causal", "causal")}
 NAMES = ("esolm", "ar", "mdlm", "bd3lm")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user says of a checkpoint; None where the file is to say it.
+    """What a user says of a checkpoint; None leaves it to the file.
 
-    weights, dtype: of the bundle. objective: only for files without a configuration.
+    weights, dtype: those of the bundle. objective: only for files without a configuration.
     """
 
     variant: str | None = None
@@ -34,7 +34,7 @@ class Options:
     bos_id: int | None = None
 
     def problems(self) -> list[str]:
-        """What is out of range, in words."""
+        """Says which options are out of range or contradict each other, one sentence each."""
         choices = {
             "--variant": (self.variant, (None, "A", "B")),
             "--weights": (self.weights, ("ema", "raw")),
@@ -64,17 +64,18 @@ class Options:
 
 @dataclass
 class Reading:
-    """What was found out, and what had to be assumed: the notes are for the user."""
+    """What is read from a file and the options; notes: what had to be assumed, for the user."""
 
     config: StoredConfig
     options: Options
     notes: list[str] = field(default_factory=list)
 
     def value(self, path: str, option: str, given: Any, otherwise: Any) -> Any:
-        """Of the configuration, else the option, else an assumption that is noted.
+        """Returns the value of the configuration, or else the option, or else an assumption.
 
-        Raises ImportCheckpointError where configuration and option contradict each other, and where
-        the configuration has something that cannot be read and the option is not given.
+        An assumption is noted. Raises ImportCheckpointError if configuration and option contradict
+        each other, and if the configuration has something that cannot be read and the option is
+        not given.
         """
         stored = self.config.number(path)
         if stored is not None:
@@ -95,7 +96,10 @@ class Reading:
 
 
 def objective_name(reading: Reading, has_adaln: bool, has_clips: bool) -> str:
-    """`esolm`, `ar`, `mdlm` or `bd3lm`; raises ImportCheckpointError if it cannot be told."""
+    """Returns `esolm`, `ar`, `mdlm` or `bd3lm`.
+
+    Raises ImportCheckpointError if the name cannot be told, or if what is known contradicts itself.
+    """
     stored, given = reading.config.get("algo.name"), reading.options.objective
     if stored is not None and stored not in NAMES:
         raise ImportCheckpointError(
@@ -118,7 +122,10 @@ def objective_name(reading: Reading, has_adaln: bool, has_clips: bool) -> str:
 
 
 def objective_of(reading: Reading, name: str, clips: dict[str, float]) -> ObjectiveSection:
-    """The objective as a run's configuration would state it."""
+    """Returns the objective as the configuration of a run would state it.
+
+    Raises ImportCheckpointError for an objective that cannot be trained here.
+    """
     _refuse_other_options(reading.options, name)
     if name != "ar" and _has_time(reading.config):
         raise ImportCheckpointError(
@@ -156,7 +163,7 @@ def _esolm(reading: Reading, section: ObjectiveSection) -> ObjectiveSection:
     section.alpha_0 = reading.value("algo.alpha_0", "--alpha-0", options.alpha_0, 1.0)
     section.kappa = _kappa(reading, section.alpha_0)
     modes = [reading.config.get(f"algo.{phase}_attn_mode") for phase in ("diffusion", "sequential")]
-    # A phase that never happens has a mode that means nothing.
+    # The mode of a phase that never happens means nothing.
     if section.alpha_0 == 0.0:
         modes[0] = None
     if section.alpha_0 == 1.0:
@@ -173,7 +180,7 @@ def _esolm(reading: Reading, section: ObjectiveSection) -> ObjectiveSection:
 
 
 def _kappa(reading: Reading, alpha_0: float) -> float:
-    """The share of rows that take the diffusion term; a hybrid needs rows of both terms."""
+    """Returns the share of rows that take the diffusion term; a hybrid needs rows of both terms."""
     if alpha_0 in (0.0, 1.0):
         return alpha_0
     split = reading.config.number("algo.batch_split")
@@ -188,7 +195,11 @@ def _kappa(reading: Reading, alpha_0: float) -> float:
 
 
 def _variant(modes: list[Any], given: str | None) -> str:
-    """A or B by the attention modes of the phases (None: unknown or without meaning)."""
+    """Returns A or B by the attention modes of the phases, or else by the option.
+
+    modes: None for one that is unknown or means nothing. Raises ImportCheckpointError if the modes
+    fit neither variant, contradict the option, or tell nothing without an option.
+    """
     known = [mode for mode in modes if mode is not None]
     fitting = [
         name
@@ -210,7 +221,7 @@ def _variant(modes: list[Any], given: str | None) -> str:
 
 
 def _note_shuffling(reading: Reading, section: ObjectiveSection) -> None:
-    """Where the run kept the natural order and attention is causal, training here differs."""
+    """Notes a run that kept the natural order under causal attention: training here differs."""
     for phase, happens in (("diffusion", section.alpha_0 > 0), ("sequential", section.alpha_0 < 1)):
         shuffled = reading.config.get(f"algo.{phase}_shuffle")
         if shuffled is False and happens and section.variant == "B":
@@ -229,13 +240,13 @@ def _bd3lm(reading: Reading, section: ObjectiveSection, clips: dict[str, float])
         clips.get(key, config.number(f"training.{key}"))
         for key in ("sampling_eps_min", "sampling_eps_max")
     )
-    # Stored as float32: 0.001 is not quite 0.001.
+    # The range is stored as float32, in which 0.001 is not quite 0.001; so it is rounded.
     section.t_min = min(max(EPSILON, round(low if low is not None else EPSILON, 6)), 1.0)
     section.t_max = min(max(section.t_min, round(high if high is not None else 1.0, 6)), 1.0)
     section.resample = bool(config.get("training.resample") or False)
     keep_first = config.get("algo.ignore_bos")
     section.keep_first = True if keep_first is None else bool(keep_first)
-    # The published loss drops its weight where t is never small.
+    # The published loss drops its weight if t is never small.
     section.low_variance = section.t_min > 0.5
     if section.t_min == section.t_max == 1.0:
         section.resample = False

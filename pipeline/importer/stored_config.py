@@ -1,4 +1,4 @@
-"""Values of a pickled omegaconf configuration and tokenizer, read out of their inert records."""
+"""Reads values of a pickled omegaconf configuration and tokenizer out of their inert records."""
 
 import json
 import math
@@ -12,25 +12,28 @@ from torch import Tensor
 from pipeline.importer.inert import Inert, LazyTensor
 
 _INTERPOLATION = re.compile(r"\$\{(\.*)([\w.]+)\}")
-# Deeper wrapping or longer chains of interpolations do not occur; a hostile file could loop.
+# No honest file has deeper wrapping or longer chains of interpolations; a hostile one could loop.
 _MAX_DEPTH = 16
 
 
 class StoredConfig:
     """The configuration of the published code, whether stored as a DictConfig or as plain dicts.
 
-    read: reads a tensor of the file, for numbers that are stored as one.
+    read: reads a tensor of the file, because numbers may be stored as tensors.
     """
 
     def __init__(self, root: Any, read: Callable[[LazyTensor], Tensor]) -> None:
         self._root, self._read = root, read
 
     def has(self, path: str) -> bool:
-        """Whether there is anything at a dotted path, be it something that `get` cannot read."""
+        """Whether there is anything at a dotted path, even if `get` cannot read it."""
         return self._node(path) not in (None, "???")
 
     def get(self, path: str) -> Any:
-        """The plain value at a dotted path, interpolations followed; None where there is none."""
+        """Returns the plain value at a dotted path, or None if there is none.
+
+        Interpolations are followed.
+        """
         for _ in range(_MAX_DEPTH):
             value = self._node(path)
             if isinstance(value, LazyTensor) and value.size == ():
@@ -47,7 +50,7 @@ class StoredConfig:
         return None
 
     def number(self, path: str) -> float | None:
-        """The number at a path; None where there is none, or none that is finite."""
+        """Returns the number at a path, or None if there is no finite one."""
         try:
             number = float(self.get(path))
         except (TypeError, ValueError, OverflowError):
@@ -55,7 +58,7 @@ class StoredConfig:
         return number if math.isfinite(number) else None
 
     def count(self, path: str) -> int | None:
-        """The positive whole number at a path."""
+        """Returns the positive whole number at a path, or None if there is none."""
         value = self.number(path)
         return int(value) if value is not None and value >= 1 and value == int(value) else None
 
@@ -69,7 +72,7 @@ class StoredConfig:
 
 
 def unwrap(node: Any) -> Any:
-    """The dict, list or value inside a node of omegaconf, or of an object with plain attributes."""
+    """Returns the dict, list or value inside a node of omegaconf, or an object's attributes."""
     for _ in range(_MAX_DEPTH):
         if not isinstance(node, Inert):
             return node
@@ -86,7 +89,7 @@ def unwrap(node: Any) -> Any:
 
 
 def _numpy_scalar(args: Any) -> Any:
-    """The number in `numpy.float64(0.25)` and its like; the record itself if it is none."""
+    """Returns the number in `numpy.float64(0.25)` and its like, or else the arguments as given."""
     match args:
         case (Inert(name="numpy.dtype", args=(str() as kind, *_)), raw):
             if isinstance(raw, Inert) and raw.name == "_codecs.encode":
@@ -98,9 +101,9 @@ def _numpy_scalar(args: Any) -> Any:
 
 
 def stored_mask_id(tokenizer: Any, rows: int) -> int | None:
-    """The row of the mask according to a pickled tokenizer; None if it cannot be told.
+    """Returns the row of the mask according to a pickled tokenizer, or None if it cannot be told.
 
-    The published code takes the tokenizer's own mask token, and adds a last row where it has none.
+    The published code takes the tokenizer's own mask token, and adds a last row if it has none.
     """
     special = _special_tokens(tokenizer)
     if not special:
@@ -110,9 +113,9 @@ def stored_mask_id(tokenizer: Any, rows: int) -> int | None:
 
 
 def stored_bos_id(tokenizer: Any, rows: int) -> int | None:
-    """The row of bos according to a pickled tokenizer; None if it cannot be told.
+    """Returns the row of bos according to a pickled tokenizer, or None if it cannot be told.
 
-    The published code takes [CLS] where there is no bos.
+    The published code takes [CLS] if there is no bos.
     """
     special = _special_tokens(tokenizer)
     token = _token_text(special.get("bos")) or _token_text(special.get("cls"))
@@ -120,9 +123,9 @@ def stored_bos_id(tokenizer: Any, rows: int) -> int | None:
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, Any]:
-    """By `mask`, `bos` and so on; empty if the record tells nothing.
+    """Returns the special tokens by `mask`, `bos` and so on; none if the record tells nothing.
 
-    Older tokenizers hold None for what they do not have, newer ones may leave it out.
+    Older tokenizers hold None for a token that they do not have; newer ones may leave it out.
     """
     if not isinstance(tokenizer, Inert) or not isinstance(tokenizer.state, dict):
         return {}
@@ -140,14 +143,14 @@ def _row_of(token: str, tokenizer: Inert, rows: int) -> int | None:
 
 
 def _token_text(token: Any) -> str | None:
-    """The text of a special token: a string, or an AddedToken's `content`."""
+    """Returns the text of a special token, which is a string or the `content` of an AddedToken."""
     if isinstance(token, Inert) and isinstance(token.state, dict):
         token = token.state.get("content")
     return token if isinstance(token, str) else None
 
 
 def _vocabulary(state: dict[Any, Any]) -> dict[Any, Any]:
-    """Ids by token, as far as the tokenizer's state lists them."""
+    """Returns the ids by token, as far as the tokenizer's state lists them."""
     for name in ("vocab", "encoder"):
         found = unwrap(state.get(name))
         if isinstance(found, dict) and found:

@@ -1,8 +1,8 @@
-"""A reader of untrusted pickles: the opcodes of pickle over a machine that cannot call anything.
+"""A reader of untrusted pickles: it runs their opcodes on a machine that cannot call anything.
 
 `pickletools.genops` splits the bytes into opcodes and never evaluates them; the machine below keeps
-the stack and the memo. Globals stay names, calls become `Inert` records (see `importer.inert`), so
-there is nothing that a file could make this process do.
+the stack and the memo. Globals stay names, and calls become `Inert` records (see `importer.inert`),
+so there is nothing that a file could make this process do.
 """
 
 import pickletools
@@ -12,7 +12,7 @@ from pipeline.errors import ImportCheckpointError
 from pipeline.importer.inert import Global, Inert, call, global_of, storage
 
 _MARK = object()
-# Opcodes whose argument is the value.
+# The opcodes whose argument is the value that they push.
 _VALUES = frozenset(
     [
         "INT",
@@ -41,9 +41,9 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 
 
 def unpickle(data: bytes) -> Any:
-    """The content of a pickle, inert.
+    """Returns the content of a pickle, made inert.
 
-    Raises ImportCheckpointError where the pickle is malformed or asks for a suspicious call.
+    Raises ImportCheckpointError if the pickle is malformed or asks for a suspicious call.
     """
     machine = _Machine()
     try:
@@ -66,7 +66,10 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def execute(self, name: str, argument: Any) -> None:
-        """One opcode. Sets are read as lists, frozen sets as tuples: their elements stay as is."""
+        """Executes one opcode.
+
+        Sets are read as lists and frozen sets as tuples, so that their elements stay as they are.
+        """
         if name in _VALUES:
             self.stack.append(argument)
         elif name in _CONSTANTS:
@@ -190,7 +193,7 @@ class _Machine:
         self.stack.append(call(callee, (*args, keywords)))
 
     def _op_build(self) -> None:
-        """The state of an object; that of a dict (an OrderedDict's attributes) has no use here."""
+        """Sets the state of an object; that of a dict (of an OrderedDict) has no use here."""
         state = self.pop()
         if isinstance(self.stack[-1], Inert):
             self.stack[-1].state = state
@@ -208,7 +211,7 @@ class _Machine:
         target = self.stack[-1]
         entries = target.entries if isinstance(target, Inert) else target
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Nested tuples can take for ever to hash.
+            # A nested tuple is refused, because it can take for ever to hash.
             if isinstance(key, tuple) and not all(isinstance(part, str | int) for part in key):
                 raise ValueError("a key that is no plain value")
             entries[key] = value

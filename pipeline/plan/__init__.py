@@ -1,1 +1,1 @@
-"""What a run will cost, from its configuration alone: `esolm plan`."""
+"""Plans what a run will cost, from its configuration alone: `esolm plan`."""

@@ -1,8 +1,9 @@
-"""What the backward pass needs of the forward pass; derivation in docs/plan.md.
+"""The memory of what the forward pass keeps for the backward pass, as docs/plan.md derives it.
 
-Letters: T tokens fed in a micro-batch, Q those that ask in the last block (the first stream), D
-hidden, F feed-forward, H heads, V vocabulary, t tensor-parallel ranks, e bytes of a value (2 or 4);
-s = t under sequence parallelism, else 1.
+Letters there: T tokens are fed in a micro-batch, and Q of them are queries in the last block (those
+of the first stream). D is the hidden width, F that of the feed-forward layer, H the number of
+heads, V the vocabulary, t the number of tensor-parallel ranks, and e the bytes of a value (2 or 4);
+s is t under sequence parallelism and else 1.
 """
 
 from dataclasses import dataclass, replace
@@ -15,16 +16,20 @@ from pipeline.plan.state import ELEMENT_BYTES
 
 @dataclass(frozen=True)
 class MicroBatchShape:
-    """Tokens of one micro-batch of one kind of row."""
+    """The numbers of tokens in a micro-batch of one kind of row."""
 
     fed: int
     queries: int
     scored: int
-    """Positions that go through the output layer, at most."""
+    """The positions that go through the output layer; see `of`."""
 
     @classmethod
     def of(cls, work: RowWork, rows: int) -> "MicroBatchShape":
-        """One stream may be masked whole as t nears 1; of two streams the mean share is scored."""
+        """Returns the shape of a micro-batch of so many rows.
+
+        All tokens of one stream count as scored, because all may be masked as t nears 1; of two
+        streams the mean share counts.
+        """
         length, streams = work.length, work.pattern.num_streams
         scored = length if streams == 1 else round(work.scored)
         return cls(rows * streams * length, rows * length, rows * scored)
@@ -32,7 +37,7 @@ class MicroBatchShape:
 
 @dataclass(frozen=True)
 class Activations:
-    """Sizes of a model's activations on one rank of a layout."""
+    """The sizes of a model's activations on one rank of a layout."""
 
     model: ModelConfig
     layout: Layout
@@ -49,17 +54,20 @@ class Activations:
         return self.layout.tp if self.layout.sequence else 1
 
     def _norm(self) -> int:
-        """Bytes per token of a norm and, with adaLN, its modulation, over D: fp32 in, fp32 out."""
+        """The bytes that a norm takes for each token, divided by D.
+
+        Its input and output are fp32, and with adaLN the modulation takes more.
+        """
         return 8 + self._element * (2 if self.model.adaln else 1)
 
     def attention(self, fed: int, queries: int) -> int:
-        """Bytes inside one attention: q, k, v, the rotated q and k, the output and its log-sum."""
+        """The bytes inside one attention: q, k, v, the rotated q and k, output and log-sums."""
         model, element = self.model, self._element
         wide = element * (4 * fed + 2 * queries) * model.hidden_size
         return (wide + 4 * model.num_heads * queries) // self.layout.tp
 
     def block(self, fed: int, queries: int) -> int:
-        """Bytes of one block; its attention aside where that is recomputed."""
+        """The bytes of one block, without its attention if that is recomputed."""
         model, element = self.model, self._element
         if self.checkpointing == "full":
             return element * fed * model.hidden_size // self._tokens_split
@@ -74,19 +82,19 @@ class Activations:
         return whole // self._tokens_split + angles + inner + inside
 
     def head(self, shape: MicroBatchShape) -> int:
-        """Bytes of the final norm and of the output layer's inputs."""
+        """The bytes of the final norm and of the output layer's inputs."""
         width = self.model.hidden_size
         norm = shape.queries * width * self._norm() // self._tokens_split
         return norm + self._element * shape.scored * width
 
     def logits(self, shape: MicroBatchShape) -> int:
-        """Bytes of the fp32 logits of this rank's vocabulary, and of one copy or gradient."""
+        """The bytes of the fp32 logits of this rank's vocabulary, and of one copy or gradient."""
         return 8 * shape.scored * self.model.padded_vocab_size(self.layout.tp) // self.layout.tp
 
     def working(self, shape: MicroBatchShape) -> int:
-        """Bytes that live for the length of one block: gradients, and what is computed again.
+        """The bytes that live for the backward pass of one block; the logits are gone by then.
 
-        The logits are gone by then.
+        They are those of gradients, and of what is computed again.
         """
         model = self.model
         inner = self._element * model.ffn_hidden_size // self.layout.tp
@@ -100,10 +108,10 @@ class Activations:
     def kept(
         self, shape: MicroBatchShape, bounds: tuple[int, int], stage: int, micro_batches: int
     ) -> int:
-        """Bytes that a rank of a stage keeps for all its micro-batches in flight.
+        """The bytes that a rank of a stage keeps for all its micro-batches in flight.
 
-        Under 1F1B stage i of p holds min(p - i, m) micro-batches; the pipeline keeps what a stage
-        received and sent with each.
+        Under 1F1B stage i of p holds min(p - i, m) of the m micro-batches, and for each of them the
+        pipeline keeps what the stage received and sent.
         """
         last_layer = self.model.num_layers + 1
         one = 0

@@ -1,4 +1,4 @@
-"""What the ranks run on, and the share of a step that a pipeline waits."""
+"""The machine that the ranks run on, and the share of a step for which a pipeline waits."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from pipeline.run.hardware import PEAK_BF16_FLOPS
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU, from the vendor's data sheets."""
+    """One kind of GPU, with figures from the vendor's data sheets."""
 
     name: str
     peak_flops: float
     """Dense bf16 operations per second."""
     memory: float
-    """Bytes."""
+    """The memory in bytes."""
     link: float
     """Bytes per second to another GPU of its node, one way."""
 
@@ -25,7 +25,7 @@ _LINK_GB_PER_SECOND = {"A100": 300, "H100": 450, "H200": 450, "B200": 900}
 
 
 def gpu_named(name: str) -> Gpu:
-    """Raises ConfigError with the known names."""
+    """Returns the GPU of a name. Raises ConfigError, which lists the known names, for another."""
     if name not in PEAK_BF16_FLOPS:
         raise ConfigError(f"--gpu is '{name}'; choose {', '.join(PEAK_BF16_FLOPS)}")
     return Gpu(name, PEAK_BF16_FLOPS[name], _MEMORY_GB[name] * 1e9, _LINK_GB_PER_SECOND[name] * 1e9)
@@ -33,20 +33,20 @@ def gpu_named(name: str) -> Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the ranks run on."""
+    """The machine that the ranks run on."""
 
     gpu: Gpu
     gpus_per_node: int
     network: float
-    """Bytes per second of a GPU to another node, one way."""
+    """Bytes per second from a GPU to another node, one way."""
     mfu: float
-    """Share of the peak that the matrix work reaches."""
+    """The share of the peak that the matrix work reaches."""
 
     def bandwidth(self, span: int) -> float:
-        """Of a group whose ranks lie within `span` consecutive ones."""
+        """The bytes per second of a group whose ranks lie within `span` consecutive ones."""
         return self.gpu.link if span <= self.gpus_per_node else self.network
 
 
 def bubble_share(layout: Layout, micro_batches: int) -> float:
-    """Share of a step in which a stage of 1F1B waits: (p - 1) / (m + p - 1)."""
+    """The share of a step in which a stage of 1F1B waits: (p - 1) / (m + p - 1)."""
     return (layout.pp - 1) / (micro_batches + layout.pp - 1)

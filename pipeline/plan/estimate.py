@@ -1,6 +1,6 @@
 """A simple model of how long a step takes, which `esolm plan --search` ranks layouts by.
 
-It is an estimate: docs/plan.md states everything that is in it and what is not.
+It is an estimate; docs/plan.md states everything that is in it and what is not.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from pipeline.plan.plan import Plan
 from pipeline.plan.state import ELEMENT_BYTES
 
 LAUNCH_SECONDS = 0.5e-3
-"""Least time of a block's forward and backward pass: its kernels have to be launched."""
+"""The least time of a block's forward and backward pass, as its kernels have to be launched."""
 
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Estimated seconds of one optimizer step by cause; none of them overlap."""
+    """The estimated seconds of one optimizer step by cause, none of which overlap."""
 
     compute: float
     bubble: float
@@ -33,7 +33,7 @@ class StepSeconds:
 
 
 def step_seconds(plan: Plan, machine: Machine, checkpointing: str) -> StepSeconds:
-    """Estimate of a step under a mode of activation checkpointing."""
+    """Estimates the seconds of a step under a mode of activation checkpointing."""
     config, model, layout = plan.subject.config, plan.subject.model, plan.layout
     works = plan.subject.objective.work(config.train.seq_len)
     costs = layer_costs(model, works)
@@ -56,7 +56,7 @@ def step_seconds(plan: Plan, machine: Machine, checkpointing: str) -> StepSecond
 
 
 def _repeated_share(model: ModelConfig, mode: str) -> float:
-    """Work that checkpointing does twice, over all work: a forward pass is a third of it."""
+    """The share of all work that checkpointing does twice; the forward pass is a third of all."""
     if mode == "none":
         return 0.0
     if mode == "full":
@@ -69,7 +69,7 @@ def _repeated_share(model: ModelConfig, mode: str) -> float:
 def tensor_seconds(
     model: ModelConfig, layout: Layout, machine: Machine, precision: str, tokens: float
 ) -> float:
-    """Four ring all-reduces of [tokens, D] per block, forward and backward together.
+    """The seconds of four ring all-reduces of [tokens, D] per block, forward and backward together.
 
     With sequence parallelism each is a reduce-scatter and an all-gather of the same volume.
     """
@@ -84,9 +84,10 @@ def tensor_seconds(
 def data_seconds(
     parameters: int, layout: Layout, machine: Machine, precision: str, micro_batches: int
 ) -> float:
-    """Reducing gradients and gathering weights, ring algorithms, over a rank's parameters.
+    """The seconds to reduce the gradients and gather the weights of a rank, by ring algorithms.
 
-    ZeRO-2 and 3 reduce after every micro-batch; ZeRO-3 gathers for each forward and backward.
+    ZeRO-2 and ZeRO-3 reduce after every micro-batch; ZeRO-3 gathers for each forward pass and for
+    each backward pass.
     """
     if layout.dp == 1:
         return 0.0

@@ -1,4 +1,4 @@
-"""A run's plan: everything about it that follows from its configuration."""
+"""The plan of a run: everything about it that follows from its configuration."""
 
 from dataclasses import asdict, dataclass
 
@@ -16,12 +16,12 @@ from pipeline.run.experiment import build_objective, open_dataset, problems_befo
 from pipeline.run.sections import RunConfig
 
 CHECKPOINT_BYTES = 16
-"""Per parameter: fp32 weights, two moments, average."""
+"""The bytes of a checkpoint per parameter: fp32 weights, two moments and the average."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What is planned: a configuration that holds together, with the vocabulary it will meet."""
+    """What is planned: a configuration without contradictions, with the vocabulary it will meet."""
 
     config: RunConfig
     model: ModelConfig
@@ -31,21 +31,21 @@ class Planned:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One rank of a pipeline stage."""
+    """What one rank of a pipeline stage holds."""
 
     layers: tuple[int, int]
-    """Pipeline layers [first, end): 0 is the embedding, the last the head."""
+    """The pipeline layers [first, end): 0 is the embedding, and the last one is the head."""
     parameters: int
     in_flight: int
     state: StateBytes
     activations: dict[str, int]
-    """Bytes kept for the backward pass, by checkpointing mode."""
+    """The bytes kept for the backward pass, by checkpointing mode."""
     working: dict[str, int]
-    """Bytes that live for one block of the backward pass, by checkpointing mode."""
+    """The bytes that live for one block of the backward pass, by checkpointing mode."""
     logits: int
 
     def total(self, mode: str) -> int:
-        """Most bytes at any moment of a step under a checkpointing mode."""
+        """The most bytes at any moment of a step under a checkpointing mode."""
         state = self.state
         passing = max(self.working[mode], self.logits)
         computing = state.computing + self.activations[mode] + passing
@@ -68,27 +68,28 @@ class Plan:
 
     @property
     def largest_stage(self) -> StagePlan:
-        """The stage whose ranks need most memory as configured."""
+        """The stage whose ranks need the most memory as configured."""
         mode = self.subject.config.parallel.activation_checkpointing
         return max(self.stages, key=lambda stage: stage.total(mode))
 
     @property
     def memory(self) -> int:
-        """Most bytes on any GPU, by the plan's own count."""
+        """The most bytes on any GPU, by the plan's own count."""
         mode = self.subject.config.parallel.activation_checkpointing
         return self.largest_stage.total(mode)
 
     def seconds(self, machine: Machine) -> float:
-        """Of the whole run at a stated MFU, which is taken to include every loss."""
+        """The seconds of the whole run at the machine's MFU, which is to include every loss."""
         tokens = self.tokens_per_step * self.subject.config.train.steps
         speed = machine.mfu * machine.gpu.peak_flops * self.layout.world_size
         return self.flops_per_token * tokens / speed
 
 
 def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Planned:
-    """Raises ConfigError with every problem at once.
+    """Checks a configuration and returns what is to be planned.
 
-    vocab_size stands in for the dataset where there is none.
+    vocab_size: stands in for the dataset if there is none. Raises ConfigError with every problem at
+    once.
     """
     problems, notes = problems_before_data(config, ranks), []
     mask_id = bos_id = 0
@@ -119,7 +120,10 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
 
 
 def make_plan(subject: Planned, ranks: int) -> Plan:
-    """The plan of a sound configuration on so many ranks."""
+    """Makes the plan of a sound configuration on so many ranks.
+
+    Raises ConfigError if the layout does not fit them.
+    """
     config = subject.config
     train, parallel = config.train, config.parallel
     layout, problems = fit_layout(parallel.tp, parallel.pp, parallel.zero, parallel.sequence, ranks)
@@ -154,7 +158,7 @@ def _plan_stage(
     }
     has_head = bounds[1] == subject.model.num_layers + 2
     chosen = kinds[parallel.activation_checkpointing]
-    # Of the kinds of rows the one that needs most, logits included.
+    # The plan is for the kind of row that needs most memory, logits included.
     logits = [chosen.logits(shape) if has_head else 0 for shape in shapes]
     sizes = {
         mode: [kind.kept(shape, bounds, stage, micro_batches) for shape in shapes]

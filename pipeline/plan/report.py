@@ -1,4 +1,4 @@
-"""A plan as dictionaries for scripts."""
+"""Reports a plan as dictionaries for scripts."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ SEARCH_CAVEAT = (
 
 
 def describe(plan: Plan, machine: Machine) -> dict[str, Any]:
-    """Everything that `esolm plan` says; bytes, seconds and plain counts."""
+    """Returns everything that `esolm plan` says, in bytes, seconds and plain counts."""
     config, model = plan.subject.config, plan.subject.model
     train, layout = config.train, plan.layout
     by_part = parameters_by_part(model)
@@ -66,7 +66,7 @@ def describe(plan: Plan, machine: Machine) -> dict[str, Any]:
 
 
 def _attention(plan: Plan) -> list[dict[str, Any]]:
-    """Per kind of row: its share of the batch and the share of all pairs that attend."""
+    """Returns, for each kind of row, its share of the batch and the share of pairs that attend."""
     rows = []
     for work in plan.subject.objective.work(plan.subject.config.train.seq_len):
         fed = work.pattern.num_streams * work.length
@@ -111,7 +111,7 @@ def _stages(plan: Plan) -> list[dict[str, Any]]:
 
 
 def describe_search(found: Search, count: int) -> list[dict[str, Any]]:
-    """The first `count` layouts, best first."""
+    """Returns the best `count` layouts, the best one first."""
     return [
         {
             "layout": str(candidate.plan.layout),

@@ -1,4 +1,4 @@
-"""Every valid layout of a machine, ranked by an estimate of the step time."""
+"""Ranks every valid layout of a machine by an estimate of the step time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +12,10 @@ from pipeline.run.experiment import problems_before_data
 from pipeline.run.sections import RunConfig
 
 HEADROOM = 0.9
-"""Share of a GPU's memory that a plan may fill: context, NCCL and fragmentation take the rest."""
+"""The share of a GPU's memory that a plan may fill.
+
+The CUDA context, NCCL and fragmentation take the rest.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Candidate:
 
     @property
     def settings(self) -> list[str]:
-        """The layout as key=value."""
+        """The layout as key=value settings of a run."""
         layout, train = self.plan.layout, self.plan.subject.config.train
         values = {
             "parallel.tp": layout.tp,
@@ -43,12 +46,12 @@ class Candidate:
 class Search:
     ranked: list[Candidate]
     tried: int
-    """Valid layouts with their micro-batch sizes and checkpointing modes."""
+    """The number of valid layouts, each with every micro-batch size and checkpointing mode."""
     too_large: int
 
 
 def layouts_of(config: RunConfig, ranks: int, gpus_per_node: int) -> Iterator[RunConfig]:
-    """The configuration in every layout worth a check, tensor parallelism within a node."""
+    """Yields the configuration in every layout worth a check, with tensor parallelism in a node."""
     batch = config.train.global_batch_size
     for tp in _divisors(gpus_per_node):
         for pp in _divisors(ranks // tp) if ranks % tp == 0 else []:
@@ -67,9 +70,9 @@ def _divisors(number: int) -> list[int]:
 
 
 def sound_layouts(config: RunConfig, ranks: int, gpus_per_node: int) -> list[RunConfig]:
-    """Those of `layouts_of` that the trainer would take.
+    """Returns those of `layouts_of` that the trainer would take.
 
-    Raises ConfigError with what is wrong with all of them if there is none.
+    If there are none, raises ConfigError with what is wrong with all of them.
     """
     sound, common = [], None
     for candidate in layouts_of(config, ranks, gpus_per_node):
@@ -87,9 +90,9 @@ def sound_layouts(config: RunConfig, ranks: int, gpus_per_node: int) -> list[Run
 def search(
     subject: Planned, layouts: list[RunConfig], machine: Machine, ranks: int, memory: float
 ) -> Search:
-    """The layouts that fit `memory` bytes of a GPU, fastest by estimate first.
+    """Returns the layouts that fit `memory` bytes of a GPU; those estimated as fastest come first.
 
-    Raises ConfigError with the smallest need if none does.
+    Raises ConfigError with the smallest need if none fits.
     """
     tried = too_large = 0
     smallest: Candidate | None = None

@@ -1,6 +1,6 @@
-"""What a rank holds of the network, from the table of its tensors alone.
+"""Counts what a rank holds of the network, from the table of its tensors alone.
 
-Building the network, even on the meta device, needs process groups; a plan needs none.
+Building the network, even on the meta device, needs process groups; a plan works without them.
 """
 
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from model.tensors import block_tensors, embedding_tensors, head_tensors, layer_
 PARTS = ("embedding", "attention", "feed-forward", "norms and adaLN", "output layer")
 
 PERSISTENT_PARAMETER = 100_000
-"""Elements up to which ZeRO-3 keeps a parameter whole on every rank; DeepSpeed's default."""
+"""ZeRO-3 keeps parameters of up to so many elements whole on every rank (DeepSpeed's default)."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Elements that a rank holds of some layers."""
+    """The numbers of elements that a rank holds of some layers."""
 
     parameters: int
     persistent: int
-    """In parameters small enough for ZeRO-3 to keep whole."""
+    """The elements in parameters that are small enough for ZeRO-3 to keep whole."""
     largest: int
-    """In the largest parameter."""
+    """The elements in the largest parameter."""
 
 
 def parameters_by_part(model: ModelConfig) -> dict[str, int]:
-    """Parameters of the whole network, vocabulary unpadded, by `PARTS`."""
+    """Counts the parameters of the whole network by `PARTS`, with the vocabulary unpadded."""
     counts = dict.fromkeys(PARTS, 0)
     counts["embedding"] = sum(shape.numel for shape in embedding_tensors(model))
     counts["output layer"] = sum(shape.numel for shape in head_tensors(model))
@@ -40,9 +40,9 @@ def parameters_by_part(model: ModelConfig) -> dict[str, int]:
 
 @lru_cache(maxsize=4096)
 def stage_size(model: ModelConfig, first: int, end: int, tp: int) -> Size:
-    """What one tensor-parallel rank holds of the pipeline layers [first, end).
+    """Counts what one tensor-parallel rank holds of the pipeline layers [first, end).
 
-    With tied embeddings a last stage that is not also the first has a copy of the weight.
+    With tied embeddings, a last stage that is not also the first holds a copy of the weight.
     """
     layers = range(first, end)
     sizes = [tensor.local(tp) for layer in layers for tensor in layer_tensors(model, layer)]

@@ -1,4 +1,4 @@
-"""Where a pipeline is cut."""
+"""Says where a pipeline is cut into stages."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,10 @@ from itertools import pairwise
 
 
 def stage_bounds(layer_costs: Sequence[float], num_stages: int) -> list[tuple[int, int]]:
-    """Pipeline layers [first, end) of every stage, as the training engine cuts them.
+    """Returns the pipeline layers [first, end) of every stage, as the training engine cuts them.
 
-    layer_costs: of the embedding, every block and the head; see `model.flops.layer_costs`.
+    layer_costs: the costs of the embedding, every block and the head; see
+    `model.flops.layer_costs`.
     """
     largest = max(layer_costs)
     weights = tuple(max(1, round(1000 * cost / largest)) for cost in layer_costs)
@@ -19,16 +20,17 @@ def stage_bounds(layer_costs: Sequence[float], num_stages: int) -> list[tuple[in
 
 @lru_cache(maxsize=256)
 def _partition(weights: tuple[int, ...], num_parts: int) -> tuple[int, ...]:
-    """Bounds that make the difference between the heaviest and the lightest part least.
+    """Returns the bounds for which the heaviest and the lightest part differ least.
 
-    The same dynamic programme as `deepspeed.runtime.utils.partition_balanced`, ties included, which
-    the engine calls; importing DeepSpeed would take longer than the whole plan.
+    This is the dynamic programme of `deepspeed.runtime.utils.partition_balanced`, ties included,
+    which the engine calls; importing DeepSpeed would take longer than the whole plan.
     """
     count = len(weights)
     if count <= num_parts:
         return (*range(count + 1), *[count] * (num_parts - count))
     sums = [sum(weights[:end]) for end in range(count + 1)]
-    # (difference, heaviest, lightest, start of the last part) of layers [0, end) in `parts` parts.
+    # best[end, parts] is (difference, heaviest, lightest, start of the last part) for the layers
+    # [0, end) in so many parts.
     best = {(0, 0): (0.0, 0.0, math.inf, 0)}
     for end in range(1, count + 1):
         for parts in range(1, min(end, num_parts) + 1):

@@ -1,7 +1,8 @@
-"""What a rank holds of weights, gradients and optimizer, as DeepSpeed 0.19 lays them out.
+"""Counts what a rank holds of weights, gradients and optimizer, as DeepSpeed 0.19 lays them out.
 
-Measured, not derived: docs/plan.md has the table, and tests/pipeline/plan compares with a running
-engine. Letters: N parameters of the rank, d data-parallel ranks, e bytes of a weight (2 or 4).
+The figures are measured, not derived: docs/plan.md has the table, and tests/pipeline/plan compares
+them with a running engine. Letters there: N is the number of parameters of the rank, d the number
+of data-parallel ranks, e the bytes of a weight (2 or 4).
 """
 
 from dataclasses import dataclass
@@ -10,46 +11,46 @@ from pipeline.parallel.layout import REDUCE_BUCKET, Layout
 from pipeline.plan.shapes import Size
 
 ALL_REDUCED = 500_000_000
-"""Elements that DeepSpeed's BF16_Optimizer reduces at a time."""
+"""How many elements DeepSpeed's BF16_Optimizer reduces at a time."""
 MAX_GATHERED = 1_000_000_000
-"""Elements that ZeRO-3 keeps gathered at a time (`stage3_max_live_parameters`)."""
+"""How many elements ZeRO-3 keeps gathered at a time (`stage3_max_live_parameters`)."""
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Bytes on one rank."""
+    """The bytes of the state on one rank."""
 
     weights: int
     gradients: int
-    """While they are accumulated."""
+    """The bytes of the gradients while they are accumulated."""
     master: int
     """The fp32 weights that the optimizer updates."""
     moments: int
     ema: int
     bucket: int
-    """DeepSpeed's fixed reduction buffers; there from the first backward pass of a step."""
+    """DeepSpeed's fixed reduction buffers, which exist from a step's first backward pass on."""
     computing: int
-    """Beyond the above while the network computes: ZeRO-3's gathered weights, a fresh gradient."""
+    """What the network's computing adds: the gathered weights of ZeRO-3, a fresh gradient."""
     reducing: int
-    """Beyond the first six while gradients are reduced and the update is prepared."""
+    """What reducing gradients and preparing the update adds, in place of `computing`."""
     host: int = 0
-    """In host memory instead, under parallel.offload."""
+    """The bytes that parallel.offload puts into host memory instead."""
 
     @property
     def held(self) -> int:
-        """Weights, gradients, optimizer and average together."""
+        """The bytes of weights, gradients, optimizer and average together."""
         return self.weights + self.gradients + self.master + self.moments + self.ema
 
     @property
     def peak(self) -> int:
-        """Most at any moment of a step, activations apart."""
+        """The most bytes at any moment of a step, without activations."""
         return self.held + self.bucket + max(self.computing, self.reducing)
 
 
 def state_bytes(size: Size, layout: Layout, precision: str, offload: bool = False) -> StateBytes:
-    """The state of a rank that holds `size` of the network."""
+    """Returns the state of a rank that holds `size` of the network."""
     element = ELEMENT_BYTES[precision]
     if layout.zero == 3:
         state = _stage_3(size, layout.dp, element)
@@ -63,7 +64,7 @@ def state_bytes(size: Size, layout: Layout, precision: str, offload: bool = Fals
 
 
 def _bf16_stage_1(size: Size, dp: int) -> StateBytes:
-    """BF16_Optimizer: a whole fp32 gradient on every rank, reduced through a copy of it."""
+    """BF16_Optimizer keeps a whole fp32 gradient on every rank and reduces it through a copy."""
     count, share = size.parameters, -(-size.parameters // dp)
     return StateBytes(
         weights=2 * count,
@@ -78,7 +79,7 @@ def _bf16_stage_1(size: Size, dp: int) -> StateBytes:
 
 
 def _stage_1(size: Size, layout: Layout, element: int) -> StateBytes:
-    """Gradients whole while they accumulate; the update flattens a rank's share of them twice."""
+    """Gradients accumulate whole, and the update flattens a rank's share of them twice."""
     count, share = size.parameters, -(-size.parameters // layout.dp)
     bucket = 4 * REDUCE_BUCKET * (2 if layout.pp > 1 else 1)
     return StateBytes(
@@ -110,7 +111,7 @@ def _stage_2(size: Size, dp: int, element: int) -> StateBytes:
 
 
 def _stage_3(size: Size, dp: int, element: int) -> StateBytes:
-    """Everything shared, small parameters also whole; layers are gathered to compute."""
+    """All is shared out, small parameters are also kept whole, layers are gathered to compute."""
     count, share = size.parameters, -(-size.parameters // dp)
     persistent = size.persistent if dp > 1 else 0
     bucketed = max(min(count, REDUCE_BUCKET), size.largest)

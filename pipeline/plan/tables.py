@@ -1,4 +1,4 @@
-"""A plan as tables for people."""
+"""Shows a plan as tables for people."""
 
 import sys
 from typing import Any
@@ -14,7 +14,7 @@ from pipeline.plan.search import Search
 
 
 def show(console: Console, plan: Plan, machine: Machine) -> None:
-    """Prints the tables."""
+    """Prints the tables of a plan."""
     facts = describe(plan, machine)
     for note in facts["notes"]:
         console.print(f"note: {note}", style="yellow", highlight=False)
@@ -91,7 +91,7 @@ def _memory(facts: dict[str, Any]) -> Table:
 
 
 def show_search(console: Console, found: Search, count: int) -> None:
-    """Prints the ranking; times in milliseconds."""
+    """Prints the ranking of a search, with times in milliseconds."""
     title = f"{found.tried} layouts tried, {found.too_large} too large; ms per step, estimated"
     table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
     for name in ("layout", "rows", "recompute", "step", "compute", "bubble", "tp", "dp", "memory"):
@@ -114,12 +114,12 @@ def show_search(console: Console, found: Search, count: int) -> None:
 
 
 def console() -> Console:
-    """Standard output; where it is no terminal, wide enough for the tables."""
+    """Returns a console on standard output, wide enough for the tables if that is no terminal."""
     return Console(width=None if sys.stdout.isatty() else 100)
 
 
 def size(number: float) -> str:
-    """Bytes in decimal units."""
+    """Writes a number of bytes in decimal units."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= scale:
             return f"{number / scale:.2f} {unit}"
@@ -127,7 +127,7 @@ def size(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would choose."""
+    """Writes seconds in the unit that a person would choose."""
     for unit, scale in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= scale:
             return f"{seconds / scale:.1f} {unit}"
