@@ -281,9 +281,9 @@ class Checkpointer:
             self._from_first(self._retain)
             self.durable_seconds = time.perf_counter() - started
         except Exception as error:  # whatever it was, `wait` raises it on the main thread
-            logger.exception("the checkpoint of step %d failed", state.step)
             # Of a full disk torch says no more than "unexpected pos 704 vs 598".
             reason = write_problem(staging) or str(error)
+            logger.exception("the checkpoint of step %d failed: %s", state.step, reason)
             if self.rank == 0:
                 shutil.rmtree(staging, ignore_errors=True)
             self._failure = f"the checkpoint of step {state.step} could not be written: {reason}"

@@ -88,6 +88,8 @@ def _checkpoint(status: "RunStatus") -> str:
     if status.checkpoint is not None:
         age = _duration(status.checkpoint_age_seconds)
         text = f"step {status.checkpoint.step:,}, {age} ago, valid"
+    if status.save_problem is not None:
+        text += f"; {status.save_problem}"
     if status.damaged:
         text += f"; damaged: {', '.join(status.damaged)}"
     return text

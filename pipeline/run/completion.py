@@ -10,7 +10,9 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.sections import RunConfig
 
 # These say where a run is, how it is cut up and kept, and what jobs ask for, not what it computes.
-WITHOUT_EFFECT = ("run.", "parallel.", "checkpoint.", "prep.", "slurm.")
+WITHOUT_EFFECT = ("parallel.", "checkpoint.")
+# They say where a run is and what jobs ask for: nothing of the training itself.
+NOT_COMPARED = ("run.", "prep.", "slurm.")
 
 
 def is_complete(directory: RunDirectory, config: RunConfig) -> bool:
@@ -63,7 +65,7 @@ def changed_settings(directory: RunDirectory, config: RunConfig) -> tuple[list[s
     for key in valid_keys():
         now = _value(config, key)
         was = before.get(key, now)
-        if was != now and key != "run.dir":
+        if was != now and not key.startswith(NOT_COMPARED):
             listed = without if key.startswith(WITHOUT_EFFECT) else with_effect
             listed.append(f"{key}: {was} before, {now} now")
     return with_effect, without

@@ -12,6 +12,7 @@ from pathlib import Path
 from model.settings import setting_problems
 from pipeline.checkpoint.remote import is_url
 from pipeline.errors import ConfigError
+from pipeline.run.completion import changed_settings
 from pipeline.run.config import load_config, to_yaml
 from pipeline.run.directory import REVISION, RunDirectory, git_revision
 from pipeline.run.experiment import problems_before_data, resolve
@@ -19,6 +20,12 @@ from pipeline.run.sections import RunConfig
 from pipeline.slurm import client
 from pipeline.slurm.chain import CANCELLED, Chain, ChainJob, refuse_if_live, write_chain
 from pipeline.slurm.check import cluster_problems
+from pipeline.slurm.existing import (
+    access_problems,
+    evaluation_problems,
+    is_prepared,
+    resume_problems,
+)
 from pipeline.slurm.lint import lint_script
 from pipeline.slurm.memory import memory_problems
 from pipeline.slurm.profile import ClusterProfile, load_profile, time_problems, warning_problems
@@ -50,26 +57,27 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
     Raises ConfigError with every problem at once.
     """
     config, profile = _load(config_path, overrides, cluster)
-    problems = _stage_problems(stages) + profile.problems()
-    fewest, most, found = _node_range(config)
-    problems += found
-    if config.slurm.time:
-        problems += time_problems("slurm.time", config.slurm.time)
-    if "train" in stages:
-        problems += warning_problems(config.slurm.time or profile.time, profile.warn_seconds)
-    problems += setting_problems(config.slurm, "slurm.")
-    if not _PLAIN_PATH.fullmatch(config.run.dir):
-        problems.append(f"run.dir {config.run.dir} holds characters that Slurm would misread")
-    problems += _mount_problems(config, profile, stages)
+    fewest, most, problems = _node_range(config)
+    problems = _stage_problems(stages) + profile.problems() + problems
+    problems += _job_problems(config, profile, stages)
+    if refused := access_problems(Path(config.run.dir)):
+        raise ConfigError(problems + refused)  # what is in there cannot be read, either
+    stages, notes = _without_prepared(config, stages)
     if "prep" in stages:
         problems += prep_problems(config, stages)
+    data_follows = "prep" in stages and not is_prepared(config)
+    if "evaluate" in stages and not data_follows:
+        problems += evaluation_problems(config)
     usable: list[int] = []
     if "train" in stages and profile.ranks_per_node > 0:
-        usable, found = _usable_nodes(config, profile, fewest, most, "prep" in stages)
+        usable, found = _usable_nodes(config, profile, fewest, most, data_follows)
         problems += found or memory_problems(config, profile, fewest)
     paths = Paths(Path(config.run.dir), _next_submission(Path(config.run.dir)))
-    jobs, notes = plan_jobs(config, stages, paths) if not problems else ([], [])
-    jobs, notes = _without_finished(config, jobs, notes)
+    jobs, skipped = plan_jobs(config, stages, paths) if not problems else ([], [])
+    jobs, notes = _without_finished(config, jobs, notes + skipped)
+    if "train" in stages:
+        with_effect, without = changed_settings(RunDirectory(config.run.dir), config)
+        notes += [f"changed since the last start: {change}" for change in with_effect + without]
     reason = client.why_unavailable()
     if reason is None:
         problems += cluster_problems(config, profile, stages, most)
@@ -82,6 +90,19 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
     _check_scripts(scripts, ask_slurm=reason is None)
     in_container = profile.container.runtime != "none"
     return Submission(config, cluster, revision, paths, jobs, scripts, notes, in_container)
+
+
+def _job_problems(config: RunConfig, profile: ClusterProfile, stages: list[str]) -> list[str]:
+    """What is wrong with what the run asks of the cluster, before anything is looked at."""
+    problems = []
+    if config.slurm.time:
+        problems += time_problems("slurm.time", config.slurm.time)
+    if "train" in stages:
+        problems += warning_problems(config.slurm.time or profile.time, profile.warn_seconds)
+    problems += setting_problems(config.slurm, "slurm.")
+    if not _PLAIN_PATH.fullmatch(config.run.dir):
+        problems.append(f"run.dir {config.run.dir} holds characters that Slurm would misread")
+    return problems + _mount_problems(config, profile, stages)
 
 
 def _load(
@@ -197,10 +218,19 @@ def _usable_nodes(
         problems = [*problems, f"slurm.nodes could begin with {usable[0]} (of {counts} that fit)"]
     if not problems and not data_follows:
         try:
-            resolve(config, fewest * per_node)
+            problems = resume_problems(resolve(config, fewest * per_node))
         except ConfigError as error:
             problems = error.problems
     return usable[::-1], problems
+
+
+def _without_prepared(config: RunConfig, stages: list[str]) -> tuple[list[str], list[str]]:
+    """Leaves out stage prep of a dataset that is whole, where nobody names a text to make it of."""
+    names_text = config.prep.inputs or config.prep.from_python_stdlib
+    if "prep" not in stages or names_text or not is_prepared(config):
+        return stages, []
+    note = f"prep: {config.data.path} is finished and is skipped"
+    return [stage for stage in stages if stage != "prep"], [note]
 
 
 def _without_finished(

@@ -14,6 +14,7 @@ from pipeline.run.config import load_config
 from pipeline.run.directory import RunDirectory
 from pipeline.run.history import History, parse_line, read_lines
 from pipeline.run.sections import RunConfig
+from pipeline.watch.saves import save_problem
 
 RECENT_LINES = 20
 # A run is stalled once it has said nothing for this many of its usual pauses, and at the least
@@ -25,7 +26,8 @@ SILENT_PAUSES, SILENT_SECONDS = 10, 60.0
 class Health:
     """How a run is doing.
 
-    state: running, stalled, stopped, failed, done or new. reason: what this is known by.
+    state: running, unsaved, stalled, stopped, failed, done or new. reason: what this is known by.
+    For a run of jobs also starting, waiting or unattended, see `health_with_jobs`.
     """
 
     state: str
@@ -38,8 +40,9 @@ class RunStatus:
 
     loss: that of the last logged step. tokens_per_second: the median of the last logged steps.
     eta_seconds: the time that the remaining training steps take at that speed. checkpoint: the
-    newest valid one. damaged: the names of those that are not valid. restarts: the starts after the
-    first. start_seconds: the time of the last start until its first step was done.
+    newest valid one. save_problem: what went wrong with those after it. damaged: the names of those
+    that are not valid. restarts: the starts after the first. start_seconds: the time of the last
+    start until its first step was done.
     """
 
     run: str
@@ -55,6 +58,7 @@ class RunStatus:
     eta_seconds: float | None
     checkpoint: CheckpointInfo | None
     checkpoint_age_seconds: float | None
+    save_problem: str | None
     damaged: list[str]
     starts: int
     restarts: int
@@ -79,9 +83,10 @@ def run_status(path: Path) -> RunStatus:
     newest = next((c for c in reversed(checkpoints) if c.valid), None)
     incidents = read_lines(directory.incidents)
     step = max([metrics.last.get("step", 0), *(s.step for s in starts[-1:])])
+    problem = save_problem(directory, config, step, newest.step if newest else 0)
     return RunStatus(
         run=str(path),
-        health=_health(directory, config, history, metrics, newest),
+        health=_health(directory, config, history, metrics, newest, problem),
         resumable=newest is not None and not directory.is_finished(config.train.steps),
         step=step,
         steps=config.train.steps,
@@ -93,6 +98,7 @@ def run_status(path: Path) -> RunStatus:
         eta_seconds=metrics.seconds_of(config.train.steps - step),
         checkpoint=newest,
         checkpoint_age_seconds=None if newest is None else _age(newest.time),
+        save_problem=problem,
         damaged=[c.name for c in checkpoints if not c.valid],
         starts=len(starts),
         restarts=max(0, len(starts) - 1),
@@ -155,9 +161,12 @@ def _health(
     history: History,
     metrics: _Metrics,
     newest: CheckpointInfo | None,
+    save_problem: str | None,
 ) -> Health:
     if directory.is_locked():
-        return _alive(directory, config, metrics)
+        health = _alive(directory, config, metrics)
+        unsaved = health.state == "running" and save_problem is not None
+        return Health("unsaved", f"{health.reason}, but {save_problem}") if unsaved else health
     if directory.is_finished(config.train.steps):
         return Health("done", f"all {config.train.steps} steps")
     num_starts = len(history.starts())

@@ -108,6 +108,35 @@ def test_how_a_run_ended(code: int, reason: str, state: str, run: RunDirectory) 
     assert status.restarts == 2
 
 
+def test_saves_that_fail(run: RunDirectory) -> None:
+    """By the log of what is being saved now; where that could not be written by what is missing."""
+    log = run.logs / "rank_0.log"
+    log.write_text(
+        "2026-01-01 00:00:00,000 ERROR the checkpoint of step 40 failed: [Errno 28] No space\n"
+        "OSError: [Errno 28] No space\n"
+        "2026-01-01 00:00:01,000 ERROR the checkpoint of step 80 could not be written: the disk\n"
+        "2026-01-01 00:00:02,000 ERROR the checkpoint of step 120 failed: of a start before\n"
+    )
+    run.lock()
+    start(run)
+    log_steps(run, 90)
+    status = run_status(run.path)
+    problem = (
+        "2 saves since step 0 failed: the checkpoint of step 80 could not be written: the disk"
+    )
+    assert (status.health.state, status.save_problem) == ("unsaved", problem)
+    assert problem in status.health.reason
+    log.unlink()
+    assert run_status(run.path).health.state == "running", "the second one may be under way"
+    log_steps(run, 119)
+    assert run_status(run.path).save_problem is None
+    log_steps(run, 120)
+    missing = "no checkpoint since step 0, though one is due every 40 steps"
+    assert run_status(run.path).save_problem == missing
+    run.unlock()
+    assert missing in CliRunner().invoke(app, ["status", str(run.path)]).output
+
+
 def test_looking_does_not_get_in_the_way_of_a_start(run: RunDirectory) -> None:
     """A probe holds the lock for an instant; whoever starts then waits for it."""
     assert not run.is_locked()

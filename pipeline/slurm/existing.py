@@ -1,0 +1,70 @@
+"""What a submit can know of the run and the dataset that are there already."""
+
+import os
+from pathlib import Path
+
+from data_prep.errors import DataError
+from data_prep.manifest import MANIFEST_NAME
+from pipeline.checkpoint.commit import newest_valid
+from pipeline.data.dataset import TokenDataset
+from pipeline.data.reader import SampleReader
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.run.directory import RunDirectory
+from pipeline.run.experiment import Experiment
+from pipeline.run.sections import RunConfig
+
+
+def is_prepared(config: RunConfig) -> bool:
+    """Whether the dataset is merged, so that training could read it now."""
+    return (Path(config.data.path) / MANIFEST_NAME).is_file()
+
+
+def access_problems(run: Path) -> list[str]:
+    """Why nothing can be written into a run directory that is there, or where it is to be made."""
+    there = next(path for path in (run, *run.parents) if os.path.lexists(path))
+    for path in (there, *there.glob("slurm"), *there.glob("checkpoints")):
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            return [
+                f"run.dir {run}: you may not write to {path}, which belongs to {_owner(path)}; "
+                "choose another run.dir"
+            ]
+    return []
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # a user that this machine does not know
+        return f"user {path.stat().st_uid}"
+
+
+def evaluation_problems(config: RunConfig) -> list[str]:
+    """Why stage evaluate would find nothing to measure in the dataset that is there."""
+    try:
+        dataset = TokenDataset(config.data.path, "valid")
+        SampleReader(dataset, config.train.seq_len, seed=0, shuffle="none")
+    except DataError as error:
+        return [f"stage evaluate: {error}"]
+    return []
+
+
+def resume_problems(experiment: Experiment) -> list[str]:
+    """Why the training would refuse the newest checkpoint of its run."""
+    # Imported here: what reads checkpoints sets up torch's process groups.
+    from pipeline.checkpoint.checkpointer import RunState
+    from pipeline.train.progress import check_same_run
+
+    config = experiment.config
+    found = newest_valid(RunDirectory(config.run.dir).checkpoints)
+    if found is None:
+        return []
+    reader = SampleReader(
+        experiment.dataset, config.train.seq_len, config.seed, config.data.shuffle
+    )
+    try:
+        check_same_run(RunState.from_manifest(found[1]), experiment, reader)
+    except ConfigError as error:
+        return error.problems
+    except (DataError, CheckpointError) as error:
+        return [str(error)]
+    return []
