@@ -1,12 +1,16 @@
 """Running the tasks of a job in this process or in several, with progress."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
+from data_prep.errors import EsolmError
 from data_prep.jobs import TokenizeJob, run_task
+from data_prep.processes import die_with_parent
 from data_prep.progress import ProgressBar
 
 POLL_SECONDS = 0.2
@@ -14,9 +18,10 @@ POLL_SECONDS = 0.2
 _done_bytes: "Synchronized[int] | None" = None
 
 
-def _set_counter(counter: "Synchronized[int]") -> None:
+def _begin_worker(counter: "Synchronized[int]", parent: int) -> None:
     global _done_bytes
     _done_bytes = counter
+    die_with_parent(parent)
 
 
 def _run_in_worker(job: TokenizeJob, task: int) -> dict[str, int]:
@@ -36,15 +41,29 @@ def run_tasks(
     """Run tasks in `num_workers` processes and return the counts of each, in the order of `tasks`.
 
     The output does not depend on the number of workers. If tasks fail, the error of the first of
-    them is raised here after the tasks that have started came to their end.
+    them is raised here after the tasks that have started came to their end. Raises EsolmError if a
+    worker is killed; the others end then, as they do when this process is killed.
     """
     if num_workers <= 1 or len(tasks) <= 1:
         done = _Total(progress.update)
         return [run_task(job, task, done.add) for task in tasks]
+    try:
+        return _run_in_pool(job, tasks, num_workers, progress)
+    except BrokenProcessPool as error:
+        raise EsolmError(
+            "A worker process was killed, as happens when memory runs out. Run the same command "
+            f"again, with fewer than {num_workers} --workers or more memory: finished tasks are "
+            "skipped."
+        ) from error
+
+
+def _run_in_pool(
+    job: TokenizeJob, tasks: Sequence[int], num_workers: int, progress: ProgressBar
+) -> list[dict[str, int]]:
     # Workers are not forked, because the parent may have threads (the progress bar) with locks.
     context: Any = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    with ProcessPoolExecutor(num_workers, context, _set_counter, (counter,)) as pool:
+    with ProcessPoolExecutor(num_workers, context, _begin_worker, (counter, os.getpid())) as pool:
         futures = [pool.submit(_run_in_worker, job, task) for task in tasks]
         _watch(futures, lambda: progress.update(counter.value))
         pool.shutdown(cancel_futures=any(_failed(future) for future in futures))

@@ -114,7 +114,8 @@ class TokenDataset:
     def read_many(self, starts: Int64Array, length: int) -> Int64Array:
         """Return tokens [N, length] of the stream from each start [N].
 
-        Raises DataError when a shard is shorter than it was when the dataset was opened.
+        Raises DataError when a shard is shorter than it was when the dataset was opened, or holds a
+        token that is not of the vocabulary.
         """
         if (starts < 0).any() or (starts + length > self.num_tokens).any():
             raise IndexError(f"tokens outside [0, {self.num_tokens}) of {self.path} were asked for")
@@ -126,7 +127,22 @@ class TokenDataset:
                 self._pread(shard, offset, row)
             else:
                 self._read_pieces(int(start), row)
+        if rows.size and int(rows.max()) >= self.vocab_size:
+            raise self._foreign_token(starts, rows)
         return rows.astype(np.int64)
+
+    def _foreign_token(self, starts: Int64Array, rows: npt.NDArray[np.generic]) -> DataError:
+        """The error that names the first token that is not of the vocabulary, and its place."""
+        row, column = np.argwhere(rows >= self.vocab_size)[0]  # type: ignore[operator]
+        position = int(starts[row]) + int(column)
+        shards, offsets, _ = self._locate(np.array([position], dtype=np.int64))
+        shard = int(shards[0])
+        member = (position - int(self._shard_starts[shard])) // MEMBER_TOKENS
+        return DataError(
+            f"{self._paths[shard]}, member {member}, byte {int(offsets[0])}: token "
+            f"{int(rows[row, column])} is not of the vocabulary of {self.vocab_size} tokens: the "
+            f"shard is damaged. {repair_advice(self.path)}"
+        )
 
     def _locate(self, positions: Int64Array) -> tuple[Int64Array, Int64Array, Int64Array]:
         """Return (shard, byte offset, tokens up to the end of the member or shard), each [N]."""

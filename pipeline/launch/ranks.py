@@ -6,7 +6,6 @@ launcher.
 """
 
 import contextlib
-import ctypes
 import os
 import random
 import signal
@@ -17,12 +16,12 @@ from types import FrameType
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
+from data_prep.processes import die_with_parent
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
 from pipeline.launch.stop import STOP_SIGNALS, stop_asked
 
 LAUNCHER = "ESOLM_LAUNCHER_PID"
 MEETING_PORTS = range(20_000, 29_000)
-_PR_SET_PDEATHSIG = 1
 
 
 def die_with_launcher() -> None:
@@ -34,9 +33,7 @@ def die_with_launcher() -> None:
     launcher = os.environ.get(LAUNCHER)
     if launcher is None:
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(launcher):  # it was gone before the line above
-        os.kill(os.getpid(), signal.SIGKILL)
+    die_with_parent(int(launcher))
 
 
 def launch(command: list[str], num_ranks: int) -> int:

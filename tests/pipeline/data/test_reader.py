@@ -176,3 +176,18 @@ def test_empty_split_and_too_few_tokens_are_errors(data_path: Path, tmp_path: Pa
     run_job(job, data_path / "tokenizer")
     with pytest.raises(DataError, match="--valid-fraction"):
         TokenDataset(job.out, "valid")
+
+
+def test_a_token_beyond_the_vocabulary_names_its_place(copy_path: Path) -> None:
+    """One flipped bit would read another row of the embedding, or fail without a word."""
+    data, shard = TokenDataset(copy_path, "train"), first_shard(copy_path)
+    info, position = read_manifest(copy_path).splits["train"][0], 65_540
+    offset = info.member_offset + info.member_stride + 2 * (position - 65_536)
+    content = bytearray(shard.read_bytes())
+    content[offset + 1] ^= 0x80
+    shard.write_bytes(content)
+    place = rf"{shard}, member 1, byte {offset}: token \d+ is not of the vocabulary"
+    for start, length in ((position, 1), (position - 50, 100)):
+        with pytest.raises(DataError, match=place):
+            data.read(start, length)
+    assert len(data.read(position + 1, 100)) == 100
