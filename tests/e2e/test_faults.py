@@ -163,6 +163,7 @@ def _alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.check
 def test_a_launcher_that_is_stopped_before_its_ranks_start_says_resume_me(
     dataset: Path, tmp_path: Path
 ) -> None:

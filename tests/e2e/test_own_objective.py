@@ -28,6 +28,7 @@ def install(folder: Path) -> None:
     (about / "entry_points.txt").write_text(f"[{GROUP}]\nuniform = uniform_noise:KIND\n")
 
 
+@pytest.mark.check
 def test_an_objective_in_one_file(dataset: Path, tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()
