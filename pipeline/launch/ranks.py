@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from data_prep.processes import die_with_parent
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
-from pipeline.launch.stop import STOP_SIGNALS, stop_asked
+from pipeline.launch.stop import STOP_SIGNALS, hold_stop_signals, stop_asked
 
 LAUNCHER = "ESOLM_LAUNCHER_PID"
 MEETING_PORTS = range(20_000, 29_000)
@@ -39,28 +39,19 @@ def die_with_launcher() -> None:
 def launch(command: list[str], num_ranks: int) -> int:
     """Runs `python -m pipeline COMMAND...` as num_ranks processes; returns the run's exit code.
 
-    A request to stop that was noted before, or that comes while the ranks are being started, is
-    passed on to them.
+    A request to stop that comes while the ranks are being started is passed on to them.
     """
-    if stop_asked():
-        return EXIT_RESUME_ME
-    port = free_port()
-    environments = {rank: _environment(rank, num_ranks, port) for rank in range(num_ranks)}
-    arguments = {rank: ("-m", "pipeline", *command) for rank in range(num_ranks)}
     try:
-        processes = start_processes(
-            name="esolm",
-            entrypoint=sys.executable,
-            args=arguments,
-            envs=environments,
-            logs_specs=DefaultLogsSpecs(),
-        )
+        with hold_stop_signals():
+            if stop_asked():
+                return EXIT_RESUME_ME
+            processes = _start(command, num_ranks)
+            _forward_signals(processes)
+            if stop_asked():  # a thread of this process, numpy's say, may have taken a signal
+                for pid in processes.pids().values():
+                    os.kill(pid, signal.SIGTERM)
     except SignalException:  # some ranks may run already; they end with this process
         return EXIT_RESUME_ME
-    _forward_signals(processes)
-    if stop_asked():
-        for pid in processes.pids().values():
-            os.kill(pid, signal.SIGTERM)
     try:
         result = processes.wait()
     finally:
@@ -73,6 +64,17 @@ def launch(command: list[str], num_ranks: int) -> int:
     # A rank that fails pulls the others down with it, so the first failure tells why.
     first = min(result.failures.values(), key=lambda failure: failure.timestamp)
     return first.exitcode if first.exitcode > 0 else EXIT_FAILED
+
+
+def _start(command: list[str], num_ranks: int) -> PContext:
+    port = free_port()
+    return start_processes(
+        name="esolm",
+        entrypoint=sys.executable,
+        args={rank: ("-m", "pipeline", *command) for rank in range(num_ranks)},
+        envs={rank: _environment(rank, num_ranks, port) for rank in range(num_ranks)},
+        logs_specs=DefaultLogsSpecs(),
+    )
 
 
 def _environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:

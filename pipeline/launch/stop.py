@@ -4,7 +4,9 @@ This module imports nothing heavy: a signal may come while torch is being import
 nobody handles yet would kill the rank instead of asking it to save.
 """
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -13,14 +15,32 @@ _asked = False
 
 
 def note_stop_signals(signals: tuple[signal.Signals, ...] = STOP_SIGNALS) -> None:
-    """Notes the signals from now on, so that `stop_asked` can tell of them."""
+    """Notes the signals from now on, so that `stop_asked` can tell of them.
+
+    Those that the launcher held back while this process started come now (`hold_stop_signals`).
+    """
     for number in signals:
         signal.signal(number, _note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def stop_asked() -> bool:
     """Whether one of the noted signals has come."""
     return _asked
+
+
+@contextlib.contextmanager
+def hold_stop_signals() -> Iterator[None]:
+    """Holds stop signals back meanwhile; they come at the end, or when a process started here asks.
+
+    Processes inherit what is held back. Without it, a signal that comes while a rank's interpreter
+    starts, before its first line runs, would kill the rank.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def ignore_stop_signals() -> None:

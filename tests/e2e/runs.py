@@ -51,11 +51,11 @@ def write_config(
     return config
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """`esolm ARGUMENTS...` as a process."""
+def start(*arguments: str, packages: tuple[Path, ...] = ()) -> subprocess.Popen[str]:
+    """`esolm ARGUMENTS...` as a process; packages as for `tests.processes.environment`."""
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "pipeline", *arguments],
-        env=environment(),
+        env=environment(*packages),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -163,14 +163,24 @@ def _alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
+SLOW_START = """
+import os, pathlib, time
+if "ESOLM_LAUNCHER_PID" in os.environ:
+    time.sleep(1)
+    pathlib.Path(__file__).with_name("starts").touch()
+    time.sleep(2)
+"""
+
+
 @pytest.mark.check
 def test_a_launcher_that_is_stopped_before_its_ranks_start_says_resume_me(
     dataset: Path, tmp_path: Path
 ) -> None:
-    """Once while it still imports, once while the ranks do."""
+    """Once while it still imports, once while the interpreters of the ranks start."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_START)
     config = write_config(tmp_path, dataset)
-    for ready in (_notes_signals, ranks_of):
-        process = start("train", str(config), "--ranks", "2")
+    for ready in (_notes_signals, lambda process: (tmp_path / "starts").exists()):
+        process = start("train", str(config), "--ranks", "2", packages=(tmp_path,))
         wait_until(lambda process=process, ready=ready: ready(process))
         process.send_signal(signal.SIGTERM)
         finish(process, 85)
