@@ -14,21 +14,17 @@ from typing import Any
 
 from data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
 from data_prep.errors import DataError
-from data_prep.files import fingerprint_of, read_json, write_json
+from data_prep.files import fingerprint_of, write_sealed
+from data_prep.layout import ShardInfo, token_dtype
 from data_prep.manifest import (
-    FORMAT_VERSION,
     MANIFEST_NAME,
     SHARDS_DIRECTORY,
     SPLITS,
     TASKS_DIRECTORY,
     TOKENIZER_DIRECTORY,
-    ShardInfo,
-    check_format_version,
-    record_to,
-    record_to_shard,
     shard_problems,
-    token_dtype,
 )
+from data_prep.records import FORMAT_VERSION, read_record, record_to, record_to_shard
 from data_prep.shards import ShardWriter, shard_prefix
 from data_prep.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
 
@@ -113,9 +109,10 @@ def read_marker(data: Path, path: Path) -> TaskRecord:
 
     Raises DataError when a file is missing, damaged, or belongs to other settings.
     """
-    marker = read_json(path, DELETE_MARKER)
-    check_format_version(marker, path)
+    marker = read_record(path, DELETE_MARKER)
     try:
+        if path.name != marker_path(data, marker["task"], marker["num_tasks"]).name:
+            raise DataError(f"{path} is the marker of another task. {DELETE_MARKER}")
         expected = task_fingerprint(marker["task"], marker["settings"])
         shards = {
             split: [_read_sidecar(data / name, expected) for name in names]
@@ -135,18 +132,21 @@ def read_marker(data: Path, path: Path) -> TaskRecord:
 
 
 def _read_sidecar(path: Path, expected_fingerprint: str) -> ShardInfo:
-    sidecar = read_json(path, DELETE_MARKER)
-    check_format_version(sidecar, path)
+    sidecar = read_record(path, DELETE_MARKER)
     if sidecar.get("task_fingerprint") != expected_fingerprint:
         raise DataError(f"{path} belongs to a task with other settings. {DELETE_MARKER}")
-    return record_to_shard(sidecar.get("shard"), path, DELETE_MARKER)
+    version = sidecar["format_version"]
+    shard = record_to_shard(sidecar.get("shard"), version, path, DELETE_MARKER)
+    if Path(shard.name).stem != path.stem:
+        raise DataError(f"{path} describes another shard, {shard.name}. {DELETE_MARKER}")
+    return shard
 
 
 def check_settings(job: TokenizeJob) -> None:
     """Raise DataError, which names each change, if the output has tasks with other settings."""
     settings = job.settings()
     for path in sorted((job.out / TASKS_DIRECTORY).glob("task-*.json")):
-        found = read_json(path, DELETE_MARKER).get("settings")
+        found = read_record(path, DELETE_MARKER).get("settings")
         if found == settings:
             continue
         before = found if isinstance(found, dict) else {}
@@ -272,7 +272,7 @@ def _write_marker(
             split: [name.removesuffix(".tar") + ".json" for name in names[split]] for split in names
         },
     }
-    write_json(marker_path(job.out, task, job.num_tasks), record)
+    write_sealed(marker_path(job.out, task, job.num_tasks), record)
 
 
 def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import tarfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,19 +14,20 @@ import numpy.typing as npt
 
 from data_prep.files import (
     fsync_directory,
-    sha256_of_file,
+    naming,
     temporary_path,
     write_atomic,
-    write_json,
+    write_sealed,
 )
-from data_prep.manifest import (
-    FORMAT_VERSION,
+from data_prep.layout import (
+    BLOCK_TOKENS,
     MEMBER_TOKENS,
-    SHARDS_DIRECTORY,
     TAR_BLOCK_BYTES,
     ShardInfo,
     member_stride,
 )
+from data_prep.manifest import SHARDS_DIRECTORY
+from data_prep.records import FORMAT_VERSION
 
 
 def shard_prefix(split: str, task: int) -> str:
@@ -40,10 +42,13 @@ class TokenTar:
         self.path = path
         self.num_tokens = 0
         self.num_bytes = 0
+        self.crcs: list[int] = []
+        """The crc32 of each block of tokens that is written."""
         self._dtype = np.dtype(dtype)
         self._suffix = f"u{8 * self._dtype.itemsize}"
         self._temporary = temporary_path(path)
-        self._stream = io.BufferedWriter(io.FileIO(self._temporary, "w"), MEMBER_TOKENS)
+        self._file = io.FileIO(self._temporary, "w")
+        self._stream = io.BufferedWriter(self._file, MEMBER_TOKENS)
         self._digest = hashlib.sha256()
         self._pending: list[npt.NDArray[np.generic]] = []
         self._num_pending = 0
@@ -74,9 +79,13 @@ class TokenTar:
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
         self._write(content)
         self._write(bytes(-len(content) % TAR_BLOCK_BYTES))
+        size = BLOCK_TOKENS * self._dtype.itemsize
+        blocks = (content[start : start + size] for start in range(0, len(content), size))
+        self.crcs += map(zlib.crc32, blocks)
 
     def _write(self, content: bytes) -> None:
-        self._stream.write(content)
+        with naming(self.path):
+            self._stream.write(content)
         self._digest.update(content)
         self.num_bytes += len(content)
 
@@ -85,16 +94,18 @@ class TokenTar:
         if self._num_pending:
             self._write_members(1)
         self._write(bytes(2 * TAR_BLOCK_BYTES))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        with naming(self.path):
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
         os.replace(self._temporary, self.path)
         fsync_directory(self.path.parent)
         return self._digest.hexdigest()
 
     def discard(self) -> None:
         """Close and remove an unfinished tar."""
-        self._stream.close()
+        # The buffer is not flushed: on a disk that is full that would fail once more.
+        self._file.close()
         self._temporary.unlink(missing_ok=True)
 
 
@@ -129,27 +140,34 @@ class ShardWriter:
             self.close()
 
     def close(self) -> None:
-        """Commit the shard in progress, if any: its document ends, the tar, then its sidecar."""
+        """Commit the shard in progress, if any: the tar, what lies beside it, then its sidecar."""
         if self._tar is None:
             return
-        tar, ends_path = self._tar, self._tar.path.with_suffix(".ends.npy")
+        tar = self._tar
+        sha256 = tar.commit()
+        ends_path, crcs_path = (tar.path.with_suffix(s) for s in (".ends.npy", ".crc32"))
         buffer = io.BytesIO()
         np.save(buffer, np.array(self._ends, dtype="<u8"))
-        write_atomic(ends_path, buffer.getvalue())
+        ends, crcs = buffer.getvalue(), np.array(tar.crcs, dtype="<u4").tobytes()
+        write_atomic(ends_path, ends)
+        write_atomic(crcs_path, crcs)
         shard = ShardInfo(
             name=f"{SHARDS_DIRECTORY}/{tar.path.name}",
-            sha256=tar.commit(),
+            sha256=sha256,
             num_bytes=tar.num_bytes,
             num_tokens=tar.num_tokens,
             num_documents=len(self._ends),
             member_offset=TAR_BLOCK_BYTES,
             member_stride=member_stride(self._dtype.itemsize),
             ends_name=f"{SHARDS_DIRECTORY}/{ends_path.name}",
-            ends_bytes=len(buffer.getvalue()),
-            ends_sha256=sha256_of_file(ends_path),
+            ends_bytes=len(ends),
+            ends_sha256=hashlib.sha256(ends).hexdigest(),
+            crcs_name=f"{SHARDS_DIRECTORY}/{crcs_path.name}",
+            crcs_bytes=len(crcs),
+            crcs_sha256=hashlib.sha256(crcs).hexdigest(),
         )
         sidecar = {"format_version": FORMAT_VERSION, "task_fingerprint": self._fingerprint}
-        write_json(tar.path.with_suffix(".json"), {**sidecar, "shard": asdict(shard)})
+        write_sealed(tar.path.with_suffix(".json"), {**sidecar, "shard": asdict(shard)})
         self.shards.append(shard)
         self._tar, self._ends = None, []
 

@@ -10,9 +10,10 @@ import webdataset
 
 from data_prep.documents import BadDocuments, iterate_documents
 from data_prep.errors import DataError
-from data_prep.files import sha256_of_file, write_atomic
+from data_prep.files import sha256_of_file, write_atomic, write_sealed
 from data_prep.jobs import check_settings, is_finished, prepare_output, run_task
-from data_prep.manifest import Manifest, read_manifest, token_dtype
+from data_prep.layout import token_dtype
+from data_prep.manifest import Manifest, read_manifest
 from data_prep.merge import merge_tasks
 from data_prep.progress import ProgressBar
 from data_prep.shards import ShardWriter, TokenTar
@@ -253,7 +254,7 @@ def test_verify_names_every_missing_file_and_a_changed_tokenizer(
     assert "tokenizer.model" in str(caught.value)
 
 
-@pytest.mark.parametrize("field", ["name", "ends_name"])
+@pytest.mark.parametrize("field", ["name", "ends_name", "crcs_name"])
 @pytest.mark.parametrize("start", ["/", "shards/../../"])
 def test_no_shard_lies_outside_the_dataset(
     corpus: Path, tokenizer_directory: Path, tmp_path: Path, field: str, start: str
@@ -265,7 +266,7 @@ def test_no_shard_lies_outside_the_dataset(
         record = json.loads(path.read_text())
         shard = record["shard"] if path == sidecar else record["splits"]["train"][0]
         shard[field] = start + shard[field]
-        path.write_text(json.dumps(record))
+        write_sealed(path, {key: record[key] for key in record if key != "checksum"})
         with pytest.raises(DataError, match=f"{path.name} names {start}.*outside the dataset"):
             read(job.out)
 
