@@ -197,7 +197,6 @@ def inspect(
 
     from data_prep.errors import DataError
     from data_prep.manifest import read_manifest
-    from data_prep.tokenizers import load_tokenizer
     from pipeline.data.dataset import TokenDataset
     from pipeline.data.reader import SampleReader
 
@@ -208,7 +207,7 @@ def inspect(
     numbers = np.array([sample], dtype=np.int64)
     epoch, sequence = (int(array[0]) for array in reader.index.locate(numbers))
     tokens = reader.read(numbers)[0]
-    text = load_tokenizer(dataset.tokenizer_directory).decode_with_specials(tokens)
+    text = dataset.load_tokenizer().decode_with_specials(tokens)
     _echo_summary(data, read_manifest(data))
     typer.echo(
         f"sample {sample} of split {split}: epoch {epoch}, sequence {sequence} of "

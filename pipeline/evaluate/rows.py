@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.tokenizers import Tokenizer, load_tokenizer
+from data_prep.tokenizers import Tokenizer
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
 from pipeline.errors import ConfigError
@@ -92,7 +92,7 @@ def dataset_rows(
         f"{path} ({split})",
         limited(reader.num_sequences, limit),
         reader,
-        load_tokenizer(dataset.tokenizer_directory),
+        dataset.load_tokenizer(),
     )
 
 

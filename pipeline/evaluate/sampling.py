@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.progress import ProgressBar
-from data_prep.tokenizers import Tokenizer, load_tokenizer
+from data_prep.tokenizers import Tokenizer
 from model.objectives import objective_kind
 from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
@@ -119,7 +119,7 @@ def reference_texts(bundle: Bundle, data: Path, split: str, settings: SampleSett
     length = settings.length or bundle.model.generation_config.length
     reader = SampleReader(dataset, length, seed=0, shuffle="none")
     count = min(settings.num_samples, reader.num_sequences)
-    tokenizer = load_tokenizer(dataset.tokenizer_directory)
+    tokenizer = dataset.load_tokenizer()
     return [tokenizer.decode(row) for row in reader.read(np.arange(count)).tolist()]
 
 

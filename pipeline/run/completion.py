@@ -9,8 +9,8 @@ from pipeline.run.config import stated_settings, valid_keys
 from pipeline.run.directory import RunDirectory
 from pipeline.run.sections import RunConfig
 
-# These say where a run is, how it is cut up and kept, and what jobs ask for, not what it computes.
-WITHOUT_EFFECT = ("parallel.", "checkpoint.")
+# These say how a run is cut up, kept and checked, not what it computes.
+WITHOUT_EFFECT = ("parallel.", "checkpoint.", "data.verify", "data.check_reads")
 # They say where a run is and what jobs ask for: nothing of the training itself.
 NOT_COMPARED = ("run.", "prep.", "slurm.")
 

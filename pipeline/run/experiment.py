@@ -27,6 +27,11 @@ class Experiment:
     objective: Objective
     layout: Layout
 
+    def splits(self) -> list[TokenDataset]:
+        """The splits that the run reads."""
+        validates = self.config.train.valid_every_steps > 0
+        return [self.dataset, *([open_split(self.config, "valid")] if validates else [])]
+
     @property
     def num_micro_batches(self) -> int:
         """Micro-batches per step on each data-parallel rank."""
@@ -50,11 +55,18 @@ def open_dataset(config: RunConfig) -> tuple[TokenDataset | None, list[str]]:
     """Returns the train split (None if it cannot be opened) and what is wrong with the splits."""
     dataset, problems = None, []
     try:
-        dataset = TokenDataset(config.data.path, "train")
+        dataset = open_split(config, "train")
         problems += _split_problems(config, dataset)
+        dataset.load_tokenizer()  # a run keeps a copy of it, and its export needs it
     except DataError as error:
         problems.append(str(error))
     return dataset, problems
+
+
+def open_split(config: RunConfig, split: str) -> TokenDataset:
+    """Opens a split as the run reads it. Raises DataError if it is missing or damaged."""
+    section = config.data
+    return TokenDataset(section.path, split, section.verify != "none", section.check_reads)
 
 
 def problems_before_data(config: RunConfig, world_size: int) -> list[str]:
@@ -95,7 +107,7 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
     """Names the splits that hold no whole sequence. Raises DataError if there is no valid split."""
     splits = [dataset]
     if config.train.valid_every_steps > 0:
-        splits.append(TokenDataset(config.data.path, "valid"))
+        splits.append(open_split(config, "valid"))
     return [
         f"split '{split.split}' of {config.data.path} has {split.num_tokens} tokens, too few for "
         f"one sequence of train.seq_len {config.train.seq_len}: make that smaller, or tokenize "

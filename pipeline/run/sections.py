@@ -30,6 +30,15 @@ class DataSection:
     path: str = setting(MISSING, "A dataset made by `esolm prep merge`.")
     shuffle: str = setting("global", "`global` or `none`.", choices=("global", "none"))
     prefetch: int = setting(4, "Global batches prepared ahead.", within=COUNT)
+    verify: str = setting(
+        "sizes",
+        "What a start checks of the shards: `none`; `sizes`; `sampled`: also blocks of tokens of "
+        "each; `full`: every byte. See [data](data.md#checks).",
+        choices=("none", "sizes", "sampled", "full"),
+    )
+    check_reads: bool = setting(
+        True, "Compare every token that is read with the checksums of the dataset."
+    )
 
 
 @dataclass

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from model.flops import flops_per_token
 from pipeline.accelerators import chosen_kernels
+from pipeline.data.verification import check_content
 from pipeline.errors import EXIT_DONE, EXIT_FAILED
 from pipeline.parallel.bootstrap import (
     describe_device,
@@ -40,6 +41,8 @@ def train(config: RunConfig) -> int:
         if info.rank == 0:
             print(complete_message(directory), file=sys.stderr)
         return EXIT_DONE
+    # Each rank does its share, before ranks wait for one another.
+    check_content(experiment.splits(), config.data.verify, info.rank, info.world_size)
     prepare_for_cuda(experiment.layout)
     device = device_of(info)
     kernels = chosen_kernels(device)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from pipeline.data.batches import BatchSource
-from pipeline.data.dataset import TokenDataset
 from pipeline.data.reader import SampleReader
 from pipeline.parallel.engine import Engine
+from pipeline.run.experiment import open_split
 from pipeline.run.sections import RunConfig
 
 
@@ -32,7 +32,7 @@ class Validator:
         """Returns the validator of a run, or None if the configuration asks for no validation."""
         if config.train.valid_every_steps == 0:
             return None
-        dataset = TokenDataset(config.data.path, "valid")
+        dataset = open_split(config, "valid")
         reader = SampleReader(dataset, config.train.seq_len, config.seed, "none")
         num_batches = max(1, config.train.valid_samples // config.train.global_batch_size)
         validation = source.for_validation(reader)

@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from random import Random
 
@@ -148,8 +149,7 @@ def test_a_resume_sees_another_number_of_tokens(data: Path) -> None:
 def test_records_of_another_file_are_refused(data: Path) -> None:
     """A file that is whole, under the name of another of its kind."""
     for folder in ("shards", "tasks"):
-        first, second, *_ = sorted((data / folder).glob("*.json"))
-        for path, other in ((first, second), (second, first)):
+        for path, other in permutations(sorted((data / folder).glob("*.json")), 2):
             content = path.read_bytes()
             shutil.copy(other, path)
             for use in (merge_tasks, verify):
