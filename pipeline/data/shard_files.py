@@ -4,8 +4,6 @@ import os
 import struct
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import TypeAlias
@@ -74,24 +72,35 @@ class ShardFiles:
         Raises DataError if the shard is shorter than it was, or its tokens are not those that were
         written, and EsolmError if the file system does not give them.
         """
+        try:
+            self._read(place, row)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{error.filename} does not exist. {repair_advice(self._data)}"
+            ) from error
+        except (OSError, struct.error) as error:
+            raise EsolmError(
+                f"{self.path(place[0])} or its checksums cannot be read ({error}). Mend the access "
+                "to the dataset, and start again: the run goes on from its newest checkpoint."
+            ) from error
+
+    def _read(self, place: Place, row: npt.NDArray[np.generic]) -> None:
         shard, offset, position, available = place
-        with self._readable(shard):
-            tar, crcs = self._get(shard)
-            if crcs is None:
-                self._fill(tar, shard, offset, row)
-                return
-            before = position % BLOCK_TOKENS
-            num_blocks = -(-(before + len(row)) // BLOCK_TOKENS)
-            blocks = np.empty(min(num_blocks * BLOCK_TOKENS, before + available), dtype=row.dtype)
-            start = offset - before * row.itemsize
-            self._fill(tar, shard, start, blocks)
-            first = position // BLOCK_TOKENS
-            expected = struct.unpack(f"<{num_blocks}I", crcs.read(4 * num_blocks, 4 * first))
-            content, size = blocks.data.cast("B"), BLOCK_TOKENS * row.itemsize
-            for i in range(num_blocks):
-                found = zlib.crc32(content[i * size : (i + 1) * size])
-                if found != expected[i]:
-                    raise self._damage(shard, first + i, start + i * size, expected[i], found)
+        tar, crcs = self._get(shard)
+        if crcs is None:
+            self._fill(tar, shard, offset, row)
+            return
+        before = position % BLOCK_TOKENS
+        num_blocks = -(-(before + len(row)) // BLOCK_TOKENS)
+        blocks = np.empty(min(num_blocks * BLOCK_TOKENS, before + available), dtype=row.dtype)
+        start, first = offset - before * row.itemsize, position // BLOCK_TOKENS
+        self._fill(tar, shard, start, blocks)
+        expected = struct.unpack(f"<{num_blocks}I", crcs.read(4 * num_blocks, 4 * first))
+        content, size = blocks.data.cast("B"), BLOCK_TOKENS * row.itemsize
+        for i in range(num_blocks):
+            found = zlib.crc32(content[i * size : (i + 1) * size])
+            if found != expected[i]:
+                raise self._damage(shard, first + i, start + i * size, expected[i], found)
         row[:] = blocks[before : before + len(row)]
 
     def _fill(self, tar: _OpenFile, shard: int, offset: int, row: npt.NDArray[np.generic]) -> None:
@@ -137,17 +146,3 @@ class ShardFiles:
             f"on: crc32 {expected:08x} expected, {found:08x} found: the shard is damaged. "
             f"{repair_advice(self._data)}"
         )
-
-    @contextmanager
-    def _readable(self, shard: int) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{error.filename} does not exist. {repair_advice(self._data)}"
-            ) from error
-        except (OSError, struct.error) as error:
-            raise EsolmError(
-                f"{self.path(shard)} or its checksums cannot be read ({error}). Mend the access to "
-                "the dataset, and start again: the run goes on from its newest checkpoint."
-            ) from error
