@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.errors import DataError
-from data_prep.formats import RawDocument, UnusableError, format_of
+from data_prep.formats import AUTO, RawDocument, UnusableError, formats_of
 
 # The library's test suites hold files in deliberately wrong encodings, and little prose.
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
@@ -148,15 +148,18 @@ def iterate_documents(
     text_key: str = "text",
     task: int = 0,
     num_tasks: int = 1,
+    chosen_format: str = AUTO,
 ) -> Iterator[Document]:
     """Yield the documents whose index is `task` modulo `num_tasks`, in order of index.
 
     A bad document keeps its index, so leaving it out moves no other document to another task.
-    Raises DataError for damaged compressed files, and for bad documents by the policy of `bad`.
+    Raises DataError for damaged compressed files, for those that no format suits, and for bad
+    documents by the policy of `bad`.
     """
     index = 0
-    for source in files:
-        for piece in format_of(source.path).pieces(source.path, text_key):
+    formats = formats_of([source.path for source in files], chosen_format)
+    for source, its_format in zip(files, formats, strict=True):
+        for piece in its_format.pieces(source.path, text_key):
             if index % num_tasks == task:
                 yield from _read(piece, index, bad)
             index += 1

@@ -1,6 +1,9 @@
-"""What the files of the corpus hold: each file has one format, chosen by its name.
+"""What the files of the corpus hold: each file has one format, which suits it.
 
-A `Format` says which files are its own, and cuts such a file into pieces, one for each document.
+A `Format` says which files are its own, by their names and, where names do not tell, by what they
+hold, and cuts such a file into pieces, one for each document. The first that suits a file reads it:
+those of other packages, then ours (`data_prep.json_formats`, and plain text below). A file that
+suits none is refused by its name; `--format text` and `--format jsonl` say what all files are.
 Cutting must be cheap and always the same, because every task counts the pieces of every file and
 reads only its own. A piece whose `read` raises `UnusableError` is a bad document.
 
@@ -35,18 +38,24 @@ FORMAT = CommaSeparated()
 ```
 """
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from data_prep.compression import open_decompressed, without_compression_suffix
+from data_prep.errors import DataError
 
 GROUP = "esolm.formats"
 """The entry points of this group name the `Format` objects of other packages."""
+
+
+AUTO = "auto"
+FORMATS = (AUTO, "text", "jsonl")
+"""The choices of --format and prep.format."""
+MOST_NAMED = 5
 
 
 class UnusableError(Exception):
@@ -72,6 +81,11 @@ class RawDocument:
     read: Callable[[], tuple[str, int]]
 
 
+def suffix_of(path: Path) -> str:
+    """Return what a name ends in, in lower case, before a suffix of compression; or nothing."""
+    return without_compression_suffix(path).suffix.lower()
+
+
 class Format(ABC):
     """A kind of file.
 
@@ -81,51 +95,22 @@ class Format(ABC):
     suffixes: tuple[str, ...] = ()
 
     def suits(self, path: Path) -> bool:
-        """Say whether a file is of this format."""
-        return without_compression_suffix(path).suffix.lower() in self.suffixes
+        """Say whether a file is of this format; raise DataError if it cannot be read for that."""
+        return suffix_of(path) in self.suffixes
 
     @abstractmethod
     def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
         """The documents of a file in their order. text_key: where an object holds its text."""
 
 
-class JsonLines(Format):
-    """One document for each line that is not blank: an object that holds a text."""
-
-    suffixes = (".jsonl", ".ndjson")
-
-    def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
-        with open_decompressed(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield RawDocument(f"{path}:{number}", partial(self._read, line, text_key))
-
-    @staticmethod
-    def _read(line: bytes, text_key: str) -> tuple[str, int]:
-        try:
-            record = json.loads(line.decode("utf-8"))
-            text = record[text_key] if isinstance(record, dict) else None
-            if isinstance(text, str):
-                text.encode("utf-8")
-        except (UnicodeDecodeError, UnicodeEncodeError) as error:
-            raise UnusableError(f"invalid Unicode ({error.reason})") from error
-        except ValueError as error:
-            problem = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise UnusableError(f"invalid JSON ({problem})") from error
-        except RecursionError as error:
-            raise UnusableError("JSON nested too deeply") from error
-        except KeyError as error:
-            raise UnusableError(f"no key '{text_key}' (choose another with --text-key)") from error
-        if not isinstance(text, str):
-            raise UnusableError(f"not an object whose '{text_key}' is a string")
-        return text, len(line)
-
-
 class PlainText(Format):
-    """Any other file; it is one document in UTF-8."""
+    """A file that is one document in UTF-8: prose, source code, or a name without a suffix."""
 
-    def suits(self, path: Path) -> bool:
-        return True
+    suffixes = (
+        "",
+        *(".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".py", ".pyi", ".c", ".h"),
+        *(".cc", ".cpp", ".hpp", ".java", ".js", ".ts", ".go", ".rs", ".sh"),
+    )
 
     def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
         yield RawDocument(str(path), partial(self._read, path))
@@ -142,12 +127,36 @@ class PlainText(Format):
             raise UnusableError(problem, line) from error
 
 
-def format_of(path: Path) -> Format:
-    """Return the first format that suits a file; those of other packages come first."""
-    return next(each for each in _formats() if each.suits(path))
+def formats_of(paths: Sequence[Path], chosen: str = AUTO) -> list[Format]:
+    """Return the format of each file: the one that is chosen for all, or the first that suits it.
+
+    Raises DataError, which names them, if there are files that none suits, or no such choice.
+    """
+    if chosen != AUTO:
+        if chosen not in FORMATS:
+            raise DataError(f"--format is '{chosen}'; give {', '.join(FORMATS[:-1])} or jsonl.")
+        lines, _, text = _ours()
+        return [text if chosen == "text" else lines] * len(paths)
+    found = [next((each for each in _formats() if each.suits(path)), None) for path in paths]
+    unknown = [str(path) for path, each in zip(paths, found, strict=True) if each is None]
+    if unknown:
+        more = len(unknown) - MOST_NAMED
+        named = ", ".join(unknown[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+        raise DataError(
+            f"What these files hold is not known by their names: {named}. Say it with --format "
+            "text or --format jsonl (prep.format), or take them out of the INPUT."
+        )
+    return [each for each in found if each is not None]
 
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[Format, ...]:
     added = [entry.load() for entry in entry_points(group=GROUP)]
-    return (*added, JsonLines(), PlainText())
+    return (*added, *_ours())
+
+
+def _ours() -> tuple[Format, ...]:
+    # Imported here, because it is written against the contract above, as those of others are.
+    from data_prep.json_formats import JsonInOnePiece, JsonLines
+
+    return (JsonLines(), JsonInOnePiece(), PlainText())

@@ -15,6 +15,8 @@ from typing import Any
 from data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
 from data_prep.errors import DataError
 from data_prep.files import fingerprint_of, write_sealed
+from data_prep.formats import AUTO, formats_of, suffix_of
+from data_prep.json_formats import BY_CONTENT
 from data_prep.layout import ShardInfo, token_dtype
 from data_prep.manifest import (
     MANIFEST_NAME,
@@ -46,6 +48,7 @@ class TokenizeJob:
     """How many bytes of text are taken at most, shared out equally over the tasks."""
     text_key: str = "text"
     on_bad_document: str = "error"
+    format: str = AUTO
 
     def __post_init__(self) -> None:
         problems = []
@@ -60,11 +63,16 @@ class TokenizeJob:
         BadDocuments(self.on_bad_document)
         if problems:
             raise DataError("; ".join(problems) + ".")
+        formats_of([source.path for source in self.files], self.format)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that must be unchanged for a finished task to count as done."""
         files = [[f.name, f.num_bytes, f.modified_ns] for f in self.files]
-        return {
+        # Only where it matters, so that tasks that are older than the setting stay finished.
+        added = {} if self.format == AUTO else {"format": self.format}
+        if self.format == AUTO and any(suffix_of(f.path) == BY_CONTENT for f in self.files):
+            added = {"json": "by content"}
+        return added | {
             "inputs": fingerprint_of(files),
             "tokenizer": self.tokenizer.fingerprint,
             "tasks": self.num_tasks,
@@ -151,9 +159,9 @@ def check_settings(job: TokenizeJob) -> None:
             continue
         before = found if isinstance(found, dict) else {}
         changes = [
-            f"{key}: was {before.get(key)}, now {value}"
-            for key, value in settings.items()
-            if before.get(key) != value
+            f"{key}: was {before.get(key)}, now {settings.get(key)}"
+            for key in {**settings, **before}
+            if before.get(key) != settings.get(key)
         ]
         raise DataError(
             f"{path} was made with other settings ({'; '.join(changes)}). Give another --out, or "
@@ -232,7 +240,8 @@ def _distinct_documents(
     seen: set[bytes] = set()
     bad = BadDocuments(job.on_bad_document)
     used = 0
-    for document in iterate_documents(job.files, bad, job.text_key, task, job.num_tasks):
+    documents = iterate_documents(job.files, bad, job.text_key, task, job.num_tasks, job.format)
+    for document in documents:
         digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
         used += document.num_bytes
         on_bytes(document.num_bytes)

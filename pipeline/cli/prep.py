@@ -23,7 +23,7 @@ Inputs = Annotated[
     typer.Argument(
         metavar="INPUT",
         show_default=False,
-        help="Text files, directories of them, or JSONL (.jsonl, .ndjson); .gz and .zst as well.",
+        help="Text files, directories of them, JSONL or JSON; .gz and .zst as well.",
     ),
 ]
 FromStdlib = Annotated[
@@ -31,6 +31,13 @@ FromStdlib = Annotated[
     typer.Option("--from-python-stdlib", help="Also take the library of the running Python."),
 ]
 TextKey = Annotated[str, typer.Option(help="The key of JSONL objects that holds the text.")]
+Format = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|text|jsonl",
+        help="What all files are; auto: by each file's name, and content for .json.",
+    ),
+]
 OnBadDocument = Annotated[
     str, typer.Option(metavar="error|skip", help="What to do with a document that is damaged.")
 ]
@@ -54,6 +61,7 @@ def tokenizer(
     ] = PrepSection.vocab_size,
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
+    format: Format = PrepSection.format,
     max_sentences: Annotated[
         int, typer.Option(help="Most pieces of text (about 1,000 characters each) to train on.")
     ] = PrepSection.max_sentences,
@@ -73,7 +81,8 @@ def tokenizer(
         raise DataError(f"--max-sentences is {max_sentences}, must be at least 1.")
     bad = BadDocuments(on_bad_document)
     files = _find(inputs, from_python_stdlib)
-    chunks = sample_chunks(iterate_documents(files, bad, text_key), max_sentences)
+    documents = iterate_documents(files, bad, text_key, chosen_format=format)
+    chunks = sample_chunks(documents, max_sentences)
     num_characters = sum(map(len, chunks))
     typer.echo(f"training on {num_characters:,} characters of {len(files):,} files", err=True)
     # Fewer than asked for are all there are.
@@ -108,6 +117,7 @@ def tokenize(
     max_bytes: Annotated[int | None, typer.Option(help="Most bytes of text to take.")] = None,
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
+    format: Format = PrepSection.format,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start DATA anew.")] = False,
 ) -> None:
     """Write webdataset tars of tokens. Finished tasks are skipped, so run it again to continue.
@@ -136,6 +146,7 @@ def tokenize(
         max_bytes=max_bytes,
         text_key=text_key,
         on_bad_document=on_bad_document,
+        format=format,
     )
     prepare_output(job, tokenizer, overwrite)
     wanted = range(tasks) if task is None else [task]

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_prep.documents import BadDocuments, find_files, iterate_documents
 from data_prep.errors import DataError
+from data_prep.formats import AUTO, FORMATS
 from data_prep.tokenizers import Tokenizer
 from pipeline.errors import ConfigError
 from pipeline.evaluate.detokenize import DETOKENIZERS
@@ -30,6 +31,8 @@ class SuiteConfig:
     """Where a person finds it; the message says so when it is missing."""
     text_key: str = "text"
     """The key that holds the text in JSONL files."""
+    format: str = AUTO
+    """What the files hold, as `--format` of `esolm prep` says it."""
     unit: str = "document"
     """What is one text of a text file: `document`, `line`, or `line_with_break`, with its end."""
     detokenizer: str = "none"
@@ -65,6 +68,7 @@ def load_suite(name: str) -> SuiteConfig:
         f"{path}: {key} is '{value}'; choose of {', '.join(allowed)}"
         for key, value, allowed in (
             ("unit", suite.unit, ("document", "line", "line_with_break")),
+            ("format", suite.format, FORMATS),
             ("detokenizer", suite.detokenizer, tuple(DETOKENIZERS)),
         )
         if value not in allowed
@@ -100,7 +104,10 @@ def _texts(suite: SuiteConfig, files: Path) -> Iterator[str]:
             f"{path} is missing. Put {suite.title} there ({suite.source}); nothing is downloaded."
         )
     detokenize = DETOKENIZERS[suite.detokenizer]
-    for document in iterate_documents(find_files([path]), BadDocuments(), suite.text_key):
+    documents = iterate_documents(
+        find_files([path]), BadDocuments(), suite.text_key, chosen_format=suite.format
+    )
+    for document in documents:
         text = document.text[suite.first_character :]
         if suite.unit == "document":
             yield detokenize(text)

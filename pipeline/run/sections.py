@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from data_prep.formats import FORMATS
 from model.config import RECOMPUTE, Architecture
 from model.settings import (
     BELOW_ONE,
@@ -222,6 +223,11 @@ class PrepSection:
     )
     from_python_stdlib: bool = setting(False, "Also take the library of the running Python.")
     text_key: str = setting("text", "The key of JSONL objects that holds the text.")
+    format: str = setting(
+        "auto",
+        "What the files hold: `auto` by each file's name and content, `text` or `jsonl` for all.",
+        choices=FORMATS,
+    )
     on_bad_document: str = setting("error", "`error` or `skip`.", choices=("error", "skip"))
     tokenizer: str = setting(
         "", "A tokenizer's directory; it is trained on the same corpus if it does not exist."

@@ -101,4 +101,6 @@ def test_verify_full_names_a_changed_token(data: Path, start: Start, split: str)
 
 
 def test_an_unknown_verify_is_named(start: Start) -> None:
-    assert "data.verify is 'all'; choose none or sizes or sampled or full" in start("data.verify=all")
+    assert "data.verify is 'all'; choose none or sizes or sampled or full" in start(
+        "data.verify=all"
+    )
