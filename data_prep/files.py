@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
+from data_prep.errors import DataError, EsolmError
 
 HASH_BLOCK_BYTES = 1 << 20
 CHECKSUM_KEY = "checksum"
@@ -25,6 +25,25 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is not None or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Turn an error of the file system into one message: what, where and what to do.
+
+    Its exit code is not that of bad input: there may be space, or a right, the next time.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # who reads the output has gone
+        raise
+    except OSError as error:
+        place = error.filename or "a file"
+        raise EsolmError(
+            f"{place} cannot be read or written ({error.strerror or error}). Free space there, "
+            "mend its rights or name another folder, and run the same command again: what is "
+            "finished is skipped."
+        ) from error
 
 
 def fsync_directory(directory: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.run.sections import PrepSection
 
@@ -12,7 +13,19 @@ if TYPE_CHECKING:
     from data_prep.documents import SourceFile
     from data_prep.manifest import Manifest
 
+
+class _Commands(TyperGroup):
+    """The commands, which tell in one line what the file system refuses them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from data_prep.files import told_in_one_line
+
+        with told_in_one_line():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Text becomes token tars: train a tokenizer, tokenize, merge, verify, inspect.",
     no_args_is_help=True,
     rich_markup_mode="rich",

@@ -1,10 +1,12 @@
 import json
 import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from data_prep.errors import DataError
+from data_prep.files import sha256_of_file
 from data_prep.sampling import sample_chunks, split_into_chunks
 from data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
 from tests.data_prep.corpus import make_tokenizer, text_of
@@ -58,7 +60,9 @@ def test_special_ids_are_distinct_and_described(tokenizer_directory: Path) -> No
     info = load_tokenizer(tokenizer_directory).info
     assert info.vocab_size == 400
     assert len({info.unk_id, info.bos_id, info.eos_id, info.mask_id}) == 4
-    assert json.loads((tokenizer_directory / "tokenizer.json").read_text()) == info.to_record()
+    record = json.loads((tokenizer_directory / "tokenizer.json").read_text())
+    digest = sha256_of_file(tokenizer_directory / "tokenizer.model")
+    assert record == {**info.to_record(), "model_sha256": digest}
 
 
 def test_specials_are_shown_on_request(tokenizer_directory: Path) -> None:
@@ -89,12 +93,39 @@ def test_missing_and_damaged_tokenizers_are_named(
     damaged = tmp_path / "damaged"
     shutil.copytree(tokenizer_directory, damaged)
     (damaged / "tokenizer.model").write_bytes(b"not a model")
-    with pytest.raises(DataError, match="not a SentencePiece model"):
+    with pytest.raises(DataError, match=r"not the model that tokenizer\.json describes \(sha256"):
         load_tokenizer(damaged)
     other = make_tokenizer(tmp_path / "other", 410)
     shutil.copy(tokenizer_directory / "tokenizer.json", other)
+    with pytest.raises(DataError, match=r"not the model that tokenizer\.json describes \(sha256"):
+        load_tokenizer(other)
+    record = json.loads((other / "tokenizer.json").read_text())
+    record.pop("model_sha256")  # as in older ones
+    (other / "tokenizer.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match="vocab_size: 400 recorded, 410 found"):
         load_tokenizer(other)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_no_changed_byte_of_a_model_is_a_trace(tmp_path: Path, is_old: bool) -> None:
+    """Without the checksum, in an older record, a change may pass, as one of the trainer's note."""
+    source = Path(__file__).parents[1] / "data" / "dataset_format_1" / "tokenizer"
+    tokenizer = load_tokenizer(source)
+    if is_old:
+        shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    else:
+        tokenizer.save(tmp_path)
+    model, random, refused = tmp_path / "tokenizer.model", Random(0), 0
+    content = model.read_bytes()
+    for place in random.sample(range(len(content)), 150):
+        changed = bytearray(content)
+        changed[place] ^= random.randrange(1, 256)
+        model.write_bytes(changed)
+        try:
+            assert load_tokenizer(tmp_path).vocabulary == tokenizer.vocabulary
+        except DataError:
+            refused += 1
+    assert refused > 130 if is_old else refused == 150
 
 
 def test_too_little_text_is_an_error(tmp_path: Path) -> None:
