@@ -17,16 +17,16 @@ from statistics import median
 
 import numpy as np
 
-from data_prep.documents import BadDocuments, find_files, iterate_documents
-from data_prep.jobs import TokenizeJob, prepare_output, run_task
-from data_prep.manifest import Manifest, write_manifest
-from data_prep.sampling import sample_chunks
-from data_prep.shards import ShardWriter
-from data_prep.tokenizers import TokenizerInfo, load_tokenizer, save_tokenizer, train_model
-from pipeline.data.dataset import TokenDataset
-from pipeline.data.index import SampleIndex
-from pipeline.data.prefetch import prefetch
-from pipeline.data.reader import SampleReader
+from esolm.data_prep.documents import BadDocuments, find_files, iterate_documents
+from esolm.data_prep.jobs import TokenizeJob, prepare_output, run_task
+from esolm.data_prep.manifest import Manifest, write_manifest
+from esolm.data_prep.sampling import sample_chunks
+from esolm.data_prep.shards import ShardWriter
+from esolm.data_prep.tokenizers import TokenizerInfo, load_tokenizer, save_tokenizer, train_model
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.index import SampleIndex
+from esolm.pipeline.data.prefetch import prefetch
+from esolm.pipeline.data.reader import SampleReader
 
 DTYPE = np.dtype("<u2")
 DOCUMENT_TOKENS = 2048

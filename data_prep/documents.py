@@ -2,7 +2,7 @@
 
 The order depends on the inputs alone, and a document has the same index whichever task reads it:
 files come in the order given, those of a directory in the sorted order of their relative paths, and
-the documents of a file in the order of its format (`data_prep.formats`).
+the documents of a file in the order of its format (`esolm.data_prep.formats`).
 """
 
 import logging
@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.errors import DataError
-from data_prep.formats import RawDocument, UnusableError, format_of
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.formats import RawDocument, UnusableError, format_of
 
 # The library's test suites hold files in deliberately wrong encodings, and little prose.
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}

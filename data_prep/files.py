@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
+from esolm.data_prep.errors import DataError
 
 HASH_BLOCK_BYTES = 1 << 20
 

@@ -12,8 +12,8 @@ import csv
 import io
 from functools import partial
 
-from data_prep.compression import open_decompressed
-from data_prep.formats import Format, RawDocument, UnusableError
+from esolm.data_prep.compression import open_decompressed
+from esolm.data_prep.formats import Format, RawDocument, UnusableError
 
 
 class CommaSeparated(Format):
@@ -43,7 +43,7 @@ from functools import lru_cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from data_prep.compression import open_decompressed, without_compression_suffix
+from esolm.data_prep.compression import open_decompressed, without_compression_suffix
 
 GROUP = "esolm.formats"
 """The entry points of this group name the `Format` objects of other packages."""

@@ -12,10 +12,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
-from data_prep.errors import DataError
-from data_prep.files import fingerprint_of, read_json, write_json
-from data_prep.manifest import (
+from esolm.data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import fingerprint_of, read_json, write_json
+from esolm.data_prep.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     SHARDS_DIRECTORY,
@@ -29,8 +29,8 @@ from data_prep.manifest import (
     shard_problems,
     token_dtype,
 )
-from data_prep.shards import ShardWriter, shard_prefix
-from data_prep.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
+from esolm.data_prep.shards import ShardWriter, shard_prefix
+from esolm.data_prep.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
 
 COUNTS = ("documents", "duplicates", "empty", "bad")
 DELETE_MARKER = "Delete it and run the same `esolm prep tokenize` command again."

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
-from data_prep.files import fingerprint_of, read_json, write_json
-from data_prep.tokenizers import TokenizerInfo
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import fingerprint_of, read_json, write_json
+from esolm.data_prep.tokenizers import TokenizerInfo
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"

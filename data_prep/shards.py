@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.files import (
+from esolm.data_prep.files import (
     fsync_directory,
     sha256_of_file,
     temporary_path,
     write_atomic,
     write_json,
 )
-from data_prep.manifest import (
+from esolm.data_prep.manifest import (
     FORMAT_VERSION,
     MEMBER_TOKENS,
     SHARDS_DIRECTORY,

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.errors import DataError
-from data_prep.files import HASH_BLOCK_BYTES
-from data_prep.manifest import TOKENIZER_DIRECTORY, Manifest, repair_advice
-from data_prep.tokenizers import load_tokenizer
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import HASH_BLOCK_BYTES
+from esolm.data_prep.manifest import TOKENIZER_DIRECTORY, Manifest, repair_advice
+from esolm.data_prep.tokenizers import load_tokenizer
 
 
 def files_of(manifest: Manifest) -> list[tuple[str, int, str]]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.columns import Column
+from esolm.model.columns import Column
 
 
 class AttentionPattern(enum.Enum):

@@ -14,11 +14,11 @@ from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
-from model.attention import AttentionMask, attend
-from model.config import ModelConfig
-from model.numerics import at_least_float32
-from model.rotary import rotate
-from model.tensors import NUM_FEATURES
+from esolm.model.attention import AttentionMask, attend
+from esolm.model.config import ModelConfig
+from esolm.model.numerics import at_least_float32
+from esolm.model.rotary import rotate
+from esolm.model.tensors import NUM_FEATURES
 
 
 def column_linear(

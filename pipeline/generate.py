@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
-from model.objectives import objective_kind
-from model.objectives.base import SCHEDULE_OPTIONS
-from pipeline.errors import ConfigError, ExportError
-from pipeline.export.manifest import NAME, verify_bundle
-from pipeline.export.writer import read_model
+from esolm.data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
+from esolm.model.objectives import objective_kind
+from esolm.model.objectives.base import SCHEDULE_OPTIONS
+from esolm.pipeline.errors import ConfigError, ExportError
+from esolm.pipeline.export.manifest import NAME, verify_bundle
+from esolm.pipeline.export.writer import read_model
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.errors import DataError
-from data_prep.files import fingerprint_of, read_json, write_atomic, write_json
-from data_prep.tokenizers.protocol import (
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import fingerprint_of, read_json, write_atomic, write_json
+from esolm.data_prep.tokenizers.protocol import (
     Ids,
     Tokenizer,
     TokenizerInfo,

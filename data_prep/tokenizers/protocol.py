@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.errors import DataError
+from esolm.data_prep.errors import DataError
 
 Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
 

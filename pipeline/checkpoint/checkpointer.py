@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.checkpoint import commit, store
-from pipeline.checkpoint.files import write_problem
-from pipeline.checkpoint.mirror import Mirror, newest_wanted, pull_or_problem
-from pipeline.errors import CheckpointError, UnreadableCheckpointError
-from pipeline.parallel.engine import Engine
-from pipeline.parallel.first_rank import from_first_rank
-from pipeline.parallel.fragments import Fragment
+from esolm.pipeline.checkpoint import commit, store
+from esolm.pipeline.checkpoint.files import write_problem
+from esolm.pipeline.checkpoint.mirror import Mirror, newest_wanted, pull_or_problem
+from esolm.pipeline.errors import CheckpointError, UnreadableCheckpointError
+from esolm.pipeline.parallel.engine import Engine
+from esolm.pipeline.parallel.first_rank import from_first_rank
+from esolm.pipeline.parallel.fragments import Fragment
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.futures import Future
 
-from pipeline.checkpoint.threads import in_threads
-from pipeline.errors import CheckpointError
+from esolm.pipeline.checkpoint.threads import in_threads
+from esolm.pipeline.errors import CheckpointError
 
 FILE_BYTES = 512 << 20
 PROBE_BYTES = 1 << 20

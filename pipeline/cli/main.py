@@ -1,23 +1,24 @@
 """The `esolm` command."""
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
-from data_prep.errors import EsolmError
-from pipeline.cli.checkpoint import app as checkpoint_app
-from pipeline.cli.evaluate import evaluate_command
-from pipeline.cli.export import export_command
-from pipeline.cli.generate import generate_command
-from pipeline.cli.import_checkpoint import import_command
-from pipeline.cli.plan import plan_command
-from pipeline.cli.prep import app as prep_app
-from pipeline.cli.replay import replay_command
-from pipeline.cli.sample import sample_command
-from pipeline.cli.status import status_command
-from pipeline.cli.submit import cancel_command, submit_command
-from pipeline.cli.train import train_command
+from esolm.data_prep.errors import EsolmError
+from esolm.pipeline.cli.checkpoint import app as checkpoint_app
+from esolm.pipeline.cli.evaluate import evaluate_command
+from esolm.pipeline.cli.export import export_command
+from esolm.pipeline.cli.generate import generate_command
+from esolm.pipeline.cli.import_checkpoint import import_command
+from esolm.pipeline.cli.plan import plan_command
+from esolm.pipeline.cli.prep import app as prep_app
+from esolm.pipeline.cli.replay import replay_command
+from esolm.pipeline.cli.sample import sample_command
+from esolm.pipeline.cli.status import status_command
+from esolm.pipeline.cli.submit import cancel_command, submit_command
+from esolm.pipeline.cli.train import train_command
 
 app = typer.Typer(
     help="Pretrain Eso-LMs: text to token tars, training under any layout, export, decoding.",
@@ -44,7 +45,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib import metadata
 
-        from pipeline.run.directory import git_revision
+        from esolm.pipeline.run.directory import git_revision
 
         versions = [f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed")]
         typer.echo(f"esolm {metadata.version('esolm')} ({git_revision()}), {', '.join(versions)}")
@@ -64,6 +65,8 @@ def options(
 
 def main() -> None:
     """Runs the command; an error that a user can cause ends in one message and its exit code."""
+    # Ranks and workers, too, take no code from the working directory (see `esolm/__main__.py`).
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app(prog_name="esolm")
     except EsolmError as error:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.run.sections import PrepSection
+from esolm.pipeline.run.sections import PrepSection
 
 if TYPE_CHECKING:
-    from data_prep.documents import SourceFile
-    from data_prep.manifest import Manifest
+    from esolm.data_prep.documents import SourceFile
+    from esolm.data_prep.manifest import Manifest
 
 app = typer.Typer(
     help="Text becomes token tars: train a tokenizer, tokenize, merge, verify, inspect.",
@@ -38,7 +38,7 @@ Data = Annotated[Path, typer.Argument(metavar="DATA", help="The dataset director
 
 
 def _find(inputs: list[Path] | None, from_python_stdlib: bool) -> "list[SourceFile]":
-    from data_prep.documents import find_files
+    from esolm.data_prep.documents import find_files
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     return find_files(inputs or [], from_python_stdlib)
@@ -64,10 +64,10 @@ def tokenizer(
 
         esolm prep tokenizer --from-python-stdlib --vocab-size 4096 --out data/tok
     """
-    from data_prep.documents import BadDocuments, iterate_documents
-    from data_prep.errors import DataError
-    from data_prep.sampling import sample_chunks
-    from data_prep.tokenizers import save_tokenizer, train_model
+    from esolm.data_prep.documents import BadDocuments, iterate_documents
+    from esolm.data_prep.errors import DataError
+    from esolm.data_prep.sampling import sample_chunks
+    from esolm.data_prep.tokenizers import save_tokenizer, train_model
 
     if max_sentences < 1:
         raise DataError(f"--max-sentences is {max_sentences}, must be at least 1.")
@@ -116,11 +116,11 @@ def tokenize(
 
         esolm prep tokenize --from-python-stdlib --tokenizer data/tok --out data/py
     """
-    from data_prep.errors import DataError
-    from data_prep.jobs import TokenizeJob, is_finished, prepare_output
-    from data_prep.progress import ProgressBar
-    from data_prep.tokenizers import load_tokenizer
-    from data_prep.workers import run_tasks
+    from esolm.data_prep.errors import DataError
+    from esolm.data_prep.jobs import TokenizeJob, is_finished, prepare_output
+    from esolm.data_prep.progress import ProgressBar
+    from esolm.data_prep.tokenizers import load_tokenizer
+    from esolm.data_prep.workers import run_tasks
 
     if task is not None and not 0 <= task < tasks:
         raise DataError(f"--task is {task}, must be at least 0 and below --tasks ({tasks}).")
@@ -155,7 +155,7 @@ def merge(data: Data) -> None:
 
         esolm prep merge data/py
     """
-    from data_prep.merge import merge_tasks
+    from esolm.data_prep.merge import merge_tasks
 
     _echo_summary(data, merge_tasks(data))
 
@@ -168,9 +168,9 @@ def verify(data: Data) -> None:
 
         esolm prep verify data/py
     """
-    from data_prep.manifest import read_manifest
-    from data_prep.progress import ProgressBar
-    from data_prep.verify import files_of, verify_dataset
+    from esolm.data_prep.manifest import read_manifest
+    from esolm.data_prep.progress import ProgressBar
+    from esolm.data_prep.verify import files_of, verify_dataset
 
     manifest = read_manifest(data)
     num_bytes = sum(size for _, size, _ in files_of(manifest))
@@ -195,11 +195,11 @@ def inspect(
     """
     import numpy as np
 
-    from data_prep.errors import DataError
-    from data_prep.manifest import read_manifest
-    from data_prep.tokenizers import load_tokenizer
-    from pipeline.data.dataset import TokenDataset
-    from pipeline.data.reader import SampleReader
+    from esolm.data_prep.errors import DataError
+    from esolm.data_prep.manifest import read_manifest
+    from esolm.data_prep.tokenizers import load_tokenizer
+    from esolm.pipeline.data.dataset import TokenDataset
+    from esolm.pipeline.data.reader import SampleReader
 
     if sample < 0:
         raise DataError(f"--sample is {sample}, must be at least 0.")

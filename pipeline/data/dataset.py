@@ -8,8 +8,8 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.errors import DataError
-from data_prep.manifest import (
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.manifest import (
     MEMBER_TOKENS,
     TOKENIZER_DIRECTORY,
     ShardInfo,

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
-from pipeline.checkpoint import commit, store
-from pipeline.checkpoint.checkpointer import RunState
-from pipeline.importer.network import StoredNetwork
-from pipeline.parallel.fragments import STATES, Fragment
-from pipeline.parallel.single import single_process
+from esolm.model.config import ModelConfig
+from esolm.pipeline.checkpoint import commit, store
+from esolm.pipeline.checkpoint.checkpointer import RunState
+from esolm.pipeline.importer.network import StoredNetwork
+from esolm.pipeline.parallel.fragments import STATES, Fragment
+from esolm.pipeline.parallel.single import single_process
 
 
 def write_checkpoint(directory: Path, network: StoredNetwork, tokenizer: str) -> Path:

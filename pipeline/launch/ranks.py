@@ -16,9 +16,9 @@ from types import FrameType
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from data_prep.processes import die_with_parent
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
-from pipeline.launch.stop import STOP_SIGNALS, hold_stop_signals, stop_asked
+from esolm.data_prep.processes import die_with_parent
+from esolm.pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
+from esolm.pipeline.launch.stop import STOP_SIGNALS, hold_stop_signals, stop_asked
 
 LAUNCHER = "ESOLM_LAUNCHER_PID"
 MEETING_PORTS = range(20_000, 29_000)
@@ -37,7 +37,7 @@ def die_with_launcher() -> None:
 
 
 def launch(command: list[str], num_ranks: int) -> int:
-    """Runs `python -m pipeline COMMAND...` as num_ranks processes; returns the run's exit code.
+    """Runs `python -m esolm COMMAND...` as num_ranks processes; returns the run's exit code.
 
     A request to stop that comes while the ranks are being started is passed on to them.
     """
@@ -71,7 +71,7 @@ def _start(command: list[str], num_ranks: int) -> PContext:
     return start_processes(
         name="esolm",
         entrypoint=sys.executable,
-        args={rank: ("-m", "pipeline", *command) for rank in range(num_ranks)},
+        args={rank: ("-m", "esolm", *command) for rank in range(num_ranks)},
         envs={rank: _environment(rank, num_ranks, port) for rank in range(num_ranks)},
         logs_specs=DefaultLogsSpecs(),
     )

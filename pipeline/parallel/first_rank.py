@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from pipeline.errors import EsolmError
+from esolm.pipeline.errors import EsolmError
 
 T = TypeVar("T")
 

@@ -6,15 +6,15 @@ from typing import Any
 from megatron.core import parallel_state
 from torch import Tensor
 
-from model.attention import MaskBuilder
-from model.loss import SparseTargets, weighted_loss
-from model.network import Block, Embedding, Head
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.parallel.bootstrap import import_deepspeed
-from pipeline.parallel.deepspeed_engine import DeepSpeedEngine
-from pipeline.parallel.engine import EngineConfig
-from pipeline.parallel.layout import Layout
-from pipeline.parallel.module import initialize_module, parallel_config
+from esolm.model.attention import MaskBuilder
+from esolm.model.loss import SparseTargets, weighted_loss
+from esolm.model.network import Block, Embedding, Head
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.parallel.bootstrap import import_deepspeed
+from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine
+from esolm.pipeline.parallel.engine import EngineConfig
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.parallel.module import initialize_module, parallel_config
 
 
 class PipeEngine(DeepSpeedEngine):

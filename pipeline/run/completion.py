@@ -3,11 +3,11 @@
 from functools import reduce
 from typing import Any
 
-from pipeline.checkpoint.commit import committed, damaged, step_of
-from pipeline.errors import ConfigError
-from pipeline.run.config import stated_settings, valid_keys
-from pipeline.run.directory import RunDirectory
-from pipeline.run.sections import RunConfig
+from esolm.pipeline.checkpoint.commit import committed, damaged, step_of
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.config import stated_settings, valid_keys
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.sections import RunConfig
 
 # These say where a run is, how it is cut up and kept, and what jobs ask for, not what it computes.
 WITHOUT_EFFECT = ("parallel.", "checkpoint.")

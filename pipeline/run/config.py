@@ -8,8 +8,11 @@ from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from pipeline.errors import ConfigError
-from pipeline.run.sections import RunConfig, keys_of
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.sections import RunConfig, keys_of
+
+SHIPPED = Path(__file__).parents[2]
+"""The folder that holds `configs/`: of a checkout, or of the installed package."""
 
 Schema = TypeVar("Schema")
 Layer: TypeAlias = dict[Any, Any]
@@ -19,6 +22,9 @@ Layer: TypeAlias = dict[Any, Any]
 def load_config(path: str | Path, overrides: list[str]) -> RunConfig:
     """Resolves a run configuration.
 
+    A path that begins with `configs/` names the file that is shipped, where there is none of the
+    user's.
+
     Raises ConfigError with every unknown key (and the nearest valid one), every value of the wrong
     type and every missing value at once.
     """
@@ -27,7 +33,7 @@ def load_config(path: str | Path, overrides: list[str]) -> RunConfig:
 
 def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]) -> Schema:
     """Does what `load_config` does, for any dataclass of keys with defaults."""
-    layers = _layers(Path(path), [])
+    layers = _layers(_own_or_shipped(Path(path)), [])
     problems: list[str] = []
     for text in overrides:
         try:
@@ -57,12 +63,19 @@ def stated_settings(path: Path) -> dict[str, Any]:
     Interpolations are not resolved. Raises ConfigError if a file cannot be read.
     """
     known = valid_keys()
+    path = _own_or_shipped(path)
     return {key: value for layer in _layers(path, []) for key, value in _leaves(layer, known)}
 
 
 def to_yaml(config: RunConfig) -> str:
     """Returns the resolved configuration as YAML that `load_config` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _own_or_shipped(path: Path) -> Path:
+    shipped = SHIPPED / path
+    is_shipped = path.parts[:1] == ("configs",) and not path.exists() and shipped.is_file()
+    return shipped if is_shipped else path
 
 
 def _layers(path: Path, seen: list[Path]) -> list[Layer]:
@@ -100,7 +113,7 @@ def _plain(layer: DictConfig) -> Layer:
 def _find(name: str, including: Path) -> Path:
     """Finds a file named in `defaults:`, in a folder above the including file or in our configs."""
     relative = Path(name).with_suffix(".yaml")
-    roots = [including.parent, *including.parents, Path(__file__).parents[2] / "configs"]
+    roots = [including.parent, *including.parents, SHIPPED / "configs"]
     for root in roots:
         if (root / relative).is_file():
             return root / relative

@@ -4,17 +4,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
-from model.config import ModelConfig
-from model.objectives import Objective, VocabularyIds, objective_kind
-from pipeline.checkpoint.commit import committed
-from pipeline.checkpoint.remote import is_url, url_problems
-from pipeline.data.dataset import TokenDataset
-from pipeline.errors import ConfigError
-from pipeline.parallel.layout import Layout, fit_layout
-from pipeline.run.directory import RunDirectory
-from pipeline.run.sections import RunConfig, section_problems
-from pipeline.run.step_range import steps_problems
+from esolm.data_prep.errors import DataError
+from esolm.model.config import ModelConfig
+from esolm.model.objectives import Objective, VocabularyIds, objective_kind
+from esolm.pipeline.checkpoint.commit import committed
+from esolm.pipeline.checkpoint.remote import is_url, url_problems
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.parallel.layout import Layout, fit_layout
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.sections import RunConfig, section_problems
+from esolm.pipeline.run.step_range import steps_problems
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from model.config import RECOMPUTE, Architecture
-from model.settings import (
+from esolm.model.config import RECOMPUTE, Architecture
+from esolm.model.settings import (
     BELOW_ONE,
     COUNT,
     NOT_NEGATIVE,

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from pipeline.parallel.bootstrap import ProcessInfo, device_of, process_info
+from esolm.pipeline.parallel.bootstrap import ProcessInfo, device_of, process_info
 
 MEGABYTES = {"cuda": 256, "cpu": 16}
 REPEATS = 5

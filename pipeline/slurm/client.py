@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import EsolmError
+from esolm.pipeline.errors import EsolmError
 
 TIMEOUT_SECONDS = 120
 PROGRAMS = ("sbatch", "scontrol", "squeue", "scancel", "sinfo")

@@ -62,7 +62,7 @@ def _node_problems(given: argparse.Namespace) -> list[str]:
 
 def _measured(given: argparse.Namespace, found: list[str]) -> tuple[str, list[str]]:
     """The verdict on this rank's node with its bandwidth, and the reasons."""
-    from pipeline.slurm.bandwidth import UnmeasuredError, UnmetError, bandwidth_problems
+    from esolm.pipeline.slurm.bandwidth import UnmeasuredError, UnmetError, bandwidth_problems
 
     # It has that many steps, of which each may have to wait for a rank that is gone.
     patience = timedelta(seconds=given.timeout_seconds / 5)

@@ -4,14 +4,14 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.documents import find_files
-from data_prep.errors import DataError
-from data_prep.jobs import TokenizeJob, check_settings, is_finished
-from data_prep.manifest import MANIFEST_NAME
-from data_prep.tokenizers import has_tokenizer, load_tokenizer
-from model.settings import setting_problems
-from pipeline.run.sections import RunConfig
-from pipeline.slurm.profile import ClusterProfile
+from esolm.data_prep.documents import find_files
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.jobs import TokenizeJob, check_settings, is_finished
+from esolm.data_prep.manifest import MANIFEST_NAME
+from esolm.data_prep.tokenizers import has_tokenizer, load_tokenizer
+from esolm.model.settings import setting_problems
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.slurm.profile import ClusterProfile
 
 STAGES = ("prep", "train", "evaluate", "export")
 # What runs on the partition of training; the rest on that for jobs without GPUs.

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from pipeline.errors import EsolmError
-from pipeline.parallel.engine import Engine, StepResult
+from esolm.pipeline.errors import EsolmError
+from esolm.pipeline.parallel.engine import Engine, StepResult
 
 logger = logging.getLogger(__name__)
 

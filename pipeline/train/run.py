@@ -4,10 +4,10 @@ import logging
 import sys
 from datetime import timedelta
 
-from model.flops import flops_per_token
-from pipeline.accelerators import chosen_kernels
-from pipeline.errors import EXIT_DONE, EXIT_FAILED
-from pipeline.parallel.bootstrap import (
+from esolm.model.flops import flops_per_token
+from esolm.pipeline.accelerators import chosen_kernels
+from esolm.pipeline.errors import EXIT_DONE, EXIT_FAILED
+from esolm.pipeline.parallel.bootstrap import (
     describe_device,
     device_of,
     initialize_processes,
@@ -15,15 +15,15 @@ from pipeline.parallel.bootstrap import (
     process_info,
     shutdown_processes,
 )
-from pipeline.parallel.first_rank import from_first_rank
-from pipeline.parallel.flight_recorder import dump_collectives, record_collectives
-from pipeline.run.completion import changed_settings, complete_message, is_complete
-from pipeline.run.directory import RunDirectory
-from pipeline.run.experiment import Experiment, resolve
-from pipeline.run.history import History
-from pipeline.run.sections import RunConfig
-from pipeline.train.trainer import Trainer
-from pipeline.train.watchdog import Watchdog
+from esolm.pipeline.parallel.first_rank import from_first_rank
+from esolm.pipeline.parallel.flight_recorder import dump_collectives, record_collectives
+from esolm.pipeline.run.completion import changed_settings, complete_message, is_complete
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.experiment import Experiment, resolve
+from esolm.pipeline.run.history import History
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.train.trainer import Trainer
+from esolm.pipeline.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from pipeline.data.batches import BatchSource
-from pipeline.data.dataset import TokenDataset
-from pipeline.data.reader import SampleReader
-from pipeline.parallel.engine import Engine
-from pipeline.run.sections import RunConfig
+from esolm.pipeline.data.batches import BatchSource
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.reader import SampleReader
+from esolm.pipeline.parallel.engine import Engine
+from esolm.pipeline.run.sections import RunConfig
 
 
 @dataclass(frozen=True)

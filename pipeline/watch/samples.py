@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from data_prep.tokenizers import Tokenizer, load_tokenizer
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.errors import ConfigError
-from pipeline.export.consolidate import load_tensors
-from pipeline.export.fold import fold
-from pipeline.export.writer import bundle_config, load_model
-from pipeline.generate import Request
+from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.export.consolidate import load_tensors
+from esolm.pipeline.export.fold import fold
+from esolm.pipeline.export.writer import bundle_config, load_model
+from esolm.pipeline.generate import Request
 
 PROMPT = -1
 

@@ -4,8 +4,8 @@ import os
 import re
 from pathlib import Path
 
-from pipeline.run.directory import RunDirectory
-from pipeline.run.sections import RunConfig
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.sections import RunConfig
 
 TAIL_BYTES = 1 << 20
 # As the checkpointer and the trainer say it.

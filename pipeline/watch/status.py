@@ -8,13 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
-from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, ConfigError
-from pipeline.run.config import load_config
-from pipeline.run.directory import RunDirectory
-from pipeline.run.history import History, parse_line, read_lines
-from pipeline.run.sections import RunConfig
-from pipeline.watch.saves import save_problem
+from esolm.pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
+from esolm.pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, ConfigError
+from esolm.pipeline.run.config import load_config
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.history import History, parse_line, read_lines
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.watch.saves import save_problem
 
 RECENT_LINES = 20
 # A run is stalled once it has said nothing for this many of its usual pauses, and at the least

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_prep.documents import BadDocuments, iterate_documents
-from data_prep.errors import DataError
-from data_prep.files import sha256_of_file, write_atomic
-from data_prep.jobs import check_settings, is_finished, prepare_output, run_task
-from data_prep.manifest import Manifest, read_manifest, token_dtype
-from data_prep.merge import merge_tasks
-from data_prep.progress import ProgressBar
-from data_prep.shards import ShardWriter, TokenTar
-from data_prep.tokenizers import load_tokenizer
-from data_prep.verify import files_of, verify_dataset
-from data_prep.workers import run_tasks
+from esolm.data_prep.documents import BadDocuments, iterate_documents
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import sha256_of_file, write_atomic
+from esolm.data_prep.jobs import check_settings, is_finished, prepare_output, run_task
+from esolm.data_prep.manifest import Manifest, read_manifest, token_dtype
+from esolm.data_prep.merge import merge_tasks
+from esolm.data_prep.progress import ProgressBar
+from esolm.data_prep.shards import ShardWriter, TokenTar
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.data_prep.verify import files_of, verify_dataset
+from esolm.data_prep.workers import run_tasks
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, text_of, write_jsonl
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.checkpoint.commit import newest_valid, read_manifest
-from pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.checkpoint.commit import newest_valid, read_manifest
+from esolm.pipeline.checkpoint.reader import CheckpointReader
 from tests.e2e.runs import (
     different,
     finish,

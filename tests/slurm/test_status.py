@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.slurm.chain import Chain, ChainJob, write_chain
-from pipeline.slurm.client import PROGRAMS
-from pipeline.slurm.status import StageStatus, chain_status, read_events
+from esolm.pipeline.slurm.chain import Chain, ChainJob, write_chain
+from esolm.pipeline.slurm.client import PROGRAMS
+from esolm.pipeline.slurm.status import StageStatus, chain_status, read_events
 
 FORGETFUL = """#!/bin/sh
 [ "$1" = ping ] && exit 0

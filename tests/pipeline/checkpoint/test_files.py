@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import filesystem
 
-from pipeline.checkpoint import files, store
-from pipeline.errors import CheckpointError
-from pipeline.parallel.fragments import Fragment
+from esolm.pipeline.checkpoint import files, store
+from esolm.pipeline.errors import CheckpointError
+from esolm.pipeline.parallel.fragments import Fragment
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.errors import DataError
-from data_prep.manifest import read_manifest
-from data_prep.tokenizers import load_tokenizer
-from pipeline.data import dataset as dataset_module
-from pipeline.data.dataset import TokenDataset
-from pipeline.data.reader import SampleReader
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.manifest import read_manifest
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.pipeline.data import dataset as dataset_module
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.reader import SampleReader
 from tests.data_prep.corpus import make_job, run_job, text_of, write_jsonl
 
 

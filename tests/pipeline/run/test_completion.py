@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import commit
-from pipeline.errors import ConfigError
-from pipeline.run.completion import changed_settings, is_complete
-from pipeline.run.config import load_config
-from pipeline.run.directory import RunDirectory
-from pipeline.run.sections import RunConfig
+from esolm.pipeline.checkpoint import commit
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.completion import changed_settings, is_complete
+from esolm.pipeline.run.config import load_config
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.sections import RunConfig
 from tests.processes import ROOT
 
 CONFIG = ROOT / "configs" / "run" / "demo.yaml"

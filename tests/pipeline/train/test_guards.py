@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.errors import EsolmError
-from pipeline.parallel.engine import StepResult
-from pipeline.train import guards
-from pipeline.train.guards import SpikeGuard, Standstill
+from esolm.pipeline.errors import EsolmError
+from esolm.pipeline.parallel.engine import StepResult
+from esolm.pipeline.train import guards
+from esolm.pipeline.train.guards import SpikeGuard, Standstill
 
 
 def result(loss: float, norm: float = 1.0) -> StepResult:
