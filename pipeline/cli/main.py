@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -67,6 +68,9 @@ def main() -> None:
     """Runs the command; an error that a user can cause ends in one message and its exit code."""
     # Ranks and workers, too, take no code from the working directory (see `esolm/__main__.py`).
     os.environ["PYTHONSAFEPATH"] = "1"
+    if not sys.warnoptions:  # what libraries say of each other helps no user of ours
+        warnings.filterwarnings("ignore")
+        warnings.filterwarnings("default", module=r"esolm\.")
     try:
         app(prog_name="esolm")
     except EsolmError as error:

@@ -214,7 +214,7 @@ def git_revision() -> str:
     if (package / REVISION).exists():
         return (package / REVISION).read_text().strip()
     if not (package / "pipeline").is_symlink():  # not a checkout; another project's may surround it
-        return f"esolm {metadata.version('esolm')}"
+        return f"v{metadata.version('esolm')}"
     command = ["git", "-C", str(package), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -54,7 +54,7 @@ def write_config(
 def start(*arguments: str, packages: tuple[Path, ...] = ()) -> subprocess.Popen[str]:
     """`esolm ARGUMENTS...` as a process; packages as for `tests.processes.environment`."""
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "esolm", *arguments],
+        [sys.executable, "-m", "esolm", *arguments],
         env=environment(*packages),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

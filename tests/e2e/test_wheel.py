@@ -70,7 +70,7 @@ def run(*words: str | Path) -> str:
 
 def test_shipped_configurations_and_templates_are_found(environment: Path, folder: Path) -> None:
     esolm = environment / "esolm"
-    assert "(esolm 0.1.0)" in run(esolm, "--version"), "no git revision of a folder around it"
+    assert "(v0.1.0)" in run(esolm, "--version"), "no git revision of a folder around it"
     plan = ["plan", "configs/run/demo.yaml", "run.dir=r", "data.path=d", "--vocab-size", "4096"]
     for started in ([esolm], [environment / "python", "-m", "esolm"]):
         assert "parameters" in run(*started, *plan)
