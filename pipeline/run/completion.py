@@ -1,11 +1,8 @@
 """Whether a run has anything left to do, and what has changed since it last started."""
 
-from functools import reduce
-from typing import Any
-
 from esolm.pipeline.checkpoint.commit import committed, damaged, step_of
 from esolm.pipeline.errors import ConfigError
-from esolm.pipeline.run.config import stated_settings, valid_keys
+from esolm.pipeline.run.config import stated_settings, stated_value, valid_keys
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.sections import RunConfig
 
@@ -63,13 +60,9 @@ def changed_settings(directory: RunDirectory, config: RunConfig) -> tuple[list[s
     before = stated_settings(settings)
     with_effect, without = list[str](), list[str]()
     for key in valid_keys():
-        now = _value(config, key)
+        now = stated_value(config, key)
         was = before.get(key, now)
         if was != now and not key.startswith(NOT_COMPARED):
             listed = without if key.startswith(WITHOUT_EFFECT) else with_effect
             listed.append(f"{key}: {was} before, {now} now")
     return with_effect, without
-
-
-def _value(config: RunConfig, key: str) -> Any:
-    return reduce(getattr, key.split("."), config)

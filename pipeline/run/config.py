@@ -1,6 +1,10 @@
 """The configuration of a run: defaults <- YAML files <- `key=value` on the command line."""
 
 import difflib
+import os
+import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -13,6 +17,8 @@ from esolm.pipeline.run.sections import RunConfig, keys_of
 
 SHIPPED = Path(__file__).parents[2]
 """The folder that holds `configs/`: of a checkout, or of the installed package."""
+
+_VARIABLE = re.compile(r"\$\{oc\.env:\s*(\w+)\s*\}")
 
 Schema = TypeVar("Schema")
 Layer: TypeAlias = dict[Any, Any]
@@ -31,6 +37,14 @@ def load_config(path: str | Path, overrides: list[str]) -> RunConfig:
     return load_structured(RunConfig, path, overrides)
 
 
+def load_recorded(path: Path) -> RunConfig:
+    """Resolves the configuration that a run has written down, for a look at it.
+
+    A variable of the environment that is not set here stands as `$NAME`. Raises as `load_config`.
+    """
+    return _resolve(RunConfig, [_with_names(layer) for layer in _layers(path, [])], [])
+
+
 def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]) -> Schema:
     """Does what `load_config` does, for any dataclass of keys with defaults."""
     layers = _layers(_own_or_shipped(Path(path)), [])
@@ -40,6 +54,10 @@ def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]
             layers.append(_parse_override(text))
         except ConfigError as error:
             problems += error.problems
+    return _resolve(schema, layers, problems)
+
+
+def _resolve(schema: type[Schema], layers: list[Layer], problems: list[str]) -> Schema:
     config = OmegaConf.structured(schema)
     for section in config.values():
         if isinstance(section, DictConfig):
@@ -54,7 +72,20 @@ def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]
         raise ConfigError(problems)
     resolved = OmegaConf.to_object(config)
     assert isinstance(resolved, schema)
+    if isinstance(resolved, RunConfig):
+        resolved.from_environment = _from_environment(config, known)
     return resolved
+
+
+def _from_environment(config: DictConfig, known: list[str]) -> dict[str, tuple[str, str]]:
+    """Returns the texts that name variables of the environment, by key, and their values."""
+    texts, found = _plain(config), {}
+    for key in known:
+        text: Any = reduce(getitem, key.split("."), texts)
+        value = OmegaConf.select(config, key)
+        if isinstance(text, str) and isinstance(value, str) and _VARIABLE.search(text):
+            found[key] = text, value
+    return found
 
 
 def stated_settings(path: Path) -> dict[str, Any]:
@@ -68,8 +99,31 @@ def stated_settings(path: Path) -> dict[str, Any]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Returns the resolved configuration as YAML that `load_config` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """Returns the resolved configuration as YAML that `load_config` reads back.
+
+    What came from the environment may be a secret: the variable's name is written, not its value.
+    """
+    content = OmegaConf.structured(config)
+    for key in config.from_environment:
+        OmegaConf.update(content, key, stated_value(config, key))
+    return OmegaConf.to_yaml(content)
+
+
+def stated_value(config: RunConfig, key: str) -> Any:
+    """Returns the value of a setting; of one from the environment, the text that names it."""
+    value: Any = reduce(getattr, key.split("."), config)
+    text, then = config.from_environment.get(key, (None, None))
+    return text if text is not None and value == then else value
+
+
+def _with_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_names(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_names(inner) for inner in value]
+    if isinstance(value, str):
+        return _VARIABLE.sub(lambda m: m[0] if m[1] in os.environ else f"${m[1]}", value)
+    return value
 
 
 def _own_or_shipped(path: Path) -> Path:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from esolm.data_prep.files import write_atomic
 from esolm.pipeline.errors import ConfigError, EsolmError
-from esolm.pipeline.run.config import to_yaml
+from esolm.pipeline.run.config import load_recorded, to_yaml
 from esolm.pipeline.run.sections import RunConfig
 
 # `esolm status` holds the lock for an instant while it checks whether a run is alive.
@@ -47,6 +47,13 @@ class RunDirectory:
     def profile(self, rank: int) -> Path:
         """The trace of the steps that a rank was asked to profile."""
         return self.path / "profile" / f"rank_{rank}.json"
+
+    def config(self) -> RunConfig:
+        """Returns the configuration of the last start. Raises ConfigError if this is no run."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise ConfigError(f"{self.path} is no run directory: it has no config.yaml")
+        return load_recorded(path)
 
     def lock(self) -> None:
         """Takes the run for this job until the process ends, however it ends; rank 0 only.

@@ -261,6 +261,10 @@ class RunConfig:
     prep: PrepSection = field(default_factory=PrepSection)
     slurm: SlurmSection = field(default_factory=SlurmSection)
 
+    def __post_init__(self) -> None:
+        # What `load_config` took from the environment, (text, value) by key. It is no setting.
+        self.from_environment: dict[str, tuple[str, str]] = {}
+
 
 ONLY_SUBMITTED = ("prep", "slurm")
 """Sections that only `esolm submit` reads, and checks."""

@@ -21,7 +21,6 @@ from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.data.reader import SampleReader
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.single import load_network, single_process
-from esolm.pipeline.run.config import load_config
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import build_objective
 from esolm.pipeline.run.sections import RunConfig
@@ -66,9 +65,7 @@ def replay(run: Path, step: int, data: Path | None = None) -> Replay:
     DataError if the dataset is not the one that the run was trained on.
     """
     directory = RunDirectory(run)
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run} is no run directory: it has no config.yaml")
-    config = load_config(run / "config.yaml", [])
+    config = directory.config()
     place = find_step(directory, config, step)
     source = _source(directory, config, place, data)
     batches = source.batch(place.first_sample)

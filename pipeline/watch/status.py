@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from esolm.pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
-from esolm.pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, ConfigError
-from esolm.pipeline.run.config import load_config
+from esolm.pipeline.errors import EXIT_DONE, EXIT_RESUME_ME
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.history import History, parse_line, read_lines
 from esolm.pipeline.run.sections import RunConfig
@@ -74,10 +73,7 @@ class RunStatus:
 def run_status(path: Path) -> RunStatus:
     """Reads the state of a run. Raises ConfigError if the path is no run directory."""
     directory = RunDirectory(path)
-    settings = directory.path / "config.yaml"
-    if not settings.is_file():
-        raise ConfigError(f"{path} is no run directory: it has no config.yaml")
-    config, history = load_config(settings, []), History(directory)
+    config, history = directory.config(), History(directory)
     metrics, starts = _Metrics.read(directory.metrics), history.starts()
     checkpoints = list_checkpoints(directory.checkpoints)
     newest = next((c for c in reversed(checkpoints) if c.valid), None)
