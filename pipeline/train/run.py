@@ -5,7 +5,6 @@ import sys
 from datetime import timedelta
 
 from esolm.model.flops import flops_per_token
-from esolm.pipeline.accelerators import chosen_kernels
 from esolm.pipeline.errors import EXIT_DONE, EXIT_FAILED
 from esolm.pipeline.parallel.bootstrap import (
     describe_device,
@@ -22,6 +21,7 @@ from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import Experiment, resolve
 from esolm.pipeline.run.history import History
 from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.train.kernels import DTYPES, LEFT_OUT, choose_kernels, kernels_of, prove_kernels
 from esolm.pipeline.train.trainer import Trainer
 from esolm.pipeline.train.watchdog import Watchdog
 
@@ -42,7 +42,6 @@ def train(config: RunConfig) -> int:
         return EXIT_DONE
     prepare_for_cuda(experiment.layout)
     device = device_of(info)
-    kernels = chosen_kernels(device)
     # Twice the watchdog's time, so that it comes first: a collective that times out ends the
     # process without any stack on disk.
     timeout = timedelta(minutes=2 * config.train.timeout_minutes)
@@ -58,6 +57,9 @@ def train(config: RunConfig) -> int:
             lambda: dump_collectives(directory.logs, info.rank, device),
         )
         watchdog.progress()
+        dtype = DTYPES[config.train.precision]
+        found = prove_kernels(kernels_of(device), device, experiment.model, dtype)
+        kernels = choose_kernels(found)
         if info.rank == 0:
             logger.info("%s", describe_device(device))
             _announce(experiment, kernels)
@@ -133,4 +135,5 @@ def _announce(experiment: Experiment, kernels: dict[str, str]) -> None:
     if experiment.model.tied_embeddings and experiment.layout.pp > 1:
         logger.info("the two copies of the tied embeddings are not among the replicas compared")
     for name, choice in kernels.items():
-        logger.info("%s: %s", name, choice)
+        level = logging.WARNING if choice.startswith(LEFT_OUT) else logging.INFO
+        logger.log(level, "%s: %s", name, choice)

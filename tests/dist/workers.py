@@ -37,6 +37,7 @@ from esolm.pipeline.parallel.first_rank import from_first_rank
 from esolm.pipeline.parallel.fragments import WEIGHTS
 from esolm.pipeline.parallel.layout import Layout
 from esolm.pipeline.train.guards import check_replicas
+from esolm.pipeline.train.kernels import Finding, choose_kernels
 from tests.examples import example_of
 
 VOCAB_SIZE, MASK_ID, SEQ_LEN, GLOBAL_BATCH = 51, 50, 12, 8
@@ -279,6 +280,8 @@ def _heard() -> list[str]:
         from_first_rank(Path("/nowhere").stat)
     except FileNotFoundError as error:
         heard.append(f"FileNotFoundError: {error}")
+    only_here = Finding("" if dist.get_rank() == 0 else "the second rank's")
+    heard.append(choose_kernels({"fused_adamw": only_here})["fused_adamw"])
     return heard
 
 
