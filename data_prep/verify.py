@@ -13,8 +13,7 @@ from esolm.data_prep.tokenizers import load_tokenizer
 def files_of(manifest: Manifest) -> list[tuple[str, int, str]]:
     """Return (name, bytes, sha256) of every file of the shards that the manifest lists."""
     shards = [shard for infos in manifest.splits.values() for shard in infos]
-    tars = [(shard.name, shard.num_bytes, shard.sha256) for shard in shards]
-    return tars + [(shard.ends_name, shard.ends_bytes, shard.ends_sha256) for shard in shards]
+    return [file for shard in shards for file in shard.files()]
 
 
 def verify_dataset(data: Path, manifest: Manifest, on_bytes: Callable[[int], None]) -> int:

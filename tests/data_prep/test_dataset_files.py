@@ -15,6 +15,7 @@ from esolm.data_prep.jobs import check_settings, is_finished, prepare_output, ru
 from esolm.data_prep.manifest import Manifest, read_manifest, token_dtype
 from esolm.data_prep.merge import merge_tasks
 from esolm.data_prep.progress import ProgressBar
+from esolm.data_prep.records import write_record
 from esolm.data_prep.shards import ShardWriter, TokenTar
 from esolm.data_prep.tokenizers import load_tokenizer
 from esolm.data_prep.verify import files_of, verify_dataset
@@ -253,7 +254,7 @@ def test_verify_names_every_missing_file_and_a_changed_tokenizer(
     assert "tokenizer.model" in str(caught.value)
 
 
-@pytest.mark.parametrize("field", ["name", "ends_name"])
+@pytest.mark.parametrize("field", ["name", "ends_name", "crc_name"])
 @pytest.mark.parametrize("start", ["/", "shards/../../"])
 def test_no_shard_lies_outside_the_dataset(
     corpus: Path, tokenizer_directory: Path, tmp_path: Path, field: str, start: str
@@ -265,7 +266,8 @@ def test_no_shard_lies_outside_the_dataset(
         record = json.loads(path.read_text())
         shard = record["shard"] if path == sidecar else record["splits"]["train"][0]
         shard[field] = start + shard[field]
-        path.write_text(json.dumps(record))
+        del record["checksum"]
+        write_record(path, record)
         with pytest.raises(DataError, match=f"{path.name} names {start}.*outside the dataset"):
             read(job.out)
 
