@@ -25,18 +25,19 @@ def verify_dataset(data: Path, manifest: Manifest, on_bytes: Callable[[int], Non
     problems = []
     files = files_of(manifest)
     for name, num_bytes, sha256 in files:
-        problem = _problem(data / name, num_bytes, sha256, on_bytes)
+        problem = file_problem(data / name, num_bytes, sha256, on_bytes)
         if problem:
             problems.append(problem)
-    problems += _tokenizer_problems(data, manifest)
+    problems += tokenizer_problems(data, manifest)
     if problems:
         raise DataError("\n".join([*problems, repair_advice(data)]))
     return len(files)
 
 
-def _problem(
+def file_problem(
     path: Path, num_bytes: int, sha256: str, on_bytes: Callable[[int], None]
 ) -> str | None:
+    """Say what is wrong with a file of a dataset, or return None. on_bytes: after each read."""
     digest = hashlib.sha256()
     found_bytes = 0
     try:
@@ -55,7 +56,8 @@ def _problem(
     return None
 
 
-def _tokenizer_problems(data: Path, manifest: Manifest) -> list[str]:
+def tokenizer_problems(data: Path, manifest: Manifest) -> list[str]:
+    """Say what is wrong with the tokenizer of a dataset."""
     directory = data / TOKENIZER_DIRECTORY
     try:
         found = load_tokenizer(directory).info

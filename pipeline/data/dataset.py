@@ -21,9 +21,6 @@ from esolm.pipeline.data.open_files import OpenFiles
 
 Int64Array = npt.NDArray[np.int64]
 
-VERIFY = ("none", "sizes", "sampled", "full")
-"""What is checked of a dataset at the start of a run; see docs/data.md."""
-
 
 class TokenDataset:
     """The tokens of one split, its shards end to end; each document is followed by eos.

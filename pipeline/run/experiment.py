@@ -50,7 +50,7 @@ def open_dataset(config: RunConfig) -> tuple[TokenDataset | None, list[str]]:
     """Returns the train split (None if it cannot be opened) and what is wrong with the splits."""
     dataset, problems = None, []
     try:
-        dataset = TokenDataset(config.data.path, "train")
+        dataset = TokenDataset(config.data.path, "train", config.data.verify != "none")
         problems += _split_problems(config, dataset)
     except DataError as error:
         problems.append(str(error))
@@ -95,7 +95,7 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
     """Names the splits that hold no whole sequence. Raises DataError if there is no valid split."""
     splits = [dataset]
     if config.train.valid_every_steps > 0:
-        splits.append(TokenDataset(config.data.path, "valid"))
+        splits.append(TokenDataset(config.data.path, "valid", config.data.verify != "none"))
     return [
         f"split '{split.split}' of {config.data.path} has {split.num_tokens} tokens, too few for "
         f"one sequence of train.seq_len {config.train.seq_len}: make that smaller, or tokenize "

@@ -29,6 +29,13 @@ class RunSection:
 class DataSection:
     path: str = setting(MISSING, "A dataset made by `esolm prep merge`.")
     shuffle: str = setting("global", "`global` or `none`.", choices=("global", "none"))
+    verify: str = setting(
+        "sizes",
+        "What is checked of the dataset: `none`; `sizes` of files at the start and checksums of "
+        "tokens while they are read; `sampled`: also some tokens of every shard at the start; "
+        "`full`: also every byte. Its tokenizer is checked in any case.",
+        choices=("none", "sizes", "sampled", "full"),
+    )
     prefetch: int = setting(4, "Global batches prepared ahead.", within=COUNT)
 
 

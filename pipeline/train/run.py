@@ -21,6 +21,7 @@ from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import Experiment, resolve
 from esolm.pipeline.run.history import History
 from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.train.check_data import check_data
 from esolm.pipeline.train.kernels import DTYPES, LEFT_OUT, choose_kernels, kernels_of, prove_kernels
 from esolm.pipeline.train.trainer import Trainer
 from esolm.pipeline.train.watchdog import Watchdog
@@ -57,6 +58,7 @@ def train(config: RunConfig) -> int:
             lambda: dump_collectives(directory.logs, info.rank, device),
         )
         watchdog.progress()
+        check_data(config.data.path, config.data.verify, config.seed, lambda _: watchdog.progress())
         dtype = DTYPES[config.train.precision]
         found = prove_kernels(kernels_of(device), device, experiment.model, dtype)
         kernels = choose_kernels(found)

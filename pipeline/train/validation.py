@@ -32,7 +32,7 @@ class Validator:
         """Returns the validator of a run, or None if the configuration asks for no validation."""
         if config.train.valid_every_steps == 0:
             return None
-        dataset = TokenDataset(config.data.path, "valid")
+        dataset = TokenDataset(config.data.path, "valid", config.data.verify != "none")
         reader = SampleReader(dataset, config.train.seq_len, config.seed, "none")
         num_batches = max(1, config.train.valid_samples // config.train.global_batch_size)
         validation = source.for_validation(reader)
