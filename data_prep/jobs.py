@@ -15,6 +15,7 @@ from typing import Any
 from esolm.data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import fingerprint_of
+from esolm.data_prep.formats import format_of
 from esolm.data_prep.manifest import (
     MANIFEST_NAME,
     SHARDS_DIRECTORY,
@@ -67,7 +68,14 @@ class TokenizeJob:
     def settings(self) -> dict[str, Any]:
         """Return the settings that must be unchanged for a finished task to count as done."""
         files = [[f.name, f.num_bytes, f.modified_ns] for f in self.files]
+        # What older datasets do not state is stated only where it could make a difference.
+        stated = {
+            each.format
+            for each in self.files
+            if each.format == "json" or each.format != format_of(each.path)
+        }
         return {
+            **({"formats": sorted(stated)} if stated else {}),
             "inputs": fingerprint_of(files),
             "tokenizer": self.tokenizer.fingerprint,
             "tasks": self.num_tasks,

@@ -1,5 +1,6 @@
 """Writing shards: webdataset tars of raw little-endian tokens, with the same bytes on every run."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from esolm.data_prep.files import (
     fsync_directory,
+    naming,
     temporary_path,
     write_atomic,
 )
@@ -82,10 +84,8 @@ class TokenTar:
         self._write(bytes(-len(content) % TAR_BLOCK_BYTES))
 
     def _write(self, content: bytes) -> None:
-        try:
+        with naming(self.path):
             self._stream.write(content)
-        except OSError as error:  # of a full disk, which names no file by itself
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._digest.update(content)
         self.num_bytes += len(content)
 
@@ -94,16 +94,18 @@ class TokenTar:
         if self._num_pending:
             self._write_members(1)
         self._write(bytes(2 * TAR_BLOCK_BYTES))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        with naming(self.path):
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
         os.replace(self._temporary, self.path)
         fsync_directory(self.path.parent)
         return self._digest.hexdigest()
 
     def discard(self) -> None:
         """Close and remove an unfinished tar."""
-        self._stream.close()
+        with contextlib.suppress(OSError):  # what was not written yet need not be
+            self._stream.close()
         self._temporary.unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """The `esolm` command."""
 
+import errno
 import os
 import sys
 import warnings
@@ -20,6 +21,7 @@ from esolm.pipeline.cli.sample import sample_command
 from esolm.pipeline.cli.status import status_command
 from esolm.pipeline.cli.submit import cancel_command, submit_command
 from esolm.pipeline.cli.train import train_command
+from esolm.pipeline.errors import EXIT_FAILED
 
 app = typer.Typer(
     help="Pretrain Eso-LMs: text to token tars, training under any layout, export, decoding.",
@@ -64,6 +66,21 @@ def options(
     """Options of `esolm` itself; its help stands at `app`."""
 
 
+FREE_SPACE = "Free some space there and run the same command again."
+MEND_RIGHTS = "Mend the rights there, or name another place, and run the same command again."
+MEND_DISK = "The disk or the connection to it has a fault; what was whole there still is."
+OF_THE_MACHINE = {
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: FREE_SPACE,
+    errno.EACCES: MEND_RIGHTS,
+    errno.EPERM: MEND_RIGHTS,
+    errno.EROFS: MEND_RIGHTS,
+    errno.EIO: MEND_DISK,
+    errno.ESTALE: MEND_DISK,
+}
+"""What is no fault of this program, wherever it comes up, and what to do about it."""
+
+
 def main() -> None:
     """Runs the command; an error that a user can cause ends in one message and its exit code."""
     # Ranks and workers, too, take no code from the working directory (see `esolm/__main__.py`).
@@ -76,3 +93,9 @@ def main() -> None:
     except EsolmError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}. {OF_THE_MACHINE[error.errno]}", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None

@@ -30,6 +30,12 @@ FromStdlib = Annotated[
     bool,
     typer.Option("--from-python-stdlib", help="Also take the library of the running Python."),
 ]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format", metavar="auto|text|jsonl|json", help="What INPUT holds; auto: by its names."
+    ),
+]
 TextKey = Annotated[str, typer.Option(help="The key of JSONL objects that holds the text.")]
 OnBadDocument = Annotated[
     str, typer.Option(metavar="error|skip", help="What to do with a document that is damaged.")
@@ -37,11 +43,11 @@ OnBadDocument = Annotated[
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="The dataset directory.")]
 
 
-def _find(inputs: list[Path] | None, from_python_stdlib: bool) -> "list[SourceFile]":
+def _find(inputs: list[Path] | None, from_python_stdlib: bool, told: str) -> "list[SourceFile]":
     from esolm.data_prep.documents import find_files
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    return find_files(inputs or [], from_python_stdlib)
+    return find_files(inputs or [], from_python_stdlib, told)
 
 
 @app.command()
@@ -52,6 +58,7 @@ def tokenizer(
     vocab_size: Annotated[
         int, typer.Option(help="Pieces, special symbols included.")
     ] = PrepSection.vocab_size,
+    format: Format = "auto",
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
     max_sentences: Annotated[
@@ -72,7 +79,7 @@ def tokenizer(
     if max_sentences < 1:
         raise DataError(f"--max-sentences is {max_sentences}, must be at least 1.")
     bad = BadDocuments(on_bad_document)
-    files = _find(inputs, from_python_stdlib)
+    files = _find(inputs, from_python_stdlib, format)
     chunks = sample_chunks(iterate_documents(files, bad, text_key), max_sentences)
     num_characters = sum(map(len, chunks))
     typer.echo(f"training on {num_characters:,} characters of {len(files):,} files", err=True)
@@ -106,6 +113,7 @@ def tokenize(
         int, typer.Option(help="Tokens after which a shard ends.")
     ] = PrepSection.shard_tokens,
     max_bytes: Annotated[int | None, typer.Option(help="Most bytes of text to take.")] = None,
+    format: Format = "auto",
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start DATA anew.")] = False,
@@ -128,7 +136,7 @@ def tokenize(
         raise DataError("--overwrite with --task would remove the work of other tasks: drop one.")
     job = TokenizeJob(
         out=out,
-        files=tuple(_find(inputs, from_python_stdlib)),
+        files=tuple(_find(inputs, from_python_stdlib, format)),
         tokenizer=load_tokenizer(tokenizer).info,
         num_tasks=tasks,
         valid_fraction=valid_fraction,

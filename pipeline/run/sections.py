@@ -219,6 +219,9 @@ class PrepSection:
         metadata={"help": "Text files, directories of them, or JSONL; .gz and .zst as well."},
     )
     from_python_stdlib: bool = setting(False, "Also take the library of the running Python.")
+    format: str = setting(
+        "auto", "What inputs hold: `auto`, by their names; `text`, `jsonl` or `json`."
+    )
     text_key: str = setting("text", "The key of JSONL objects that holds the text.")
     on_bad_document: str = setting("error", "`error` or `skip`.", choices=("error", "skip"))
     tokenizer: str = setting(

@@ -81,7 +81,7 @@ def _prep_jobs(config: RunConfig) -> tuple[list[Job], list[str]]:
     prep, data = config.prep, Path(config.data.path)
     inputs = [*prep.inputs, *(["--from-python-stdlib"] if prep.from_python_stdlib else [])]
     corpus = f"{_words(*inputs)} --text-key {_words(prep.text_key)}"
-    corpus += f" --on-bad-document {prep.on_bad_document}"
+    corpus += f" --on-bad-document {prep.on_bad_document} --format {_words(prep.format)}"
     jobs = []
     if not has_tokenizer(Path(prep.tokenizer)):
         train = f"prep tokenizer {corpus} --vocab-size {prep.vocab_size}"
@@ -109,7 +109,7 @@ def _missing_tasks(config: RunConfig) -> list[int]:
     Raises DataError if inputs are missing or the dataset was begun with other settings.
     """
     prep = config.prep
-    files = find_files([Path(path) for path in prep.inputs], prep.from_python_stdlib)
+    files = find_files([Path(path) for path in prep.inputs], prep.from_python_stdlib, prep.format)
     if not has_tokenizer(Path(prep.tokenizer)):
         return list(range(prep.tasks))
     job = TokenizeJob(
