@@ -287,7 +287,7 @@ def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool)
     """Make the dataset directory ready: check the settings and copy the tokenizer into it.
 
     With `overwrite`, the tasks, shards, tokenizer and manifest of an earlier dataset are removed
-    first. Raises DataError as `check_settings` does.
+    first. Raises DataError as `check_settings` does, or if the tokenizer cannot be loaded.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
     if overwrite:

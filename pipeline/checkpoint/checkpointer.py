@@ -62,7 +62,7 @@ class RunState:
 
 
 class Checkpointer:
-    """Checkpoints of one run directory. Every method is collective over all ranks.
+    """Checkpoints of one run directory. Loading, saving and waiting are collective over all ranks.
 
     moved: is called after every file that is verified, so that a large checkpoint is not taken for
     a hang. mirror: the URL of a run that committed checkpoints are copied to; empty for no mirror.
@@ -194,9 +194,10 @@ class Checkpointer:
         them never ends; so a save is waited for only as long as it still writes.
         """
         if self._thread is not None:
-            self._thread.join(0.0 if failed else seconds)
             if failed:
                 self._wait_while_it_writes(seconds)
+            else:
+                self._thread.join(seconds)
         if self._mirror is not None:
             self._mirror.close(STUCK_SECONDS if failed else seconds)
 

@@ -12,9 +12,7 @@ from esolm.pipeline.importer.archive import Archive
 from esolm.pipeline.importer.inert import LazyTensor
 from esolm.pipeline.importer.published import Parameter
 from esolm.pipeline.importer.stored_config import StoredConfig, unwrap
-
-# Where each state of a training checkpoint comes from, for the report.
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from esolm.pipeline.parallel.fragments import MOMENTS
 
 
 class PublishedFile:

@@ -24,7 +24,12 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from esolm.data_prep.processes import die_with_parent
 from esolm.pipeline.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
-from esolm.pipeline.launch.stop import STOP_SIGNALS, hold_stop_signals, stop_asked
+from esolm.pipeline.launch.stop import (
+    STOP_SIGNALS,
+    hold_stop_signals,
+    release_stop_signals,
+    stop_asked,
+)
 
 LAUNCHER = "ESOLM_LAUNCHER_PID"
 MEETING_PORTS = range(20_000, 29_000)
@@ -33,6 +38,8 @@ MEETING_PORTS = range(20_000, 29_000)
 def die_with_launcher() -> None:
     """Has the kernel kill this rank when its launcher is gone; does nothing in any other process.
 
+    Stop signals that the launcher held back while this rank started come now.
+
     torch starts each rank in a session of its own, so a kill -9 of the launcher and of its process
     group would leave the ranks training, beside whoever resumes the run next.
     """
@@ -40,6 +47,7 @@ def die_with_launcher() -> None:
     if launcher is None:
         return
     die_with_parent(int(launcher))
+    release_stop_signals()
 
 
 def launch(command: list[str], num_ranks: int) -> int:

@@ -1,4 +1,4 @@
-"""What the two engines over DeepSpeed share; all that is known of DeepSpeed's engines is here."""
+"""What the two engines over DeepSpeed share."""
 
 import math
 from abc import abstractmethod

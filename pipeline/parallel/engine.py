@@ -36,7 +36,7 @@ class EngineConfig:
     gradient_clipping: float
     optimizer: dict[str, Any]
     """Arguments of EmaAdamW."""
-    layer_costs: Sequence[float] = ()
+    layer_costs: Sequence[float]
     """Relative costs of the embedding, every block and the head, by which stages are balanced."""
     recompute: str = "none"
     """What the backward pass computes again instead of keeping it; see `esolm.model.recompute`."""
@@ -78,7 +78,10 @@ class Replica:
 
 
 class Engine(ABC):
-    """Runs the network of one layout. Every method is collective over all ranks."""
+    """Runs the network of one layout.
+
+    Steps, evaluation, publishing, adopting and averaging are collective over all ranks.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config

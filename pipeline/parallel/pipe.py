@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
@@ -134,7 +135,7 @@ class _Gradient:
 
 def _check_rank_order(topology: object) -> None:
     """Asserts that both libraries number the ranks alike; else tensors would go to wrong ones."""
-    mine = topology.get_coord(parallel_state.torch.distributed.get_rank())  # type: ignore[attr-defined]
+    mine = topology.get_coord(torch.distributed.get_rank())  # type: ignore[attr-defined]
     theirs = (
         parallel_state.get_pipeline_model_parallel_rank(),
         parallel_state.get_data_parallel_rank(),

@@ -50,18 +50,18 @@ def evaluation_problems(config: RunConfig) -> list[str]:
 
 def resume_problems(experiment: Experiment) -> list[str]:
     """Why the training would refuse the newest checkpoint of its run."""
-    # Imported here: what reads checkpoints sets up torch's process groups.
+    # Imported here because they import the whole of training.
     from esolm.pipeline.checkpoint.checkpointer import RunState
     from esolm.pipeline.train.progress import check_same_run
 
     config = experiment.config
-    found = newest_valid(RunDirectory(config.run.dir).checkpoints)
-    if found is None:
-        return []
     reader = SampleReader(
         experiment.dataset, config.train.seq_len, config.seed, config.data.shuffle
     )
     try:
+        found = newest_valid(RunDirectory(config.run.dir).checkpoints)
+        if found is None:
+            return []
         check_same_run(RunState.from_manifest(found[1]), experiment, reader)
     except ConfigError as error:
         return error.problems

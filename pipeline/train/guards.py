@@ -114,6 +114,8 @@ def check_replicas(engine: Engine) -> None:
     Raises EsolmError, which names the parameters that differ.
     """
     copies = list(engine.replicas())
+    if not copies:  # of one rank, or of an engine whose ranks hold nothing alike
+        return
     mine = torch.stack([_bit_sum(copy.held) for copy in copies])
     found = set()
     for group, members in (

@@ -66,9 +66,9 @@ def train(config: RunConfig) -> int:
             logger.info("%s", describe_device(device))
             _announce(experiment, kernels)
         trainer = Trainer(experiment, directory, device, info.rank, watchdog)
-        if info.rank == 0:
-            _tell_changes(directory, config)
-            directory.describe(config, experiment.dataset.tokenizer_directory, kernels)
+        from_first_rank(lambda: _tell_changes(directory, config))
+        tokenizer = experiment.dataset.tokenizer_directory
+        from_first_rank(lambda: directory.describe(config, tokenizer, kernels))
         return _run(trainer, History(directory))
     finally:
         shutdown_processes()  # this may hang as well, if another rank is gone

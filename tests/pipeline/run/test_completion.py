@@ -35,6 +35,8 @@ def test_a_run_is_complete_when_its_last_checkpoint_is_of_its_last_step(tmp_path
     directory.finish(20)
     assert is_complete(directory, asking(20))
     assert not is_complete(directory, asking(21)), "more steps continue it"
+    run_at(tmp_path, 30)
+    assert not is_complete(directory, asking(40)), "and are resumed after a restart"
 
 
 def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
