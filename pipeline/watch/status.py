@@ -10,6 +10,7 @@ from typing import Any
 
 from esolm.pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
 from esolm.pipeline.errors import EXIT_DONE, EXIT_RESUME_ME
+from esolm.pipeline.run.beats import silent_ranks
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.history import History, parse_line, read_lines
 from esolm.pipeline.run.sections import RunConfig
@@ -26,7 +27,7 @@ class Health:
     """How a run is doing.
 
     state: running, unsaved, stalled, stopped, failed, done or new. reason: what this is known by.
-    For a run of jobs also starting, waiting or unattended, see `health_with_jobs`.
+    For a run of jobs also starting, waiting or unattended, see `esolm.pipeline.slurm.attendance`.
     """
 
     state: str
@@ -161,8 +162,10 @@ def _health(
 ) -> Health:
     if directory.is_locked():
         health = _alive(directory, config, metrics)
-        unsaved = health.state == "running" and save_problem is not None
-        return Health("unsaved", f"{health.reason}, but {save_problem}") if unsaved else health
+        if save_problem is None:
+            return health
+        state = "unsaved" if health.state == "running" else health.state
+        return Health(state, f"{health.reason}, but {save_problem}")
     if directory.is_finished(config.train.steps):
         return Health("done", f"all {config.train.steps} steps")
     num_starts = len(history.starts())
@@ -179,7 +182,9 @@ def _health(
 
 
 def _alive(directory: RunDirectory, config: RunConfig, metrics: _Metrics) -> Health:
-    """Tells running from stalled, by the time since anything was written."""
+    """Tells running from stalled, by each rank's signs of life and by what was written last."""
+    if stopped := silent_ranks(directory):
+        return Health("stalled", stopped)
     written = [directory.metrics, directory.path / ".lock", *directory.path.glob("logs/rank_*.log")]
     silent = time.time() - max(path.stat().st_mtime for path in written if path.exists())
     allowed = config.train.timeout_minutes * 60.0  # a start may take as long
