@@ -22,6 +22,15 @@ def evaluate_command(
     orders: Annotated[
         int, typer.Option(help="K of the importance-weighted bound, Eso-LM; 0: none.")
     ] = 0,
+    orders_as: Annotated[
+        str,
+        typer.Option(
+            metavar="decoder|published",
+            help="Whose likelihood --orders is. For Eso-LM (A): of its own decoder, whose tokens "
+            "of the diffusion phase see each other, or of the published code, causal throughout. "
+            "For (B) both are the same.",
+        ),
+    ] = "decoder",
     samples_limit: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="ema|raw", help="Of a checkpoint; ema by default.")
@@ -104,9 +113,11 @@ def evaluate_command(
         text = show.samples_text
     else:
         target = Target(network, dataset, split, suite, files, tokenizer, weights, clip_search)
-        report = _likelihoods(
-            target, draws, orders, seed, tokens_per_pass, samples_limit, seq_len, alpha_0
-        )
+        amount = {
+            "num_draws": draws, "num_orders": orders, "seed": seed,
+            "tokens_per_pass": tokens_per_pass, "orders_as": orders_as,
+        }  # fmt: skip
+        report = _likelihoods(target, amount, samples_limit, seq_len, alpha_0)
         text = show.clip_search_text if clip_search else show.likelihood_text
     if report is not None:
         typer.echo(json.dumps(report, ensure_ascii=False) if as_json else text(report))
@@ -130,9 +141,12 @@ class Target:
 
 
 def _likelihoods(
-    target: Target, draws: int, orders: int, seed: int, tokens_per_pass: int,
-    limit: int | None, seq_len: int | None, alpha_0: str | None,
-) -> dict[str, Any] | None:  # fmt: skip
+    target: Target,
+    amount: dict[str, Any],
+    limit: int | None,
+    seq_len: int | None,
+    alpha_0: str | None,
+) -> dict[str, Any] | None:
     """The report on rank 0, None on the others."""
     import warnings
 
@@ -161,7 +175,7 @@ def _likelihoods(
         else:
             assert target.dataset is not None
             text = rows.dataset_rows(target.dataset, target.split, found, seq_len, limit)
-        settings = likelihood.Settings(draws, orders, seed, tokens_per_pass)
+        settings = likelihood.Settings(**amount)
         measure = clip_search.search if target.clip_search else likelihood.measure
         return measure(found, objective, text, settings, info)
     except EsolmError as error:

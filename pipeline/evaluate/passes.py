@@ -53,6 +53,20 @@ class ChunkResult:
     num_bytes: Int64Array
 
 
+ORDERS_AS = {
+    "decoder": "the network's own decoder",
+    "published": "the published code: causal, no prefix",
+}
+"""Whose likelihood is meant under an order, by the values of --orders-as."""
+
+
+def orders_are_of(objective: Objective, orders_as: str) -> str:
+    """Says in words whose likelihood is measured under the orders of a network."""
+    if objective.orders is Orders.ANY:
+        return "the network's own decoder, and the published code alike"
+    return ORDERS_AS[orders_as]
+
+
 def follows_orders(objective: Objective) -> bool:
     """Whether the network has a likelihood under any order."""
     return objective.orders in (Orders.ANY, Orders.ANY_BEHIND_PREFIX)
@@ -102,13 +116,17 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Passes:
-    """Makes all forward passes over a chunk. objective: the one with the weights of the bound."""
+    """Makes all forward passes over a chunk.
+
+    objective: the one with the weights of the bound. orders_as: a key of `ORDERS_AS`.
+    """
 
     subject: Subject
     objective: Objective
     schedule: Schedule
     num_draws: int
     num_orders: int
+    orders_as: str = "decoder"
 
     def run(self, tokens: Int64Array, index: Int64Array, num_bytes: Int64Array) -> ChunkResult:
         """Measures the rows `index`. tokens: [rows, L]. num_bytes: [rows]."""
@@ -164,7 +182,9 @@ class Passes:
             return np.zeros((len(rows), 0))
         share = self.objective.diffusion_share
         draw = (self.schedule.seed, index, rows.shape[1], share, self.num_orders)
-        behind_prefix = self.objective.orders is Orders.ANY_BEHIND_PREFIX
+        behind_prefix = (
+            self.objective.orders is Orders.ANY_BEHIND_PREFIX and self.orders_as == "decoder"
+        )
         prefixes = draw_prefix_lengths(*draw) if behind_prefix else None
         log_p = orders_log_likelihood(
             self.subject.logits, rows, draw_orders(*draw), self.subject.mask_id, prefixes
