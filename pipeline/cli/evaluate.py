@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from esolm.pipeline.cli.evaluate_options import arguments_of, numbers, refuse_misplaced
+
+if TYPE_CHECKING:
+    from esolm.pipeline.evaluate.rows import Rows
+    from esolm.pipeline.evaluate.subject import Subject
 
 
 def evaluate_command(
@@ -153,8 +157,9 @@ def _likelihoods(
     # It says at import which optional kernels it has not found; nothing here would use them.
     warnings.filterwarnings("ignore", module="megatron")
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    from esolm.data_prep.progress import phase
     from esolm.pipeline.errors import ConfigError, EsolmError
-    from esolm.pipeline.evaluate import clip_search, likelihood, ranks, rows, subject, suites
+    from esolm.pipeline.evaluate import clip_search, likelihood, ranks, subject
     from esolm.pipeline.launch.ranks import die_with_launcher
 
     if (target.dataset is None) == (target.suite is None):
@@ -167,14 +172,10 @@ def _likelihoods(
     die_with_launcher()
     info, device = ranks.join()
     try:
-        found = subject.open_subject(target.network, target.weights, device, target.tokenizer)
+        with phase(f"read {target.network}", shown=info.rank == 0):
+            found = subject.open_subject(target.network, target.weights, device, target.tokenizer)
         objective = subject.with_alpha_0(found.objective, alphas[0] if alphas else None)
-        text: rows.Rows
-        if target.suite is not None:
-            text = suites.suite_rows(target.suite, target.files, found, seq_len, limit)
-        else:
-            assert target.dataset is not None
-            text = rows.dataset_rows(target.dataset, target.split, found, seq_len, limit)
+        text = _rows(target, found, seq_len, limit, shown=info.rank == 0)
         settings = likelihood.Settings(**amount)
         measure = clip_search.search if target.clip_search else likelihood.measure
         return measure(found, objective, text, settings, info)
@@ -184,3 +185,17 @@ def _likelihoods(
         raise
     finally:
         ranks.leave(info)
+
+
+def _rows(
+    target: Target, network: "Subject", seq_len: int | None, limit: int | None, shown: bool
+) -> "Rows":
+    """The rows of the suite or of the dataset that is named."""
+    from esolm.data_prep.progress import phase
+    from esolm.pipeline.evaluate import rows, suites
+
+    if target.suite is None:
+        assert target.dataset is not None
+        return rows.dataset_rows(target.dataset, target.split, network, seq_len, limit)
+    with phase(f"tokenize {target.suite}", shown=shown):
+        return suites.suite_rows(target.suite, target.files, network, seq_len, limit)
