@@ -124,11 +124,12 @@ def orders_log_likelihood(
     orders: NDArray[np.int64],
     mask_id: int,
     prefix_lengths: NDArray[np.int64] | None = None,
+    on_order: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Returns log p of each sequence under each of its orders, float64 [B, K].
 
     prefix_lengths: [B, K] for networks of Eso-LM (A) as they decode; None for (B), which takes a
-    pass per order, and for (A) as published.
+    pass per order, and for (A) as published. on_order: called when an order of all is done.
     """
     columns = []
     for k in range(orders.shape[1]):
@@ -139,6 +140,7 @@ def orders_log_likelihood(
                 logits, tokens, orders[:, k], prefix_lengths[:, k], mask_id
             )
         columns.append(log_p.sum(1))
+        on_order()
     return torch.stack(columns, dim=1)
 
 

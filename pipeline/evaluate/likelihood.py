@@ -74,12 +74,12 @@ def run_chunks(
     pieces = chunks(rows.num_rows, max(1, settings.tokens_per_pass // (2 * rows.seq_len)))
     mine: dict[int, ChunkResult] = {}
     numbers = range(info.rank, len(pieces), info.world_size)
-    with ProgressBar(label, len(numbers), shown=info.rank == 0) as progress:
+    total = len(numbers) * passes.parts
+    with ProgressBar(label, total, shown=info.rank == 0) as progress:
         for number in numbers:
             tokens = rows.read(pieces[number])
             num_bytes = rows.tokenizer.num_bytes(tokens[:, given:])
-            mine[number] = passes.run(tokens, pieces[number], num_bytes)
-            progress.advance()
+            mine[number] = passes.run(tokens, pieces[number], num_bytes, progress.advance)
     everything = gather(mine, info)
     if everything is None:
         return None

@@ -4,6 +4,7 @@ Every draw is keyed by (seed, row, draw, term), and the chunks do not depend on 
 processes. So the values of a row are the same whichever process computes them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -128,8 +129,17 @@ class Passes:
     num_orders: int
     orders_as: str = "decoder"
 
-    def run(self, tokens: Int64Array, index: Int64Array, num_bytes: Int64Array) -> ChunkResult:
-        """Measures the rows `index`. tokens: [rows, L]. num_bytes: [rows]."""
+    def run(
+        self,
+        tokens: Int64Array,
+        index: Int64Array,
+        num_bytes: Int64Array,
+        on_part: Callable[[], None] = lambda: None,
+    ) -> ChunkResult:
+        """Measures the rows `index`. tokens: [rows, L]. num_bytes: [rows].
+
+        on_part: called for each order that is done, and once for all else: `parts` times.
+        """
         rows, logits = torch.from_numpy(tokens), self.subject.logits
         buckets = np.zeros((NUM_BUCKETS, BUCKET_COLUMNS))
         terms: dict[str, list[Float64Array]] = {}
@@ -148,7 +158,8 @@ class Passes:
             natural = np.tile(np.arange(tokens.shape[1]), (len(rows), 1))
             log_p = order_log_likelihood(logits, rows, natural, self.subject.mask_id)
             exact = log_p.sum(1).numpy()
-            orders = self._orders(rows, index)
+            orders = self._orders(rows, index, on_part)
+        on_part()
         columns = {term: np.stack(draws, axis=1) for term, draws in terms.items()}
         return ChunkResult(columns, buckets, orders, exact, num_bytes)
 
@@ -177,7 +188,14 @@ class Passes:
         nats: Float64Array = weighted.sum(axis=1)
         return nats, buckets
 
-    def _orders(self, rows: Tensor, index: Int64Array) -> Float64Array:
+    @property
+    def parts(self) -> int:
+        """What a chunk has to do; an order of Eso-LM (A) alone may take hundreds of passes."""
+        return 1 + self.num_orders
+
+    def _orders(
+        self, rows: Tensor, index: Int64Array, on_order: Callable[[], None]
+    ) -> Float64Array:
         if not self.num_orders:
             return np.zeros((len(rows), 0))
         share = self.objective.diffusion_share
@@ -187,7 +205,7 @@ class Passes:
         )
         prefixes = draw_prefix_lengths(*draw) if behind_prefix else None
         log_p = orders_log_likelihood(
-            self.subject.logits, rows, draw_orders(*draw), self.subject.mask_id, prefixes
+            self.subject.logits, rows, draw_orders(*draw), self.subject.mask_id, prefixes, on_order
         )
         drawn: Float64Array = log_p.numpy()
         return drawn

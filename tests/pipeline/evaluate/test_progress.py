@@ -5,19 +5,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from esolm.data_prep import progress
+from esolm.pipeline.evaluate.likelihood import Settings, measure
+from esolm.pipeline.evaluate.rows import dataset_rows
 from esolm.pipeline.evaluate.sampling import SampleSettings, measure_samples
+from esolm.pipeline.evaluate.subject import open_subject
+from esolm.pipeline.parallel.bootstrap import ProcessInfo
 from tests.terminal import run_at_terminal
 
 Maker = Callable[[str], Path]
+Errors = pytest.CaptureFixture[str]
 
 
 def test_written_and_judged_samples_are_counted(
     make_bundle: Maker,
     judge: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Errors,
 ) -> None:
     """Two settings of five samples, in batches of two, each of them written and then judged."""
     bundle = make_bundle("esolm_b")
@@ -28,6 +34,19 @@ def test_written_and_judged_samples_are_counted(
     assert len(report["settings"]) == 2
     assert lines[-1].startswith("samples: 20/20, ")
     assert len(lines) > 2
+
+
+def test_orders_are_counted_within_a_chunk(
+    make_run: Maker, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: Errors
+) -> None:
+    """Two chunks of a row; each has three orders and the rest of its passes."""
+    subject = open_subject(make_run("esolm_a"), None, torch.device("cpu"))
+    rows = dataset_rows(dataset, "valid", subject, None, 2)
+    monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0.0)
+    settings = Settings(num_draws=1, num_orders=3, tokens_per_pass=1)
+    measure(subject, subject.objective, rows, settings, ProcessInfo(0, 1, 0))
+    counted = [line.split(", ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert counted == [f"evaluate: {number}/8" for number in range(1, 9)]
 
 
 @pytest.mark.check
