@@ -77,6 +77,8 @@ OF_THE_MACHINE = {
     errno.EROFS: MEND_RIGHTS,
     errno.EIO: MEND_DISK,
     errno.ESTALE: MEND_DISK,
+    errno.EISDIR: "A folder lies where a file should be: move it away.",
+    errno.ENOTDIR: "A file lies where a folder should be: move it away, or name another place.",
 }
 """What is no fault of this program, wherever it comes up, and what to do about it."""
 

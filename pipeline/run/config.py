@@ -40,9 +40,14 @@ def load_config(path: str | Path, overrides: list[str]) -> RunConfig:
 def load_recorded(path: Path) -> RunConfig:
     """Resolves the configuration that a run has written down, for a look at it.
 
-    A variable of the environment that is not set here stands as `$NAME`. Raises as `load_config`.
+    A variable of the environment that is not set here stands as `$NAME`. Raises ConfigError, which
+    names the file in every line.
     """
-    return _resolve(RunConfig, [_with_names(layer) for layer in _layers(path, [])], [])
+    try:
+        return _resolve(RunConfig, [_with_names(layer) for layer in _layers(path, [])], [])
+    except ConfigError as error:
+        advice = f"{path} is damaged, or not of a run; the next start of the run writes it anew"
+        raise ConfigError([*(f"{path}: {each}" for each in error.problems), advice]) from error
 
 
 def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]) -> Schema:

@@ -19,6 +19,7 @@ from esolm.data_prep.manifest import read_manifest
 from esolm.data_prep.merge import merge_tasks
 from esolm.data_prep.verify import verify_dataset
 from esolm.pipeline.data.dataset import TokenDataset
+from tests.damages import DAMAGES
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_jsonl
 
 FLIPS = 150
@@ -92,35 +93,6 @@ def test_a_dataset_of_the_format_before_is_read_with_a_note(
         assert tokens(data) == expected
     assert "is of format 1" in caplog.text
     verify(data)
-
-
-def flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-2])
-
-
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def swapped(path: Path) -> None:
-    """With another of its kind, where there is one; else with itself back to front."""
-    others = [p for p in path.parent.glob(f"*{''.join(path.suffixes)}") if p != path]
-    path.write_bytes(others[0].read_bytes() if others else path.read_bytes()[::-1])
-
-
-def a_folder(path: Path) -> None:
-    """Which cannot be read as a file, by root neither."""
-    path.unlink()
-    path.mkdir()
-
-
-DAMAGES = [flipped, truncated, emptied, swapped, a_folder, Path.unlink]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
