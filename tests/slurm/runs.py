@@ -1,5 +1,6 @@
 """Runs that the tests submit to the cluster, and what can be seen of them."""
 
+import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -71,6 +72,27 @@ def submit_run(
 ) -> Chain:
     """`esolm submit`, in this process to save the seconds of its start."""
     return submit(prepare(config, list(overrides), str(profile), list(stages)))
+
+
+def submit_stub(
+    folder: Path, dataset: Path, stub: str, *overrides: str, setup: tuple[str, ...] = ()
+) -> str:
+    """A training job in which a few lines of shell stand in for the interpreter.
+
+    setup: lines of shell at the top of the batch script.
+    """
+    config = write_run(folder, dataset, steps=100)
+    program = write_program(folder / "python", f"{stub.format(run=folder / 'run')}\n")
+    profile = write_profile(folder, extra=f"python: {program}\nsetup: {json.dumps(setup)}\n")
+    profile.write_text(profile.read_text().replace("health: {", "health: {enabled: false, "))
+    return job_of(submit_run(config, profile, *overrides))
+
+
+def write_program(path: Path, text: str) -> Path:
+    """A script in bash."""
+    path.write_text(f"#!/bin/bash\n{text}")
+    path.chmod(0o755)
+    return path
 
 
 def job_of(chain: Chain, stage: str = "train") -> str:
