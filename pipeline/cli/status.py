@@ -15,7 +15,8 @@ def status_command(
 ) -> None:
     """Show how far a run is, how it fares and when it will be done.
 
-    Reads files only: it works from any machine that sees the run directory, and on a dead run.
+    Reads files: it works from any machine that sees the run directory, and on a dead run. Of a
+    submitted run Slurm is asked as well, for ten seconds at most.
 
     Example:
 
@@ -30,10 +31,12 @@ def status_command(
     status = None
     if not submitted or (run / "config.yaml").is_file():
         status = run_status(run)
+    chain = _chain(run) if submitted else None
+    if status is not None and chain is not None:
+        status = _with_jobs(run, status, chain)
     if status is not None and not as_json:
         for name, value in _rows(status):
             typer.echo(f"{name:<12}{value}")
-    chain = _chain(run) if submitted else None  # last: Slurm may be slow, or not answer
     if as_json:
         record: dict[str, Any] = asdict(status) if status else {"run": str(run)}
         record["chain"] = None if chain is None else [asdict(stage) for stage in chain]
@@ -49,6 +52,18 @@ def _chain(run: Path) -> list[Any]:
     from pipeline.slurm.status import chain_status
 
     return list(chain_status(run))
+
+
+def _with_jobs(run: Path, status: "RunStatus", chain: list[Any]) -> "RunStatus":
+    """With a health that heeds what Slurm says of the training job."""
+    from dataclasses import replace
+
+    from pipeline.slurm.attendance import health_with_jobs
+    from pipeline.watch.status import Health
+
+    health = status.health
+    found = health_with_jobs(run, health.state, health.reason, status.slurm_job_id, chain)
+    return replace(status, health=Health(*found))
 
 
 def _rows(status: "RunStatus") -> list[tuple[str, str]]:

@@ -44,6 +44,10 @@ class RunDirectory:
         """Where a rank that hangs leaves its stack traces."""
         return self.logs / f"stacks_{rank}.txt"
 
+    def beat(self, rank: int) -> Path:
+        """What a rank touches for as long as it lives; see `pipeline.run.beats`."""
+        return self.logs / f"beat_{rank}"
+
     def profile(self, rank: int) -> Path:
         """The trace of the steps that a rank was asked to profile."""
         return self.path / "profile" / f"rank_{rank}.json"

@@ -17,6 +17,7 @@ from pipeline.parallel.bootstrap import (
 )
 from pipeline.parallel.first_rank import from_first_rank
 from pipeline.parallel.flight_recorder import dump_collectives, record_collectives
+from pipeline.run.beats import Beat
 from pipeline.run.completion import changed_settings, complete_message, is_complete
 from pipeline.run.directory import RunDirectory
 from pipeline.run.experiment import Experiment, resolve
@@ -49,9 +50,11 @@ def train(config: RunConfig) -> int:
     record_collectives(directory.logs)
     initialize_processes(info, experiment.layout, device, timeout)
     watchdog: Watchdog | None = None
+    beat: Beat | None = None
     try:
         from_first_rank(directory.lock)
         directory.log_to_files(info.rank)
+        beat = Beat(directory, info.rank)
         watchdog = Watchdog(
             directory.stacks(info.rank),
             60.0 * config.train.timeout_minutes,
@@ -70,6 +73,8 @@ def train(config: RunConfig) -> int:
         shutdown_processes()  # this may hang as well, if another rank is gone
         if watchdog is not None:
             watchdog.close()
+        if beat is not None:
+            beat.close()
 
 
 def _run(trainer: Trainer, history: History) -> int:

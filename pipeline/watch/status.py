@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
 from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, ConfigError
+from pipeline.run.beats import silent_ranks
 from pipeline.run.config import load_config
 from pipeline.run.directory import RunDirectory
 from pipeline.run.history import History, parse_line, read_lines
@@ -27,7 +28,7 @@ class Health:
     """How a run is doing.
 
     state: running, unsaved, stalled, stopped, failed, done or new. reason: what this is known by.
-    For a run of jobs also starting, waiting or unattended, see `health_with_jobs`.
+    For a run of jobs also starting, waiting or unattended, see `pipeline.slurm.attendance`.
     """
 
     state: str
@@ -183,7 +184,9 @@ def _health(
 
 
 def _alive(directory: RunDirectory, config: RunConfig, metrics: _Metrics) -> Health:
-    """Tells running from stalled, by the time since anything was written."""
+    """Tells running from stalled, by each rank's signs of life and by what was written last."""
+    if stopped := silent_ranks(directory):
+        return Health("stalled", stopped)
     written = [directory.metrics, directory.path / ".lock", *directory.path.glob("logs/rank_*.log")]
     silent = time.time() - max(path.stat().st_mtime for path in written if path.exists())
     allowed = config.train.timeout_minutes * 60.0  # a start may take as long

@@ -172,6 +172,12 @@ class MiniCluster:
         controller.terminate()
         controller.wait(timeout=30)
 
+    def kill_controller(self) -> None:
+        """As a power cut would: what it has not saved yet is lost."""
+        controller = self._daemons.pop("slurmctld")
+        controller.kill()
+        controller.wait(timeout=30)
+
     def start_node(self, name: str) -> None:
         self._start(name, "slurmd", "-D", "-N", name)
 

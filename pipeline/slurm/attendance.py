@@ -1,0 +1,46 @@
+"""How a run fares by what its files say and by what Slurm says of its training job together."""
+
+from pathlib import Path
+
+from pipeline.run.beats import SILENT_SECONDS, silence
+from pipeline.slurm.client import FINAL_STATES
+from pipeline.slurm.status import StageStatus
+
+ALIVE = ("running", "unsaved", "stalled")
+
+
+def health_with_jobs(
+    run: Path, state: str, reason: str, started_by: str | None, stages: list[StageStatus]
+) -> tuple[str, str]:
+    """State and reason of a run, corrected by its jobs.
+
+    state, reason: by the files alone. started_by: the Slurm job of the run's last start. Adds to
+    the states of files: waiting, a job is in the queue; starting, it has its nodes, but its ranks
+    do not train yet; unattended, the ranks train, but nobody would start them again.
+    """
+    train = next((stage for stage in stages if stage.stage == "train"), None)
+    if train is None or state == "done":
+        return state, reason
+    job = f"job {train.job_id}"
+    if state in ALIVE:
+        if started_by == train.job_id and (problem := _unattended(run, train)):
+            return "unattended", f"{reason}, but {problem}"
+    elif train.state == "PENDING":
+        return "waiting", f"{job} {train.detail}"
+    elif train.state in ("RUNNING", "CONFIGURING"):
+        return "starting", f"{job} has its nodes; {train.detail or 'its script begins'}"
+    return state, reason
+
+
+def _unattended(run: Path, train: StageStatus) -> str | None:
+    """Why nobody would start the ranks again, None if somebody would."""
+    if train.state in FINAL_STATES or train.state == "UNKNOWN":
+        return f"job {train.job_id} is over ({train.state}): stop the ranks, then submit again"
+    script = run / "slurm" / f"alive_{train.job_id}"
+    if train.state == "RUNNING" and script.exists() and silence(script) > SILENT_SECONDS:
+        return (
+            f"the batch script of job {train.job_id} has given no sign of life for "
+            f"{silence(script):.0f} s: stopped, or its node is frozen; "
+            f"try scancel --batch --signal=CONT {train.job_id}"
+        )
+    return None
