@@ -1,10 +1,13 @@
 """How a run fares by what its files say and by what Slurm says of its training job together."""
 
+from datetime import datetime
 from pathlib import Path
 
 from pipeline.run.beats import SILENT_SECONDS, silence
+from pipeline.run.directory import RunDirectory
+from pipeline.run.history import History
 from pipeline.slurm.client import FINAL_STATES
-from pipeline.slurm.status import StageStatus
+from pipeline.slurm.status import StageStatus, read_events
 
 ALIVE = ("running", "unsaved", "stalled")
 
@@ -16,7 +19,8 @@ def health_with_jobs(
 
     state, reason: by the files alone. started_by: the Slurm job of the run's last start. Adds to
     the states of files: waiting, a job is in the queue; starting, it has its nodes, but its ranks
-    do not train yet; unattended, the ranks train, but nobody would start them again.
+    do not train yet; ending, they have left, and its script decides whether they come back;
+    unattended, the ranks train, but nobody would start them again.
     """
     train = next((stage for stage in stages if stage.stage == "train"), None)
     if train is None or state == "done":
@@ -25,11 +29,22 @@ def health_with_jobs(
     if state in ALIVE:
         if started_by == train.job_id and (problem := _unattended(run, train)):
             return "unattended", f"{reason}, but {problem}"
-    elif train.state == "PENDING":
+    elif train.state == "PENDING" or train.detail.startswith("requeued: "):
         return "waiting", f"{job} {train.detail}"
+    elif train.state == "RUNNING" and _have_left(run, train.job_id):
+        return "ending", f"{reason}; the script of {job} decides whether to start again"
     elif train.state in ("RUNNING", "CONFIGURING"):
         return "starting", f"{job} has its nodes; {train.detail or 'its script begins'}"
     return state, reason
+
+
+def _have_left(run: Path, job_id: str) -> bool:
+    """Whether the ranks of the newest start of a job have trained, and do so no longer."""
+    starts = History(RunDirectory(run)).starts()
+    began = [e.time for e in read_events(run, "train") if (e.job, e.name) == (job_id, "training")]
+    if not starts or not began or starts[-1].slurm_job_id != job_id:
+        return False
+    return datetime.fromisoformat(starts[-1].time) >= datetime.fromisoformat(began[-1])
 
 
 def _unattended(run: Path, train: StageStatus) -> str | None:

@@ -166,8 +166,10 @@ def _health(
 ) -> Health:
     if directory.is_locked():
         health = _alive(directory, config, metrics)
-        unsaved = health.state == "running" and save_problem is not None
-        return Health("unsaved", f"{health.reason}, but {save_problem}") if unsaved else health
+        if save_problem is None:
+            return health
+        state = "unsaved" if health.state == "running" else health.state
+        return Health(state, f"{health.reason}, but {save_problem}")
     if directory.is_finished(config.train.steps):
         return Health("done", f"all {config.train.steps} steps")
     num_starts = len(history.starts())

@@ -9,6 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
+from pipeline.cli.main import app
 from pipeline.slurm.chain import Chain
 from pipeline.slurm.status import Event, read_events
 from pipeline.slurm.submit import prepare, submit
@@ -154,6 +157,14 @@ def wait_for_requeues(cluster: MiniCluster, run: Path, count: int = 1) -> None:
 def events(run: Path, name: str, stage: str = "train") -> list[Event]:
     """What the jobs of a stage wrote down under a name."""
     return [event for event in read_events(run, stage) if event.name == name]
+
+
+def health(run: Path) -> dict[str, str]:
+    """State and reason as `esolm status` has them; in this process to save its start."""
+    shown = CliRunner().invoke(app, ["status", str(run), "--json"])
+    assert shown.exit_code == 0, shown.output
+    found: dict[str, str] = json.loads(shown.output)["health"]
+    return found
 
 
 def explain(run: Path) -> str:

@@ -11,6 +11,7 @@ from tests.slurm.cluster import MiniCluster
 from tests.slurm.runs import (
     events,
     explain,
+    health,
     job_of,
     newest_step,
     submit_run,
@@ -54,6 +55,11 @@ def test_killed_with_every_node_alive(cluster: MiniCluster, dataset: Path, tmp_p
     for name, detail in details.items():
         run = runs[name]
         wait_for_requeues(cluster, run)
+        seen = []
+        while newest_step(run) <= reached[name] and seen.count("starting") < 1000:
+            seen.append(health(run)["state"])
+        assert set(seen) <= {"waiting", "starting", "running"}, seen
+        assert "starting" in seen, seen
         assert re.fullmatch(detail, events(run, "requeued")[0].detail), explain(run)
         wait_for_step(cluster, run, reached[name] + 5)
         assert int(events(run, "training")[1].detail.split()[2]) >= 5, explain(run)

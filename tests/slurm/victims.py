@@ -33,6 +33,11 @@ def batch_script(cluster: MiniCluster, job: str) -> psutil.Process:
     return parent
 
 
+def suspend(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        process.suspend()
+
+
 def _of_job(cluster: MiniCluster, job: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
