@@ -29,13 +29,18 @@ def health_with_jobs(
     if state in ALIVE:
         if started_by == train.job_id and (problem := _unattended(run, train)):
             return "unattended", f"{reason}, but {problem}"
-    elif train.state == "PENDING" or train.detail.startswith("requeued: "):
+    elif train.state == "PENDING" or _is_requeued(train):
         return "waiting", f"{job} {train.detail}"
     elif train.state == "RUNNING" and _have_left(run, train.job_id):
         return "ending", f"{reason}; the script of {job} decides whether to start again"
     elif train.state in ("RUNNING", "CONFIGURING"):
         return "starting", f"{job} has its nodes; {train.detail or 'its script begins'}"
     return state, reason
+
+
+def _is_requeued(train: StageStatus) -> bool:
+    """Whether a job that still leaves its nodes is to come back."""
+    return train.state in ("RUNNING", "COMPLETING") and train.detail.startswith("requeued: ")
 
 
 def _have_left(run: Path, job_id: str) -> bool:
