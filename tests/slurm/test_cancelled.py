@@ -8,7 +8,14 @@ import pytest
 from pipeline.slurm.chain import cancel_chain
 from pipeline.slurm.status import chain_status
 from tests.slurm.cluster import MiniCluster
-from tests.slurm.runs import events, explain, submit_stub, wait_for_requeues, write_program
+from tests.slurm.runs import (
+    events,
+    explain,
+    submit_stub,
+    wait_for,
+    wait_for_requeues,
+    write_program,
+)
 
 pytestmark = [pytest.mark.slurm, pytest.mark.check, pytest.mark.timeout(600)]
 
@@ -24,13 +31,16 @@ def test_cancelled_at_the_moment_of_the_requeue(
     cluster: MiniCluster, dataset: Path, tmp_path: Path
 ) -> None:
     """By scancel, as fast as it can be after the event, and at moments after it."""
-    for number, delay in enumerate(DELAYS):
-        run = tmp_path / str(number) / "run"
-        job = submit_stub(run.parent, dataset, "exit 85")
+    stub = 'until [ -e "{run}/end" ]; do sleep 0.1; done; exit 85'
+    runs = [tmp_path / str(number) / "run" for number in range(len(DELAYS))]
+    jobs = [submit_stub(run.parent, dataset, stub) for run in runs]
+    for run, job, delay in zip(runs, jobs, DELAYS, strict=True):
+        wait_for(cluster, run, lambda run=run: events(run, "training"), "a start")
+        (run / "end").touch()
         wait_for_requeues(cluster, run)
         time.sleep(delay)
         cluster.run("scancel", job)
-    _stay_cancelled(cluster, [tmp_path / str(number) / "run" for number in range(len(DELAYS))])
+    _stay_cancelled(cluster, runs)
 
 
 def test_cancelled_while_the_requeue_is_on_its_way(

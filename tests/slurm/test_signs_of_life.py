@@ -52,7 +52,8 @@ def test_what_is_stopped_is_noticed(cluster: MiniCluster, dataset: Path, tmp_pat
         config = write_run(runs[name].parent, dataset, steps=100_000, save_every=5)
         profile = write_profile(runs[name].parent, extra=f"exclude: '{exclude}'\n")
         profile.write_text(profile.read_text().replace("exit_seconds: 60", "exit_seconds: 5"))
-        jobs[name] = job_of(submit_run(config, profile, f"slurm.nodes={nodes}"))
+        settings = (f"slurm.nodes={nodes}", "train.timeout_minutes=1.5")
+        jobs[name] = job_of(submit_run(config, profile, *settings))
     for name, run in runs.items():
         wait_for_step(cluster, run, 7)
         if name == "script":
