@@ -46,15 +46,18 @@ def _is_requeued(train: StageStatus) -> bool:
 def _have_left(run: Path, job_id: str) -> bool:
     """Whether the ranks of the newest start of a job have trained, and do so no longer."""
     starts = History(RunDirectory(run)).starts()
-    began = [e.time for e in read_events(run, "train") if (e.job, e.name) == (job_id, "training")]
-    if not starts or not began or starts[-1].slurm_job_id != job_id:
+    told = [event for event in read_events(run, "train") if event.job == job_id]
+    began = [event.time for event in told if event.name == "training"]
+    if not began or told[-1].name not in ("training", "asked"):
+        return False
+    if not starts or starts[-1].slurm_job_id != job_id:
         return False
     return datetime.fromisoformat(starts[-1].time) >= datetime.fromisoformat(began[-1])
 
 
 def _unattended(run: Path, train: StageStatus) -> str | None:
     """Why nobody would start the ranks again, None if somebody would."""
-    if train.state in FINAL_STATES or train.state == "UNKNOWN":
+    if train.state in FINAL_STATES:
         return f"job {train.job_id} is over ({train.state}): stop the ranks, then submit again"
     script = run / "slurm" / f"alive_{train.job_id}"
     if train.state == "RUNNING" and script.exists() and silence(script) > SILENT_SECONDS:

@@ -94,6 +94,9 @@ def test_ranks_that_have_left_are_not_starting(run: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     History(RunDirectory(run)).start(3, 24, 8, "DP2", 2)
     assert fares(run, RUNNING, "failed") == "ending"
+    with (run / "slurm" / "events" / "train.tsv").open("a") as table:
+        table.write("2026-01-01T01:00:00Z\t7\t3\tchecking\tnode[1-2]\n")
+    assert fares(run, RUNNING, "failed") == "starting", "the next start has not come that far"
 
 
 def test_a_requeued_job_waits_unless_it_is_cancelled(run: Path) -> None:
