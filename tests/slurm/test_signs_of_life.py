@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +42,9 @@ STOPPED = {
 }
 
 
-def test_what_is_stopped_is_noticed(cluster: MiniCluster, dataset: Path, tmp_path: Path) -> None:
+def test_what_is_stopped_is_noticed(
+    cluster: MiniCluster, dataset: Path, tmp_path: Path, figures: dict[str, str]
+) -> None:
     """A rank by status and its peer, every rank by the batch script, that by status, a node.
 
     The run of the node begins on two and goes on with the one that is left.
@@ -73,8 +76,13 @@ def test_what_is_stopped_is_noticed(cluster: MiniCluster, dataset: Path, tmp_pat
     _wait_for_health(cluster, runs["script"], "running")
     for name in ("rank", "every rank"):
         wait_for_requeues(cluster, runs[name])
+    [peer] = events(runs["rank"], "requeued")
+    assert peer.detail.startswith("exit code "), peer.detail
+    figures["a stopped rank, as its peer ends it"] = peer.detail
     [alone] = events(runs["every rank"], "requeued")
-    assert alone.detail.startswith("no rank has given a sign of life for"), explain(runs[name])
+    assert alone.detail.startswith("no rank has given a sign of life for"), explain(
+        runs["every rank"]
+    )
     for name in ("rank", "every rank", "node"):
         wait_for_step(cluster, runs[name], reached[name] + 5)
     assert events(runs["node"], "training")[-1].detail.endswith("on 1 of node3")
@@ -84,17 +92,23 @@ def test_what_is_stopped_is_noticed(cluster: MiniCluster, dataset: Path, tmp_pat
     cluster.start_node("node4")
 
 
-def test_nobody_answers(cluster: MiniCluster, dataset: Path, tmp_path: Path) -> None:
+def test_nobody_answers(
+    cluster: MiniCluster, dataset: Path, tmp_path: Path, figures: dict[str, str]
+) -> None:
     """Neither a dead controller nor a dead munge makes a job unknown or its run fail."""
     run = tmp_path / "run"
     submit_stub(tmp_path, dataset, 'until [ -e "{run}/end" ]; do sleep 0.2; done; exit 64')
     wait_for(cluster, run, lambda: events(run, "training"), "a start")
     said = {}
     cluster.kill_munge()
+    began = time.monotonic()
     said["munge"] = esolm("status", str(run))
+    figures["status with a dead munge"] = f"{time.monotonic() - began:.0f} s"
     cluster.start_munge()
     cluster.stop_controller()
+    began = time.monotonic()
     said["controller"] = esolm("status", str(run))
+    figures["status with a dead controller"] = f"{time.monotonic() - began:.0f} s"
     (run / "end").touch()
     cluster.start_controller()
     for name, shown in said.items():
