@@ -1,6 +1,6 @@
 """How a run fares by what its files say and by what Slurm says of its training job together."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.run.beats import SILENT_SECONDS, silence
@@ -29,6 +29,11 @@ def health_with_jobs(
     if state in ALIVE:
         if started_by == train.job_id and (problem := _unattended(run, train)):
             return "unattended", f"{reason}, but {problem}"
+    elif _is_forgotten(run, train):
+        return "unattended", (
+            f"Slurm has {job} RUNNING, but its script has ended: the controller died before it "
+            f"saved the requeue that it had granted; scontrol requeue {train.job_id}"
+        )
     elif train.state == "PENDING" or _is_requeued(train):
         return "waiting", f"{job} {train.detail}"
     elif train.state == "RUNNING" and _have_left(run, train.job_id):
@@ -41,6 +46,15 @@ def health_with_jobs(
 def _is_requeued(train: StageStatus) -> bool:
     """Whether a job that still leaves its nodes is to come back."""
     return train.state in ("RUNNING", "COMPLETING") and train.detail.startswith("requeued: ")
+
+
+def _is_forgotten(run: Path, train: StageStatus) -> bool:
+    """Whether a requeue that the script saw granted a minute ago is none for Slurm."""
+    last = [event for event in read_events(run, "train") if event.job == train.job_id][-1:]
+    if train.state != "RUNNING" or not last or last[0].name != "requeued":
+        return False
+    age = datetime.now(UTC) - datetime.fromisoformat(last[0].time)
+    return train.restarts == last[0].restart and age.total_seconds() > SILENT_SECONDS
 
 
 def _have_left(run: Path, job_id: str) -> bool:

@@ -102,6 +102,8 @@ def test_ranks_that_have_left_are_not_starting(run: Path, monkeypatch: pytest.Mo
 def test_a_requeued_job_waits_unless_it_is_cancelled(run: Path) -> None:
     with (run / "slurm" / "events" / "train.tsv").open("a") as table:
         table.write("2026-01-01T01:00:00Z\t7\t2\trequeued\tstopped at step 5 to be resumed\n")
+    assert fares(run, RUNNING, "stopped") == "unattended", "it was granted, but not counted"
+    assert fares(run, RUNNING.replace("Restarts=2", "Restarts=3"), "stopped") == "waiting"
     assert fares(run, RUNNING.replace("RUNNING", "COMPLETING", 1), "stopped") == "waiting"
     assert fares(run, RUNNING.replace("RUNNING", "CANCELLED", 1), "stopped") == "stopped"
 
