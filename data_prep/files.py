@@ -4,12 +4,25 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
+from esolm.data_prep.errors import DataError
 
 HASH_BLOCK_BYTES = 1 << 20
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError of writing name the file, which that of a full disk does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def fsync_directory(directory: Path) -> None:
@@ -37,7 +50,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     """
     temporary = temporary_path(path)
     try:
-        with open(temporary, "wb") as stream:
+        with naming(path), open(temporary, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

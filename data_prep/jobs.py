@@ -12,25 +12,25 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
-from data_prep.errors import DataError
-from data_prep.files import fingerprint_of, read_json, write_json
-from data_prep.manifest import (
-    FORMAT_VERSION,
+from esolm.data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import fingerprint_of
+from esolm.data_prep.formats import format_of
+from esolm.data_prep.manifest import (
     MANIFEST_NAME,
     SHARDS_DIRECTORY,
     SPLITS,
     TASKS_DIRECTORY,
     TOKENIZER_DIRECTORY,
     ShardInfo,
-    check_format_version,
     record_to,
     record_to_shard,
     shard_problems,
     token_dtype,
 )
-from data_prep.shards import ShardWriter, shard_prefix
-from data_prep.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
+from esolm.data_prep.records import read_record, write_record
+from esolm.data_prep.shards import ShardWriter, shard_prefix
+from esolm.data_prep.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
 
 COUNTS = ("documents", "duplicates", "empty", "bad")
 DELETE_MARKER = "Delete it and run the same `esolm prep tokenize` command again."
@@ -68,7 +68,14 @@ class TokenizeJob:
     def settings(self) -> dict[str, Any]:
         """Return the settings that must be unchanged for a finished task to count as done."""
         files = [[f.name, f.num_bytes, f.modified_ns] for f in self.files]
+        # What older datasets do not state is stated only where it could make a difference.
+        stated = {
+            each.format
+            for each in self.files
+            if each.format == "json" or each.format != format_of(each.path)
+        }
         return {
+            **({"formats": sorted(stated)} if stated else {}),
             "inputs": fingerprint_of(files),
             "tokenizer": self.tokenizer.fingerprint,
             "tasks": self.num_tasks,
@@ -113,12 +120,11 @@ def read_marker(data: Path, path: Path) -> TaskRecord:
 
     Raises DataError when a file is missing, damaged, or belongs to other settings.
     """
-    marker = read_json(path, DELETE_MARKER)
-    check_format_version(marker, path)
+    marker = read_record(path, DELETE_MARKER)
     try:
         expected = task_fingerprint(marker["task"], marker["settings"])
         shards = {
-            split: [_read_sidecar(data / name, expected) for name in names]
+            split: [_read_sidecar(data, name, expected) for name in names]
             for split, names in marker["sidecars"].items()
         }
         tokenizer = record_to(TokenizerInfo, marker["tokenizer"], path, DELETE_MARKER)
@@ -134,19 +140,22 @@ def read_marker(data: Path, path: Path) -> TaskRecord:
         raise DataError(f"{path} is damaged ({type(error).__name__}). {DELETE_MARKER}") from error
 
 
-def _read_sidecar(path: Path, expected_fingerprint: str) -> ShardInfo:
-    sidecar = read_json(path, DELETE_MARKER)
-    check_format_version(sidecar, path)
+def _read_sidecar(data: Path, name: str, expected_fingerprint: str) -> ShardInfo:
+    path = data / name
+    sidecar = read_record(path, DELETE_MARKER)
     if sidecar.get("task_fingerprint") != expected_fingerprint:
         raise DataError(f"{path} belongs to a task with other settings. {DELETE_MARKER}")
-    return record_to_shard(sidecar.get("shard"), path, DELETE_MARKER)
+    shard = record_to_shard(sidecar.get("shard"), path, DELETE_MARKER)
+    if Path(shard.name).stem != path.stem:
+        raise DataError(f"{path} describes another shard, {shard.name}. {DELETE_MARKER}")
+    return shard
 
 
 def check_settings(job: TokenizeJob) -> None:
     """Raise DataError, which names each change, if the output has tasks with other settings."""
     settings = job.settings()
     for path in sorted((job.out / TASKS_DIRECTORY).glob("task-*.json")):
-        found = read_json(path, DELETE_MARKER).get("settings")
+        found = read_record(path, DELETE_MARKER).get("settings")
         if found == settings:
             continue
         before = found if isinstance(found, dict) else {}
@@ -262,7 +271,6 @@ def _write_marker(
 ) -> None:
     names = {split: [shard.name for shard in w.shards] for split, w in writers.items()}
     record = {
-        "format_version": FORMAT_VERSION,
         "task": task,
         "num_tasks": job.num_tasks,
         "settings": job.settings(),
@@ -272,14 +280,14 @@ def _write_marker(
             split: [name.removesuffix(".tar") + ".json" for name in names[split]] for split in names
         },
     }
-    write_json(marker_path(job.out, task, job.num_tasks), record)
+    write_record(marker_path(job.out, task, job.num_tasks), record)
 
 
 def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool) -> None:
     """Make the dataset directory ready: check the settings and copy the tokenizer into it.
 
     With `overwrite`, the tasks, shards, tokenizer and manifest of an earlier dataset are removed
-    first. Raises DataError as `check_settings` does.
+    first. Raises DataError as `check_settings` does, or if the tokenizer cannot be loaded.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
     if overwrite:

@@ -1,15 +1,16 @@
 """The dataset format: what is on disk, and `manifest.json`, which describes it (docs/data.md)."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
-from data_prep.files import fingerprint_of, read_json, write_json
-from data_prep.tokenizers import TokenizerInfo
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import fingerprint_of
+from esolm.data_prep.records import UNSEALED_VERSION, read_record, write_record
+from esolm.data_prep.tokenizers import TokenizerInfo
 
-FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 SHARDS_DIRECTORY = "shards"
 TASKS_DIRECTORY = "tasks"
@@ -19,6 +20,11 @@ SPLITS = ("train", "valid")
 MEMBER_TOKENS = 65_536
 """The tokens in every member of a tar but its last, which may be shorter."""
 TAR_BLOCK_BYTES = 512
+CHECKED_TOKENS = 1024
+"""The tokens of a member that have a checksum of their own; the last ones may be fewer."""
+CHECKSUM_BYTES = 4
+
+logger = logging.getLogger(__name__)
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -33,10 +39,11 @@ def member_stride(itemsize: int) -> int:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One tar of tokens and the file of document ends beside it, by names within the dataset.
+    """One tar of tokens and what lies beside it, by names within the dataset.
 
     Member m holds the tokens from m * 65,536 on; they start at byte
-    `member_offset + m * member_stride` of the tar.
+    `member_offset + m * member_stride` of the tar. The files beside it hold the ends of documents,
+    and the crc32 of every 1,024 tokens, which a dataset of format 1 has not.
     """
 
     name: str
@@ -49,6 +56,19 @@ class ShardInfo:
     ends_name: str
     ends_bytes: int
     ends_sha256: str
+    crc_name: str = ""
+    crc_bytes: int = 0
+    crc_sha256: str = ""
+
+    def files(self) -> list[tuple[str, int, str]]:
+        """Return (name, bytes, sha256) of every file of the shard."""
+        files = [
+            (self.name, self.num_bytes, self.sha256),
+            (self.ends_name, self.ends_bytes, self.ends_sha256),
+        ]
+        if self.crc_name:
+            files.append((self.crc_name, self.crc_bytes, self.crc_sha256))
+        return files
 
 
 @dataclass(frozen=True)
@@ -75,10 +95,12 @@ class Manifest:
 def record_to(kind: type[Any], record: Any, path: Path, remedy: str) -> Any:
     """Return the dataclass `kind` made from a JSON record.
 
-    Raises DataError with the remedy unless the keys and plain types match exactly.
+    Raises DataError with the remedy unless the keys and plain types match exactly. A field with a
+    default may be missing.
     """
     types = {field.name: field.type for field in fields(kind)}
-    if not isinstance(record, dict) or set(record) != set(types):
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    if not isinstance(record, dict) or not needed <= set(record) <= set(types):
         raise DataError(f"{path} does not hold the fields of {kind.__name__}. {remedy}")
     wrong = [name for name, value in record.items() if not isinstance(value, types[name])]  # type: ignore[arg-type]
     if wrong:
@@ -93,25 +115,15 @@ def record_to_shard(record: Any, path: Path, remedy: str) -> ShardInfo:
     """
     shard = record_to(ShardInfo, record, path, remedy)
     assert isinstance(shard, ShardInfo)
-    for name in (shard.name, shard.ends_name):
+    for name, _, _ in shard.files():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(f"{path} names {name}, which is outside the dataset. {remedy}")
     return shard
 
 
-def check_format_version(record: dict[str, Any], path: Path) -> None:
-    """Raise DataError unless a record was written in the format that this code reads."""
-    if record.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{path} has format version {record.get('format_version')}, this program reads "
-            f"{FORMAT_VERSION}. Prepare the dataset again, or use the program that wrote it."
-        )
-
-
 def write_manifest(data: Path, manifest: Manifest) -> None:
     """Write the `manifest.json` of a dataset directory, atomically."""
     record = {
-        "format_version": FORMAT_VERSION,
         "dtype": manifest.dtype,
         "member_tokens": MEMBER_TOKENS,
         "tokenizer": manifest.tokenizer.to_record(),
@@ -122,7 +134,7 @@ def write_manifest(data: Path, manifest: Manifest) -> None:
             split: [asdict(shard) for shard in shards] for split, shards in manifest.splits.items()
         },
     }
-    write_json(data / MANIFEST_NAME, record)
+    write_record(data / MANIFEST_NAME, record)
 
 
 def read_manifest(data: Path) -> Manifest:
@@ -132,8 +144,14 @@ def read_manifest(data: Path) -> Manifest:
     """
     path = data / MANIFEST_NAME
     merge = f"Run `esolm prep merge {data}` (after `esolm prep tokenize ... --out {data}`)."
-    record = read_json(path, merge)
-    check_format_version(record, path)
+    record = read_record(path, merge)
+    if record["format_version"] == UNSEALED_VERSION:
+        logger.warning(
+            "%s is of format %d, from before changes were noticed: neither itself nor tokens are "
+            "checked while they are read; tokenize again to have that",
+            path,
+            UNSEALED_VERSION,
+        )
     try:
         splits = {
             str(split): [record_to_shard(shard, path, merge) for shard in shards]
@@ -160,8 +178,7 @@ def shard_problems(data: Path, shards: Sequence[ShardInfo]) -> list[str]:
     """Say which files of shards are missing or of the wrong size, one sentence per file."""
     problems = []
     for shard in shards:
-        expected = {shard.name: shard.num_bytes, shard.ends_name: shard.ends_bytes}
-        for name, num_bytes in expected.items():
+        for name, num_bytes, _ in shard.files():
             path = data / name
             try:
                 found = path.stat().st_size

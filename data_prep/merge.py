@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from data_prep.errors import DataError
-from data_prep.jobs import COUNTS, TaskRecord, read_marker
-from data_prep.manifest import (
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.jobs import COUNTS, TaskRecord, read_marker
+from esolm.data_prep.manifest import (
     SPLITS,
     TASKS_DIRECTORY,
     TOKENIZER_DIRECTORY,
@@ -14,7 +14,7 @@ from data_prep.manifest import (
     token_dtype,
     write_manifest,
 )
-from data_prep.tokenizers import load_tokenizer
+from esolm.data_prep.tokenizers import load_tokenizer
 
 
 def merge_tasks(data: Path) -> Manifest:

@@ -67,9 +67,13 @@ class ProgressBar:
             self._bar.update(self._task, note=text)
 
     def time_left(self) -> str:
-        """The time to the end at the speed so far, as H:MM:SS; "n/a" before anything is done."""
+        """The time to the end at the speed so far, as H:MM:SS.
+
+        It is "n/a" before anything is done, and beyond the total: that of a compressed corpus is
+        what lies on disk, and what is done is more.
+        """
         done = self._done - self._first
-        if done <= 0:
+        if done <= 0 or self._done > self._total:
             return "n/a"
         seconds = (time.monotonic() - self._started) * (self._total - self._done) / done
         return str(timedelta(seconds=round(seconds)))

@@ -4,7 +4,7 @@ import hashlib
 import heapq
 from collections.abc import Iterable, Iterator
 
-from data_prep.documents import Document
+from esolm.data_prep.documents import Document
 
 CHUNK_CHARACTERS = 1024
 

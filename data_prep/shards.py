@@ -1,9 +1,11 @@
 """Writing shards: webdataset tars of raw little-endian tokens, with the same bytes on every run."""
 
+import contextlib
 import hashlib
 import io
 import os
 import tarfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,21 +13,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.files import (
+from esolm.data_prep.files import (
     fsync_directory,
-    sha256_of_file,
+    naming,
     temporary_path,
     write_atomic,
-    write_json,
 )
-from data_prep.manifest import (
-    FORMAT_VERSION,
+from esolm.data_prep.manifest import (
+    CHECKED_TOKENS,
     MEMBER_TOKENS,
     SHARDS_DIRECTORY,
     TAR_BLOCK_BYTES,
     ShardInfo,
     member_stride,
 )
+from esolm.data_prep.records import write_record
 
 
 def shard_prefix(split: str, task: int) -> str:
@@ -45,6 +47,8 @@ class TokenTar:
         self._temporary = temporary_path(path)
         self._stream = io.BufferedWriter(io.FileIO(self._temporary, "w"), MEMBER_TOKENS)
         self._digest = hashlib.sha256()
+        self.checksums: list[int] = []
+        """The crc32 of every 1,024 tokens of each member so far."""
         self._pending: list[npt.NDArray[np.generic]] = []
         self._num_pending = 0
 
@@ -70,13 +74,18 @@ class TokenTar:
         # A new TarInfo has mtime, uid and gid 0, so the bytes do not depend on when or who writes.
         header = tarfile.TarInfo(f"{self.path.stem}-{number:06d}.{self._suffix}")
         content = tokens.tobytes()
+        step = CHECKED_TOKENS * self._dtype.itemsize
+        self.checksums += [
+            zlib.crc32(content[start : start + step]) for start in range(0, len(content), step)
+        ]
         header.size = len(content)
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
         self._write(content)
         self._write(bytes(-len(content) % TAR_BLOCK_BYTES))
 
     def _write(self, content: bytes) -> None:
-        self._stream.write(content)
+        with naming(self.path):
+            self._stream.write(content)
         self._digest.update(content)
         self.num_bytes += len(content)
 
@@ -85,16 +94,18 @@ class TokenTar:
         if self._num_pending:
             self._write_members(1)
         self._write(bytes(2 * TAR_BLOCK_BYTES))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        with naming(self.path):
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
         os.replace(self._temporary, self.path)
         fsync_directory(self.path.parent)
         return self._digest.hexdigest()
 
     def discard(self) -> None:
         """Close and remove an unfinished tar."""
-        self._stream.close()
+        with contextlib.suppress(OSError):  # what was not written yet need not be
+            self._stream.close()
         self._temporary.unlink(missing_ok=True)
 
 
@@ -129,29 +140,41 @@ class ShardWriter:
             self.close()
 
     def close(self) -> None:
-        """Commit the shard in progress, if any: its document ends, the tar, then its sidecar."""
+        """Commit the shard in progress, if any: the tar, what lies beside it, then its sidecar."""
         if self._tar is None:
             return
-        tar, ends_path = self._tar, self._tar.path.with_suffix(".ends.npy")
-        buffer = io.BytesIO()
+        tar, buffer = self._tar, io.BytesIO()
         np.save(buffer, np.array(self._ends, dtype="<u8"))
-        write_atomic(ends_path, buffer.getvalue())
+        sha256 = tar.commit()
+        ends = self._write_beside(".ends.npy", buffer.getvalue())
+        crc = self._write_beside(".crc32", np.array(tar.checksums, dtype="<u4").tobytes())
         shard = ShardInfo(
             name=f"{SHARDS_DIRECTORY}/{tar.path.name}",
-            sha256=tar.commit(),
+            sha256=sha256,
             num_bytes=tar.num_bytes,
             num_tokens=tar.num_tokens,
             num_documents=len(self._ends),
             member_offset=TAR_BLOCK_BYTES,
             member_stride=member_stride(self._dtype.itemsize),
-            ends_name=f"{SHARDS_DIRECTORY}/{ends_path.name}",
-            ends_bytes=len(buffer.getvalue()),
-            ends_sha256=sha256_of_file(ends_path),
+            ends_name=ends[0],
+            ends_bytes=ends[1],
+            ends_sha256=ends[2],
+            crc_name=crc[0],
+            crc_bytes=crc[1],
+            crc_sha256=crc[2],
         )
-        sidecar = {"format_version": FORMAT_VERSION, "task_fingerprint": self._fingerprint}
-        write_json(tar.path.with_suffix(".json"), {**sidecar, "shard": asdict(shard)})
+        sidecar = {"task_fingerprint": self._fingerprint, "shard": asdict(shard)}
+        write_record(tar.path.with_suffix(".json"), sidecar)
         self.shards.append(shard)
         self._tar, self._ends = None, []
+
+    def _write_beside(self, suffix: str, content: bytes) -> tuple[str, int, str]:
+        """Write a file beside the tar and return its name, its bytes and its sha256."""
+        assert self._tar is not None
+        path = self._tar.path.with_suffix(suffix)
+        write_atomic(path, content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return f"{SHARDS_DIRECTORY}/{path.name}", len(content), sha256
 
     def discard(self) -> None:
         """Drop the shard in progress after an error."""

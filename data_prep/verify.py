@@ -4,17 +4,16 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.errors import DataError
-from data_prep.files import HASH_BLOCK_BYTES
-from data_prep.manifest import TOKENIZER_DIRECTORY, Manifest, repair_advice
-from data_prep.tokenizers import load_tokenizer
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import HASH_BLOCK_BYTES
+from esolm.data_prep.manifest import TOKENIZER_DIRECTORY, Manifest, repair_advice
+from esolm.data_prep.tokenizers import load_tokenizer
 
 
 def files_of(manifest: Manifest) -> list[tuple[str, int, str]]:
     """Return (name, bytes, sha256) of every file of the shards that the manifest lists."""
     shards = [shard for infos in manifest.splits.values() for shard in infos]
-    tars = [(shard.name, shard.num_bytes, shard.sha256) for shard in shards]
-    return tars + [(shard.ends_name, shard.ends_bytes, shard.ends_sha256) for shard in shards]
+    return [file for shard in shards for file in shard.files()]
 
 
 def verify_dataset(data: Path, manifest: Manifest, on_bytes: Callable[[int], None]) -> int:
@@ -26,18 +25,19 @@ def verify_dataset(data: Path, manifest: Manifest, on_bytes: Callable[[int], Non
     problems = []
     files = files_of(manifest)
     for name, num_bytes, sha256 in files:
-        problem = _problem(data / name, num_bytes, sha256, on_bytes)
+        problem = file_problem(data / name, num_bytes, sha256, on_bytes)
         if problem:
             problems.append(problem)
-    problems += _tokenizer_problems(data, manifest)
+    problems += tokenizer_problems(data, manifest)
     if problems:
         raise DataError("\n".join([*problems, repair_advice(data)]))
     return len(files)
 
 
-def _problem(
+def file_problem(
     path: Path, num_bytes: int, sha256: str, on_bytes: Callable[[int], None]
 ) -> str | None:
+    """Say what is wrong with a file of a dataset, or return None. on_bytes: after each read."""
     digest = hashlib.sha256()
     found_bytes = 0
     try:
@@ -56,7 +56,8 @@ def _problem(
     return None
 
 
-def _tokenizer_problems(data: Path, manifest: Manifest) -> list[str]:
+def tokenizer_problems(data: Path, manifest: Manifest) -> list[str]:
+    """Say what is wrong with the tokenizer of a dataset."""
     directory = data / TOKENIZER_DIRECTORY
     try:
         found = load_tokenizer(directory).info

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.inputs import NetworkInput, Targets
-from model.objectives import Objective, SampleKeys
-from model.objectives.draws import Purpose
-from model.objectives.rows import Mask, MaskedRows, clean_first, natural_scores
+from esolm.model.attention import AttentionPattern
+from esolm.model.inputs import NetworkInput, Targets
+from esolm.model.objectives import Objective, SampleKeys
+from esolm.model.objectives.draws import Purpose
+from esolm.model.objectives.rows import Mask, MaskedRows, clean_first, natural_scores
 
 Logits = Callable[[NetworkInput], Tensor]
 

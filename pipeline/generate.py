@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
-from model.objectives import objective_kind
-from model.objectives.base import SCHEDULE_OPTIONS
-from pipeline.errors import ConfigError, ExportError
-from pipeline.export.manifest import NAME, verify_bundle
-from pipeline.export.writer import read_model
+from esolm.data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
+from esolm.model.objectives import objective_kind
+from esolm.model.objectives.base import SCHEDULE_OPTIONS
+from esolm.pipeline.errors import ConfigError, ExportError
+from esolm.pipeline.export.manifest import NAME, verify_bundle
+from esolm.pipeline.export.writer import read_model
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,14 @@ def load_bundle(path: Path) -> Bundle:
         raise ConfigError(f"{path} is no bundle: it has no {NAME}; make one with esolm export")
     record = verify_bundle(path)
     tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
-    on_gpu = torch.cuda.is_available()
-    model = read_model(path, None if on_gpu else torch.float32).to("cuda" if on_gpu else "cpu")
+    device = decoding_device()
+    model = read_model(path, torch.float32 if device.type == "cpu" else None).to(device)
     return Bundle(path, model, tokenizer, record)
+
+
+def decoding_device() -> torch.device:
+    """Returns the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def ignored_options(bundle: Bundle, request: Request) -> list[str]:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.errors import DataError
-from data_prep.files import fingerprint_of, read_json, write_atomic, write_json
-from data_prep.tokenizers.protocol import (
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import fingerprint_of, read_json, write_atomic, write_json
+from esolm.data_prep.tokenizers.protocol import (
     Ids,
     Tokenizer,
     TokenizerInfo,
@@ -23,6 +23,7 @@ from data_prep.tokenizers.protocol import (
 
 MODEL_NAME = "tokenizer.model"
 META_NAME = "tokenizer.json"
+MODEL_SHA256 = "model_sha256"
 # A folder with this file is one that transformers loads.
 CONFIG_NAME = "tokenizer_config.json"
 # The tokenizer class in pipeline/export/bundle/tokenization_esolm.py, which travels with bundles.
@@ -50,7 +51,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor = _load_model(self.path)
         self.vocabulary = _describe(self._processor, self.path)
         if not (directory / CONFIG_NAME).is_file():
-            _check_record(self.info, directory / META_NAME)
+            _check_record(self.info, self.path.read_bytes(), directory / META_NAME)
         self._mark_ids = [int(self._processor.piece_to_id(piece)) for piece in MARK_PIECES]
 
     @staticmethod
@@ -149,7 +150,7 @@ def save_tokenizer(model: bytes, directory: Path) -> TokenizerInfo:
     path = directory / MODEL_NAME
     write_atomic(path, model)
     info = dataset_info(_describe(_load_model(path), path), path)
-    write_json(directory / META_NAME, info.to_record())
+    write_json(directory / META_NAME, {**info.to_record(), MODEL_SHA256: _sha256(model)})
     return info
 
 
@@ -180,11 +181,18 @@ def _load_model(path: Path) -> Any:
     return processor
 
 
-def _check_record(info: TokenizerInfo, path: Path) -> None:
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _check_record(info: TokenizerInfo, model: bytes, path: Path) -> None:
     meta = read_json(path, RESTORE)
+    found = info.to_record()
+    if MODEL_SHA256 in meta:  # older records do not state it
+        found[MODEL_SHA256] = _sha256(model)
     differences = [
         f"{key}: {meta.get(key)} recorded, {value} found"
-        for key, value in info.to_record().items()
+        for key, value in found.items()
         if meta.get(key) != value
     ]
     if differences:

@@ -3,8 +3,8 @@
 import io
 from collections.abc import Iterable
 
-from data_prep.errors import DataError
-from data_prep.tokenizers.own import MASK_PIECE
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.tokenizers.own import MASK_PIECE
 
 
 def train_model(chunks: Iterable[str], vocab_size: int, more_text: str = "Give more text") -> bytes:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import fsync_directory
-from pipeline.checkpoint.threads import in_threads
-from pipeline.errors import CheckpointError, UnreadableCheckpointError
+from esolm.data_prep.files import fsync_directory
+from esolm.pipeline.checkpoint.threads import in_threads
+from esolm.pipeline.errors import CheckpointError, UnreadableCheckpointError
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from model.config import ModelConfig
-from pipeline.checkpoint import commit, store
-from pipeline.checkpoint.remote import fetch, is_url
-from pipeline.errors import CheckpointError
+from esolm.model.config import ModelConfig
+from esolm.pipeline.checkpoint import commit, store
+from esolm.pipeline.checkpoint.remote import fetch, is_url
+from esolm.pipeline.errors import CheckpointError
 
 
 class CheckpointReader:

@@ -25,7 +25,7 @@ def list_command(
     import json
     from dataclasses import asdict
 
-    from pipeline.checkpoint.listing import checkpoints_of
+    from esolm.pipeline.checkpoint.listing import checkpoints_of
 
     found = checkpoints_of(run)
     if as_json:
@@ -52,8 +52,8 @@ def verify_command(
 
         esolm checkpoint verify runs/demo/train/checkpoints/step_00000120
     """
-    from pipeline.checkpoint.listing import verify
-    from pipeline.errors import EXIT_BAD_INPUT
+    from esolm.pipeline.checkpoint.listing import verify
+    from esolm.pipeline.errors import EXIT_BAD_INPUT
 
     directory, damage = verify(path)
     for problem in damage:
@@ -80,8 +80,8 @@ def diff_command(
 
         esolm checkpoint diff runs/demo/train runs/other
     """
-    from pipeline.checkpoint.compare import compare
-    from pipeline.checkpoint.reader import CheckpointReader
+    from esolm.pipeline.checkpoint.compare import compare
+    from esolm.pipeline.checkpoint.reader import CheckpointReader
 
     equal = True
     for difference in compare(CheckpointReader(a), CheckpointReader(b)):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.evaluate_options import arguments_of, numbers, refuse_misplaced
+from esolm.pipeline.cli.evaluate_options import arguments_of, numbers, refuse_misplaced
 
 
 def evaluate_command(
@@ -83,15 +83,15 @@ def evaluate_command(
     """
     import json
 
-    from pipeline.evaluate import show
+    from esolm.pipeline.evaluate import show
 
     refuse_misplaced(context)
     if ranks is not None:
-        from pipeline.launch.ranks import launch
+        from esolm.pipeline.launch.ranks import launch
 
         raise typer.Exit(launch(["evaluate", *arguments_of(context, without="ranks")], ranks))
     if samples:
-        from pipeline.evaluate.sampling import SampleSettings, measure_samples
+        from esolm.pipeline.evaluate.sampling import SampleSettings, measure_samples
 
         alphas = numbers("--alpha-0", alpha_0, float)
         settings = SampleSettings(
@@ -139,9 +139,9 @@ def _likelihoods(
     # It says at import which optional kernels it has not found; nothing here would use them.
     warnings.filterwarnings("ignore", module="megatron")
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    from pipeline.errors import ConfigError, EsolmError
-    from pipeline.evaluate import clip_search, likelihood, ranks, rows, subject, suites
-    from pipeline.launch.ranks import die_with_launcher
+    from esolm.pipeline.errors import ConfigError, EsolmError
+    from esolm.pipeline.evaluate import clip_search, likelihood, ranks, rows, subject, suites
+    from esolm.pipeline.launch.ranks import die_with_launcher
 
     if (target.dataset is None) == (target.suite is None):
         raise ConfigError("name either a DATASET or a --suite")

@@ -20,7 +20,7 @@ OF_LIKELIHOODS = (
 
 def refuse_misplaced(context: typer.Context) -> None:
     """Raises ConfigError that names every option which was given and would have no effect."""
-    from pipeline.errors import ConfigError
+    from esolm.pipeline.errors import ConfigError
 
     given = {}
     for parameter in context.command.params:
@@ -62,7 +62,7 @@ def arguments_of(context: typer.Context, without: str) -> list[str]:
 
 def numbers(option: str, text: str | None, kind: Callable[[str], Number]) -> list[Number]:
     """Those of a list like 8,32,128; kind: `int` or `float`. Raises ConfigError."""
-    from pipeline.errors import ConfigError
+    from esolm.pipeline.errors import ConfigError
 
     try:
         return [kind(part) for part in text.split(",")] if text else []

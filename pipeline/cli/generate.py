@@ -38,7 +38,7 @@ def generate_command(
     import json
     from dataclasses import asdict
 
-    from pipeline import generate as decoding
+    from esolm.pipeline import generate as decoding
 
     request = decoding.Request(
         alpha_0, steps, length, top_p, temperature, seed, num_samples, prompt

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.plan.cost import Machine
-    from pipeline.run.sections import RunConfig
+    from esolm.pipeline.plan.cost import Machine
+    from esolm.pipeline.run.sections import RunConfig
 
 SHOWN_LAYOUTS = 10
 
@@ -50,8 +50,8 @@ def plan_command(
 
         esolm plan configs/run/demo.yaml --vocab-size 4096 --nodes 2 --gpus-per-node 4 --search
     """
-    from pipeline.plan.cost import Machine, gpu_named
-    from pipeline.run.config import load_config
+    from esolm.pipeline.plan.cost import Machine, gpu_named
+    from esolm.pipeline.run.config import load_config
 
     resolved = load_config(config, overrides or [])
     named = gpu_named(gpu)
@@ -71,9 +71,9 @@ def _plan(
 ) -> None:
     import json
 
-    from pipeline.plan.plan import find_subject, make_plan
-    from pipeline.plan.report import describe
-    from pipeline.plan.tables import console, show
+    from esolm.pipeline.plan.plan import find_subject, make_plan
+    from esolm.pipeline.plan.report import describe
+    from esolm.pipeline.plan.tables import console, show
 
     plan = make_plan(find_subject(config, ranks, vocab_size), ranks)
     if as_json:
@@ -92,10 +92,10 @@ def _search(
 ) -> None:
     import json
 
-    from pipeline.plan.plan import find_subject
-    from pipeline.plan.report import SEARCH_CAVEAT, describe_search
-    from pipeline.plan.search import search, sound_layouts
-    from pipeline.plan.tables import console, show_search
+    from esolm.pipeline.plan.plan import find_subject
+    from esolm.pipeline.plan.report import SEARCH_CAVEAT, describe_search
+    from esolm.pipeline.plan.search import search, sound_layouts
+    from esolm.pipeline.plan.tables import console, show_search
 
     layouts = sound_layouts(config, ranks, machine.gpus_per_node)
     subject = find_subject(layouts[0], ranks, vocab_size)

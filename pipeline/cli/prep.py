@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.run.sections import PrepSection
+from esolm.pipeline.run.sections import PrepSection
 
 if TYPE_CHECKING:
-    from data_prep.documents import SourceFile
-    from data_prep.manifest import Manifest
+    from esolm.data_prep.documents import SourceFile
+    from esolm.data_prep.manifest import Manifest
 
 app = typer.Typer(
     help="Text becomes token tars: train a tokenizer, tokenize, merge, verify, inspect.",
@@ -30,6 +30,12 @@ FromStdlib = Annotated[
     bool,
     typer.Option("--from-python-stdlib", help="Also take the library of the running Python."),
 ]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format", metavar="auto|text|jsonl|json", help="What INPUT holds; auto: by its names."
+    ),
+]
 TextKey = Annotated[str, typer.Option(help="The key of JSONL objects that holds the text.")]
 OnBadDocument = Annotated[
     str, typer.Option(metavar="error|skip", help="What to do with a document that is damaged.")
@@ -37,11 +43,11 @@ OnBadDocument = Annotated[
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="The dataset directory.")]
 
 
-def _find(inputs: list[Path] | None, from_python_stdlib: bool) -> "list[SourceFile]":
-    from data_prep.documents import find_files
+def _find(inputs: list[Path] | None, from_python_stdlib: bool, told: str) -> "list[SourceFile]":
+    from esolm.data_prep.documents import find_files
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    return find_files(inputs or [], from_python_stdlib)
+    return find_files(inputs or [], from_python_stdlib, told)
 
 
 @app.command()
@@ -52,6 +58,7 @@ def tokenizer(
     vocab_size: Annotated[
         int, typer.Option(help="Pieces, special symbols included.")
     ] = PrepSection.vocab_size,
+    format: Format = "auto",
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
     max_sentences: Annotated[
@@ -64,15 +71,15 @@ def tokenizer(
 
         esolm prep tokenizer --from-python-stdlib --vocab-size 4096 --out data/tok
     """
-    from data_prep.documents import BadDocuments, iterate_documents
-    from data_prep.errors import DataError
-    from data_prep.sampling import sample_chunks
-    from data_prep.tokenizers import save_tokenizer, train_model
+    from esolm.data_prep.documents import BadDocuments, iterate_documents
+    from esolm.data_prep.errors import DataError
+    from esolm.data_prep.sampling import sample_chunks
+    from esolm.data_prep.tokenizers import save_tokenizer, train_model
 
     if max_sentences < 1:
         raise DataError(f"--max-sentences is {max_sentences}, must be at least 1.")
     bad = BadDocuments(on_bad_document)
-    files = _find(inputs, from_python_stdlib)
+    files = _find(inputs, from_python_stdlib, format)
     chunks = sample_chunks(iterate_documents(files, bad, text_key), max_sentences)
     num_characters = sum(map(len, chunks))
     typer.echo(f"training on {num_characters:,} characters of {len(files):,} files", err=True)
@@ -106,6 +113,7 @@ def tokenize(
         int, typer.Option(help="Tokens after which a shard ends.")
     ] = PrepSection.shard_tokens,
     max_bytes: Annotated[int | None, typer.Option(help="Most bytes of text to take.")] = None,
+    format: Format = "auto",
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start DATA anew.")] = False,
@@ -116,11 +124,11 @@ def tokenize(
 
         esolm prep tokenize --from-python-stdlib --tokenizer data/tok --out data/py
     """
-    from data_prep.errors import DataError
-    from data_prep.jobs import TokenizeJob, is_finished, prepare_output
-    from data_prep.progress import ProgressBar
-    from data_prep.tokenizers import load_tokenizer
-    from data_prep.workers import run_tasks
+    from esolm.data_prep.errors import DataError
+    from esolm.data_prep.jobs import TokenizeJob, is_finished, prepare_output
+    from esolm.data_prep.progress import ProgressBar
+    from esolm.data_prep.tokenizers import load_tokenizer
+    from esolm.data_prep.workers import run_tasks
 
     if task is not None and not 0 <= task < tasks:
         raise DataError(f"--task is {task}, must be at least 0 and below --tasks ({tasks}).")
@@ -128,7 +136,7 @@ def tokenize(
         raise DataError("--overwrite with --task would remove the work of other tasks: drop one.")
     job = TokenizeJob(
         out=out,
-        files=tuple(_find(inputs, from_python_stdlib)),
+        files=tuple(_find(inputs, from_python_stdlib, format)),
         tokenizer=load_tokenizer(tokenizer).info,
         num_tasks=tasks,
         valid_fraction=valid_fraction,
@@ -155,7 +163,7 @@ def merge(data: Data) -> None:
 
         esolm prep merge data/py
     """
-    from data_prep.merge import merge_tasks
+    from esolm.data_prep.merge import merge_tasks
 
     _echo_summary(data, merge_tasks(data))
 
@@ -168,9 +176,9 @@ def verify(data: Data) -> None:
 
         esolm prep verify data/py
     """
-    from data_prep.manifest import read_manifest
-    from data_prep.progress import ProgressBar
-    from data_prep.verify import files_of, verify_dataset
+    from esolm.data_prep.manifest import read_manifest
+    from esolm.data_prep.progress import ProgressBar
+    from esolm.data_prep.verify import files_of, verify_dataset
 
     manifest = read_manifest(data)
     num_bytes = sum(size for _, size, _ in files_of(manifest))
@@ -195,11 +203,11 @@ def inspect(
     """
     import numpy as np
 
-    from data_prep.errors import DataError
-    from data_prep.manifest import read_manifest
-    from data_prep.tokenizers import load_tokenizer
-    from pipeline.data.dataset import TokenDataset
-    from pipeline.data.reader import SampleReader
+    from esolm.data_prep.errors import DataError
+    from esolm.data_prep.manifest import read_manifest
+    from esolm.data_prep.tokenizers import load_tokenizer
+    from esolm.pipeline.data.dataset import TokenDataset
+    from esolm.pipeline.data.reader import SampleReader
 
     if sample < 0:
         raise DataError(f"--sample is {sample}, must be at least 0.")

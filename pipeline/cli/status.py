@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.watch.status import RunStatus
+    from esolm.pipeline.watch.status import RunStatus
 
 
 def status_command(
@@ -25,7 +25,7 @@ def status_command(
     import json
     from dataclasses import asdict
 
-    from pipeline.watch.status import run_status
+    from esolm.pipeline.watch.status import run_status
 
     submitted = (run / "slurm" / "chain.json").is_file()
     status = None
@@ -42,14 +42,14 @@ def status_command(
         record["chain"] = None if chain is None else [asdict(stage) for stage in chain]
         typer.echo(json.dumps(record, indent=1))
     elif chain is not None:
-        from pipeline.slurm.status import format_chain
+        from esolm.pipeline.slurm.status import format_chain
 
         typer.echo(f"\n{format_chain(chain)}")
 
 
 def _chain(run: Path) -> list[Any]:
     """The stages of the run's submitted jobs."""
-    from pipeline.slurm.status import chain_status
+    from esolm.pipeline.slurm.status import chain_status
 
     return list(chain_status(run))
 
@@ -58,8 +58,8 @@ def _with_jobs(run: Path, status: "RunStatus", chain: list[Any]) -> "RunStatus":
     """With a health that heeds what Slurm says of the training job."""
     from dataclasses import replace
 
-    from pipeline.slurm.attendance import health_with_jobs
-    from pipeline.watch.status import Health
+    from esolm.pipeline.slurm.attendance import health_with_jobs
+    from esolm.pipeline.watch.status import Health
 
     health = status.health
     found = health_with_jobs(run, health.state, health.reason, status.slurm_job_id, chain)

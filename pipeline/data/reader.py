@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.errors import DataError
-from pipeline.data.dataset import TokenDataset
-from pipeline.data.index import SampleIndex
+from esolm.data_prep.errors import DataError
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.index import SampleIndex
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from data_prep.tokenizers import load_tokenizer
-from model.objectives import Orders, objective_kind
-from pipeline.errors import ConfigError
-from pipeline.export.manifest import NAME
-from pipeline.generate import load_bundle
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.model.objectives import Orders, objective_kind
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.export.manifest import NAME
+from esolm.pipeline.generate import load_bundle
 
 # The names under which configurations hold the longest context.
 _LIMITS = ("max_position_embeddings", "n_positions")
@@ -79,7 +79,7 @@ def _own_bundle(path: Path) -> Any:
 def _of_transformers(path: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    from pipeline.export.writer import no_transformers_bars
+    from esolm.pipeline.export.writer import no_transformers_bars
 
     try:
         with no_transformers_bars():

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.progress import ProgressBar
-from model.likelihood import importance_bound
-from model.objectives import Objective
-from pipeline.errors import ConfigError
-from pipeline.evaluate.passes import (
+from esolm.data_prep.progress import ProgressBar
+from esolm.model.likelihood import importance_bound
+from esolm.model.objectives import Objective
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.evaluate.passes import (
     NUM_BUCKETS,
     ChunkResult,
     Float64Array,
@@ -19,10 +19,10 @@ from pipeline.evaluate.passes import (
     Schedule,
     follows_orders,
 )
-from pipeline.evaluate.ranks import gather
-from pipeline.evaluate.rows import Rows, chunks
-from pipeline.evaluate.subject import Subject
-from pipeline.parallel.bootstrap import ProcessInfo
+from esolm.pipeline.evaluate.ranks import gather
+from esolm.pipeline.evaluate.rows import Rows, chunks
+from esolm.pipeline.evaluate.subject import Subject
+from esolm.pipeline.parallel.bootstrap import ProcessInfo
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.likelihood import (
+from esolm.model.likelihood import (
     draw_orders,
     draw_prefix_lengths,
     left_to_right_log_likelihood,
@@ -19,11 +19,11 @@ from model.likelihood import (
     orders_log_likelihood,
     token_log_p,
 )
-from model.objectives import Objective, Orders, SampleKeys
-from model.objectives.base import SEQUENTIAL
-from model.objectives.draws import Purpose
-from pipeline.data.batches import VALIDATION_SEED
-from pipeline.evaluate.subject import Subject
+from esolm.model.objectives import Objective, Orders, SampleKeys
+from esolm.model.objectives.base import SEQUENTIAL
+from esolm.model.objectives.draws import Purpose
+from esolm.pipeline.data.batches import VALIDATION_SEED
+from esolm.pipeline.evaluate.subject import Subject
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]

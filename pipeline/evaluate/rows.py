@@ -7,11 +7,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.tokenizers import Tokenizer, load_tokenizer
-from pipeline.data.dataset import TokenDataset
-from pipeline.data.reader import SampleReader
-from pipeline.errors import ConfigError
-from pipeline.evaluate.subject import Subject
+from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.reader import SampleReader
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.evaluate.subject import Subject
 
 Int64Array = NDArray[np.int64]
 

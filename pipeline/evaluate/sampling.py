@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.progress import ProgressBar
-from data_prep.tokenizers import Tokenizer, load_tokenizer
-from model.objectives import objective_kind
-from pipeline.data.dataset import TokenDataset
-from pipeline.data.reader import SampleReader
-from pipeline.errors import ConfigError
-from pipeline.evaluate import pareto
-from pipeline.evaluate.judge import Judge
-from pipeline.evaluate.mauve_score import check_available, mauve
-from pipeline.evaluate.quality import distinct, unigram_entropy
-from pipeline.generate import Bundle, Request, generate, load_bundle
-from pipeline.parallel.bootstrap import process_info
+from esolm.data_prep.progress import ProgressBar
+from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
+from esolm.model.objectives import objective_kind
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.reader import SampleReader
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.evaluate import pareto
+from esolm.pipeline.evaluate.judge import Judge
+from esolm.pipeline.evaluate.mauve_score import check_available, mauve
+from esolm.pipeline.evaluate.quality import distinct, unigram_entropy
+from esolm.pipeline.generate import Bundle, Request, generate, load_bundle
+from esolm.pipeline.parallel.bootstrap import process_info
 
 Int64Array = NDArray[np.int64]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from data_prep.tokenizers import load_tokenizer
-from pipeline.errors import ConfigError, ExportError
-from pipeline.export.consolidate import Source, load_tensors, open_source
-from pipeline.export.fold import fold
-from pipeline.export.gate import run_gate
-from pipeline.export.manifest import write_manifest
-from pipeline.export.writer import DTYPES, bundle_config, load_model, write_bundle
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.pipeline.errors import ConfigError, ExportError
+from esolm.pipeline.export.consolidate import Source, load_tensors, open_source
+from esolm.pipeline.export.fold import fold
+from esolm.pipeline.export.gate import run_gate
+from esolm.pipeline.export.manifest import write_manifest
+from esolm.pipeline.export.writer import DTYPES, bundle_config, load_model, write_bundle
 
 FORMAT = 1
 

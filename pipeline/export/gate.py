@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep.tokenizers import Tokenizer
-from pipeline.export.consolidate import Source
-from pipeline.export.gate_network import check_coverage, check_decoding, check_parity
-from pipeline.export.gate_reload import check_reload
-from pipeline.export.writer import read_model
+from esolm.data_prep.tokenizers import Tokenizer
+from esolm.pipeline.export.consolidate import Source
+from esolm.pipeline.export.gate_network import check_coverage, check_decoding, check_parity
+from esolm.pipeline.export.gate_reload import check_reload
+from esolm.pipeline.export.writer import read_model
 
 logger = logging.getLogger(__name__)
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
-from pipeline.parallel.layout import Layout
-from pipeline.run.hardware import PEAK_BF16_FLOPS
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.run.hardware import PEAK_BF16_FLOPS
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ It is an estimate; docs/plan.md states everything that is in it and what is not.
 
 from dataclasses import dataclass
 
-from model.config import ModelConfig
-from model.flops import layer_costs
-from pipeline.parallel.layout import Layout
-from pipeline.plan.cost import Machine
-from pipeline.plan.plan import Plan
-from pipeline.plan.state import ELEMENT_BYTES
+from esolm.model.config import ModelConfig
+from esolm.model.flops import layer_costs
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.plan.cost import Machine
+from esolm.pipeline.plan.plan import Plan
+from esolm.pipeline.plan.state import ELEMENT_BYTES
 
 LAUNCH_SECONDS = 0.5e-3
 """The least time of a block's forward and backward pass, as its kernels have to be launched."""

@@ -2,18 +2,18 @@
 
 from dataclasses import asdict, dataclass
 
-from model.config import ModelConfig
-from model.flops import flops_per_token, layer_costs
-from model.objectives import Objective, VocabularyIds
-from pipeline.errors import ConfigError
-from pipeline.parallel.layout import Layout, fit_layout
-from pipeline.plan.activations import Activations, MicroBatchShape
-from pipeline.plan.cost import Machine, bubble_share
-from pipeline.plan.shapes import stage_size
-from pipeline.plan.stages import stage_bounds
-from pipeline.plan.state import StateBytes, state_bytes
-from pipeline.run.experiment import build_objective, open_dataset, problems_before_data
-from pipeline.run.sections import RunConfig
+from esolm.model.config import ModelConfig
+from esolm.model.flops import flops_per_token, layer_costs
+from esolm.model.objectives import Objective, VocabularyIds
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.parallel.layout import Layout, fit_layout
+from esolm.pipeline.plan.activations import Activations, MicroBatchShape
+from esolm.pipeline.plan.cost import Machine, bubble_share
+from esolm.pipeline.plan.shapes import stage_size
+from esolm.pipeline.plan.stages import stage_bounds
+from esolm.pipeline.plan.state import StateBytes, state_bytes
+from esolm.pipeline.run.experiment import build_objective, open_dataset, problems_before_data
+from esolm.pipeline.run.sections import RunConfig
 
 CHECKPOINT_BYTES = 16
 """The bytes of a checkpoint per parameter: fp32 weights, two moments and the average."""

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from model.flops import visible_pairs
-from pipeline.plan.cost import Machine
-from pipeline.plan.plan import CHECKPOINT_BYTES, Plan
-from pipeline.plan.search import Search
-from pipeline.plan.shapes import parameters_by_part
+from esolm.model.flops import visible_pairs
+from esolm.pipeline.plan.cost import Machine
+from esolm.pipeline.plan.plan import CHECKPOINT_BYTES, Plan
+from esolm.pipeline.plan.search import Search
+from esolm.pipeline.plan.shapes import parameters_by_part
 
 FLOPS_DEFINITION = (
     "training FLOPs per token of the data: 2 per multiply-add, backward = 2 x forward; counted are "

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from model.config import RECOMPUTE
-from pipeline.errors import ConfigError
-from pipeline.plan.cost import Machine
-from pipeline.plan.estimate import StepSeconds, step_seconds
-from pipeline.plan.plan import Plan, Planned, make_plan
-from pipeline.run.experiment import problems_before_data
-from pipeline.run.sections import RunConfig
+from esolm.model.config import RECOMPUTE
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.plan.cost import Machine
+from esolm.pipeline.plan.estimate import StepSeconds, step_seconds
+from esolm.pipeline.plan.plan import Plan, Planned, make_plan
+from esolm.pipeline.run.experiment import problems_before_data
+from esolm.pipeline.run.sections import RunConfig
 
 HEADROOM = 0.9
 """The share of a GPU's memory that a plan may fill.

@@ -7,8 +7,8 @@ of data-parallel ranks, e the bytes of a weight (2 or 4).
 
 from dataclasses import dataclass
 
-from pipeline.parallel.layout import REDUCE_BUCKET, Layout
-from pipeline.plan.shapes import Size
+from esolm.pipeline.parallel.layout import REDUCE_BUCKET, Layout
+from esolm.pipeline.plan.shapes import Size
 
 ALL_REDUCED = 500_000_000
 """How many elements DeepSpeed's BF16_Optimizer reduces at a time."""

@@ -7,10 +7,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.plan.cost import Machine
-from pipeline.plan.plan import Plan
-from pipeline.plan.report import FLOPS_DEFINITION, SEARCH_CAVEAT, describe
-from pipeline.plan.search import Search
+from esolm.pipeline.plan.cost import Machine
+from esolm.pipeline.plan.plan import Plan
+from esolm.pipeline.plan.report import FLOPS_DEFINITION, SEARCH_CAVEAT, describe
+from esolm.pipeline.plan.search import Search
 
 
 def show(console: Console, plan: Plan, machine: Machine) -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

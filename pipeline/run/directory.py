@@ -16,10 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from data_prep.files import write_atomic
-from pipeline.errors import ConfigError, EsolmError
-from pipeline.run.config import to_yaml
-from pipeline.run.sections import RunConfig
+from esolm.data_prep.files import write_atomic
+from esolm.pipeline.errors import ConfigError, EsolmError
+from esolm.pipeline.run.config import load_recorded, to_yaml
+from esolm.pipeline.run.sections import RunConfig
 
 # `esolm status` holds the lock for an instant while it checks whether a run is alive.
 LOCK_ATTEMPTS, LOCK_PAUSE_SECONDS = 5, 0.1
@@ -52,6 +52,13 @@ class RunDirectory:
         """The trace of the steps that a rank was asked to profile."""
         return self.path / "profile" / f"rank_{rank}.json"
 
+    def config(self) -> RunConfig:
+        """Returns the configuration of the last start. Raises ConfigError if this is no run."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise ConfigError(f"{self.path} is no run directory: it has no config.yaml")
+        return load_recorded(path)
+
     def lock(self) -> None:
         """Takes the run for this job until the process ends, however it ends; rank 0 only.
 
@@ -60,8 +67,8 @@ class RunDirectory:
         try:
             for folder in (self.path, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a+")
             _check_writable(self.checkpoints)
+            self._lock = (self.path / ".lock").open("a+")
         except OSError as error:
             # What may pass by itself is worth another try, so it is no error of the configuration.
             passing = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
@@ -185,7 +192,7 @@ def _take(lock: IO[str]) -> None:
 
 
 def _is_for_people(record: logging.LogRecord) -> bool:
-    ours = record.name.partition(".")[0] in ("pipeline", "model", "data_prep")
+    ours = record.name.startswith("esolm.")
     return ours or record.levelno >= logging.ERROR
 
 
@@ -210,13 +217,15 @@ SLURM_KEYS = (
 
 
 def git_revision() -> str:
-    """Returns the revision of this code, or "n/a" outside a git checkout.
+    """Returns the revision of this code, of an installed package its version, else "n/a".
 
     A copy that `esolm submit` made carries its revision in a file.
     """
-    package = Path(__file__).parents[1]
-    if (package.parent / REVISION).exists():
-        return (package.parent / REVISION).read_text().strip()
+    package = Path(__file__).parents[2]
+    if (package / REVISION).exists():
+        return (package / REVISION).read_text().strip()
+    if not (package / "pipeline").is_symlink():  # not a checkout; another project's may surround it
+        return f"v{metadata.version('esolm')}"
     command = ["git", "-C", str(package), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -4,17 +4,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
-from model.config import ModelConfig
-from model.objectives import Objective, VocabularyIds, objective_kind
-from pipeline.checkpoint.commit import committed
-from pipeline.checkpoint.remote import is_url, url_problems
-from pipeline.data.dataset import TokenDataset
-from pipeline.errors import ConfigError
-from pipeline.parallel.layout import Layout, fit_layout
-from pipeline.run.directory import RunDirectory
-from pipeline.run.sections import RunConfig, section_problems
-from pipeline.run.step_range import steps_problems
+from esolm.data_prep.errors import DataError
+from esolm.model.config import ModelConfig
+from esolm.model.objectives import Objective, VocabularyIds, objective_kind
+from esolm.pipeline.checkpoint.commit import committed
+from esolm.pipeline.checkpoint.remote import is_url, url_problems
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.parallel.layout import Layout, fit_layout
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.sections import RunConfig, section_problems
+from esolm.pipeline.run.step_range import steps_problems
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def open_dataset(config: RunConfig) -> tuple[TokenDataset | None, list[str]]:
     """Returns the train split (None if it cannot be opened) and what is wrong with the splits."""
     dataset, problems = None, []
     try:
-        dataset = TokenDataset(config.data.path, "train")
+        dataset = TokenDataset(config.data.path, "train", config.data.verify != "none")
         problems += _split_problems(config, dataset)
     except DataError as error:
         problems.append(str(error))
@@ -95,7 +95,7 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
     """Names the splits that hold no whole sequence. Raises DataError if there is no valid split."""
     splits = [dataset]
     if config.train.valid_every_steps > 0:
-        splits.append(TokenDataset(config.data.path, "valid"))
+        splits.append(TokenDataset(config.data.path, "valid", config.data.verify != "none"))
     return [
         f"split '{split.split}' of {config.data.path} has {split.num_tokens} tokens, too few for "
         f"one sequence of train.seq_len {config.train.seq_len}: make that smaller, or tokenize "

@@ -5,8 +5,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from model.config import RECOMPUTE, Architecture
-from model.settings import (
+from esolm.model.config import RECOMPUTE, Architecture
+from esolm.model.settings import (
     BELOW_ONE,
     COUNT,
     NOT_NEGATIVE,
@@ -29,6 +29,13 @@ class RunSection:
 class DataSection:
     path: str = setting(MISSING, "A dataset made by `esolm prep merge`.")
     shuffle: str = setting("global", "`global` or `none`.", choices=("global", "none"))
+    verify: str = setting(
+        "sizes",
+        "What is checked of the dataset: `none`; `sizes` of files at the start and checksums of "
+        "tokens while they are read; `sampled`: also some tokens of every shard at the start; "
+        "`full`: also every byte. Its tokenizer is checked in any case.",
+        choices=("none", "sizes", "sampled", "full"),
+    )
     prefetch: int = setting(4, "Global batches prepared ahead.", within=COUNT)
 
 
@@ -212,6 +219,9 @@ class PrepSection:
         metadata={"help": "Text files, directories of them, or JSONL; .gz and .zst as well."},
     )
     from_python_stdlib: bool = setting(False, "Also take the library of the running Python.")
+    format: str = setting(
+        "auto", "What inputs hold: `auto`, by their names; `text`, `jsonl` or `json`."
+    )
     text_key: str = setting("text", "The key of JSONL objects that holds the text.")
     on_bad_document: str = setting("error", "`error` or `skip`.", choices=("error", "skip"))
     tokenizer: str = setting(
@@ -260,6 +270,10 @@ class RunConfig:
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     prep: PrepSection = field(default_factory=PrepSection)
     slurm: SlurmSection = field(default_factory=SlurmSection)
+
+    def __post_init__(self) -> None:
+        # What `load_config` took from the environment, (text, value) by key. It is no setting.
+        self.from_environment: dict[str, tuple[str, str]] = {}
 
 
 ONLY_SUBMITTED = ("prep", "slurm")

@@ -3,11 +3,11 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.run.beats import SILENT_SECONDS, silence
-from pipeline.run.directory import RunDirectory
-from pipeline.run.history import History
-from pipeline.slurm.client import FINAL_STATES
-from pipeline.slurm.status import StageStatus, read_events
+from esolm.pipeline.run.beats import SILENT_SECONDS, silence
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.history import History
+from esolm.pipeline.slurm.client import FINAL_STATES
+from esolm.pipeline.slurm.status import StageStatus, read_events
 
 ALIVE = ("running", "unsaved", "stalled")
 

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import EsolmError
+from esolm.pipeline.errors import EsolmError
 
 TIMEOUT_SECONDS = 120
 # For who only looks; a controller or munge that is down is asked in vain for a minute by itself.

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from data_prep.tokenizers import has_tokenizer, load_tokenizer
-from pipeline.plan.cost import gpu_named
-from pipeline.plan.plan import find_subject, make_plan
-from pipeline.plan.search import HEADROOM
-from pipeline.run.hardware import PEAK_BF16_FLOPS
-from pipeline.run.sections import RunConfig
-from pipeline.slurm.profile import ClusterProfile
+from esolm.data_prep.tokenizers import has_tokenizer, load_tokenizer
+from esolm.pipeline.plan.cost import gpu_named
+from esolm.pipeline.plan.plan import find_subject, make_plan
+from esolm.pipeline.plan.search import HEADROOM
+from esolm.pipeline.run.hardware import PEAK_BF16_FLOPS
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.slurm.profile import ClusterProfile
 
 
 def memory_problems(config: RunConfig, profile: ClusterProfile, nodes: int) -> list[str]:

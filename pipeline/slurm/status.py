@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ConfigError
-from pipeline.slurm import client
-from pipeline.slurm.chain import ChainJob, chain_path, read_chain
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.slurm import client
+from esolm.pipeline.slurm.chain import ChainJob, chain_path, read_chain
 
 # Slurm forgets a job minutes after its end; what the job wrote down last stays.
 _STATE_OF_EVENT = {"finished": "COMPLETED", "failed": "FAILED", "stopped": "CANCELLED"}

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from data_prep.tokenizers import Tokenizer, load_tokenizer
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.errors import ConfigError
-from pipeline.export.consolidate import load_tensors
-from pipeline.export.fold import fold
-from pipeline.export.writer import bundle_config, load_model
-from pipeline.generate import Request
+from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.export.consolidate import load_tensors
+from esolm.pipeline.export.fold import fold
+from esolm.pipeline.export.writer import bundle_config, load_model
+from esolm.pipeline.generate import Request, decoding_device
 
 PROMPT = -1
 
@@ -54,7 +54,7 @@ def sample_run(path: Path, weights: str, request: Request) -> Samples:
     model = load_model(
         bundle_config(reader, tokenizer), fold(load_tensors(reader, weights), reader.model)
     )
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(decoding_device())
     prompt = None
     if request.prompt:
         ids = tokenizer.encode(request.prompt, recognise_specials=True)

@@ -5,8 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
-from pipeline.run.directory import RunDirectory
-from pipeline.run.sections import RunConfig
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.sections import RunConfig
 
 TAIL_BYTES = 1 << 20
 FULL_BYTES = 1 << 16
@@ -30,7 +30,7 @@ def save_problem(directory: RunDirectory, config: RunConfig, step: int, newest: 
     }
     every = config.checkpoint.every_steps
     # One may be on its way to the disk, and the next one wait for it.
-    missing = (step - newest) // every - 2 if every > 0 else 0
+    missing = (step - newest) // every - 2
     if failures:
         last = max(failures)
         times = f"{len(failures)} saves since step {newest}" if len(failures) > 1 else "a save"

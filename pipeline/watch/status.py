@@ -8,14 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
-from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, ConfigError
-from pipeline.run.beats import silent_ranks
-from pipeline.run.config import load_config
-from pipeline.run.directory import RunDirectory
-from pipeline.run.history import History, parse_line, read_lines
-from pipeline.run.sections import RunConfig
-from pipeline.watch.saves import save_problem
+from esolm.pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
+from esolm.pipeline.errors import EXIT_DONE, EXIT_RESUME_ME
+from esolm.pipeline.run.beats import silent_ranks
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.history import History, parse_line, read_lines
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.watch.saves import save_problem
 
 RECENT_LINES = 20
 # A run is stalled once it has said nothing for this many of its usual pauses, and at the least
@@ -75,10 +74,7 @@ class RunStatus:
 def run_status(path: Path) -> RunStatus:
     """Reads the state of a run. Raises ConfigError if the path is no run directory."""
     directory = RunDirectory(path)
-    settings = directory.path / "config.yaml"
-    if not settings.is_file():
-        raise ConfigError(f"{path} is no run directory: it has no config.yaml")
-    config, history = load_config(settings, []), History(directory)
+    config, history = directory.config(), History(directory)
     metrics, starts = _Metrics.read(directory.metrics), history.starts()
     checkpoints = list_checkpoints(directory.checkpoints)
     newest = next((c for c in reversed(checkpoints) if c.valid), None)

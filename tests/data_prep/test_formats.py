@@ -1,8 +1,8 @@
-"""A format of another package: the example of `data_prep.formats`, installed, makes a dataset."""
+"""A format of another package: the example of `data_prep/formats.py`, installed, makes data."""
 
 from pathlib import Path
 
-from data_prep import formats
+from esolm.data_prep import formats
 from tests.examples import source_of_example
 from tests.processes import run_python
 
@@ -33,7 +33,7 @@ def test_an_installed_format_is_taken(tmp_path: Path, tokenizer_directory: Path)
             str(tmp_path / f"{name}.data"),
         ]
         command += ["--tokenizer", str(tokenizer_directory), "--valid-fraction", "0"]
-        finished = run_python("-m", "pipeline", *command, *options, packages=(package,))
+        finished = run_python("-m", "esolm", *command, *options, packages=(package,))
         return f"{finished.returncode} {finished.stdout} {finished.stderr}"
 
     assert "3 documents" in tokenize("table.csv")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import DataError
-from data_prep.sampling import sample_chunks, split_into_chunks
-from data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.sampling import sample_chunks, split_into_chunks
+from esolm.data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
 from tests.data_prep.corpus import make_tokenizer, text_of
 
 EDGE_STRINGS = [
@@ -49,7 +49,7 @@ def test_a_long_text_is_encoded_in_parts_as_it_is_at_once(
     tokens = [token for part in parts for token in part]
     assert tokens == tokenizer.encode(long)
     assert tokenizer.decode(tokens) == long
-    monkeypatch.setattr("data_prep.tokenizers.own.PART_CHARACTERS", len(long))
+    monkeypatch.setattr("esolm.data_prep.tokenizers.own.PART_CHARACTERS", len(long))
     # A cut in a text without spaces can split one piece in two.
     assert len(tokens) - len(tokenizer.encode(long)) in range(len(parts) if " " not in text else 1)
 
@@ -58,7 +58,9 @@ def test_special_ids_are_distinct_and_described(tokenizer_directory: Path) -> No
     info = load_tokenizer(tokenizer_directory).info
     assert info.vocab_size == 400
     assert len({info.unk_id, info.bos_id, info.eos_id, info.mask_id}) == 4
-    assert json.loads((tokenizer_directory / "tokenizer.json").read_text()) == info.to_record()
+    record = json.loads((tokenizer_directory / "tokenizer.json").read_text())
+    assert len(record.pop("model_sha256")) == 64
+    assert record == info.to_record()
 
 
 def test_specials_are_shown_on_request(tokenizer_directory: Path) -> None:
@@ -113,7 +115,7 @@ def test_chunks_keep_the_text_and_its_lines() -> None:
 
 
 def test_sample_does_not_depend_on_the_order_of_documents() -> None:
-    from data_prep.documents import Document
+    from esolm.data_prep.documents import Document
 
     documents = [Document(i, text_of(i % 30, 400), "", 0) for i in range(60)]
     sample = sample_chunks(documents, 20)

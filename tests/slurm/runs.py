@@ -11,10 +11,10 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from pipeline.cli.main import app
-from pipeline.slurm.chain import Chain
-from pipeline.slurm.status import Event, read_events
-from pipeline.slurm.submit import prepare, submit
+from esolm.pipeline.cli.main import app
+from esolm.pipeline.slurm.chain import Chain
+from esolm.pipeline.slurm.status import Event, read_events
+from esolm.pipeline.slurm.submit import prepare, submit
 from tests.processes import run_python
 from tests.slurm.cluster import MiniCluster
 
@@ -67,7 +67,7 @@ def write_run(
 
 def esolm(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command itself, as a user types it."""
-    return run_python("-m", "pipeline", *arguments, timeout=120)
+    return run_python("-m", "esolm", *arguments, timeout=120)
 
 
 def submit_run(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.slurm.chain import cancel_chain
-from pipeline.slurm.status import chain_status
+from esolm.pipeline.slurm.chain import cancel_chain
+from esolm.pipeline.slurm.status import chain_status
 from tests.slurm.cluster import MiniCluster
 from tests.slurm.runs import (
     events,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.slurm.status import chain_status
+from esolm.pipeline.slurm.status import chain_status
 from tests.slurm.cluster import MiniCluster
 from tests.slurm.runs import (
     events,

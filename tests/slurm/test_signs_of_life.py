@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.slurm.chain import cancel_chain
-from pipeline.slurm.status import chain_status
+from esolm.pipeline.slurm.chain import cancel_chain
+from esolm.pipeline.slurm.status import chain_status
 from tests.slurm import victims
 from tests.slurm.cluster import MiniCluster
 from tests.slurm.runs import (

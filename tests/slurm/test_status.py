@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run.directory import RunDirectory
-from pipeline.run.history import History
-from pipeline.slurm import client
-from pipeline.slurm.attendance import health_with_jobs
-from pipeline.slurm.chain import Chain, ChainJob, write_chain
-from pipeline.slurm.client import PROGRAMS
-from pipeline.slurm.status import StageStatus, chain_status, read_events
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.history import History
+from esolm.pipeline.slurm import client
+from esolm.pipeline.slurm.attendance import health_with_jobs
+from esolm.pipeline.slurm.chain import Chain, ChainJob, write_chain
+from esolm.pipeline.slurm.client import PROGRAMS
+from esolm.pipeline.slurm.status import StageStatus, chain_status, read_events
 
 FORGETFUL = """#!/bin/sh
 [ "$1" = ping ] && exit 0

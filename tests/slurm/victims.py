@@ -11,7 +11,7 @@ def ranks(cluster: MiniCluster, job: str) -> dict[int, psutil.Process]:
     return {
         int(process.environ()["SLURM_PROCID"]): process
         for process in found
-        if process.cmdline()[1:4] == ["-m", "pipeline", "train"]
+        if process.cmdline()[1:4] == ["-m", "esolm", "train"]
     }
 
 

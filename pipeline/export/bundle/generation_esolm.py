@@ -5,8 +5,9 @@ The contract of a decoder: `plan` lays down, before the first pass, what is writ
 object with `order` [B, L], `counts` of each pass, `num_diffusion`, `prompt_length`; `write` makes
 the passes and returns int64 [B, L]. With a cache or without it writes the same tokens.
 
-To add one of your own, write it in a file of this folder, and name it in `decoding` of its
-objective's entry in the registry. This one writes all tokens in a single pass:
+To add one of your own, write it in a file of this folder and of `CODE_FILES` in `export/writer.py`;
+put it into DECODERS under what `EsoLMConfig.trained_as` says of its networks; and name it so in
+`decoding` of its objective's entry in the registry. This one writes all tokens in a single pass:
 
 ```python
 from dataclasses import dataclass

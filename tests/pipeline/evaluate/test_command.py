@@ -9,9 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipeline.cli.evaluate_options import arguments_of
-from pipeline.cli.main import app
-from pipeline.errors import ConfigError
+from esolm.pipeline.cli.evaluate_options import arguments_of
+from esolm.pipeline.cli.main import app
+from esolm.pipeline.errors import ConfigError
 from tests.processes import run_python
 
 
@@ -42,7 +42,7 @@ def test_any_number_of_processes_gives_the_same(
         "--draws", "2", "--tokens-per-pass", "64", "--json",
     ]  # fmt: skip
     alone = json.loads(run(*arguments))
-    finished = run_python("-m", "pipeline", "evaluate", *arguments, "--ranks", "2", timeout=120)
+    finished = run_python("-m", "esolm", "evaluate", *arguments, "--ranks", "2", timeout=120)
     assert finished.returncode == 0, finished.stderr[-3000:]
     together = json.loads(finished.stdout)
     assert together.keys() == alone.keys()

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from model.inputs import NetworkInput
-from model.likelihood import (
+from esolm.model.inputs import NetworkInput
+from esolm.model.likelihood import (
     left_to_right_log_likelihood,
     order_log_likelihood,
     prefix_order_log_likelihood,
 )
-from model.objectives import SampleKeys
-from model.objectives.base import Objective
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.export.gate_network import bundle_logits, training_logits
-from pipeline.export.writer import read_model
-from pipeline.importer.importing import import_checkpoint
-from pipeline.importer.recognise import Options
+from esolm.model.objectives import SampleKeys
+from esolm.model.objectives.base import Objective
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.export.gate_network import bundle_logits, training_logits
+from esolm.pipeline.export.writer import read_model
+from esolm.pipeline.importer.importing import import_checkpoint
+from esolm.pipeline.importer.recognise import Options
 from tests.pipeline.importer import published
 from tests.pipeline.importer.published import HEADS, SYSTEMS, PublishedNetwork
 from tests.pipeline.importer.test_official import DATA, FILE
@@ -83,8 +83,8 @@ class Imported:
         return float(loss.detach()), gradients(leaves)
 
     def by_training_network(self, objective: Objective) -> tuple[float, Tensors]:
-        from model.network import Network
-        from pipeline.parallel.single import single_process
+        from esolm.model.network import Network
+        from esolm.pipeline.parallel.single import single_process
 
         network = Network(self.model, single_process()).float().eval()
         with torch.no_grad():

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli.main import main
-from pipeline.parallel.layout import Layout
-from pipeline.plan.cost import Machine, bubble_share, gpu_named
-from pipeline.plan.estimate import data_seconds, tensor_seconds
+from esolm.pipeline.cli.main import main
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.plan.cost import Machine, bubble_share, gpu_named
+from esolm.pipeline.plan.estimate import data_seconds, tensor_seconds
 from tests.model.conftest import small_config
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "run"

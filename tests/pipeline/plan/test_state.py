@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from model.flops import layer_costs
-from pipeline.parallel.layout import Layout
-from pipeline.plan.shapes import stage_size
-from pipeline.plan.stages import stage_bounds
-from pipeline.plan.state import StateBytes, state_bytes
+from esolm.model.flops import layer_costs
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.plan.shapes import stage_size
+from esolm.pipeline.plan.stages import stage_bounds
+from esolm.pipeline.plan.state import StateBytes, state_bytes
 from tests.dist import workers
 from tests.dist.plan_worker import MODEL
 from tests.dist.ranks import run_ranks

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import EXIT_FAILED, ConfigError, EsolmError
-from pipeline.run.config import load_config
-from pipeline.run.directory import RunDirectory
-from pipeline.run.history import History, read_lines
+from esolm.pipeline.errors import EXIT_FAILED, ConfigError, EsolmError
+from esolm.pipeline.run.config import load_config
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.history import History, read_lines
 from tests.processes import ROOT
 
 CONFIG = ROOT / "configs" / "run" / "demo.yaml"
@@ -67,7 +67,8 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         return folder
 
     yield mount
-    subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_run_that_cannot_be_written_is_refused_at_its_start(

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli.main import app
-from pipeline.errors import ConfigError
-from pipeline.run import beats
-from pipeline.run.config import load_config, to_yaml
-from pipeline.run.directory import RunDirectory
-from pipeline.run.history import History
-from pipeline.watch.status import run_status
+from esolm.pipeline.cli.main import app
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run import beats
+from esolm.pipeline.run.config import load_config, to_yaml
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.history import History
+from esolm.pipeline.watch.status import run_status
 from tests.pipeline.conftest import RecordedRun
 from tests.processes import run_python
 
@@ -181,7 +181,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_it_needs_no_torch(recorded_run: RecordedRun) -> None:
     script = (
-        "import sys; from typer.testing import CliRunner; from pipeline.cli.main import app\n"
+        "import sys; from typer.testing import CliRunner; from esolm.pipeline.cli.main import app\n"
         f"assert CliRunner().invoke(app, ['status', {str(recorded_run.path)!r}]).exit_code == 0\n"
         "assert not {'torch', 'transformers', 'deepspeed'} & sys.modules.keys()\n"
     )
