@@ -13,8 +13,8 @@ OF_SAMPLES = (
     "out",
 )  # fmt: skip
 OF_LIKELIHOODS = (
-    "draws", "orders", "samples_limit", "weights", "seq_len", "tokenizer", "tokens_per_pass",
-    "ranks", "suite", "files", "clip_search",
+    "draws", "orders", "orders_as", "samples_limit", "weights", "seq_len", "tokenizer",
+    "tokens_per_pass", "ranks", "suite", "files", "clip_search",
 )  # fmt: skip
 
 
@@ -35,12 +35,15 @@ def refuse_misplaced(context: typer.Context) -> None:
     rules = {
         "means nothing with --samples": named(*OF_LIKELIHOODS) if samples else "",
         "goes with --samples": "" if samples else named(*OF_SAMPLES),
+        "goes with --orders": "" if samples or "orders" in given else named("orders_as"),
         "goes with --suite": "" if samples or "suite" in given else named("files"),
         "goes with a DATASET": "" if "dataset" in given else named("split"),
         "(a DATASET) goes with --featuriser under --samples": named("dataset")
         if samples and "featuriser" not in given
         else "",
-        "means nothing with --clip-search": named("orders") if "clip_search" in given else "",
+        "means nothing with --clip-search": named("orders", "orders_as")
+        if "clip_search" in given
+        else "",
     }
     if problems := [f"{options} {rule}" for rule, options in rules.items() if options]:
         raise ConfigError(problems)

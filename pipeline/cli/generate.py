@@ -47,7 +47,8 @@ def generate_command(
     for name in decoding.ignored_options(loaded, request):
         objective = loaded.model.config.objective
         typer.echo(f"note: {name} means nothing to '{objective}' and is ignored", err=True)
-    result = decoding.generate(loaded, request)
+    with decoding.DecodingProgress() as progress:
+        result = decoding.generate(loaded, request, streamer=progress)
     comparison = decoding.compare(loaded, request) if compare else None
     if as_json:
         record = {

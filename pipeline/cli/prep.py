@@ -71,22 +71,25 @@ def tokenizer(
 
         esolm prep tokenizer --from-python-stdlib --vocab-size 4096 --out data/tok
     """
-    from esolm.data_prep.documents import BadDocuments, iterate_documents
+    from esolm.data_prep.documents import BadDocuments
     from esolm.data_prep.errors import DataError
-    from esolm.data_prep.sampling import sample_chunks
+    from esolm.data_prep.progress import phase
+    from esolm.data_prep.sampling import sample_files
     from esolm.data_prep.tokenizers import save_tokenizer, train_model
 
     if max_sentences < 1:
         raise DataError(f"--max-sentences is {max_sentences}, must be at least 1.")
     bad = BadDocuments(on_bad_document)
     files = _find(inputs, from_python_stdlib, format)
-    chunks = sample_chunks(iterate_documents(files, bad, text_key), max_sentences)
+    chunks = sample_files(files, bad, text_key, max_sentences)
     num_characters = sum(map(len, chunks))
     typer.echo(f"training on {num_characters:,} characters of {len(files):,} files", err=True)
     # Fewer than asked for are all there are.
     is_sample = len(chunks) == max_sentences
     more_text = "Raise --max-sentences (prep.max_sentences)" if is_sample else "Give more text"
-    info = save_tokenizer(train_model(chunks, vocab_size, more_text), out)
+    with phase(f"train {vocab_size:,} pieces"):
+        model = train_model(chunks, vocab_size, more_text)
+    info = save_tokenizer(model, out)
     typer.echo(f"{out}: {info.vocab_size:,} pieces, fingerprint {info.fingerprint[:16]}")
 
 
@@ -164,8 +167,11 @@ def merge(data: Data) -> None:
         esolm prep merge data/py
     """
     from esolm.data_prep.merge import merge_tasks
+    from esolm.data_prep.progress import phase
 
-    _echo_summary(data, merge_tasks(data))
+    with phase(f"merge {data}"):
+        manifest = merge_tasks(data)
+    _echo_summary(data, manifest)
 
 
 @app.command()

@@ -31,10 +31,12 @@ def replay_command(
     import json
     from dataclasses import asdict
 
+    from esolm.data_prep.progress import phase
     from esolm.pipeline.watch.replay import replay, row_losses
 
-    replayed = replay(run, step, data)
-    from_step, losses = row_losses(run, replayed) if loss else (None, [])
+    with phase(f"replay step {step}"):
+        replayed = replay(run, step, data)
+        from_step, losses = row_losses(run, replayed) if loss else (None, [])
     texts = _texts(run, replayed) if text else []
     if as_json:
         record = {

@@ -1,5 +1,6 @@
 """Measures the quality of a bundle's samples, and the seconds they take, by decoding settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,11 @@ def measure_samples(
     grid = settings_of(bundle, settings)
     _warm_up(bundle)
     found = []
-    with ProgressBar("settings", len(grid)) as progress:
+    judged = 1 if loaded is None else 2
+    with ProgressBar("samples", len(grid) * settings.num_samples * judged) as progress:
         for alpha_0, steps in grid:
-            found.append(_measure(bundle, settings, alpha_0, steps, tools))
-            progress.advance()
+            progress.note(f"alpha_0 {alpha_0:g}, {steps} steps")
+            found.append(_measure(bundle, settings, alpha_0, steps, tools, progress.advance))
     report: dict[str, Any] = {"bundle": str(path), "settings": found}
     if out is not None:
         report["files"] = [str(each) for each in pareto.write(found, out)]
@@ -124,9 +126,11 @@ def reference_texts(bundle: Bundle, data: Path, split: str, settings: SampleSett
 
 
 def _measure(
-    bundle: Bundle, settings: SampleSettings, alpha_0: float, steps: int, tools: Tools
-) -> dict[str, Any]:
-    tokens, nfes, seconds = _write(bundle, settings, alpha_0, steps)
+    bundle: Bundle, settings: SampleSettings, alpha_0: float, steps: int, tools: Tools,
+    on_samples: Callable[[int], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Makes the report of one setting; tells how many samples are written, and how many judged."""
+    tokens, nfes, seconds = _write(bundle, settings, alpha_0, steps, on_samples)
     report: dict[str, Any] = {
         "alpha_0": alpha_0,
         "steps": steps if alpha_0 else None,
@@ -143,7 +147,9 @@ def _measure(
     if tools.tokenizer is not None and (tools.judge or tools.featuriser):
         texts = [tools.tokenizer.decode(row) for row in tokens.tolist()]
         if tools.judge is not None:
-            report["generative_perplexity"] = tools.judge.perplexity(texts)["perplexity"]
+            report["generative_perplexity"] = tools.judge.perplexity(texts, on_samples)[
+                "perplexity"
+            ]
         if tools.featuriser is not None:
             device = bundle.model.device
             report["mauve"] = mauve(texts, tools.references, tools.featuriser, device)
@@ -151,7 +157,11 @@ def _measure(
 
 
 def _write(
-    bundle: Bundle, settings: SampleSettings, alpha_0: float, steps: int
+    bundle: Bundle,
+    settings: SampleSettings,
+    alpha_0: float,
+    steps: int,
+    on_samples: Callable[[int], None],
 ) -> tuple[Int64Array, list[int], float]:
     """Returns samples [N, L], the forward passes of each batch, and the seconds of all batches."""
     rows, nfes, seconds = [], [], 0.0
@@ -169,4 +179,5 @@ def _write(
         rows.append(result.sequences.numpy())
         nfes.append(result.nfe)
         seconds += result.seconds
+        on_samples(len(result.sequences))
     return np.concatenate(rows), nfes, seconds

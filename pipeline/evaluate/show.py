@@ -33,6 +33,7 @@ def likelihood_text(report: dict[str, Any]) -> str:
         lines.append(_line(f"exact, one drawn order {drawn}", orders["single"]))
         bounded = f"bound of {orders['k']} orders {drawn}"
         lines.append(_line(bounded, orders["importance_weighted"]))
+        lines.append(f"  under orders: the likelihood of {orders['of']}")
     if report["note"] is not None:
         lines.append(report["note"])
     lines += ["", *_errors(bound), *_buckets(report["t_buckets"])]

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from esolm.data_prep.files import sha256_of_file, write_json
+from esolm.data_prep.progress import phase
 from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
 from esolm.model.config import Architecture
 from esolm.pipeline.errors import ImportCheckpointError
@@ -112,7 +113,8 @@ def _write(
     # The fingerprint is left out if a copy may have another one: a run compares it with that of its
     # dataset, whose copy of the tokenizer may have been saved in another way.
     fingerprint = known.identity if known else None
-    checkpoint = write_checkpoint(directory, network, fingerprint or "")
+    with phase("write the checkpoint"):
+        checkpoint = write_checkpoint(directory, network, fingerprint or "")
     bos_id = known.bos_id if known else network.bos_id
     if network.objective.prepend == "bos" and bos_id is None:
         notes.append(

@@ -94,11 +94,25 @@ def show_search(console: Console, found: Search, count: int) -> None:
     """Prints the ranking of a search, with times in milliseconds."""
     title = f"{found.tried} layouts tried, {found.too_large} too large; ms per step, estimated"
     table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
-    for name in ("layout", "rows", "recompute", "step", "compute", "bubble", "tp", "dp", "memory"):
+    for name in (
+        "layout",
+        "rows",
+        "recompute",
+        "step",
+        "compute",
+        "bubble",
+        "tp",
+        "pp",
+        "dp",
+        "memory",
+    ):
         table.add_column(name, justify="left" if name == "layout" else "right", no_wrap=True)
     for candidate in found.ranked[:count]:
         layout, seconds = candidate.plan.layout, candidate.seconds
-        times = (seconds.total, seconds.compute, seconds.bubble, seconds.tensor, seconds.data)
+        times = (
+            seconds.total, seconds.compute, seconds.bubble, seconds.tensor, seconds.messages,
+            seconds.data,
+        )  # fmt: skip
         table.add_row(
             f"TP{layout.tp}{'+SP' if layout.sequence else ''} PP{layout.pp} DP{layout.dp} "
             f"Z{layout.zero}",

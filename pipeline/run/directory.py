@@ -45,7 +45,7 @@ class RunDirectory:
         return self.logs / f"stacks_{rank}.txt"
 
     def beat(self, rank: int) -> Path:
-        """What a rank touches for as long as it lives; see `pipeline.run.beats`."""
+        """What a rank touches for as long as it lives; see `esolm.pipeline.run.beats`."""
         return self.logs / f"beat_{rank}"
 
     def profile(self, rank: int) -> Path:

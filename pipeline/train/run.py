@@ -5,9 +5,12 @@ import sys
 from contextlib import ExitStack
 from datetime import timedelta
 
+import torch
+
 from esolm.model.flops import flops_per_token
 from esolm.pipeline.errors import EXIT_DONE, EXIT_FAILED
 from esolm.pipeline.parallel.bootstrap import (
+    ProcessInfo,
     describe_device,
     device_of,
     initialize_processes,
@@ -50,33 +53,55 @@ def train(config: RunConfig) -> int:
     timeout = timedelta(minutes=2 * config.train.timeout_minutes)
     record_collectives(directory.logs)
     initialize_processes(info, experiment.layout, device, timeout)
-    on_leaving = ExitStack()
-    try:
-        from_first_rank(directory.lock)
-        directory.log_to_files(info.rank)
-        on_leaving.callback(Beat(directory, info.rank).close)
-        watchdog = Watchdog(
-            directory.stacks(info.rank),
-            60.0 * config.train.timeout_minutes,
-            lambda: dump_collectives(directory.logs, info.rank, device),
-        )
-        on_leaving.callback(watchdog.close)
-        watchdog.progress()
-        check_data(config.data.path, config.data.verify, config.seed, lambda _: watchdog.progress())
-        dtype = DTYPES[config.train.precision]
-        found = prove_kernels(kernels_of(device), device, experiment.model, dtype)
-        kernels = choose_kernels(found)
-        if info.rank == 0:
-            logger.info("%s", describe_device(device))
-            _announce(experiment, kernels)
-        trainer = Trainer(experiment, directory, device, info.rank, watchdog)
-        from_first_rank(lambda: _tell_changes(directory, config))
-        tokenizer = experiment.dataset.tokenizer_directory
-        from_first_rank(lambda: directory.describe(config, tokenizer, kernels))
-        return _run(trainer, History(directory))
-    finally:
-        shutdown_processes()  # this may hang as well, if another rank is gone
-        on_leaving.close()
+    with ExitStack() as guards:
+        try:
+            watchdog = _begin(directory, info, device, config, guards)
+            trainer = _prepare(experiment, directory, device, info, watchdog)
+            return _run(trainer, History(directory))
+        finally:
+            shutdown_processes()  # this may hang as well, if another rank is gone
+
+
+def _begin(
+    directory: RunDirectory,
+    info: ProcessInfo,
+    device: torch.device,
+    config: RunConfig,
+    guards: ExitStack,
+) -> Watchdog:
+    """Takes the run for this job and begins to show that this rank is alive, until guards ends."""
+    from_first_rank(directory.lock)
+    directory.log_to_files(info.rank)
+    guards.callback(Beat(directory, info.rank).close)
+    watchdog = Watchdog(
+        directory.stacks(info.rank),
+        60.0 * config.train.timeout_minutes,
+        lambda: dump_collectives(directory.logs, info.rank, device),
+    )
+    guards.callback(watchdog.close)
+    watchdog.progress()
+    return watchdog
+
+
+def _prepare(
+    experiment: Experiment,
+    directory: RunDirectory,
+    device: torch.device,
+    info: ProcessInfo,
+    watchdog: Watchdog,
+) -> Trainer:
+    """Proves data and kernels, builds the trainer, and writes down what the run is."""
+    config, dataset = experiment.config, experiment.dataset
+    check_data(config.data.path, config.data.verify, config.seed, lambda _: watchdog.progress())
+    dtype = DTYPES[config.train.precision]
+    kernels = choose_kernels(prove_kernels(kernels_of(device), device, experiment.model, dtype))
+    if info.rank == 0:
+        logger.info("%s", describe_device(device))
+        _announce(experiment, kernels)
+    trainer = Trainer(experiment, directory, device, info.rank, watchdog)
+    from_first_rank(lambda: _tell_changes(directory, config))
+    from_first_rank(lambda: directory.describe(config, dataset.tokenizer_directory, kernels))
+    return trainer
 
 
 def _run(trainer: Trainer, history: History) -> int:

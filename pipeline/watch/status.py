@@ -27,7 +27,7 @@ class Health:
     """How a run is doing.
 
     state: running, unsaved, stalled, stopped, failed, done or new. reason: what this is known by.
-    For a run of jobs also starting, waiting or unattended, see `pipeline.slurm.attendance`.
+    For a run of jobs also starting, waiting or unattended, see `esolm.pipeline.slurm.attendance`.
     """
 
     state: str

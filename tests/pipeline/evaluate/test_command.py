@@ -33,6 +33,17 @@ def test_text(make_run: Callable[[str], Path], dataset: Path) -> None:
     assert "perplexity" in run(make_run("ar"), dataset, "--samples-limit", 3)
 
 
+def test_the_likelihood_as_published(make_run: Callable[[str], Path], dataset: Path) -> None:
+    arguments = [make_run("esolm_a"), dataset, "--samples-limit", 3, "--orders", 2, "--json"]
+    own, published = (
+        json.loads(run(*arguments, "--orders-as", value))["orders"]
+        for value in ("decoder", "published")
+    )
+    assert (own["as"], published["as"]) == ("decoder", "published")
+    assert own["single"] != published["single"]
+    assert json.loads(run(*arguments))["orders"] == own
+
+
 @pytest.mark.dist
 def test_any_number_of_processes_gives_the_same(
     make_run: Callable[[str], Path], dataset: Path
@@ -93,6 +104,8 @@ def test_samples(make_bundle: Callable[[str], Path], tmp_path: Path) -> None:
         (["data", "--length", "8", "--out", "o"], "--length, --out goes with --samples"),
         (["data", "--judge", "j", "--num-samples", "2"], "--num-samples, --judge goes with"),
         (["data", "--files", "f"], "--files goes with --suite"),
+        (["data", "--orders-as", "published"], "--orders-as goes with --orders"),
+        (["data", "--samples", "--orders-as", "published"], "--orders-as means nothing with"),
         (["--suite", "ptb", "--split", "train"], "--split goes with a DATASET"),
         (["data", "--clip-search", "--orders", "2"], "--orders means nothing with --clip-search"),
         (["data", "--seq-len", "0"], "--seq-len is 0"),
