@@ -16,7 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import write_atomic
+from esolm.data_prep.tokenizers import load_tokenizer
 from esolm.pipeline.errors import ConfigError, EsolmError
 from esolm.pipeline.run.config import load_recorded, to_yaml
 from esolm.pipeline.run.sections import RunConfig
@@ -141,12 +143,17 @@ class RunDirectory:
         logging.captureWarnings(True)
 
     def describe(self, config: RunConfig, tokenizer: Path, kernels: dict[str, str]) -> None:
-        """Writes config.yaml, env.json and the run's own copy of the tokenizer."""
+        """Writes config.yaml, env.json and the run's own copy of the tokenizer.
+
+        Raises ConfigError, before anything is written, if that copy is there and of another one.
+        """
+        if _is_cut_short(self.tokenizer, tokenizer):
+            _copy_whole(tokenizer, self.tokenizer)
+        else:
+            _check_copy(self.tokenizer, tokenizer)
         write_atomic(self.path / "config.yaml", to_yaml(config).encode())
         described = json.dumps(environment(kernels), indent=1) + "\n"
         write_atomic(self.path / "env.json", described.encode())
-        if _is_cut_short(self.tokenizer, tokenizer):
-            _copy_whole(tokenizer, self.tokenizer)
 
     def finish(self, step: int) -> None:
         """Marks the training as complete."""
@@ -159,6 +166,24 @@ def _is_cut_short(copy: Path, original: Path) -> bool:
     there = {path.name: path.stat().st_size for path in copy.glob("*")}
     whole = {path.name: path.stat().st_size for path in original.glob("*")}
     return there != whole and all(size <= whole.get(name, -1) for name, size in there.items())
+
+
+def _check_copy(copy: Path, original: Path) -> None:
+    """Compares the run's copy with the dataset's tokenizer; a damaged copy is made anew."""
+    whole = load_tokenizer(original).vocabulary
+    try:
+        found = load_tokenizer(copy).vocabulary
+    except DataError:
+        if not {path.name for path in copy.iterdir()} <= {path.name for path in original.iterdir()}:
+            raise
+        _copy_whole(original, copy)
+        return
+    same = found.identity == whole.identity or None in (found.identity, whole.identity)
+    if not same or found.num_rows != whole.num_rows:
+        raise ConfigError(
+            f"{copy}, the run's tokenizer, is not the one of the dataset ({original}), so that its "
+            "tokens have other meanings. Give the dataset of the run, or another run.dir."
+        )
 
 
 def _copy_whole(original: Path, copy: Path) -> None:
