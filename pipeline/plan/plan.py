@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from esolm.model.config import ModelConfig
+from esolm.model.config import RECOMPUTE, ModelConfig
 from esolm.model.flops import flops_per_token, layer_costs
 from esolm.model.objectives import Objective, VocabularyIds
 from esolm.pipeline.errors import ConfigError
@@ -46,10 +46,8 @@ class StagePlan:
 
     def total(self, mode: str) -> int:
         """The most bytes at any moment of a step under a checkpointing mode."""
-        state = self.state
         passing = max(self.working[mode], self.logits)
-        computing = state.computing + self.activations[mode] + passing
-        return state.held + state.bucket + max(computing, state.reducing)
+        return self.state.peak(self.activations[mode] + passing)
 
 
 @dataclass(frozen=True)
@@ -152,10 +150,7 @@ def _plan_stage(
     works = subject.objective.work(train.seq_len)
     shapes = [MicroBatchShape.of(work, train.micro_batch_size) for work in works]
     size = stage_size(subject.model, *bounds, layout.tp)
-    kinds = {
-        mode: Activations(subject.model, layout, train.precision, mode)
-        for mode in ("none", "selective", "full")
-    }
+    kinds = {mode: Activations(subject.model, layout, train.precision, mode) for mode in RECOMPUTE}
     has_head = bounds[1] == subject.model.num_layers + 2
     chosen = kinds[parallel.activation_checkpointing]
     # The plan is for the kind of row that needs most memory, logits included.

@@ -43,10 +43,9 @@ class StateBytes:
         """The bytes of weights, gradients, optimizer and average together."""
         return self.weights + self.gradients + self.master + self.moments + self.ema
 
-    @property
-    def peak(self) -> int:
-        """The most bytes at any moment of a step, without activations."""
-        return self.held + self.bucket + max(self.computing, self.reducing)
+    def peak(self, activations: int = 0) -> int:
+        """The most bytes at any moment of a step. activations: how many of them are activations."""
+        return self.held + self.bucket + max(self.computing + activations, self.reducing)
 
 
 def state_bytes(size: Size, layout: Layout, precision: str, offload: bool = False) -> StateBytes:

@@ -7,6 +7,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from esolm.model.config import RECOMPUTE
 from esolm.pipeline.plan.cost import Machine
 from esolm.pipeline.plan.plan import Plan
 from esolm.pipeline.plan.report import FLOPS_DEFINITION, SEARCH_CAVEAT, describe
@@ -79,7 +80,7 @@ def _memory(facts: dict[str, Any]) -> Table:
     table.add_row("micro-batches in flight", *[str(s["micro_batches_in_flight"]) for s in stages])
     for key, label in _ROWS.items():
         table.add_row(label, *[size(s[key]) for s in stages])
-    for kind in ("none", "selective", "full"):
+    for kind in RECOMPUTE:
         label = f"activations, {kind}" + (" (chosen)" if kind == mode else "")
         table.add_row(label, *[size(s["activations"][kind]) for s in stages])
     table.add_row("one block's backward pass", *[size(s["working"][mode]) for s in stages])

@@ -16,6 +16,7 @@ from esolm.model.settings import (
     setting,
     setting_problems,
 )
+from esolm.pipeline.data.index import SHUFFLES
 
 
 @dataclass
@@ -28,7 +29,7 @@ class RunSection:
 @dataclass
 class DataSection:
     path: str = setting(MISSING, "A dataset made by `esolm prep merge`.")
-    shuffle: str = setting("global", "`global` or `none`.", choices=("global", "none"))
+    shuffle: str = setting("global", "`global` or `none`.", choices=SHUFFLES)
     verify: str = setting(
         "sizes",
         "What is checked of the dataset: `none`; `sizes` of files at the start and checksums of "
