@@ -40,8 +40,10 @@ def train_command(
     if ranks is None:
         from esolm.pipeline.train.run import train
 
-        code = train(resolved)
-        ignore_stop_signals()
+        try:
+            code = train(resolved)
+        finally:  # a rank that leaves with an error, too, is to end with that error's code
+            ignore_stop_signals()
         raise typer.Exit(code)
     from esolm.pipeline.parallel.bootstrap import check_build, check_gpus
     from esolm.pipeline.run.completion import complete_message, is_complete
