@@ -147,7 +147,10 @@ def find_files(
     if from_python_stdlib:
         files += python_stdlib_files()
     if not files:
-        raise DataError("No input files. Give text or JSONL files, or --from-python-stdlib.")
+        where = f" in {', '.join(map(str, inputs))}" if inputs else ""
+        raise DataError(
+            f"No input files{where}. Give text or JSONL files, or --from-python-stdlib."
+        )
     return files
 
 

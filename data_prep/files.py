@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,19 @@ def temporary_path(path: Path) -> Path:
     machines or in different containers even under the same process id.
     """
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def refuse_taken(directory: Path, marks: Collection[str], kind: str) -> None:
+    """Raise DataError if a directory holds one of the names that mark it as something else's.
+
+    kind: what was to be written there.
+    """
+    found = [name for name in marks if (directory / name).exists()]
+    if found:
+        raise DataError(
+            f"--out {directory} is no place for a {kind}: it holds {found[0]}, which is part of "
+            "something else. Name a directory of its own."
+        )
 
 
 def write_atomic(path: Path, content: bytes) -> None:

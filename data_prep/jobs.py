@@ -14,7 +14,7 @@ from typing import Any
 
 from esolm.data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.files import fingerprint_of
+from esolm.data_prep.files import fingerprint_of, refuse_taken
 from esolm.data_prep.formats import format_of
 from esolm.data_prep.manifest import (
     MANIFEST_NAME,
@@ -283,6 +283,10 @@ def _write_marker(
     write_record(marker_path(job.out, task, job.num_tasks), record)
 
 
+MARKS_OF_OTHERS = ("checkpoints", "export.json")
+"""What a run and a bundle have, and no dataset."""
+
+
 def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool) -> None:
     """Make the dataset directory ready: check the settings and copy the tokenizer into it.
 
@@ -290,6 +294,7 @@ def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool)
     first. Raises DataError as `check_settings` does, or if the tokenizer cannot be loaded.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
+    refuse_taken(job.out, MARKS_OF_OTHERS, "dataset")
     if overwrite:
         (job.out / MANIFEST_NAME).unlink(missing_ok=True)
         for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY, TOKENIZER_DIRECTORY):

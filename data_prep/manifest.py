@@ -144,6 +144,11 @@ def read_manifest(data: Path) -> Manifest:
     """
     path = data / MANIFEST_NAME
     merge = f"Run `esolm prep merge {data}` (after `esolm prep tokenize ... --out {data}`)."
+    if data.is_dir() and not path.exists() and not (data / TASKS_DIRECTORY).exists():
+        raise DataError(
+            f"{data} is no dataset: it has neither {MANIFEST_NAME} nor {TASKS_DIRECTORY}/. Name "
+            "the directory that `esolm prep tokenize` and `esolm prep merge` wrote."
+        )
     record = read_record(path, merge)
     if record["format_version"] == UNSEALED_VERSION:
         logger.warning(

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.tokenizers.own import MASK_PIECE
 
+SMALLEST_VOCAB_SIZE = 261
+
 
 def train_model(chunks: Iterable[str], vocab_size: int, more_text: str = "Give more text") -> bytes:
     """Train a unigram model; the same chunks and size give the same pieces and scores.
@@ -15,6 +17,11 @@ def train_model(chunks: Iterable[str], vocab_size: int, more_text: str = "Give m
     """
     from sentencepiece import SentencePieceTrainer
 
+    if vocab_size < SMALLEST_VOCAB_SIZE:
+        raise DataError(
+            f"--vocab-size is {vocab_size}, must be at least {SMALLEST_VOCAB_SIZE}: 256 bytes, 4 "
+            "special symbols and a character of text."
+        )
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(

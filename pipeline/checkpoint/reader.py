@@ -20,10 +20,13 @@ class CheckpointReader:
 
     def __init__(self, path: str | Path, copies: Path | None = None) -> None:
         path = fetch(str(path), copies) if is_url(path) else Path(path)
+        commit.refuse_other(path)
         if (path / "checkpoints").is_dir():
             found = commit.newest_valid(path / "checkpoints")
             if found is None:
-                raise CheckpointError(f"{path} holds no valid checkpoint")
+                raise CheckpointError(
+                    f"{path} holds no valid checkpoint; esolm checkpoint ls {path} shows why"
+                )
             self.directory, self.manifest = found
         else:
             self.directory, self.manifest = path, commit.read_manifest(path)

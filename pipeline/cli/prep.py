@@ -73,12 +73,16 @@ def tokenizer(
     """
     from esolm.data_prep.documents import BadDocuments
     from esolm.data_prep.errors import DataError
+    from esolm.data_prep.files import refuse_taken
+    from esolm.data_prep.jobs import MARKS_OF_OTHERS
+    from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY
     from esolm.data_prep.progress import phase
     from esolm.data_prep.sampling import sample_files
     from esolm.data_prep.tokenizers import save_tokenizer, train_model
 
     if max_sentences < 1:
         raise DataError(f"--max-sentences is {max_sentences}, must be at least 1.")
+    refuse_taken(out, (*MARKS_OF_OTHERS, MANIFEST_NAME, TASKS_DIRECTORY), "tokenizer")
     bad = BadDocuments(on_bad_document)
     files = _find(inputs, from_python_stdlib, format)
     chunks = sample_files(files, bad, text_key, max_sentences)
@@ -108,7 +112,7 @@ def tokenize(
     task: Annotated[
         int | None, typer.Option(help="Do this task only (for array jobs), from 0.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that work on the tasks.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that work on the tasks.")] = 1,
     valid_fraction: Annotated[
         float, typer.Option(help="Share of documents to validate on.")
     ] = PrepSection.valid_fraction,

@@ -14,7 +14,7 @@ def train_command(
     ranks: Annotated[
         int | None,
         typer.Option(
-            help="Start this many ranks on this machine. Without it: this process is one."
+            min=1, help="Start this many ranks on this machine. Without it: this process is one."
         ),
     ] = None,
 ) -> None:

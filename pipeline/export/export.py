@@ -138,6 +138,8 @@ def _versions() -> dict[str, str]:
 def _refuse_existing(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         raise ExportError(f"{out} exists; remove it, choose another --out, or pass --overwrite")
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file; it is not overwritten, choose another --out")
     if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
         raise ExportError(f"{out} holds something that is no bundle; it is not overwritten")
 

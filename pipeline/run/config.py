@@ -142,12 +142,15 @@ def _layers(path: Path, seen: list[Path]) -> list[Layer]:
     path = path.resolve()
     if path in seen:
         raise ConfigError(f"{path} includes itself through 'defaults'")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a directory; name a YAML file, of a run its config.yaml")
     try:
         content = OmegaConf.load(path)
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}") from None
     except YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        tab = "; indent with spaces, YAML takes no tabs" if b"\t" in path.read_bytes() else ""
+        raise ConfigError(f"{path} is not valid YAML: {error}{tab}") from error
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, DictConfig):
@@ -206,7 +209,9 @@ def _set(config: DictConfig, known: list[str], key: str, value: Any) -> list[str
     try:
         OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
-        return [f"'{key}' = {value!r}: {_in_one_line(error)}"]
+        whole = isinstance(value, float) and value.is_integer()
+        advice = f"; write {value:.0f}" if whole else ""
+        return [f"'{key}' = {value!r}: {_in_one_line(error)}{advice}"]
     return []
 
 
@@ -214,6 +219,8 @@ def _value_problems(config: DictConfig, key: str) -> list[str]:
     """Names a value that is missing, or an interpolation that leads nowhere or to a wrong type."""
     try:
         value = OmegaConf.select(config, key, throw_on_missing=True)
+        if isinstance(value, str) and value.startswith("~"):
+            return [f"'{key}' = '{value}': no shell expands this ~; write ${{oc.env:HOME}} for it"]
         if isinstance(value, Container):
             OmegaConf.to_container(value, resolve=True)
     except MissingMandatoryValue:

@@ -58,7 +58,10 @@ class RunDirectory:
         """Returns the configuration of the last start. Raises ConfigError if this is no run."""
         path = self.path / "config.yaml"
         if not path.is_file():
-            raise ConfigError(f"{self.path} is no run directory: it has no config.yaml")
+            raise ConfigError(
+                f"{self.path} is no run directory: it has no config.yaml. "
+                "Name the run.dir of a training that was started"
+            )
         return load_recorded(path)
 
     def lock(self) -> None:

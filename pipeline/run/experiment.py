@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from esolm.data_prep.errors import DataError
+from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY
 from esolm.model.config import ModelConfig
 from esolm.model.objectives import Objective, VocabularyIds, objective_kind
 from esolm.pipeline.checkpoint.commit import committed
@@ -122,9 +123,19 @@ def _train_problems(config: RunConfig) -> list[str]:
             "exact"
         )
     problems += steps_problems(config.train.profile_steps)
-    problems += _origin_problems(config)
+    problems += _place_problems(Path(config.run.dir)) + _origin_problems(config)
     problems += url_problems("checkpoint.mirror", config.checkpoint.mirror)
     return problems
+
+
+def _place_problems(run: Path) -> list[str]:
+    """Says what else lies where the run is to be written."""
+    if run.is_file():
+        return [f"run.dir: {run} is a file; name a directory, which need not exist"]
+    is_dataset = any((run / name).exists() for name in (MANIFEST_NAME, TASKS_DIRECTORY))
+    if is_dataset and not (run / "checkpoints").is_dir():
+        return [f"run.dir: {run} holds a dataset; name a directory of its own for the run"]
+    return []
 
 
 def _origin_problems(config: RunConfig) -> list[str]:

@@ -66,6 +66,8 @@ def replay(run: Path, step: int, data: Path | None = None) -> Replay:
     """
     directory = RunDirectory(run)
     config = directory.config()
+    if step > config.train.steps:
+        raise ConfigError(f"step {step} is beyond the {config.train.steps} steps of {run}")
     place = find_step(directory, config, step)
     source = _source(directory, config, place, data)
     batches = source.batch(place.first_sample)
