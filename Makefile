@@ -20,7 +20,7 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	touch $(STAMP)
 
 demo: $(STAMP)  ## real text -> tars -> parallel training, killed and resumed -> bundle -> samples
-	$(BIN)/python -W ignore -m pipeline.demo
+	$(BIN)/python -W ignore -m esolm.pipeline.demo
 
 # The Slurm tests start a cluster of their own; where its programs cannot be had they skip.
 slurm-packages:
@@ -54,7 +54,7 @@ format: $(STAMP)  ## rewrite the files as ruff would
 	$(BIN)/ruff check --fix .
 
 docs: $(STAMP)  ## write the tables that come from the code anew
-	$(BIN)/python -m pipeline.run.reference
+	$(BIN)/python -m esolm.pipeline.run.reference
 
 bench: $(STAMP)  ## the measurements behind the README's figures
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python -W ignore $$script || exit 1; done

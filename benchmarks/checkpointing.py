@@ -27,21 +27,21 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from model.config import ModelConfig
-from model.flops import layer_costs
-from model.objectives import EsoLM
-from pipeline.checkpoint import commit
-from pipeline.checkpoint.checkpointer import Checkpointer, RunState
-from pipeline.parallel.bootstrap import (
+from esolm.model.config import ModelConfig
+from esolm.model.flops import layer_costs
+from esolm.model.objectives import EsoLM
+from esolm.pipeline.checkpoint import commit
+from esolm.pipeline.checkpoint.checkpointer import Checkpointer, RunState
+from esolm.pipeline.parallel.bootstrap import (
     ProcessInfo,
     device_of,
     initialize_processes,
     process_info,
     shutdown_processes,
 )
-from pipeline.parallel.build import build_engine
-from pipeline.parallel.engine import Engine, EngineConfig
-from pipeline.parallel.layout import Layout
+from esolm.pipeline.parallel.build import build_engine
+from esolm.pipeline.parallel.engine import Engine, EngineConfig
+from esolm.pipeline.parallel.layout import Layout
 
 LAYOUTS = {
     "single": Layout(1, 1, 1, 1),

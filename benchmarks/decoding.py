@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from pipeline.export.bundle.configuration_esolm import EsoLMConfig
-from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
+from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 
 
 def random_network(hidden_size: int, num_layers: int, vocab_size: int) -> Any:

@@ -76,7 +76,7 @@ def prepare(out: Path) -> Path:
 
 
 def esolm(*arguments: str) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "pipeline", "prep", *arguments]
+    command = [sys.executable, "-W", "ignore", "-m", "esolm", "prep", *arguments]
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
@@ -86,8 +86,8 @@ def run(job: tuple[Path, Path, float, int, int, int]) -> tuple[float, int, dict[
     import warnings
 
     warnings.filterwarnings("ignore")
-    from pipeline.run.config import load_config
-    from pipeline.train.run import train
+    from esolm.pipeline.run.config import load_config
+    from esolm.pipeline.train.run import train
 
     directory = out / f"alpha_{alpha_0:g}_seed_{seed}_steps_{steps}"
     kappa = alpha_0 if alpha_0 in (0.0, 1.0) else 0.5
@@ -107,11 +107,11 @@ def run(job: tuple[Path, Path, float, int, int, int]) -> tuple[float, int, dict[
 
 
 def measure_bound(directory: Path, data: Path, num_rows: int) -> dict[str, Any]:
-    from pipeline.evaluate.likelihood import Settings, measure
-    from pipeline.evaluate.ranks import join
-    from pipeline.evaluate.rows import dataset_rows
-    from pipeline.evaluate.subject import open_subject
-    from pipeline.parallel.bootstrap import shutdown_processes
+    from esolm.pipeline.evaluate.likelihood import Settings, measure
+    from esolm.pipeline.evaluate.ranks import join
+    from esolm.pipeline.evaluate.rows import dataset_rows
+    from esolm.pipeline.evaluate.subject import open_subject
+    from esolm.pipeline.parallel.bootstrap import shutdown_processes
 
     info, device = join()
     subject = open_subject(directory, "ema", device)

@@ -12,12 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.config import ModelConfig
-from model.initialize import initialize
-from model.inputs import NetworkInput
-from model.network import Block, Network
-from pipeline.parallel.single import single_process
+from esolm.model.attention import AttentionPattern
+from esolm.model.config import ModelConfig
+from esolm.model.initialize import initialize
+from esolm.model.inputs import NetworkInput
+from esolm.model.network import Block, Network
+from esolm.pipeline.parallel.single import single_process
 
 
 def build(args: argparse.Namespace, device: str) -> Network:

@@ -23,26 +23,26 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.flops import flops_per_token, layer_costs
-from model.initialize import initialize
-from model.network import Network
-from model.objectives import EsoLM
-from pipeline.data.batches import BatchSource
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.parallel.bootstrap import (
+from esolm.model.config import ModelConfig
+from esolm.model.flops import flops_per_token, layer_costs
+from esolm.model.initialize import initialize
+from esolm.model.network import Network
+from esolm.model.objectives import EsoLM
+from esolm.pipeline.data.batches import BatchSource
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.parallel.bootstrap import (
     ProcessInfo,
     device_of,
     initialize_processes,
     process_info,
     shutdown_processes,
 )
-from pipeline.parallel.build import build_engine
-from pipeline.parallel.engine import EngineConfig
-from pipeline.parallel.layout import Layout
-from pipeline.parallel.module import LossModule, parallel_config
-from pipeline.run.hardware import peak_flops
-from pipeline.train.guards import SpikeGuard
+from esolm.pipeline.parallel.build import build_engine
+from esolm.pipeline.parallel.engine import EngineConfig
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.parallel.module import LossModule, parallel_config
+from esolm.pipeline.run.hardware import peak_flops
+from esolm.pipeline.train.guards import SpikeGuard
 
 CLIP, EMA_DECAY, SEED = 1.0, 0.999, 1
 OPTIMIZER: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from data_prep.errors import DataError
+from esolm.data_prep.errors import DataError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

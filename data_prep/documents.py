@@ -1,8 +1,8 @@
-"""Documents from text files, directories, JSONL (also .gz and .zst) and Python's own library.
+"""Documents from files of text and JSON (also .gz and .zst), directories and Python's own library.
 
 The order depends on the inputs alone, and a document has the same index whichever task reads it:
 files come in the order given, those of a directory in the sorted order of their relative paths, and
-the documents of a file in the order of its format (`data_prep.formats`).
+the documents of a file in the order of its format (`esolm.data_prep.formats`).
 """
 
 import logging
@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.errors import DataError
-from data_prep.formats import AUTO, RawDocument, UnusableError, formats_of
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.formats import AUTO, RawDocument, UnusableError, format_of, formats
 
 # The library's test suites hold files in deliberately wrong encodings, and little prose.
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
@@ -31,6 +31,8 @@ class SourceFile:
     """The path relative to the input that named it, which is the same under every mount point."""
     num_bytes: int
     modified_ns: int
+    format: str
+    """The name of what it holds; see `esolm.data_prep.formats`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class BadDocuments:
         logger.warning("skipped %s: %s", location, problem)
 
 
-def _source_file(path: Path, name: str) -> SourceFile:
+def _source_file(path: Path, name: str, told: str) -> SourceFile:
     try:
         found = path.stat()
     except OSError as error:
@@ -77,7 +79,7 @@ def _source_file(path: Path, name: str) -> SourceFile:
             f"{path} is no regular file. Every step reads the corpus anew, so text must lie in "
             "files: write it to one, or take this out of the INPUT."
         )
-    return SourceFile(path, name, found.st_size, found.st_mtime_ns)
+    return SourceFile(path, name, found.st_size, found.st_mtime_ns, format_of(path, told) or "")
 
 
 def _unreadable(error: OSError) -> DataError:
@@ -97,7 +99,7 @@ def _is_new(path: Path, seen: set[Path]) -> bool:
     return is_new
 
 
-def _walk(directory: Path, excluded: frozenset[str], suffix: str) -> list[SourceFile]:
+def _walk(directory: Path, excluded: frozenset[str], suffix: str, told: str) -> list[SourceFile]:
     found = []
     seen = {directory.resolve()}
     for folder, subfolders, names in os.walk(directory, onerror=_raise, followlinks=True):
@@ -107,14 +109,16 @@ def _walk(directory: Path, excluded: frozenset[str], suffix: str) -> list[Source
         for name in names:
             if name.endswith(suffix) and not name.startswith("."):
                 path = Path(folder, name)
-                found.append(_source_file(path, path.relative_to(directory).as_posix()))
+                found.append(_source_file(path, path.relative_to(directory).as_posix(), told))
     return sorted(found, key=lambda source: source.name)
 
 
 def python_stdlib_files() -> list[SourceFile]:
     """Return the source files of the running interpreter's library, without its test suites."""
     directory = Path(sysconfig.get_paths()["stdlib"])
-    files = _walk(directory, frozenset(STDLIB_EXCLUDED), ".py") if directory.is_dir() else []
+    files = (
+        _walk(directory, frozenset(STDLIB_EXCLUDED), ".py", "text") if directory.is_dir() else []
+    )
     if not files:
         raise DataError(
             f"The running Python keeps no library sources in {directory}. Pass text files instead."
@@ -122,11 +126,14 @@ def python_stdlib_files() -> list[SourceFile]:
     return files
 
 
-def find_files(inputs: Sequence[Path], from_python_stdlib: bool = False) -> list[SourceFile]:
+def find_files(
+    inputs: Sequence[Path], from_python_stdlib: bool = False, told: str = AUTO
+) -> list[SourceFile]:
     """Return the files behind a list of files and directories (hidden ones are left out).
 
-    Links are followed. Raises DataError when an input does not exist (all missing ones are named),
-    when something is no readable regular file, or when nothing is found.
+    told: the format of the inputs, as for `format_of`. Links are followed. Raises DataError when an
+    input does not exist (all missing ones are named), when something is no readable regular file or
+    its name says nothing of its format, or when nothing is found.
     """
     missing = [str(path) for path in inputs if not path.exists()]
     if missing:
@@ -134,12 +141,27 @@ def find_files(inputs: Sequence[Path], from_python_stdlib: bool = False) -> list
     files: list[SourceFile] = []
     for path in inputs:
         is_directory = path.is_dir()
-        files += _walk(path, frozenset(), "") if is_directory else [_source_file(path, path.name)]
+        one = [] if is_directory else [_source_file(path, path.name, told)]
+        files += _walk(path, frozenset(), "", told) if is_directory else one
+    _refuse_unknown([source for source in files if not source.format])
     if from_python_stdlib:
         files += python_stdlib_files()
     if not files:
-        raise DataError("No input files. Give text or JSONL files, or --from-python-stdlib.")
+        where = f" in {', '.join(map(str, inputs))}" if inputs else ""
+        raise DataError(
+            f"No input files{where}. Give text or JSONL files, or --from-python-stdlib."
+        )
     return files
+
+
+def _refuse_unknown(files: Sequence[SourceFile]) -> None:
+    if files:
+        some = ", ".join(str(source.path) for source in files[:5])
+        more = f" and {len(files) - 5:,} more" if len(files) > 5 else ""
+        raise DataError(
+            f"What do these files hold? Their names do not say: {some}{more}. Take them out of the "
+            "INPUT, or say it for all of it with --format text or --format jsonl (prep.format)."
+        )
 
 
 def iterate_documents(
@@ -148,18 +170,15 @@ def iterate_documents(
     text_key: str = "text",
     task: int = 0,
     num_tasks: int = 1,
-    chosen_format: str = AUTO,
 ) -> Iterator[Document]:
     """Yield the documents whose index is `task` modulo `num_tasks`, in order of index.
 
     A bad document keeps its index, so leaving it out moves no other document to another task.
-    Raises DataError for damaged compressed files, for those that no format suits, and for bad
-    documents by the policy of `bad`.
+    Raises DataError for damaged compressed files, and for bad documents by the policy of `bad`.
     """
     index = 0
-    formats = formats_of([source.path for source in files], chosen_format)
-    for source, its_format in zip(files, formats, strict=True):
-        for piece in its_format.pieces(source.path, text_key):
+    for source in files:
+        for piece in formats()[source.format].pieces(source.path, text_key):
             if index % num_tasks == task:
                 yield from _read(piece, index, bad)
             index += 1

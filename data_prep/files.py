@@ -4,46 +4,25 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError, EsolmError
+from esolm.data_prep.errors import DataError
 
 HASH_BLOCK_BYTES = 1 << 20
-CHECKSUM_KEY = "checksum"
-"""The key of a sealed record that holds the checksum of all the others."""
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an OSError within say which file it is about: that of a write or a sync does not."""
+    """Have an OSError of writing name the file, which that of a full disk does not by itself."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-@contextmanager
-def told_in_one_line() -> Iterator[None]:
-    """Turn an error of the file system into one message: what, where and what to do.
-
-    Its exit code is not that of bad input: there may be space, or a right, the next time.
-    """
-    try:
-        yield
-    except BrokenPipeError:  # who reads the output has gone
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    except OSError as error:
-        place = error.filename or "a file"
-        raise EsolmError(
-            f"{place} cannot be read or written ({error.strerror or error}). Free space there, "
-            "mend its rights or name another folder, and run the same command again: what is "
-            "finished is skipped."
-        ) from error
 
 
 def fsync_directory(directory: Path) -> None:
@@ -62,6 +41,19 @@ def temporary_path(path: Path) -> Path:
     machines or in different containers even under the same process id.
     """
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def refuse_taken(directory: Path, marks: Collection[str], kind: str) -> None:
+    """Raise DataError if a directory holds one of the names that mark it as something else's.
+
+    kind: what was to be written there.
+    """
+    found = [name for name in marks if (directory / name).exists()]
+    if found:
+        raise DataError(
+            f"--out {directory} is no place for a {kind}: it holds {found[0]}, which is part of "
+            "something else. Name a directory of its own."
+        )
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -83,30 +75,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record as indented JSON with sorted keys, atomically."""
-    write_atomic(path, _bytes_of(record))
-
-
-def _bytes_of(record: dict[str, Any]) -> bytes:
-    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _sealed(record: dict[str, Any]) -> dict[str, Any]:
-    return {**record, CHECKSUM_KEY: fingerprint_of(record)}
-
-
-def write_sealed(path: Path, record: dict[str, Any]) -> None:
-    """Write a record with a checksum over all of it, as JSON, atomically."""
-    write_json(path, _sealed(record))
-
-
-def has_its_seal(record: dict[str, Any], content: bytes) -> bool:
-    """Return whether a file's content is, byte for byte, what `write_sealed` wrote.
-
-    The bytes are compared, not only the checksum, because a changed byte may leave the JSON the
-    same: a blank, the case of an escape, a key that stands there twice.
-    """
-    rest = {key: value for key, value in record.items() if key != CHECKSUM_KEY}
-    return content == _bytes_of(_sealed(rest))
+    write_atomic(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -115,23 +84,17 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     Raises DataError, whose message ends with the remedy, when the file is missing, damaged or
     unreadable.
     """
-    return read_json_and_bytes(path, remedy)[0]
-
-
-def read_json_and_bytes(path: Path, remedy: str) -> tuple[dict[str, Any], bytes]:
-    """Return the JSON object in a file and the bytes of the file; raises as `read_json` does."""
     try:
-        content = path.read_bytes()
-        record = json.loads(content)
+        record = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path} does not exist. {remedy}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}). {remedy}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}). {remedy}") from None
     if not isinstance(record, dict):
         raise DataError(f"{path} does not hold a JSON object. {remedy}")
-    return record, content
+    return record
 
 
 def sha256_of_file(path: Path) -> str:
@@ -141,15 +104,6 @@ def sha256_of_file(path: Path) -> str:
         while block := stream.read(HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def hashes_of_files(directory: Path) -> dict[str, str]:
-    """Return the sha256 of each file of a directory by its name, without hidden and temporary ones.
-
-    What another program left behind when it was killed ends in .tmp.
-    """
-    files = (path for path in directory.iterdir() if path.is_file() and path.name[0] != ".")
-    return {path.name: sha256_of_file(path) for path in files if path.suffix != ".tmp"}
 
 
 def fingerprint_of(record: object) -> str:

@@ -1,9 +1,6 @@
-"""What the files of the corpus hold: each file has one format, which suits it.
+"""What the files of the corpus hold: each file has one format, chosen by its name or told.
 
-A `Format` says which files are its own, by their names and, where names do not tell, by what they
-hold, and cuts such a file into pieces, one for each document. The first that suits a file reads it:
-those of other packages, then ours (`data_prep.json_formats`, and plain text below). A file that
-suits none is refused by its name; `--format text` and `--format jsonl` say what all files are.
+A `Format` says which files are its own, and cuts such a file into pieces, one for each document.
 Cutting must be cheap and always the same, because every task counts the pieces of every file and
 reads only its own. A piece whose `read` raises `UnusableError` is a bad document.
 
@@ -15,8 +12,8 @@ import csv
 import io
 from functools import partial
 
-from data_prep.compression import open_decompressed
-from data_prep.formats import Format, RawDocument, UnusableError
+from esolm.data_prep.compression import open_decompressed
+from esolm.data_prep.formats import Format, RawDocument, UnusableError
 
 
 class CommaSeparated(Format):
@@ -38,24 +35,20 @@ FORMAT = CommaSeparated()
 ```
 """
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
-from data_prep.compression import open_decompressed, without_compression_suffix
-from data_prep.errors import DataError
+from esolm.data_prep.compression import open_decompressed, without_compression_suffix
+from esolm.data_prep.errors import DataError
 
 GROUP = "esolm.formats"
 """The entry points of this group name the `Format` objects of other packages."""
-
-
-AUTO = "auto"
-FORMATS = (AUTO, "text", "jsonl")
-"""The choices of --format and prep.format."""
-MOST_NAMED = 5
 
 
 class UnusableError(Exception):
@@ -81,11 +74,6 @@ class RawDocument:
     read: Callable[[], tuple[str, int]]
 
 
-def suffix_of(path: Path) -> str:
-    """Return what a name ends in, in lower case, before a suffix of compression; or nothing."""
-    return without_compression_suffix(path).suffix.lower()
-
-
 class Format(ABC):
     """A kind of file.
 
@@ -95,21 +83,95 @@ class Format(ABC):
     suffixes: tuple[str, ...] = ()
 
     def suits(self, path: Path) -> bool:
-        """Say whether a file is of this format; raise DataError if it cannot be read for that."""
-        return suffix_of(path) in self.suffixes
+        """Say whether a file is of this format."""
+        return without_compression_suffix(path).suffix.lower() in self.suffixes
 
     @abstractmethod
     def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
         """The documents of a file in their order. text_key: where an object holds its text."""
 
 
+class JsonLines(Format):
+    """One document for each line that is not blank: an object that holds a text."""
+
+    suffixes = (".jsonl", ".ndjson")
+
+    def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
+        with open_decompressed(path) as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield RawDocument(f"{path}:{number}", partial(self.text_of, line, text_key))
+
+    @staticmethod
+    def text_of(line: bytes, text_key: str) -> tuple[str, int]:
+        """Return the text of an object in JSON, and how many bytes the object takes."""
+        try:
+            record = json.loads(line.decode("utf-8"))
+            text = record[text_key] if isinstance(record, dict) else None
+            if isinstance(text, str):
+                text.encode("utf-8")
+        except (UnicodeDecodeError, UnicodeEncodeError) as error:
+            raise UnusableError(f"invalid Unicode ({error.reason})") from error
+        except ValueError as error:
+            problem = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise UnusableError(f"invalid JSON ({problem})") from error
+        except RecursionError as error:
+            raise UnusableError("JSON nested too deeply") from error
+        except KeyError as error:
+            raise UnusableError(f"no key '{text_key}' (choose another with --text-key)") from error
+        if not isinstance(text, str):
+            raise UnusableError(f"not an object whose '{text_key}' is a string")
+        return text, len(line)
+
+
+class Json(Format):
+    """JSON lines, if the first line is an object by itself; else one object, or a list of them.
+
+    Corpora such as C4 give files of JSON lines this name. A list is read into memory as a whole.
+    """
+
+    suffixes = (".json",)
+
+    def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
+        lines = JsonLines()
+        with open_decompressed(path) as stream:
+            first = next((line for line in stream if line.strip()), b"{}")
+        if _is_object(first):
+            yield from lines.pieces(path, text_key)
+            return
+        with open_decompressed(path) as stream:
+            content = stream.read()
+        values = _list_in(content)
+        if values is None:
+            yield RawDocument(str(path), partial(lines.text_of, content, text_key))
+            return
+        for number, value in enumerate(values):
+            one = json.dumps(value).encode()
+            yield RawDocument(f"{path}[{number}]", partial(lines.text_of, one, text_key))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _list_in(content: bytes) -> list[Any] | None:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return None  # which `text_of` says in words
+    return value if isinstance(value, list) else None
+
+
 class PlainText(Format):
-    """A file that is one document in UTF-8: prose, source code, or a name without a suffix."""
+    """One document in UTF-8."""
 
     suffixes = (
-        "",
-        *(".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".py", ".pyi", ".c", ".h"),
-        *(".cc", ".cpp", ".hpp", ".java", ".js", ".ts", ".go", ".rs", ".sh"),
+        *(".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".org", ".srt"),
+        *(".c", ".cc", ".cpp", ".cs", ".css", ".go", ".h", ".hpp", ".java", ".js", ".kt", ".lua"),
+        *(".php", ".pl", ".py", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts"),
     )
 
     def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
@@ -127,36 +189,28 @@ class PlainText(Format):
             raise UnusableError(problem, line) from error
 
 
-def formats_of(paths: Sequence[Path], chosen: str = AUTO) -> list[Format]:
-    """Return the format of each file: the one that is chosen for all, or the first that suits it.
+AUTO = "auto"
+"""By the file's name; a name that says nothing is refused."""
+ANY = "any"
+"""By the file's name; a file whose name says nothing is text."""
 
-    Raises DataError, which names them, if there are files that none suits, or no such choice.
+
+def format_of(path: Path, told: str = AUTO) -> str | None:
+    """Return the name of a file's format; None if its name says nothing and it was not told.
+
+    told: "auto", "any" or the name of a format. Formats of other packages come first. Raises
+    DataError if there is no format of that name.
     """
-    if chosen != AUTO:
-        if chosen not in FORMATS:
-            raise DataError(f"--format is '{chosen}'; give {', '.join(FORMATS[:-1])} or jsonl.")
-        lines, _, text = _ours()
-        return [text if chosen == "text" else lines] * len(paths)
-    found = [next((each for each in _formats() if each.suits(path)), None) for path in paths]
-    unknown = [str(path) for path, each in zip(paths, found, strict=True) if each is None]
-    if unknown:
-        more = len(unknown) - MOST_NAMED
-        named = ", ".join(unknown[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-        raise DataError(
-            f"What these files hold is not known by their names: {named}. Say it with --format "
-            "text or --format jsonl (prep.format), or take them out of the INPUT."
-        )
-    return [each for each in found if each is not None]
+    if told not in (AUTO, ANY):
+        if told not in formats():
+            raise DataError(f"--format is '{told}'; choose of {AUTO}, {', '.join(formats())}.")
+        return told
+    suits = (name for name, each in formats().items() if each.suits(path))
+    return next(suits, "text" if told == ANY else None)
 
 
 @lru_cache(maxsize=1)
-def _formats() -> tuple[Format, ...]:
-    added = [entry.load() for entry in entry_points(group=GROUP)]
-    return (*added, *_ours())
-
-
-def _ours() -> tuple[Format, ...]:
-    # Imported here, because it is written against the contract above, as those of others are.
-    from data_prep.json_formats import JsonInOnePiece, JsonLines
-
-    return (JsonLines(), JsonInOnePiece(), PlainText())
+def formats() -> dict[str, Format]:
+    """Return every format by name, those of installed packages first."""
+    added = {entry.name: entry.load() for entry in entry_points(group=GROUP)}
+    return {**added, "jsonl": JsonLines(), "json": Json(), "text": PlainText()}

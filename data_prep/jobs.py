@@ -12,23 +12,25 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
-from data_prep.errors import DataError
-from data_prep.files import fingerprint_of, write_sealed
-from data_prep.formats import AUTO, formats_of, suffix_of
-from data_prep.json_formats import BY_CONTENT
-from data_prep.layout import ShardInfo, token_dtype
-from data_prep.manifest import (
+from esolm.data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import fingerprint_of, refuse_taken
+from esolm.data_prep.formats import format_of
+from esolm.data_prep.manifest import (
     MANIFEST_NAME,
     SHARDS_DIRECTORY,
     SPLITS,
     TASKS_DIRECTORY,
     TOKENIZER_DIRECTORY,
+    ShardInfo,
+    record_to,
+    record_to_shard,
     shard_problems,
+    token_dtype,
 )
-from data_prep.records import FORMAT_VERSION, read_record, record_to, record_to_shard
-from data_prep.shards import ShardWriter, shard_prefix
-from data_prep.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
+from esolm.data_prep.records import read_record, write_record
+from esolm.data_prep.shards import ShardWriter, shard_prefix
+from esolm.data_prep.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
 
 COUNTS = ("documents", "duplicates", "empty", "bad")
 DELETE_MARKER = "Delete it and run the same `esolm prep tokenize` command again."
@@ -48,7 +50,6 @@ class TokenizeJob:
     """How many bytes of text are taken at most, shared out equally over the tasks."""
     text_key: str = "text"
     on_bad_document: str = "error"
-    format: str = AUTO
 
     def __post_init__(self) -> None:
         problems = []
@@ -63,16 +64,18 @@ class TokenizeJob:
         BadDocuments(self.on_bad_document)
         if problems:
             raise DataError("; ".join(problems) + ".")
-        formats_of([source.path for source in self.files], self.format)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that must be unchanged for a finished task to count as done."""
         files = [[f.name, f.num_bytes, f.modified_ns] for f in self.files]
-        # Only where it matters, so that tasks that are older than the setting stay finished.
-        added = {} if self.format == AUTO else {"format": self.format}
-        if self.format == AUTO and any(suffix_of(f.path) == BY_CONTENT for f in self.files):
-            added = {"json": "by content"}
-        return added | {
+        # What older datasets do not state is stated only where it could make a difference.
+        stated = {
+            each.format
+            for each in self.files
+            if each.format == "json" or each.format != format_of(each.path)
+        }
+        return {
+            **({"formats": sorted(stated)} if stated else {}),
             "inputs": fingerprint_of(files),
             "tokenizer": self.tokenizer.fingerprint,
             "tasks": self.num_tasks,
@@ -119,11 +122,9 @@ def read_marker(data: Path, path: Path) -> TaskRecord:
     """
     marker = read_record(path, DELETE_MARKER)
     try:
-        if path.name != marker_path(data, marker["task"], marker["num_tasks"]).name:
-            raise DataError(f"{path} is the marker of another task. {DELETE_MARKER}")
         expected = task_fingerprint(marker["task"], marker["settings"])
         shards = {
-            split: [_read_sidecar(data / name, expected) for name in names]
+            split: [_read_sidecar(data, name, expected) for name in names]
             for split, names in marker["sidecars"].items()
         }
         tokenizer = record_to(TokenizerInfo, marker["tokenizer"], path, DELETE_MARKER)
@@ -139,12 +140,12 @@ def read_marker(data: Path, path: Path) -> TaskRecord:
         raise DataError(f"{path} is damaged ({type(error).__name__}). {DELETE_MARKER}") from error
 
 
-def _read_sidecar(path: Path, expected_fingerprint: str) -> ShardInfo:
+def _read_sidecar(data: Path, name: str, expected_fingerprint: str) -> ShardInfo:
+    path = data / name
     sidecar = read_record(path, DELETE_MARKER)
     if sidecar.get("task_fingerprint") != expected_fingerprint:
         raise DataError(f"{path} belongs to a task with other settings. {DELETE_MARKER}")
-    version = sidecar["format_version"]
-    shard = record_to_shard(sidecar.get("shard"), version, path, DELETE_MARKER)
+    shard = record_to_shard(sidecar.get("shard"), path, DELETE_MARKER)
     if Path(shard.name).stem != path.stem:
         raise DataError(f"{path} describes another shard, {shard.name}. {DELETE_MARKER}")
     return shard
@@ -159,9 +160,9 @@ def check_settings(job: TokenizeJob) -> None:
             continue
         before = found if isinstance(found, dict) else {}
         changes = [
-            f"{key}: was {before.get(key)}, now {settings.get(key)}"
-            for key in {**settings, **before}
-            if before.get(key) != settings.get(key)
+            f"{key}: was {before.get(key)}, now {value}"
+            for key, value in settings.items()
+            if before.get(key) != value
         ]
         raise DataError(
             f"{path} was made with other settings ({'; '.join(changes)}). Give another --out, or "
@@ -240,8 +241,7 @@ def _distinct_documents(
     seen: set[bytes] = set()
     bad = BadDocuments(job.on_bad_document)
     used = 0
-    documents = iterate_documents(job.files, bad, job.text_key, task, job.num_tasks, job.format)
-    for document in documents:
+    for document in iterate_documents(job.files, bad, job.text_key, task, job.num_tasks):
         digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
         used += document.num_bytes
         on_bytes(document.num_bytes)
@@ -271,7 +271,6 @@ def _write_marker(
 ) -> None:
     names = {split: [shard.name for shard in w.shards] for split, w in writers.items()}
     record = {
-        "format_version": FORMAT_VERSION,
         "task": task,
         "num_tasks": job.num_tasks,
         "settings": job.settings(),
@@ -281,16 +280,21 @@ def _write_marker(
             split: [name.removesuffix(".tar") + ".json" for name in names[split]] for split in names
         },
     }
-    write_sealed(marker_path(job.out, task, job.num_tasks), record)
+    write_record(marker_path(job.out, task, job.num_tasks), record)
+
+
+MARKS_OF_OTHERS = ("checkpoints", "export.json")
+"""What a run and a bundle have, and no dataset."""
 
 
 def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool) -> None:
     """Make the dataset directory ready: check the settings and copy the tokenizer into it.
 
     With `overwrite`, the tasks, shards, tokenizer and manifest of an earlier dataset are removed
-    first. Raises DataError as `check_settings` does.
+    first. Raises DataError as `check_settings` does, or if the tokenizer cannot be loaded.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
+    refuse_taken(job.out, MARKS_OF_OTHERS, "dataset")
     if overwrite:
         (job.out / MANIFEST_NAME).unlink(missing_ok=True)
         for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY, TOKENIZER_DIRECTORY):

@@ -1,27 +1,74 @@
-"""`manifest.json`, which describes a dataset directory (docs/data.md)."""
+"""The dataset format: what is on disk, and `manifest.json`, which describes it (docs/data.md)."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
-from data_prep.files import fingerprint_of, write_sealed
-from data_prep.layout import MEMBER_TOKENS, ShardInfo, token_dtype
-from data_prep.records import (
-    FORMAT_VERSION,
-    UNSEALED_VERSION,
-    read_record,
-    record_to,
-    record_to_shard,
-)
-from data_prep.tokenizers import TokenizerInfo
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import fingerprint_of
+from esolm.data_prep.records import UNSEALED_VERSION, read_record, write_record
+from esolm.data_prep.tokenizers import TokenizerInfo
 
 MANIFEST_NAME = "manifest.json"
 SHARDS_DIRECTORY = "shards"
 TASKS_DIRECTORY = "tasks"
 TOKENIZER_DIRECTORY = "tokenizer"
 SPLITS = ("train", "valid")
+
+MEMBER_TOKENS = 65_536
+"""The tokens in every member of a tar but its last, which may be shorter."""
+TAR_BLOCK_BYTES = 512
+CHECKED_TOKENS = 1024
+"""The tokens of a member that have a checksum of their own; the last ones may be fewer."""
+CHECKSUM_BYTES = 4
+
+logger = logging.getLogger(__name__)
+
+
+def token_dtype(vocab_size: int) -> str:
+    """Return the numpy type of stored tokens: little-endian, of 16 bits if every id fits."""
+    return "<u2" if vocab_size <= 1 << 16 else "<u4"
+
+
+def member_stride(itemsize: int) -> int:
+    """Return how many bytes lie from the start of one member's tokens to that of the next one's."""
+    return MEMBER_TOKENS * itemsize + TAR_BLOCK_BYTES
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar of tokens and what lies beside it, by names within the dataset.
+
+    Member m holds the tokens from m * 65,536 on; they start at byte
+    `member_offset + m * member_stride` of the tar. The files beside it hold the ends of documents,
+    and the crc32 of every 1,024 tokens, which a dataset of format 1 has not.
+    """
+
+    name: str
+    num_bytes: int
+    sha256: str
+    num_tokens: int
+    num_documents: int
+    member_offset: int
+    member_stride: int
+    ends_name: str
+    ends_bytes: int
+    ends_sha256: str
+    crc_name: str = ""
+    crc_bytes: int = 0
+    crc_sha256: str = ""
+
+    def files(self) -> list[tuple[str, int, str]]:
+        """Return (name, bytes, sha256) of every file of the shard."""
+        files = [
+            (self.name, self.num_bytes, self.sha256),
+            (self.ends_name, self.ends_bytes, self.ends_sha256),
+        ]
+        if self.crc_name:
+            files.append((self.crc_name, self.crc_bytes, self.crc_sha256))
+        return files
 
 
 @dataclass(frozen=True)
@@ -33,26 +80,10 @@ class Manifest:
     splits: dict[str, list[ShardInfo]]
     counts: dict[str, int]
     """How many documents had each outcome: documents (kept), duplicates, empty, bad."""
-    tokenizer_files: dict[str, str] = field(default_factory=dict)
-    """The sha256 of each file of the tokenizer by its name; of format 1 none are known."""
-    format_version: int = FORMAT_VERSION
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 over all that decides which tokens are read, shards in order."""
-        if self.format_version == UNSEALED_VERSION:
-            return self.former_fingerprint
-        layout = ("sha256", "num_tokens", "member_offset", "member_stride")
-        shards = {
-            split: [[getattr(shard, name) for name in layout] for shard in infos]
-            for split, infos in self.splits.items()
-        }
-        tokens = {"dtype": self.dtype, "member_tokens": MEMBER_TOKENS, "shards": shards}
-        return fingerprint_of({**tokens, "tokenizer": self.tokenizer.fingerprint})
-
-    @property
-    def former_fingerprint(self) -> str:
-        """The fingerprint in format 1, over the hashes of all shards and the tokenizer's."""
+        """A sha256 over the hashes of all shards in order and the tokenizer's fingerprint."""
         shards = {s: [shard.sha256 for shard in infos] for s, infos in self.splits.items()}
         return fingerprint_of({"shards": shards, "tokenizer": self.tokenizer.fingerprint})
 
@@ -61,22 +92,49 @@ class Manifest:
         return sum(shard.num_tokens for shard in self.splits.get(split, []))
 
 
+def record_to(kind: type[Any], record: Any, path: Path, remedy: str) -> Any:
+    """Return the dataclass `kind` made from a JSON record.
+
+    Raises DataError with the remedy unless the keys and plain types match exactly. A field with a
+    default may be missing.
+    """
+    types = {field.name: field.type for field in fields(kind)}
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    if not isinstance(record, dict) or not needed <= set(record) <= set(types):
+        raise DataError(f"{path} does not hold the fields of {kind.__name__}. {remedy}")
+    wrong = [name for name, value in record.items() if not isinstance(value, types[name])]  # type: ignore[arg-type]
+    if wrong:
+        raise DataError(f"{path}: wrong type of {', '.join(wrong)}. {remedy}")
+    return kind(**record)
+
+
+def record_to_shard(record: Any, path: Path, remedy: str) -> ShardInfo:
+    """Return the shard that a JSON record describes.
+
+    Raises DataError as `record_to` does, and when its files lie outside the dataset.
+    """
+    shard = record_to(ShardInfo, record, path, remedy)
+    assert isinstance(shard, ShardInfo)
+    for name, _, _ in shard.files():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(f"{path} names {name}, which is outside the dataset. {remedy}")
+    return shard
+
+
 def write_manifest(data: Path, manifest: Manifest) -> None:
     """Write the `manifest.json` of a dataset directory, atomically."""
     record = {
-        "format_version": FORMAT_VERSION,
         "dtype": manifest.dtype,
         "member_tokens": MEMBER_TOKENS,
         "tokenizer": manifest.tokenizer.to_record(),
         "fingerprint": manifest.fingerprint,
         "num_tokens": {split: manifest.num_tokens(split) for split in manifest.splits},
         "counts": manifest.counts,
-        "tokenizer_files": manifest.tokenizer_files,
         "splits": {
             split: [asdict(shard) for shard in shards] for split, shards in manifest.splits.items()
         },
     }
-    write_sealed(data / MANIFEST_NAME, record)
+    write_record(data / MANIFEST_NAME, record)
 
 
 def read_manifest(data: Path) -> Manifest:
@@ -86,11 +144,22 @@ def read_manifest(data: Path) -> Manifest:
     """
     path = data / MANIFEST_NAME
     merge = f"Run `esolm prep merge {data}` (after `esolm prep tokenize ... --out {data}`)."
+    if data.is_dir() and not path.exists() and not (data / TASKS_DIRECTORY).exists():
+        raise DataError(
+            f"{data} is no dataset: it has neither {MANIFEST_NAME} nor {TASKS_DIRECTORY}/. Name "
+            "the directory that `esolm prep tokenize` and `esolm prep merge` wrote."
+        )
     record = read_record(path, merge)
-    version = record["format_version"]
+    if record["format_version"] == UNSEALED_VERSION:
+        logger.warning(
+            "%s is of format %d, from before changes were noticed: neither itself nor tokens are "
+            "checked while they are read; tokenize again to have that",
+            path,
+            UNSEALED_VERSION,
+        )
     try:
         splits = {
-            str(split): [record_to_shard(shard, version, path, merge) for shard in shards]
+            str(split): [record_to_shard(shard, path, merge) for shard in shards]
             for split, shards in record["splits"].items()
         }
         manifest = Manifest(
@@ -98,35 +167,16 @@ def read_manifest(data: Path) -> Manifest:
             tokenizer=record_to(TokenizerInfo, record["tokenizer"], path, merge),
             splits=splits,
             counts={str(key): int(count) for key, count in record["counts"].items()},
-            tokenizer_files=dict(record.get("tokenizer_files", {})),
-            format_version=version,
         )
-        problems = _contradictions(manifest, record)
+        stated = record["fingerprint"]
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({type(error).__name__}: {error}). {merge}") from error
-    if problems:
+    if manifest.fingerprint != stated:
         raise DataError(
-            f"{path} contradicts itself ({'; '.join(problems)}): it was changed by hand or "
-            f"damaged. {merge}"
+            f"{path} states the fingerprint {stated}, but its shards give {manifest.fingerprint}: "
+            f"it was changed by hand or damaged. {merge}"
         )
     return manifest
-
-
-def _contradictions(manifest: Manifest, record: dict[str, Any]) -> list[str]:
-    """Name what a record states otherwise than it follows from its shards."""
-    follows = {
-        "fingerprint": manifest.fingerprint,
-        "dtype": token_dtype(manifest.tokenizer.vocab_size),
-        "member_tokens": MEMBER_TOKENS,
-        "num_tokens": {split: manifest.num_tokens(split) for split in manifest.splits},
-    }
-    problems = [
-        f"{key}: {record[key]} stated, {value} by its shards and tokenizer"
-        for key, value in follows.items()
-        if record[key] != value
-    ]
-    shards = [shard for infos in manifest.splits.values() for shard in infos]
-    return problems or [each for shard in shards for each in shard.contradictions(manifest.dtype)]
 
 
 def shard_problems(data: Path, shards: Sequence[ShardInfo]) -> list[str]:

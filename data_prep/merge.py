@@ -2,20 +2,19 @@
 
 from pathlib import Path
 
-from data_prep.errors import DataError
-from data_prep.files import hashes_of_files
-from data_prep.jobs import COUNTS, DELETE_MARKER, TaskRecord, read_marker
-from data_prep.layout import token_dtype
-from data_prep.manifest import (
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.jobs import COUNTS, TaskRecord, read_marker
+from esolm.data_prep.manifest import (
     SPLITS,
     TASKS_DIRECTORY,
     TOKENIZER_DIRECTORY,
     Manifest,
     repair_advice,
     shard_problems,
+    token_dtype,
     write_manifest,
 )
-from data_prep.tokenizers import load_tokenizer
+from esolm.data_prep.tokenizers import load_tokenizer
 
 
 def merge_tasks(data: Path) -> Manifest:
@@ -36,19 +35,15 @@ def merge_tasks(data: Path) -> Manifest:
     splits = {
         split: [shard for record in records for shard in record.shards[split]] for split in SPLITS
     }
-    dtype = token_dtype(tokenizer.vocab_size)
-    shards = [shard for infos in splits.values() for shard in infos]
-    if wrong := [each for shard in shards for each in shard.contradictions(dtype)]:
-        raise DataError("\n".join([*wrong, DELETE_MARKER]))
-    if problems := shard_problems(data, shards):
+    problems = shard_problems(data, [shard for shards in splits.values() for shard in shards])
+    if problems:
         raise DataError("\n".join([*problems, repair_advice(data)]))
     if not any(splits.values()):
         raise DataError(
             f"{data} holds no tokens: every document was empty or bad. Check the input."
         )
     counts = {name: sum(record.counts[name] for record in records) for name in COUNTS}
-    files = hashes_of_files(data / TOKENIZER_DIRECTORY)
-    manifest = Manifest(dtype, tokenizer, splits, counts, files)
+    manifest = Manifest(token_dtype(tokenizer.vocab_size), tokenizer, splits, counts)
     write_manifest(data, manifest)
     return manifest
 

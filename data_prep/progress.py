@@ -1,7 +1,10 @@
 """The progress of a long job on stderr: a bar on a terminal, one line per interval elsewhere."""
 
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
@@ -67,9 +70,13 @@ class ProgressBar:
             self._bar.update(self._task, note=text)
 
     def time_left(self) -> str:
-        """The time to the end at the speed so far, as H:MM:SS; "n/a" before anything is done."""
+        """The time to the end at the speed so far, as H:MM:SS.
+
+        It is "n/a" before anything is done, and beyond the total: that of a compressed corpus is
+        what lies on disk, and what is done is more.
+        """
         done = self._done - self._first
-        if done <= 0:
+        if done <= 0 or self._done > self._total:
             return "n/a"
         seconds = (time.monotonic() - self._started) * (self._total - self._done) / done
         return str(timedelta(seconds=round(seconds)))
@@ -81,6 +88,50 @@ class ProgressBar:
         share, megabytes = 100 * self._done / self._total, self._done / 1e6
         speed = (self._done - self._first) / 1e6 / (now - self._started)
         return f"{megabytes:.1f} MB ({share:.0f} %), {speed:.1f} MB/s, {left}"
+
+
+@contextmanager
+def phase(label: str, *, shown: bool = True) -> Iterator[None]:
+    """Shows that something runs whose length is not known, and for how long it has.
+
+    It is a spinner on a terminal, and one line per interval elsewhere. No other phase and no bar
+    may be shown meanwhile.
+    """
+    if not shown:
+        yield
+    elif sys.stderr.isatty():
+        with _spinner() as spinner:
+            spinner.add_task(label)
+            yield
+    else:
+        ended = threading.Event()
+        teller = threading.Thread(target=_tell, args=(label, ended), daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join()
+
+
+def _tell(label: str, ended: threading.Event) -> None:
+    started = time.monotonic()
+    while not ended.wait(INTERVAL_SECONDS):
+        passed = timedelta(seconds=round(time.monotonic() - started))
+        print(f"{label}: {passed} so far", file=sys.stderr, flush=True)
+
+
+def _spinner() -> "Progress":
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
 
 
 def _bar(in_bytes: bool) -> "Progress":

@@ -2,9 +2,10 @@
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from data_prep.documents import Document
+from esolm.data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
+from esolm.data_prep.progress import ProgressBar
 
 CHUNK_CHARACTERS = 1024
 
@@ -49,3 +50,27 @@ def sample_chunks(documents: Iterable[Document], max_chunks: int) -> list[str]:
             else:
                 hashes.remove(heapq.heappushpop(kept, (key, chunk))[0])
     return [chunk for _, chunk in sorted(kept, reverse=True)]
+
+
+def sample_files(
+    files: Sequence[SourceFile], bad: BadDocuments, text_key: str, max_chunks: int
+) -> list[str]:
+    """Return `sample_chunks` of the documents of files, and show how much of them is read."""
+    total = sum(source.num_bytes for source in files)
+    with ProgressBar("sample text", total, in_bytes=True) as progress:
+        return sample_chunks(_counted(files, bad, text_key, progress), max_chunks)
+
+
+def _counted(
+    files: Sequence[SourceFile], bad: BadDocuments, text_key: str, progress: ProgressBar
+) -> Iterator[Document]:
+    """Yield all documents. A file that is compressed counts for no more than it takes on disk."""
+    before = 0
+    for source in files:
+        read = 0
+        for document in iterate_documents([source], bad, text_key):
+            yield document
+            read += document.num_bytes
+            progress.update(before + min(read, source.num_bytes))
+        before += source.num_bytes
+    progress.update(before)

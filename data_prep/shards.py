@@ -1,5 +1,6 @@
 """Writing shards: webdataset tars of raw little-endian tokens, with the same bytes on every run."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -12,22 +13,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.files import (
+from esolm.data_prep.files import (
     fsync_directory,
     naming,
     temporary_path,
     write_atomic,
-    write_sealed,
 )
-from data_prep.layout import (
-    BLOCK_TOKENS,
+from esolm.data_prep.manifest import (
+    CHECKED_TOKENS,
     MEMBER_TOKENS,
+    SHARDS_DIRECTORY,
     TAR_BLOCK_BYTES,
     ShardInfo,
     member_stride,
 )
-from data_prep.manifest import SHARDS_DIRECTORY
-from data_prep.records import FORMAT_VERSION
+from esolm.data_prep.records import write_record
 
 
 def shard_prefix(split: str, task: int) -> str:
@@ -42,14 +42,13 @@ class TokenTar:
         self.path = path
         self.num_tokens = 0
         self.num_bytes = 0
-        self.crcs: list[int] = []
-        """The crc32 of each block of tokens that is written."""
         self._dtype = np.dtype(dtype)
         self._suffix = f"u{8 * self._dtype.itemsize}"
         self._temporary = temporary_path(path)
-        self._file = io.FileIO(self._temporary, "w")
-        self._stream = io.BufferedWriter(self._file, MEMBER_TOKENS)
+        self._stream = io.BufferedWriter(io.FileIO(self._temporary, "w"), MEMBER_TOKENS)
         self._digest = hashlib.sha256()
+        self.checksums: list[int] = []
+        """The crc32 of every 1,024 tokens of each member so far."""
         self._pending: list[npt.NDArray[np.generic]] = []
         self._num_pending = 0
 
@@ -75,13 +74,14 @@ class TokenTar:
         # A new TarInfo has mtime, uid and gid 0, so the bytes do not depend on when or who writes.
         header = tarfile.TarInfo(f"{self.path.stem}-{number:06d}.{self._suffix}")
         content = tokens.tobytes()
+        step = CHECKED_TOKENS * self._dtype.itemsize
+        self.checksums += [
+            zlib.crc32(content[start : start + step]) for start in range(0, len(content), step)
+        ]
         header.size = len(content)
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
         self._write(content)
         self._write(bytes(-len(content) % TAR_BLOCK_BYTES))
-        size = BLOCK_TOKENS * self._dtype.itemsize
-        blocks = (content[start : start + size] for start in range(0, len(content), size))
-        self.crcs += map(zlib.crc32, blocks)
 
     def _write(self, content: bytes) -> None:
         with naming(self.path):
@@ -104,8 +104,8 @@ class TokenTar:
 
     def discard(self) -> None:
         """Close and remove an unfinished tar."""
-        # The buffer is not flushed: on a disk that is full that would fail once more.
-        self._file.close()
+        with contextlib.suppress(OSError):  # what was not written yet need not be
+            self._stream.close()
         self._temporary.unlink(missing_ok=True)
 
 
@@ -143,14 +143,11 @@ class ShardWriter:
         """Commit the shard in progress, if any: the tar, what lies beside it, then its sidecar."""
         if self._tar is None:
             return
-        tar = self._tar
-        sha256 = tar.commit()
-        ends_path, crcs_path = (tar.path.with_suffix(s) for s in (".ends.npy", ".crc32"))
-        buffer = io.BytesIO()
+        tar, buffer = self._tar, io.BytesIO()
         np.save(buffer, np.array(self._ends, dtype="<u8"))
-        ends, crcs = buffer.getvalue(), np.array(tar.crcs, dtype="<u4").tobytes()
-        write_atomic(ends_path, ends)
-        write_atomic(crcs_path, crcs)
+        sha256 = tar.commit()
+        ends = self._write_beside(".ends.npy", buffer.getvalue())
+        crc = self._write_beside(".crc32", np.array(tar.checksums, dtype="<u4").tobytes())
         shard = ShardInfo(
             name=f"{SHARDS_DIRECTORY}/{tar.path.name}",
             sha256=sha256,
@@ -159,17 +156,25 @@ class ShardWriter:
             num_documents=len(self._ends),
             member_offset=TAR_BLOCK_BYTES,
             member_stride=member_stride(self._dtype.itemsize),
-            ends_name=f"{SHARDS_DIRECTORY}/{ends_path.name}",
-            ends_bytes=len(ends),
-            ends_sha256=hashlib.sha256(ends).hexdigest(),
-            crcs_name=f"{SHARDS_DIRECTORY}/{crcs_path.name}",
-            crcs_bytes=len(crcs),
-            crcs_sha256=hashlib.sha256(crcs).hexdigest(),
+            ends_name=ends[0],
+            ends_bytes=ends[1],
+            ends_sha256=ends[2],
+            crc_name=crc[0],
+            crc_bytes=crc[1],
+            crc_sha256=crc[2],
         )
-        sidecar = {"format_version": FORMAT_VERSION, "task_fingerprint": self._fingerprint}
-        write_sealed(tar.path.with_suffix(".json"), {**sidecar, "shard": asdict(shard)})
+        sidecar = {"task_fingerprint": self._fingerprint, "shard": asdict(shard)}
+        write_record(tar.path.with_suffix(".json"), sidecar)
         self.shards.append(shard)
         self._tar, self._ends = None, []
+
+    def _write_beside(self, suffix: str, content: bytes) -> tuple[str, int, str]:
+        """Write a file beside the tar and return its name, its bytes and its sha256."""
+        assert self._tar is not None
+        path = self._tar.path.with_suffix(suffix)
+        write_atomic(path, content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return f"{SHARDS_DIRECTORY}/{path.name}", len(content), sha256
 
     def discard(self) -> None:
         """Drop the shard in progress after an error."""

@@ -4,15 +4,10 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.errors import DataError
-from data_prep.files import HASH_BLOCK_BYTES, sha256_of_file
-from data_prep.jobs import read_marker
-from data_prep.manifest import TASKS_DIRECTORY, TOKENIZER_DIRECTORY, Manifest, repair_advice
-from data_prep.tokenizers import Tokenizer, load_tokenizer
-
-RESTORE_TOKENIZER = (
-    "Restore the folder from a copy, or from the tokenizer that `esolm prep tokenize` was given."
-)
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import HASH_BLOCK_BYTES
+from esolm.data_prep.manifest import TOKENIZER_DIRECTORY, Manifest, repair_advice
+from esolm.data_prep.tokenizers import load_tokenizer
 
 
 def files_of(manifest: Manifest) -> list[tuple[str, int, str]]:
@@ -27,31 +22,22 @@ def verify_dataset(data: Path, manifest: Manifest, on_bytes: Callable[[int], Non
     on_bytes: called with the number of bytes of each read. Raises DataError, which names every
     damaged file with what was expected and what was found.
     """
+    problems = []
     files = files_of(manifest)
-    damaged = damaged_files(data, files, on_bytes)
-    problems = [*damaged, *_task_problems(data, manifest)]
+    for name, num_bytes, sha256 in files:
+        problem = file_problem(data / name, num_bytes, sha256, on_bytes)
+        if problem:
+            problems.append(problem)
+    problems += tokenizer_problems(data, manifest)
     if problems:
-        problems.append(repair_advice(data))
-    try:
-        checked_tokenizer(data, manifest)
-    except DataError as error:
-        problems.append(str(error))
-    if problems:
-        raise DataError("\n".join(problems))
+        raise DataError("\n".join([*problems, repair_advice(data)]))
     return len(files)
 
 
-def damaged_files(
-    data: Path, files: list[tuple[str, int, str]], on_bytes: Callable[[int], None]
-) -> list[str]:
-    """Say which of these files are not what was written, one sentence for each."""
-    found = (_problem(data / name, size, sha256, on_bytes) for name, size, sha256 in files)
-    return [problem for problem in found if problem]
-
-
-def _problem(
+def file_problem(
     path: Path, num_bytes: int, sha256: str, on_bytes: Callable[[int], None]
 ) -> str | None:
+    """Say what is wrong with a file of a dataset, or return None. on_bytes: after each read."""
     digest = hashlib.sha256()
     found_bytes = 0
     try:
@@ -70,55 +56,14 @@ def _problem(
     return None
 
 
-def _task_problems(data: Path, manifest: Manifest) -> list[str]:
-    """Say what is wrong with the markers and sidecars, if they still lie in the dataset.
-
-    Reading does not need them, but the next `tokenize` and `merge` rely on them.
-    """
-    problems = []
-    listed = {file for file in files_of(manifest) if file[0].endswith(".tar")}
-    for path in sorted((data / TASKS_DIRECTORY).glob("task-*.json")):
-        try:
-            record = read_marker(data, path)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        shards = [shard for infos in record.shards.values() for shard in infos]
-        others = [s.name for s in shards if (s.name, s.num_bytes, s.sha256) not in listed]
-        if others:
-            problems.append(
-                f"{path}: the manifest was not made from its {', '.join(others)}. Run `esolm prep "
-                f"merge {data}`."
-            )
-    return problems
-
-
-def checked_tokenizer(data: Path, manifest: Manifest) -> Tokenizer:
-    """Return the tokenizer of a dataset, which is the one that its tokens were made with.
-
-    Raises DataError when a file of it is missing or changed, or when it is another tokenizer.
-    """
+def tokenizer_problems(data: Path, manifest: Manifest) -> list[str]:
+    """Say what is wrong with the tokenizer of a dataset."""
     directory = data / TOKENIZER_DIRECTORY
-    problems = [
-        problem
-        for name, sha256 in manifest.tokenizer_files.items()
-        if (problem := _tokenizer_problem(directory / name, sha256))
-    ]
-    if problems:
-        raise DataError(f"{'; '.join(problems)}. {RESTORE_TOKENIZER}")
-    tokenizer = load_tokenizer(directory)
-    if tokenizer.info != manifest.tokenizer:
-        raise DataError(
-            f"{directory} is not the tokenizer that the tokens were made with: fingerprint "
-            f"{manifest.tokenizer.fingerprint} expected, {tokenizer.info.fingerprint} found. "
-            f"{RESTORE_TOKENIZER}"
-        )
-    return tokenizer
-
-
-def _tokenizer_problem(path: Path, sha256: str) -> str | None:
     try:
-        found = sha256_of_file(path)
-    except OSError as error:
-        return f"{path}: missing or unreadable ({error.strerror})"
-    return None if found == sha256 else f"{path}: changed, sha256 {sha256} expected, {found} found"
+        found = load_tokenizer(directory).info
+    except DataError as error:
+        return [str(error)]
+    if found != manifest.tokenizer:
+        expected = manifest.tokenizer.fingerprint
+        return [f"{directory}: fingerprint {expected} expected, {found.fingerprint} found"]
+    return []

@@ -8,10 +8,10 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
-from data_prep.errors import EsolmError
-from data_prep.jobs import TokenizeJob, run_task
-from data_prep.processes import die_with_parent
-from data_prep.progress import ProgressBar
+from esolm.data_prep.errors import EsolmError
+from esolm.data_prep.jobs import TokenizeJob, run_task
+from esolm.data_prep.processes import die_with_parent
+from esolm.data_prep.progress import ProgressBar
 
 POLL_SECONDS = 0.2
 

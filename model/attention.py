@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.columns import Column
+from esolm.model.columns import Column
+from esolm.model.kernels import kernels_in_use
 
 
 class AttentionPattern(enum.Enum):
@@ -176,7 +177,7 @@ class MaskBuilder:
         pattern, prefix = self._pattern, rows[:, Column.PREFIX_LENGTH]
         if pattern in (AttentionPattern.BIDIRECTIONAL, AttentionPattern.CAUSAL):
             return AttentionMask(pattern, num_queries)
-        if prefix.is_cuda and suits_flex(seq_len):
+        if kernels_in_use().flex_attention and prefix.is_cuda and suits_flex(seq_len):
             block = flex_mask(pattern, seq_len, prefix, self._block_size, num_queries)
             return AttentionMask(pattern, num_queries, block=block)
         dense = dense_mask(pattern, seq_len, prefix, self._block_size, num_queries)

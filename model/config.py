@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from model.settings import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, setting, setting_problems
+from esolm.model.settings import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, setting, setting_problems
 
 RECOMPUTE = ("none", "selective", "full")
-"""What the backward pass computes again; see `model.recompute`."""
+"""What the backward pass computes again; see `esolm.model.recompute`."""
 
 
 @dataclass(frozen=True)

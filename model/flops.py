@@ -9,8 +9,8 @@ look-up, and what the last block does not compute of a second stream.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from model.attention import AttentionPattern
-from model.config import ModelConfig
+from esolm.model.attention import AttentionPattern
+from esolm.model.config import ModelConfig
 
 
 @dataclass(frozen=True)

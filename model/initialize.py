@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.sharding import local_part
-from model.tensors import InitialValues, TensorSpec, network_tensors
+from esolm.model.config import ModelConfig
+from esolm.model.sharding import local_part
+from esolm.model.tensors import InitialValues, TensorSpec, network_tensors
 
 
 def initialize(
@@ -23,7 +23,7 @@ def initialize(
     tensor_rank: int,
     tensor_size: int,
 ) -> None:
-    """Fills the parameters of this rank in place, each as its entry in `model.tensors` says.
+    """Fills the parameters of this rank in place, each as its entry in `esolm.model.tensors` says.
 
     parameters: pairs of a canonical name and the local parameter.
     """

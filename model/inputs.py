@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.columns import Column
+from esolm.model.attention import AttentionPattern
+from esolm.model.columns import Column
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class NetworkInput:
     block_size: int = 1
 
     def rows(self) -> Tensor:
-        """The integers that go with each row, int64 [B, 4]; see `model.columns.Column`."""
+        """The integers that go with each row, int64 [B, 4]; see `esolm.model.columns.Column`."""
         columns = {
             Column.PATTERN: torch.full_like(self.prefix_length, self.pattern.index),
             Column.BLOCK_SIZE: torch.full_like(self.prefix_length, self.block_size),

@@ -5,6 +5,7 @@ only attention needs to know the rows. Shape letters: H is the number of heads o
 dimension of a head, F the width of the feed-forward layer.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -14,11 +15,12 @@ from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
-from model.attention import AttentionMask, attend
-from model.config import ModelConfig
-from model.numerics import at_least_float32
-from model.rotary import rotate
-from model.tensors import NUM_FEATURES
+from esolm.model.attention import AttentionMask, attend
+from esolm.model.config import ModelConfig
+from esolm.model.kernels import kernels_in_use
+from esolm.model.numerics import at_least_float32
+from esolm.model.rotary import rotate
+from esolm.model.tensors import NUM_FEATURES
 
 
 def column_linear(
@@ -76,12 +78,21 @@ class Norm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(config.hidden_size))
         shape = (config.hidden_size,)
-        normalise = F.layer_norm if config.norm == "layernorm" else F.rms_norm
-        self.normalise = partial(normalise, normalized_shape=shape, eps=config.norm_eps)
+        self.normalise = partial(_kernel(config.norm), normalized_shape=shape, eps=config.norm_eps)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
         normal_TD: Tensor = self.normalise(at_least_float32(hidden_TD))
         return (normal_TD * at_least_float32(self.weight)).to(hidden_TD.dtype)
+
+
+def _kernel(norm: str) -> Callable[..., Tensor]:
+    """Returns what normalises tensors, given (input, normalized_shape, eps)."""
+    if kernels_in_use().apex_norm:
+        from apex.normalization.fused_layer_norm import fused_layer_norm, fused_rms_norm
+
+        fused: Callable[..., Tensor] = fused_layer_norm if norm == "layernorm" else fused_rms_norm
+        return fused
+    return F.layer_norm if norm == "layernorm" else F.rms_norm
 
 
 class Conditioning(nn.Module):

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.inputs import NetworkInput, Targets
-from model.objectives import Objective, SampleKeys
-from model.objectives.draws import Purpose
-from model.objectives.rows import Mask, MaskedRows, clean_first, natural_scores
+from esolm.model.attention import AttentionPattern
+from esolm.model.inputs import NetworkInput, Targets
+from esolm.model.objectives import Objective, SampleKeys
+from esolm.model.objectives.draws import Purpose
+from esolm.model.objectives.rows import Mask, MaskedRows, clean_first, natural_scores
 
 Logits = Callable[[NetworkInput], Tensor]
 
@@ -32,7 +32,8 @@ def order_log_likelihood(
     The result is float64 [B, L] and stands in that order. tokens: int64 [B, L] at natural
     positions. order: natural positions [B, L], one order per row.
 
-    This is for networks of Eso-LM (B), and of (A) without a diffusion phase. It takes one pass over
+    This is for networks of Eso-LM (B), and of (A) without a diffusion phase; the published code
+    measures every (A) so, whatever its decoder does. It takes one pass over
     2L tokens with a noised stream of nothing but masks, which is how the network decodes one token
     per step. Source: Eso-LM section 4 (arXiv 2506.01928).
     """
@@ -123,10 +124,12 @@ def orders_log_likelihood(
     orders: NDArray[np.int64],
     mask_id: int,
     prefix_lengths: NDArray[np.int64] | None = None,
+    on_order: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Returns log p of each sequence under each of its orders, float64 [B, K].
 
-    prefix_lengths: [B, K] for networks of Eso-LM (A); None for (B), which takes a pass per order.
+    prefix_lengths: [B, K] for networks of Eso-LM (A) as they decode; None for (B), which takes a
+    pass per order, and for (A) as published. on_order: called when an order of all is done.
     """
     columns = []
     for k in range(orders.shape[1]):
@@ -137,6 +140,7 @@ def orders_log_likelihood(
                 logits, tokens, orders[:, k], prefix_lengths[:, k], mask_id
             )
         columns.append(log_p.sum(1))
+        on_order()
     return torch.stack(columns, dim=1)
 
 

@@ -3,7 +3,7 @@
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor
 
-from model.network import Head
+from esolm.model.network import Head
 
 # (index [N] into the flattened outputs, labels [N], weights [N]); see `Targets.sparse`.
 SparseTargets = tuple[Tensor, Tensor, Tensor]

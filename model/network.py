@@ -12,17 +12,17 @@ from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import VocabParallelEmbedding
 from torch import Tensor, nn
 
-from model.attention import MaskBuilder
-from model.columns import Column
-from model.config import ModelConfig
-from model.dropout import keyed_dropout
-from model.inputs import NetworkInput
-from model.layers import Attention, Conditioning, FeedForward, Norm, output_linear
-from model.numerics import at_least_float32
-from model.rotary import rotary_angles
-from model.sequence_parallel import TokenSplit
-from model.sharding import mark_split
-from model.tensors import block_tensors, embedding_tensors, head_tensors
+from esolm.model.attention import MaskBuilder
+from esolm.model.columns import Column
+from esolm.model.config import ModelConfig
+from esolm.model.dropout import keyed_dropout
+from esolm.model.inputs import NetworkInput
+from esolm.model.layers import Attention, Conditioning, FeedForward, Norm, output_linear
+from esolm.model.numerics import at_least_float32
+from esolm.model.rotary import rotary_angles
+from esolm.model.sequence_parallel import TokenSplit
+from esolm.model.sharding import mark_split
+from esolm.model.tensors import block_tensors, embedding_tensors, head_tensors
 
 # (hidden [B * S, D], positions [B, S], rows [B, 4]) and, with adaLN, the conditioning vector [C].
 # Under sequence parallelism a rank holds its part of the hidden states' B * S tokens.

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from model.layers import Attention
-from model.network import Block
+from esolm.model.layers import Attention
+from esolm.model.network import Block
 
 
 def set_recompute(module: nn.Module, mode: str) -> None:

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from model.numerics import at_least_float32
+from esolm.model.numerics import at_least_float32
 
 
 def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from model.sharding import is_sharded
+from esolm.model.sharding import is_sharded
 
 
 class TokenSplit:

@@ -5,14 +5,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from model.tensors import TensorSpec
+from esolm.model.tensors import TensorSpec
 
 
 def mark_split(layer: nn.Module, tensors: Iterable[TensorSpec]) -> None:
     """Marks the parameters of a layer that are split, according to the table of its tensors.
 
     The gradient norm reads these attributes. megatron-core sets them only when it initialises a
-    weight itself, which it does not do here (see `model.initialize`).
+    weight itself, which it does not do here (see `esolm.model.initialize`).
     """
     for tensor in tensors:
         if tensor.split is not None:

@@ -1,7 +1,7 @@
 """The tensors of the network: the one table of their names and shapes.
 
 Initial weights, the split over tensor-parallel ranks, plans, checkpoints, exports and imports all
-read it. A test holds the table equal to the modules of `model.network`.
+read it. A test holds the table equal to the modules of `esolm.model.network`.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 
-from model.config import ModelConfig
+from esolm.model.config import ModelConfig
 
 NUM_FEATURES = 256
 """How many sinusoid features the conditioning vector of adaLN is computed from."""

@@ -1,5 +1,5 @@
-"""`python -m pipeline` is `esolm`."""
+"""`python -m pipeline`, in a checkout, is `esolm`."""
 
-from pipeline.cli.main import main
+from esolm.pipeline.cli.main import main
 
 main()

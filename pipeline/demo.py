@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.checkpoint.commit import committed, step_of
-from pipeline.run.history import read_lines
+from esolm.pipeline.checkpoint.commit import committed, step_of
+from esolm.pipeline.run.history import read_lines
 
 CONFIG = Path(__file__).parent.parent / "configs" / "run" / "demo.yaml"
 FIRST_LAYOUT = ["parallel.tp=2", "parallel.zero=1"]
@@ -145,14 +145,14 @@ def sample(bundle: Path) -> dict[str, Any]:
 
 def prepared_tokens(data: Path) -> int:
     """Returns the number of tokens of all splits."""
-    from pipeline.data.dataset import TokenDataset
+    from esolm.pipeline.data.dataset import TokenDataset
 
     return sum(TokenDataset(data, split).num_tokens for split in ("train", "valid"))
 
 
 def announce(arguments: tuple[str, ...]) -> list[str]:
     console.print(f"[bold]$ esolm {' '.join(arguments)}[/]", highlight=False)
-    return [sys.executable, "-W", "ignore", "-m", "pipeline", *arguments]
+    return [sys.executable, "-W", "ignore", "-m", "esolm", *arguments]
 
 
 def heading(text: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Self
 
-from data_prep.errors import DataError, EsolmError
+from esolm.data_prep.errors import DataError, EsolmError
 
 __all__ = [
     "CheckpointError",

@@ -4,17 +4,18 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
-from model.objectives import objective_kind
-from model.objectives.base import SCHEDULE_OPTIONS
-from pipeline.errors import ConfigError, ExportError
-from pipeline.export.manifest import NAME, verify_bundle
-from pipeline.export.writer import read_model
+from esolm.data_prep.progress import ProgressBar, phase
+from esolm.data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
+from esolm.model.objectives import objective_kind
+from esolm.model.objectives.base import SCHEDULE_OPTIONS
+from esolm.pipeline.errors import ConfigError, ExportError
+from esolm.pipeline.export.manifest import NAME, verify_bundle
+from esolm.pipeline.export.writer import read_model
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,34 @@ class Comparison:
     identical_in: str
 
 
+class DecodingProgress:
+    """Shows how many of a generation's forward passes are done: a streamer of `generate`."""
+
+    def __init__(self) -> None:
+        self._bar: ProgressBar | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__()
+
+    def put(self, tokens: Tensor) -> None:
+        """Takes the prompt and the text, neither of which is shown."""
+
+    def put_plan(self, passes: int) -> None:
+        self._bar = ProgressBar("forward passes", passes)
+        self._bar.__enter__()
+
+    def put_draft(self, draft: Tensor) -> None:
+        assert self._bar is not None, "the plan comes first"
+        self._bar.advance()
+
+    def end(self) -> None:
+        """The last pass has been counted."""
+
+
 def load_bundle(path: Path) -> Bundle:
     """Checks that every byte of a bundle is as exported, and loads it, on the GPU if there is one.
 
@@ -85,11 +114,17 @@ def load_bundle(path: Path) -> Bundle:
     """
     if not (path / NAME).is_file():
         raise ConfigError(f"{path} is no bundle: it has no {NAME}; make one with esolm export")
-    record = verify_bundle(path)
-    tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
-    on_gpu = torch.cuda.is_available()
-    model = read_model(path, None if on_gpu else torch.float32).to("cuda" if on_gpu else "cpu")
+    with phase(f"read {path}"):
+        record = verify_bundle(path)
+        tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
+        device = decoding_device()
+        model = read_model(path, torch.float32 if device.type == "cpu" else None).to(device)
     return Bundle(path, model, tokenizer, record)
+
+
+def decoding_device() -> torch.device:
+    """Returns the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def ignored_options(bundle: Bundle, request: Request) -> list[str]:
@@ -131,11 +166,15 @@ def compare(bundle: Bundle, request: Request, repeats: int = 3) -> Comparison | 
     if not bundle.model.has_cache:
         return None
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(repeats):
-        cached = generate(bundle, request)
-        uncached = generate(bundle, request, use_cache=False)
-        seconds[True].append(cached.seconds)
-        seconds[False].append(uncached.seconds)
+    # A bar within a generation would wait for the GPU after every pass, and be timed with it.
+    with ProgressBar("timed generations", 2 * repeats) as progress:
+        for _ in range(repeats):
+            cached = generate(bundle, request)
+            progress.advance()
+            uncached = generate(bundle, request, use_cache=False)
+            progress.advance()
+            seconds[True].append(cached.seconds)
+            seconds[False].append(uncached.seconds)
     dtype = bundle.model.dtype
     if not torch.equal(cached.sequences, uncached.sequences):
         _check_in_float64(bundle, request)
@@ -148,8 +187,9 @@ def _check_in_float64(bundle: Bundle, request: Request) -> None:
     dtype = bundle.model.dtype
     bundle.model.double()
     try:
-        cached = generate(bundle, request)
-        uncached = generate(bundle, request, use_cache=False)
+        with phase("compare in float64"):
+            cached = generate(bundle, request)
+            uncached = generate(bundle, request, use_cache=False)
     finally:
         bundle.model.to(dtype)
     wrong = int((cached.sequences != uncached.sequences).sum())

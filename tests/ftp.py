@@ -6,7 +6,7 @@ import time
 from ftplib import FTP
 from pathlib import Path
 
-from pipeline.launch.ranks import free_port
+from esolm.pipeline.launch.ranks import free_port
 
 USER, PASSWORD = "ada", "s3cret"
 

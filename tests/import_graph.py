@@ -1,9 +1,9 @@
 """Who imports whom: `python -m tests.import_graph` prints it, and the circles in it.
 
-The nodes are `data_prep`, `model`, and of `pipeline` every sub-package and every module beside them
-(`pipeline.train`, `pipeline.errors`). An import counts wherever it stands, in a function too: one
-that is postponed joins two packages as firmly as one at the top. Under `if TYPE_CHECKING` none
-counts, for nothing runs it.
+Names stand without `esolm.`, as the folders lie. The nodes are `data_prep`, `model`, and of
+`pipeline` every sub-package and every module beside them (`pipeline.train`, `pipeline.errors`). An
+import counts wherever it stands, in a function too: one that is postponed joins two packages as
+firmly as one at the top. Under `if TYPE_CHECKING` none counts, for nothing runs it.
 """
 
 import ast
@@ -53,13 +53,13 @@ def _imported(tree: ast.AST, module: str, path: Path, modules: dict[str, Path]) 
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for statement in _that_run(tree):
         if isinstance(statement, ast.Import):
-            names = [alias.name for alias in statement.names]
+            names = [alias.name.removeprefix("esolm.") for alias in statement.names]
         elif isinstance(statement, ast.ImportFrom):
-            origin = statement.module or ""
+            origin = (statement.module or "").removeprefix("esolm.")
             if statement.level:
                 above = package.split(".")[: len(package.split(".")) - statement.level + 1]
                 origin = ".".join([*above, *([statement.module] if statement.module else [])])
-            # `from pipeline import generate` names a module, `from model.network import Head` not.
+            # `from esolm.pipeline import generate` names a module, `import Head` from one does not.
             inner = [f"{origin}.{alias.name}" for alias in statement.names]
             names = [name if name in modules else origin for name in inner]
         else:

@@ -23,7 +23,7 @@ def run_python(
     timeout: float = 400,
     packages: tuple[Path, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS...` to its end; of `-m pipeline` that is `esolm`, as a user types it."""
+    """`python ARGUMENTS...` to its end; of `-m esolm` that is `esolm`, as a user types it."""
     return subprocess.run(
         [sys.executable, "-W", "ignore", *arguments],
         cwd=folder,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.manifest import read_manifest, write_manifest
-from pipeline.errors import ConfigError
-from pipeline.run.config import load_config, to_yaml
-from pipeline.run.experiment import resolve
-from pipeline.run.reference import settings_table
-from pipeline.run.sections import ONLY_SUBMITTED, RunConfig, settings_of
+from esolm.data_prep.manifest import read_manifest, write_manifest
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.config import load_config, to_yaml
+from esolm.pipeline.run.experiment import resolve
+from esolm.pipeline.run.reference import settings_table
+from esolm.pipeline.run.sections import ONLY_SUBMITTED, RunConfig, settings_of
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_jsonl
 from tests.processes import ROOT, run_python
 
@@ -78,8 +78,8 @@ def test_every_run_configuration_takes_two_steps_at_reduced_size(
     script = tmp_path / "train_all.py"
     script.write_text(
         "import sys\n"
-        "from pipeline.run.config import load_config\n"
-        "from pipeline.train.run import train\n"
+        "from esolm.pipeline.run.config import load_config\n"
+        "from esolm.pipeline.train.run import train\n"
         "for path, *overrides in eval(sys.argv[1]):\n"
         "    code = train(load_config(path, overrides))\n"
         "    assert code == 0, (path, code)\n"
@@ -108,7 +108,7 @@ def refused(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
     """What `esolm ARGUMENTS...` prints on stderr when it refuses them with exit code 64."""
-    from pipeline.cli.main import main
+    from esolm.pipeline.cli.main import main
 
     monkeypatch.setattr(sys, "argv", ["esolm", *arguments])
     with pytest.raises(SystemExit) as stopped:
@@ -289,7 +289,7 @@ def test_a_vocabulary_that_is_not_the_checkpoints(
     tokenizer = make_tokenizer(tmp_path / "tokenizer", vocab_size=380)
     source = write_jsonl(tmp_path / "text.jsonl", 60)
     run_job(make_job(source, tokenizer, tmp_path / "other", valid_fraction=0.2), tokenizer)
-    train = ["-m", "pipeline", "train", str(config)]
+    train = ["-m", "esolm", "train", str(config)]
     assert run_python(*train).returncode == 0
     finished = run_python(*train, "train.steps=4", f"data.path={tmp_path / 'other'}")
     assert finished.returncode == 64, finished.stderr[-3000:]

@@ -8,17 +8,17 @@ FILES = {
     "data_prep/__init__.py": "",
     "data_prep/errors.py": "import json\n",
     "model/__init__.py": "",
-    "model/network.py": "from model.layers import Block\nimport torch.nn\n",
+    "model/network.py": "from esolm.model.layers import Block\nimport torch.nn\n",
     "model/layers.py": "",
     "pipeline/__init__.py": "",
-    "pipeline/errors.py": "from data_prep.errors import DataError\n",
+    "pipeline/errors.py": "from esolm.data_prep.errors import DataError\n",
     "pipeline/train/__init__.py": "from . import trainer\nfrom .. import errors\n",
-    "pipeline/train/trainer.py": "def run():\n    from pipeline.data.reader import Reader\n",
+    "pipeline/train/trainer.py": "def run():\n    from esolm.pipeline.data.reader import Reader\n",
     "pipeline/data/__init__.py": "",
     "pipeline/data/reader.py": (
-        "from typing import TYPE_CHECKING\nimport model.network\n"
-        "if TYPE_CHECKING:\n    from pipeline.train.trainer import run\n"
-        "else:\n    from pipeline import errors\n"
+        "from typing import TYPE_CHECKING\nimport esolm.model.network\n"
+        "if TYPE_CHECKING:\n    from esolm.pipeline.train.trainer import run\n"
+        "else:\n    from esolm.pipeline import errors\n"
     ),
 }
 
@@ -49,7 +49,7 @@ def test_what_counts_as_an_import(tmp_path: Path) -> None:
 
 
 def test_a_circle_is_found_also_through_a_third(tmp_path: Path) -> None:
-    later = "def late():\n    import pipeline.train.trainer\n"
+    later = "def late():\n    import esolm.pipeline.train.trainer\n"
     graph = import_graph(written(tmp_path, {**FILES, "pipeline/errors.py": later}))
     assert circles(graph) == [["pipeline.data", "pipeline.errors", "pipeline.train"]]
 

@@ -99,8 +99,8 @@ def test_nothing_outside_of_its_file_asks_which_objective_it_is() -> None:
 
 
 def test_every_decoder_that_an_objective_names_is_in_the_bundle() -> None:
-    from model.objectives.registry import SHIPPED
-    from pipeline.export.bundle.generation_esolm import DECODERS
+    from esolm.model.objectives.registry import SHIPPED
+    from esolm.pipeline.export.bundle.generation_esolm import DECODERS
 
     decodings = [kind.decoding for kind in SHIPPED.values() if kind.decoding is not None]
     named = [decoder for decoding in decodings for decoder in decoding.decoders]
@@ -109,7 +109,7 @@ def test_every_decoder_that_an_objective_names_is_in_the_bundle() -> None:
 
 def test_public_python_names_exist() -> None:
     section = (ROOT / "docs" / "design.md").read_text().partition("## Public Python names")[2]
-    named = re.findall(r"`((?:pipeline|model|data_prep)\.[\w.]+)`", section.partition("\n## ")[0])
+    named = re.findall(r"`(esolm\.[\w.]+)`", section.partition("\n## ")[0])
     assert len(named) > 10
     for name in named:
         module, _, attribute = name.rpartition(".")

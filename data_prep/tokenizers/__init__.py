@@ -22,8 +22,8 @@ put it into `KINDS` there, where workers find it too; the last line does so for 
 
 ```python
 from pathlib import Path
-from data_prep.files import write_atomic
-from data_prep.tokenizers import KINDS, Tokenizer, Vocabulary
+from esolm.data_prep.files import write_atomic
+from esolm.data_prep.tokenizers import KINDS, Tokenizer, Vocabulary
 
 class Utf8Bytes(Tokenizer):
     """The bytes of a text. A folder with a file `utf8_bytes` is one."""
@@ -56,10 +56,10 @@ KINDS.insert(0, Utf8Bytes)
 ```
 '''
 
-from data_prep.tokenizers.load import KINDS, has_tokenizer, load_tokenizer
-from data_prep.tokenizers.own import save_tokenizer
-from data_prep.tokenizers.protocol import Tokenizer, TokenizerInfo, Vocabulary
-from data_prep.tokenizers.training import train_model
+from esolm.data_prep.tokenizers.load import KINDS, has_tokenizer, load_tokenizer
+from esolm.data_prep.tokenizers.own import save_tokenizer
+from esolm.data_prep.tokenizers.protocol import Tokenizer, TokenizerInfo, Vocabulary
+from esolm.data_prep.tokenizers.training import train_model
 
 __all__ = [
     "KINDS",

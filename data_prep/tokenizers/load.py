@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from data_prep.errors import DataError
-from data_prep.tokenizers.of_transformers import TransformersTokenizer
-from data_prep.tokenizers.own import SentencePieceTokenizer
-from data_prep.tokenizers.protocol import Tokenizer
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.tokenizers.of_transformers import TransformersTokenizer
+from esolm.data_prep.tokenizers.own import SentencePieceTokenizer
+from esolm.data_prep.tokenizers.protocol import Tokenizer
 
 # The first kind that recognises a folder reads it. Add a kind of your own to this list.
 KINDS: list[type[Tokenizer]] = [SentencePieceTokenizer, TransformersTokenizer]

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
-from data_prep.files import write_atomic
-from data_prep.tokenizers.own import CONFIG_NAME
-from data_prep.tokenizers.protocol import Ids, Tokenizer, Vocabulary
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import write_atomic
+from esolm.data_prep.tokenizers.own import CONFIG_NAME
+from esolm.data_prep.tokenizers.protocol import Ids, Tokenizer, Vocabulary
 
 # A directory that holds any of these files is one of transformers.
 FILES = (CONFIG_NAME, "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.errors import DataError
-from data_prep.files import fingerprint_of, read_json, sha256_of_file, write_atomic, write_json
-from data_prep.tokenizers.protocol import (
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import fingerprint_of, read_json, write_atomic, write_json
+from esolm.data_prep.tokenizers.protocol import (
     Ids,
     Tokenizer,
     TokenizerInfo,
@@ -23,8 +23,7 @@ from data_prep.tokenizers.protocol import (
 
 MODEL_NAME = "tokenizer.model"
 META_NAME = "tokenizer.json"
-DIGEST_KEY = "model_sha256"
-"""The key of the record for the checksum of the model's file."""
+MODEL_SHA256 = "model_sha256"
 # A folder with this file is one that transformers loads.
 CONFIG_NAME = "tokenizer_config.json"
 # The tokenizer class in pipeline/export/bundle/tokenization_esolm.py, which travels with bundles.
@@ -49,12 +48,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / MODEL_NAME
-        in_bundle = (directory / CONFIG_NAME).is_file()
-        if not in_bundle:
-            _check_bytes(self.path, directory / META_NAME)
-        self._processor, self.vocabulary = _load_model(self.path)
-        if not in_bundle:
-            _check_record(self.info, directory / META_NAME)
+        self._processor = _load_model(self.path)
+        self.vocabulary = _describe(self._processor, self.path)
+        if not (directory / CONFIG_NAME).is_file():
+            _check_record(self.info, self.path.read_bytes(), directory / META_NAME)
         self._mark_ids = [int(self._processor.piece_to_id(piece)) for piece in MARK_PIECES]
 
     @staticmethod
@@ -152,9 +149,8 @@ def save_tokenizer(model: bytes, directory: Path) -> TokenizerInfo:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / MODEL_NAME
     write_atomic(path, model)
-    info = dataset_info(_load_model(path)[1], path)
-    digest = hashlib.sha256(model).hexdigest()
-    write_json(directory / META_NAME, {**info.to_record(), DIGEST_KEY: digest})
+    info = dataset_info(_describe(_load_model(path), path), path)
+    write_json(directory / META_NAME, {**info.to_record(), MODEL_SHA256: _sha256(model)})
     return info
 
 
@@ -172,8 +168,7 @@ def _parts(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _load_model(path: Path) -> tuple[Any, Vocabulary]:
-    from google.protobuf.message import DecodeError
+def _load_model(path: Path) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     if not path.is_file():
@@ -181,42 +176,25 @@ def _load_model(path: Path) -> tuple[Any, Vocabulary]:
     processor = SentencePieceProcessor()
     try:
         processor.load(str(path))
-        return processor, _describe(processor, path)
-    # What the library says of a damaged model may itself be no valid text: a UnicodeDecodeError.
-    except (RuntimeError, OSError, ValueError, DecodeError) as error:
+    except (RuntimeError, OSError) as error:
         raise DataError(f"{path} is not a SentencePiece model ({error}). {RESTORE}") from error
+    return processor
 
 
-def _check_bytes(path: Path, record: Path) -> None:
-    """Raise DataError if the model is not byte for byte the recorded one.
-
-    Some changes of a model neither keep it from loading nor show in its fingerprint. Older records
-    do not have the checksum.
-    """
-    if not path.is_file() or not record.is_file():
-        return
-    expected = read_json(record, RESTORE).get(DIGEST_KEY)
-    if expected is None:
-        return
-    try:
-        found = sha256_of_file(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). {RESTORE}") from error
-    if found != expected:
-        _refuse(record, [f"sha256: {expected} recorded, {found} found"])
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
-def _check_record(info: TokenizerInfo, path: Path) -> None:
-    meta, found = read_json(path, RESTORE), info.to_record()
+def _check_record(info: TokenizerInfo, model: bytes, path: Path) -> None:
+    meta = read_json(path, RESTORE)
+    found = info.to_record()
+    if MODEL_SHA256 in meta:  # older records do not state it
+        found[MODEL_SHA256] = _sha256(model)
     differences = [
-        f"{key}: {meta.get(key)} recorded, {found.get(key)} found"
-        for key in {**found, **meta}
-        if key != DIGEST_KEY and meta.get(key) != found.get(key)
+        f"{key}: {meta.get(key)} recorded, {value} found"
+        for key, value in found.items()
+        if meta.get(key) != value
     ]
-    _refuse(path, differences)
-
-
-def _refuse(path: Path, differences: list[str]) -> None:
     if differences:
         raise DataError(
             f"{path.parent / MODEL_NAME} is not the model that {META_NAME} describes "
@@ -253,8 +231,7 @@ def _fingerprint(processor: Any) -> str:
     model.ParseFromString(processor.serialized_model_proto())
     pieces = hashlib.sha256()
     for piece in model.pieces:
-        # The library gives bytes where a damaged model has a piece that is no text.
-        text = piece.piece.encode() if isinstance(piece.piece, str) else piece.piece
+        text = piece.piece.encode()
         pieces.update(struct.pack("<IBf", len(text), piece.type, piece.score) + text)
     normalizer = model.normalizer_spec
     return fingerprint_of(

@@ -9,14 +9,17 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.errors import DataError
+from esolm.data_prep.errors import DataError
 
 Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """The numbers of a tokenizer that a dataset records; every id is set; eos ends documents."""
+    """The numbers of a tokenizer that a dataset records.
+
+    Every id but `unk_id` is set; eos ends documents.
+    """
 
     vocab_size: int
     """The rows of a network, with the mask's."""
@@ -77,9 +80,9 @@ class Tokenizer(ABC):
     @staticmethod
     @abstractmethod
     def recognises(directory: Path) -> bool:
-        """Return whether a directory is of this kind by the names of its files.
+        """Return whether a directory is of this kind, by its files' names and what they say of it.
 
-        It may still be damaged.
+        It may still be damaged. Raises DataError if a file that says so cannot be read.
         """
 
     @abstractmethod

@@ -3,8 +3,10 @@
 import io
 from collections.abc import Iterable
 
-from data_prep.errors import DataError
-from data_prep.tokenizers.own import MASK_PIECE
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.tokenizers.own import MASK_PIECE
+
+SMALLEST_VOCAB_SIZE = 261
 
 
 def train_model(chunks: Iterable[str], vocab_size: int, more_text: str = "Give more text") -> bytes:
@@ -15,6 +17,11 @@ def train_model(chunks: Iterable[str], vocab_size: int, more_text: str = "Give m
     """
     from sentencepiece import SentencePieceTrainer
 
+    if vocab_size < SMALLEST_VOCAB_SIZE:
+        raise DataError(
+            f"--vocab-size is {vocab_size}, must be at least {SMALLEST_VOCAB_SIZE}: 256 bytes, 4 "
+            "special symbols and a character of text."
+        )
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(

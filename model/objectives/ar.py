@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.flops import RowWork
-from model.inputs import NetworkInput, Targets
-from model.objectives.base import (
+from esolm.model.attention import AttentionPattern
+from esolm.model.flops import RowWork
+from esolm.model.inputs import NetworkInput, Targets
+from esolm.model.objectives.base import (
     SEQUENTIAL,
     Decoding,
     Objective,
@@ -18,7 +18,7 @@ from model.objectives.base import (
     Orders,
     VocabularyIds,
 )
-from model.objectives.draws import SampleKeys
+from esolm.model.objectives.draws import SampleKeys
 
 
 @dataclass(frozen=True)

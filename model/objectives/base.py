@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from model.attention import AttentionPattern
-from model.flops import RowWork
-from model.objectives.base import DIFFUSION, Objective, ObjectiveKind
-from model.objectives.draws import Purpose
-from model.objectives.noise import row_times
-from model.objectives.rows import MaskedRows
+from esolm.model.attention import AttentionPattern
+from esolm.model.flops import RowWork
+from esolm.model.objectives.base import DIFFUSION, Objective, ObjectiveKind
+from esolm.model.objectives.draws import Purpose
+from esolm.model.objectives.noise import row_times
+from esolm.model.objectives.rows import MaskedRows
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from model.flops import RowWork
-from model.inputs import NetworkInput, Targets
-from model.objectives.draws import SampleKeys
+from esolm.model.flops import RowWork
+from esolm.model.inputs import NetworkInput, Targets
+from esolm.model.objectives.draws import SampleKeys
 
 DIFFUSION, SEQUENTIAL = "diffusion", "sequential"
 
@@ -76,7 +76,7 @@ class Orders(Enum):
     LEFT_TO_RIGHT = "left to right"
     """Only the order in which `corrupt` feeds the network; `corrupt` then draws nothing."""
     ANY = "any"
-    """Any order, in one pass over 2L tokens; see `model.likelihood.order_log_likelihood`."""
+    """Any order, in one pass over 2L tokens; see `esolm.model.likelihood.order_log_likelihood`."""
     ANY_BEHIND_PREFIX = "any, behind a prefix"
     """Any order; the tokens of the diffusion phase, which stand in front, see each other."""
 
@@ -165,9 +165,9 @@ SCHEDULE_OPTIONS = ("alpha_0", "num_steps")
 class Decoding:
     """How text is written from a bundle.
 
-    decoders: the names of the bundle's decoders, one for each variant. options: those of
-    SCHEDULE_OPTIONS that the decoders heed. fixed_share: the share of tokens that they write by
-    diffusion; None if the option `alpha_0` sets it.
+    decoders: keys of the bundle's DECODERS, one for each variant; a test compares the two. options:
+    those of SCHEDULE_OPTIONS that the decoders heed. fixed_share: the share of tokens that they
+    write by diffusion; None if the option `alpha_0` sets it.
     """
 
     decoders: tuple[str, ...]

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.flops import RowWork
-from model.inputs import NetworkInput, Targets
-from model.objectives.base import DIFFUSION, Decoding, Objective, ObjectiveKind, VocabularyIds
-from model.objectives.draws import Purpose, SampleKeys
-from model.objectives.noise import EPSILON, Array, stratified_t
-from model.objectives.rows import Mask, MaskedRows
+from esolm.model.attention import AttentionPattern
+from esolm.model.flops import RowWork
+from esolm.model.inputs import NetworkInput, Targets
+from esolm.model.objectives.base import DIFFUSION, Decoding, Objective, ObjectiveKind, VocabularyIds
+from esolm.model.objectives.draws import Purpose, SampleKeys
+from esolm.model.objectives.noise import EPSILON, Array, stratified_t
+from esolm.model.objectives.rows import Mask, MaskedRows
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.flops import RowWork
-from model.inputs import NetworkInput, Targets
-from model.objectives import noise
-from model.objectives.base import (
+from esolm.model.attention import AttentionPattern
+from esolm.model.flops import RowWork
+from esolm.model.inputs import NetworkInput, Targets
+from esolm.model.objectives import noise
+from esolm.model.objectives.base import (
     DIFFUSION,
     SEQUENTIAL,
     Decoding,
@@ -28,8 +28,8 @@ from model.objectives.base import (
     VocabularyIds,
     term_of,
 )
-from model.objectives.draws import Purpose, SampleKeys
-from model.objectives.rows import MaskedRows, clean_first, natural_scores
+from esolm.model.objectives.draws import Purpose, SampleKeys
+from esolm.model.objectives.rows import MaskedRows, clean_first, natural_scores
 
 # The attention patterns of the diffusion term and of the sequential term.
 PATTERNS = {

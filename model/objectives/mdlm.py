@@ -5,13 +5,13 @@ from typing import Self
 
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.flops import RowWork
-from model.inputs import NetworkInput, Targets
-from model.objectives import noise
-from model.objectives.base import DIFFUSION, Decoding, Objective, ObjectiveKind
-from model.objectives.draws import SampleKeys
-from model.objectives.rows import MaskedRows
+from esolm.model.attention import AttentionPattern
+from esolm.model.flops import RowWork
+from esolm.model.inputs import NetworkInput, Targets
+from esolm.model.objectives import noise
+from esolm.model.objectives.base import DIFFUSION, Decoding, Objective, ObjectiveKind
+from esolm.model.objectives.draws import SampleKeys
+from esolm.model.objectives.rows import MaskedRows
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ section 3 (arXiv 2506.01928), with the floor of the published code: alpha_1 = 0.
 import numpy as np
 from numpy.typing import NDArray
 
-from model.objectives.draws import Purpose, SampleKeys
+from esolm.model.objectives.draws import Purpose, SampleKeys
 
 # This is both the floor of the schedule and the smallest t that is drawn.
 EPSILON = 1e-3

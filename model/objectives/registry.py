@@ -2,8 +2,8 @@
 
 from importlib.metadata import EntryPoint, entry_points
 
-from model.objectives import ar, bd3lm, esolm, mdlm
-from model.objectives.base import ObjectiveKind
+from esolm.model.objectives import ar, bd3lm, esolm, mdlm
+from esolm.model.objectives.base import ObjectiveKind
 
 GROUP = "esolm.objectives"
 """The entry points of this group name the `ObjectiveKind` that an installed package adds."""

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.inputs import NetworkInput, Targets
-from model.objectives.draws import SampleKeys
+from esolm.model.attention import AttentionPattern
+from esolm.model.inputs import NetworkInput, Targets
+from esolm.model.objectives.draws import SampleKeys
 
 Mask = NDArray[np.bool_]
 

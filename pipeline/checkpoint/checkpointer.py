@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.checkpoint import commit, store
-from pipeline.checkpoint.files import write_problem
-from pipeline.checkpoint.mirror import Mirror, newest_wanted, pull_or_problem
-from pipeline.errors import CheckpointError, UnreadableCheckpointError
-from pipeline.parallel.engine import Engine
-from pipeline.parallel.first_rank import from_first_rank
-from pipeline.parallel.fragments import Fragment
+from esolm.pipeline.checkpoint import commit, store
+from esolm.pipeline.checkpoint.files import write_problem
+from esolm.pipeline.checkpoint.mirror import Mirror, newest_wanted, pull_or_problem
+from esolm.pipeline.errors import CheckpointError, UnreadableCheckpointError
+from esolm.pipeline.parallel.engine import Engine
+from esolm.pipeline.parallel.first_rank import from_first_rank
+from esolm.pipeline.parallel.fragments import Fragment
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class RunState:
 
 
 class Checkpointer:
-    """Checkpoints of one run directory. Every method is collective over all ranks.
+    """Checkpoints of one run directory. Loading, saving and waiting are collective over all ranks.
 
     moved: is called after every file that is verified, so that a large checkpoint is not taken for
     a hang. mirror: the URL of a run that committed checkpoints are copied to; empty for no mirror.
@@ -194,9 +194,10 @@ class Checkpointer:
         them never ends; so a save is waited for only as long as it still writes.
         """
         if self._thread is not None:
-            self._thread.join(0.0 if failed else seconds)
             if failed:
                 self._wait_while_it_writes(seconds)
+            else:
+                self._thread.join(seconds)
         if self._mirror is not None:
             self._mirror.close(STUCK_SECONDS if failed else seconds)
 

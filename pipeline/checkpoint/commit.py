@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import fsync_directory
-from pipeline.checkpoint.threads import in_threads
-from pipeline.errors import CheckpointError, UnreadableCheckpointError
+from esolm.data_prep.files import fsync_directory
+from esolm.pipeline.checkpoint.threads import in_threads
+from esolm.pipeline.errors import CheckpointError, ConfigError, UnreadableCheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +139,19 @@ def commit(staging: Path, manifest: CheckpointManifest) -> Path:
 def _digest(manifest: CheckpointManifest) -> str:
     """The checksum of everything that a manifest says."""
     return hashlib.sha256(json.dumps(vars(manifest), sort_keys=True).encode()).hexdigest()
+
+
+def refuse_other(path: Path) -> None:
+    """Raises ConfigError if a path is neither a run nor a checkpoint, which is no damage."""
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no directory; name a run or a checkpoint directory")
+    if is_step_name(path.name) or (path / "checkpoints").is_dir():
+        return
+    if (path / "shards").is_dir() or not (path / MANIFEST).exists():
+        raise ConfigError(
+            f"{path} is neither a run nor a checkpoint; name the run.dir of a training, or one of "
+            "its checkpoints/step_*"
+        )
 
 
 def read_manifest(directory: Path) -> CheckpointManifest:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.parallel.fragments import STATES
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.parallel.fragments import STATES
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import shutil
+import tempfile
 from copy import copy
 from pathlib import Path
 from queue import Queue
@@ -28,8 +29,8 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.futures import Future
 
-from pipeline.checkpoint.threads import in_threads
-from pipeline.errors import CheckpointError
+from esolm.pipeline.checkpoint.threads import in_threads
+from esolm.pipeline.errors import CheckpointError
 
 FILE_BYTES = 512 << 20
 PROBE_BYTES = 1 << 20
@@ -85,18 +86,18 @@ class Writer(FileSystemWriter):
 
 
 def write_problem(directory: Path) -> str:
-    """Says why nothing more can be written into a directory; empty if it can."""
-    probe = directory / ".probe"
+    """Says why nothing more can be written into a directory; empty if it can, or has gone."""
     try:
-        with probe.open("wb") as file:
+        with tempfile.NamedTemporaryFile(dir=directory) as file:
             file.write(bytes(PROBE_BYTES))
             file.flush()
             os.fsync(file.fileno())
-        probe.unlink()
+        return ""
+    except FileNotFoundError:  # another rank has removed it
+        return ""
     except OSError as error:
-        free = shutil.disk_usage(directory).free if directory.is_dir() else 0
-        return f"{error.strerror or error} ({directory}, {free / 1e9:.2f} GB free)"
-    return ""
+        free = shutil.disk_usage(directory).free / 1e9
+        return f"{error.strerror or error} ({directory}, {free:.2f} GB free)"
 
 
 class Reader(FileSystemReader):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.checkpoint import commit
-from pipeline.checkpoint.remote import RemoteRun, RunAddress, is_url
-from pipeline.errors import CheckpointError
+from esolm.pipeline.checkpoint import commit
+from esolm.pipeline.checkpoint.remote import RemoteRun, RunAddress, is_url
+from esolm.pipeline.errors import CheckpointError
 
 ASIDE = "a start of the run found it damaged; its log says which file"
 
@@ -48,7 +48,7 @@ def checkpoints_of(run: str) -> list[CheckpointInfo]:
     else:
         found = list_checkpoints(Path(run) / "checkpoints")
     if not found:
-        raise CheckpointError(f"{run} holds no checkpoints")
+        raise CheckpointError(f"{run} holds no checkpoints: none has been saved, or it is no run")
     return found
 
 
@@ -114,13 +114,12 @@ def find_checkpoint(path: Path) -> Path:
 
     Raises CheckpointError if there is none.
     """
+    commit.refuse_other(path)
     if (path / "checkpoints").is_dir():
         found = commit.committed(path / "checkpoints")
         if not found:
             raise CheckpointError(f"{path} holds no checkpoint")
         return found[-1]
-    if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist; name a run or a checkpoint directory")
     return path
 
 

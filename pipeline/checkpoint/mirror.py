@@ -5,9 +5,9 @@ import threading
 import time
 from pathlib import Path
 
-from pipeline.checkpoint import commit
-from pipeline.checkpoint.remote import TOKENIZER, RemoteRun, pull, shown
-from pipeline.errors import CheckpointError
+from esolm.pipeline.checkpoint import commit
+from esolm.pipeline.checkpoint.remote import TOKENIZER, RemoteRun, pull, shown
+from esolm.pipeline.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 

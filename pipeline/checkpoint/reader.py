@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from model.config import ModelConfig
-from pipeline.checkpoint import commit, store
-from pipeline.checkpoint.remote import fetch, is_url
-from pipeline.errors import CheckpointError
+from esolm.model.config import ModelConfig
+from esolm.pipeline.checkpoint import commit, store
+from esolm.pipeline.checkpoint.remote import fetch, is_url
+from esolm.pipeline.errors import CheckpointError
 
 
 class CheckpointReader:
@@ -20,10 +20,13 @@ class CheckpointReader:
 
     def __init__(self, path: str | Path, copies: Path | None = None) -> None:
         path = fetch(str(path), copies) if is_url(path) else Path(path)
+        commit.refuse_other(path)
         if (path / "checkpoints").is_dir():
             found = commit.newest_valid(path / "checkpoints")
             if found is None:
-                raise CheckpointError(f"{path} holds no valid checkpoint")
+                raise CheckpointError(
+                    f"{path} holds no valid checkpoint; esolm checkpoint ls {path} shows why"
+                )
             self.directory, self.manifest = found
         else:
             self.directory, self.manifest = path, commit.read_manifest(path)

@@ -19,8 +19,8 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from pipeline.checkpoint import commit
-from pipeline.errors import CheckpointError
+from esolm.pipeline.checkpoint import commit
+from esolm.pipeline.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 

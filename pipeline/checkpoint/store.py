@@ -26,9 +26,9 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from pipeline.checkpoint.files import Reader, Writer
-from pipeline.errors import CheckpointError
-from pipeline.parallel.fragments import Box, Fragment
+from esolm.pipeline.checkpoint.files import Reader, Writer
+from esolm.pipeline.errors import CheckpointError
+from esolm.pipeline.parallel.fragments import Box, Fragment
 
 
 def write(directory: Path, fragments: list[Fragment], group: dist.ProcessGroup | None) -> None:

@@ -25,7 +25,7 @@ def list_command(
     import json
     from dataclasses import asdict
 
-    from pipeline.checkpoint.listing import checkpoints_of
+    from esolm.pipeline.checkpoint.listing import checkpoints_of
 
     found = checkpoints_of(run)
     if as_json:
@@ -52,10 +52,12 @@ def verify_command(
 
         esolm checkpoint verify runs/demo/train/checkpoints/step_00000120
     """
-    from pipeline.checkpoint.listing import verify
-    from pipeline.errors import EXIT_BAD_INPUT
+    from esolm.data_prep.progress import phase
+    from esolm.pipeline.checkpoint.listing import verify
+    from esolm.pipeline.errors import EXIT_BAD_INPUT
 
-    directory, damage = verify(path)
+    with phase(f"read {path}"):
+        directory, damage = verify(path)
     for problem in damage:
         typer.echo(f"damaged: {problem}", err=True)
     if damage:
@@ -80,11 +82,14 @@ def diff_command(
 
         esolm checkpoint diff runs/demo/train runs/other
     """
-    from pipeline.checkpoint.compare import compare
-    from pipeline.checkpoint.reader import CheckpointReader
+    from esolm.data_prep.progress import phase
+    from esolm.pipeline.checkpoint.compare import compare
+    from esolm.pipeline.checkpoint.reader import CheckpointReader
 
     equal = True
-    for difference in compare(CheckpointReader(a), CheckpointReader(b)):
+    with phase("read both checkpoints"):
+        differences = list(compare(CheckpointReader(a), CheckpointReader(b)))
+    for difference in differences:
         equal = equal and difference.equal
         typer.echo(difference.summary())
         for line in difference.lines(limit):

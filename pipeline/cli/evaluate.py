@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.evaluate_options import arguments_of, numbers, refuse_misplaced
+from esolm.pipeline.cli.evaluate_options import arguments_of, numbers, refuse_misplaced
+
+if TYPE_CHECKING:
+    from esolm.pipeline.evaluate.rows import Rows
+    from esolm.pipeline.evaluate.subject import Subject
 
 
 def evaluate_command(
@@ -22,6 +26,15 @@ def evaluate_command(
     orders: Annotated[
         int, typer.Option(help="K of the importance-weighted bound, Eso-LM; 0: none.")
     ] = 0,
+    orders_as: Annotated[
+        str,
+        typer.Option(
+            metavar="decoder|published",
+            help="Whose likelihood --orders is. For Eso-LM (A): of its own decoder, whose tokens "
+            "of the diffusion phase see each other, or of the published code, causal throughout. "
+            "For (B) both are the same.",
+        ),
+    ] = "decoder",
     samples_limit: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="ema|raw", help="Of a checkpoint; ema by default.")
@@ -83,15 +96,15 @@ def evaluate_command(
     """
     import json
 
-    from pipeline.evaluate import show
+    from esolm.pipeline.evaluate import show
 
     refuse_misplaced(context)
     if ranks is not None:
-        from pipeline.launch.ranks import launch
+        from esolm.pipeline.launch.ranks import launch
 
         raise typer.Exit(launch(["evaluate", *arguments_of(context, without="ranks")], ranks))
     if samples:
-        from pipeline.evaluate.sampling import SampleSettings, measure_samples
+        from esolm.pipeline.evaluate.sampling import SampleSettings, measure_samples
 
         alphas = numbers("--alpha-0", alpha_0, float)
         settings = SampleSettings(
@@ -104,9 +117,11 @@ def evaluate_command(
         text = show.samples_text
     else:
         target = Target(network, dataset, split, suite, files, tokenizer, weights, clip_search)
-        report = _likelihoods(
-            target, draws, orders, seed, tokens_per_pass, samples_limit, seq_len, alpha_0
-        )
+        amount = {
+            "num_draws": draws, "num_orders": orders, "seed": seed,
+            "tokens_per_pass": tokens_per_pass, "orders_as": orders_as,
+        }  # fmt: skip
+        report = _likelihoods(target, amount, samples_limit, seq_len, alpha_0)
         text = show.clip_search_text if clip_search else show.likelihood_text
     if report is not None:
         typer.echo(json.dumps(report, ensure_ascii=False) if as_json else text(report))
@@ -130,18 +145,22 @@ class Target:
 
 
 def _likelihoods(
-    target: Target, draws: int, orders: int, seed: int, tokens_per_pass: int,
-    limit: int | None, seq_len: int | None, alpha_0: str | None,
-) -> dict[str, Any] | None:  # fmt: skip
+    target: Target,
+    amount: dict[str, Any],
+    limit: int | None,
+    seq_len: int | None,
+    alpha_0: str | None,
+) -> dict[str, Any] | None:
     """The report on rank 0, None on the others."""
     import warnings
 
     # It says at import which optional kernels it has not found; nothing here would use them.
     warnings.filterwarnings("ignore", module="megatron")
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    from pipeline.errors import ConfigError, EsolmError
-    from pipeline.evaluate import clip_search, likelihood, ranks, rows, subject, suites
-    from pipeline.launch.ranks import die_with_launcher
+    from esolm.data_prep.progress import phase
+    from esolm.pipeline.errors import ConfigError, EsolmError
+    from esolm.pipeline.evaluate import clip_search, likelihood, ranks, subject
+    from esolm.pipeline.launch.ranks import die_with_launcher
 
     if (target.dataset is None) == (target.suite is None):
         raise ConfigError("name either a DATASET or a --suite")
@@ -153,15 +172,11 @@ def _likelihoods(
     die_with_launcher()
     info, device = ranks.join()
     try:
-        found = subject.open_subject(target.network, target.weights, device, target.tokenizer)
+        with phase(f"read {target.network}", shown=info.rank == 0):
+            found = subject.open_subject(target.network, target.weights, device, target.tokenizer)
         objective = subject.with_alpha_0(found.objective, alphas[0] if alphas else None)
-        text: rows.Rows
-        if target.suite is not None:
-            text = suites.suite_rows(target.suite, target.files, found, seq_len, limit)
-        else:
-            assert target.dataset is not None
-            text = rows.dataset_rows(target.dataset, target.split, found, seq_len, limit)
-        settings = likelihood.Settings(draws, orders, seed, tokens_per_pass)
+        text = _rows(target, found, seq_len, limit, shown=info.rank == 0)
+        settings = likelihood.Settings(**amount)
         measure = clip_search.search if target.clip_search else likelihood.measure
         return measure(found, objective, text, settings, info)
     except EsolmError as error:
@@ -170,3 +185,17 @@ def _likelihoods(
         raise
     finally:
         ranks.leave(info)
+
+
+def _rows(
+    target: Target, network: "Subject", seq_len: int | None, limit: int | None, shown: bool
+) -> "Rows":
+    """The rows of the suite or of the dataset that is named."""
+    from esolm.data_prep.progress import phase
+    from esolm.pipeline.evaluate import rows, suites
+
+    if target.suite is None:
+        assert target.dataset is not None
+        return rows.dataset_rows(target.dataset, target.split, network, seq_len, limit)
+    with phase(f"tokenize {target.suite}", shown=shown):
+        return suites.suite_rows(target.suite, target.files, network, seq_len, limit)

@@ -13,14 +13,14 @@ OF_SAMPLES = (
     "out",
 )  # fmt: skip
 OF_LIKELIHOODS = (
-    "draws", "orders", "samples_limit", "weights", "seq_len", "tokenizer", "tokens_per_pass",
-    "ranks", "suite", "files", "clip_search",
+    "draws", "orders", "orders_as", "samples_limit", "weights", "seq_len", "tokenizer",
+    "tokens_per_pass", "ranks", "suite", "files", "clip_search",
 )  # fmt: skip
 
 
 def refuse_misplaced(context: typer.Context) -> None:
     """Raises ConfigError that names every option which was given and would have no effect."""
-    from pipeline.errors import ConfigError
+    from esolm.pipeline.errors import ConfigError
 
     given = {}
     for parameter in context.command.params:
@@ -35,12 +35,15 @@ def refuse_misplaced(context: typer.Context) -> None:
     rules = {
         "means nothing with --samples": named(*OF_LIKELIHOODS) if samples else "",
         "goes with --samples": "" if samples else named(*OF_SAMPLES),
+        "goes with --orders": "" if samples or "orders" in given else named("orders_as"),
         "goes with --suite": "" if samples or "suite" in given else named("files"),
         "goes with a DATASET": "" if "dataset" in given else named("split"),
         "(a DATASET) goes with --featuriser under --samples": named("dataset")
         if samples and "featuriser" not in given
         else "",
-        "means nothing with --clip-search": named("orders") if "clip_search" in given else "",
+        "means nothing with --clip-search": named("orders", "orders_as")
+        if "clip_search" in given
+        else "",
     }
     if problems := [f"{options} {rule}" for rule, options in rules.items() if options]:
         raise ConfigError(problems)
@@ -62,7 +65,7 @@ def arguments_of(context: typer.Context, without: str) -> list[str]:
 
 def numbers(option: str, text: str | None, kind: Callable[[str], Number]) -> list[Number]:
     """Those of a list like 8,32,128; kind: `int` or `float`. Raises ConfigError."""
-    from pipeline.errors import ConfigError
+    from esolm.pipeline.errors import ConfigError
 
     try:
         return [kind(part) for part in text.split(",")] if text else []

@@ -33,10 +33,10 @@ def export_command(
     """
     import logging
 
-    from pipeline.export.export import export
+    from esolm.pipeline.export.export import export
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("pipeline.export").setLevel(logging.INFO)
+    logging.getLogger("esolm.pipeline.export").setLevel(logging.INFO)
     report = export(checkpoint, out, weights, dtype, tokenizer, overwrite)
     typer.echo(
         f"{report.path}: {report.weights} weights of step {report.step}, "

@@ -38,7 +38,7 @@ def generate_command(
     import json
     from dataclasses import asdict
 
-    from pipeline import generate as decoding
+    from esolm.pipeline import generate as decoding
 
     request = decoding.Request(
         alpha_0, steps, length, top_p, temperature, seed, num_samples, prompt
@@ -47,7 +47,13 @@ def generate_command(
     for name in decoding.ignored_options(loaded, request):
         objective = loaded.model.config.objective
         typer.echo(f"note: {name} means nothing to '{objective}' and is ignored", err=True)
-    result = decoding.generate(loaded, request)
+    trained = loaded.record["seq_len"]
+    if length is not None and length > trained:
+        typer.echo(
+            f"note: --length {length} is more than the {trained} tokens of training", err=True
+        )
+    with decoding.DecodingProgress() as progress:
+        result = decoding.generate(loaded, request, streamer=progress)
     comparison = decoding.compare(loaded, request) if compare else None
     if as_json:
         record = {

@@ -52,11 +52,11 @@ def import_command(
     """
     import logging
 
-    from pipeline.importer.importing import import_checkpoint
-    from pipeline.importer.recognise import Options
+    from esolm.pipeline.importer.importing import import_checkpoint
+    from esolm.pipeline.importer.recognise import Options
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("pipeline.export").setLevel(logging.INFO)
+    logging.getLogger("esolm.pipeline.export").setLevel(logging.INFO)
     options = Options(
         variant, weights, dtype, objective, alpha_0, block_size, length, num_heads, mask_id, bos_id
     )

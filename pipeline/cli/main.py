@@ -1,23 +1,27 @@
 """The `esolm` command."""
 
+import errno
+import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
 
-from data_prep.errors import EsolmError
-from pipeline.cli.checkpoint import app as checkpoint_app
-from pipeline.cli.evaluate import evaluate_command
-from pipeline.cli.export import export_command
-from pipeline.cli.generate import generate_command
-from pipeline.cli.import_checkpoint import import_command
-from pipeline.cli.plan import plan_command
-from pipeline.cli.prep import app as prep_app
-from pipeline.cli.replay import replay_command
-from pipeline.cli.sample import sample_command
-from pipeline.cli.status import status_command
-from pipeline.cli.submit import cancel_command, submit_command
-from pipeline.cli.train import train_command
+from esolm.data_prep.errors import EsolmError
+from esolm.pipeline.cli.checkpoint import app as checkpoint_app
+from esolm.pipeline.cli.evaluate import evaluate_command
+from esolm.pipeline.cli.export import export_command
+from esolm.pipeline.cli.generate import generate_command
+from esolm.pipeline.cli.import_checkpoint import import_command
+from esolm.pipeline.cli.plan import plan_command
+from esolm.pipeline.cli.prep import app as prep_app
+from esolm.pipeline.cli.replay import replay_command
+from esolm.pipeline.cli.sample import sample_command
+from esolm.pipeline.cli.status import status_command
+from esolm.pipeline.cli.submit import cancel_command, submit_command
+from esolm.pipeline.cli.train import train_command
+from esolm.pipeline.errors import EXIT_FAILED
 
 app = typer.Typer(
     help="Pretrain Eso-LMs: text to token tars, training under any layout, export, decoding.",
@@ -44,7 +48,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib import metadata
 
-        from pipeline.run.directory import git_revision
+        from esolm.pipeline.run.directory import git_revision
 
         versions = [f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed")]
         typer.echo(f"esolm {metadata.version('esolm')} ({git_revision()}), {', '.join(versions)}")
@@ -62,10 +66,38 @@ def options(
     """Options of `esolm` itself; its help stands at `app`."""
 
 
+FREE_SPACE = "Free some space there and run the same command again."
+MEND_RIGHTS = "Mend the rights there, or name another place, and run the same command again."
+MEND_DISK = "The disk or the connection to it has a fault; what was whole there still is."
+OF_THE_MACHINE = {
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: FREE_SPACE,
+    errno.EACCES: MEND_RIGHTS,
+    errno.EPERM: MEND_RIGHTS,
+    errno.EROFS: MEND_RIGHTS,
+    errno.EIO: MEND_DISK,
+    errno.ESTALE: MEND_DISK,
+    errno.EISDIR: "A folder lies where a file should be: move it away.",
+    errno.ENOTDIR: "A file lies where a folder should be: move it away, or name another place.",
+}
+"""What is no fault of this program, wherever it comes up, and what to do about it."""
+
+
 def main() -> None:
     """Runs the command; an error that a user can cause ends in one message and its exit code."""
+    # Ranks and workers, too, take no code from the working directory (see `esolm/__main__.py`).
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if not sys.warnoptions:  # what libraries say of each other helps no user of ours
+        warnings.filterwarnings("ignore")
+        warnings.filterwarnings("default", module=r"esolm\.")
     try:
         app(prog_name="esolm")
     except EsolmError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}. {OF_THE_MACHINE[error.errno]}", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.plan.cost import Machine
-    from pipeline.run.sections import RunConfig
+    from esolm.pipeline.plan.cost import Machine
+    from esolm.pipeline.run.sections import RunConfig
 
 SHOWN_LAYOUTS = 10
 
@@ -25,7 +25,9 @@ def plan_command(
     vocab_size: Annotated[
         int | None, typer.Option(metavar="N", help="In place of a dataset that is not there yet.")
     ] = None,
-    gpu: Annotated[str, typer.Option(help="A100, H100, H200 or B200.")] = "H100",
+    gpu: Annotated[
+        str | None, typer.Option(help="A100, H100, H200 or B200; without it an H100 is assumed.")
+    ] = None,
     gpu_memory: Annotated[
         float | None, typer.Option(metavar="GB", help="Memory of a GPU; else the data sheet's.")
     ] = None,
@@ -42,7 +44,9 @@ def plan_command(
 ) -> None:
     """Print parameters, FLOPs, memory, batches, time and everything that is wrong, from the config.
 
-    Takes no GPU and starts no process group. Exit code 64, as `esolm train` would end with.
+    Takes no GPU and starts no process group. Exit code 64 for whatever `esolm train` would refuse,
+    and for a layout that does not fit the GPU that --gpu or --gpu-memory names. Without either an
+    H100 is assumed: what does not fit it is said, and the exit code is 0.
 
     Example:
 
@@ -50,56 +54,65 @@ def plan_command(
 
         esolm plan configs/run/demo.yaml --vocab-size 4096 --nodes 2 --gpus-per-node 4 --search
     """
-    from pipeline.plan.cost import Machine, gpu_named
-    from pipeline.run.config import load_config
+    from dataclasses import replace
+
+    from esolm.pipeline.errors import ConfigError
+    from esolm.pipeline.plan.cost import Machine, gpu_named
+    from esolm.pipeline.run.config import load_config
 
     resolved = load_config(config, overrides or [])
-    named = gpu_named(gpu)
-    machine = Machine(named, gpus_per_node, network * 1e9, mfu)
+    kind = gpu_named(gpu or "H100")
+    if gpu_memory is not None:
+        kind = replace(kind, memory=gpu_memory * 1e9)
+    machine = Machine(kind, gpus_per_node, network * 1e9, mfu)
     if nodes is not None:
         ranks = nodes * gpus_per_node
     if search:
-        memory = named.memory if gpu_memory is None else gpu_memory * 1e9
-        _search(resolved, ranks or gpus_per_node, machine, memory, vocab_size, as_json)
+        _search(resolved, ranks or gpus_per_node, machine, vocab_size, as_json)
     else:
         alone = resolved.parallel.tp * resolved.parallel.pp
-        _plan(resolved, ranks or max(1, alone), machine, vocab_size, as_json)
+        misfit = _plan(resolved, ranks or max(1, alone), machine, vocab_size, as_json)
+        if misfit and gpu is None and gpu_memory is None:
+            typer.echo(f"note: {misfit} (assumed; --gpu names another)", err=True)
+        elif misfit:
+            raise ConfigError(misfit)
 
 
 def _plan(
     config: "RunConfig", ranks: int, machine: "Machine", vocab_size: int | None, as_json: bool
-) -> None:
+) -> str | None:
+    """Prints the plan, and returns what there is to say if it does not fit."""
     import json
 
-    from pipeline.plan.plan import find_subject, make_plan
-    from pipeline.plan.report import describe
-    from pipeline.plan.tables import console, show
+    from esolm.pipeline.plan.plan import find_subject, make_plan
+    from esolm.pipeline.plan.report import describe, misfit
+    from esolm.pipeline.plan.tables import console, show
 
     plan = make_plan(find_subject(config, ranks, vocab_size), ranks)
     if as_json:
         typer.echo(json.dumps(describe(plan, machine), indent=2))
     else:
         show(console(), plan, machine)
+    return misfit(plan, machine)
 
 
 def _search(
     config: "RunConfig",
     ranks: int,
     machine: "Machine",
-    memory: float,
     vocab_size: int | None,
     as_json: bool,
 ) -> None:
     import json
 
-    from pipeline.plan.plan import find_subject
-    from pipeline.plan.report import SEARCH_CAVEAT, describe_search
-    from pipeline.plan.search import search, sound_layouts
-    from pipeline.plan.tables import console, show_search
+    from esolm.pipeline.plan.plan import find_subject
+    from esolm.pipeline.plan.report import SEARCH_CAVEAT, describe_search
+    from esolm.pipeline.plan.search import search, sound_layouts
+    from esolm.pipeline.plan.tables import console, show_search
 
     layouts = sound_layouts(config, ranks, machine.gpus_per_node)
     subject = find_subject(layouts[0], ranks, vocab_size)
-    found = search(subject, layouts, machine, ranks, memory)
+    found = search(subject, layouts, machine, ranks)
     if as_json:
         rows = describe_search(found, SHOWN_LAYOUTS)
         answer = {"caveat": SEARCH_CAVEAT, "notes": subject.notes, "tried": found.tried}

@@ -5,27 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from pipeline.run.sections import PrepSection
+from esolm.pipeline.run.sections import PrepSection
 
 if TYPE_CHECKING:
-    from data_prep.documents import SourceFile
-    from data_prep.manifest import Manifest
-
-
-class _Commands(TyperGroup):
-    """The commands, which tell in one line what the file system refuses them."""
-
-    def invoke(self, ctx: Any) -> Any:
-        from data_prep.files import told_in_one_line
-
-        with told_in_one_line():
-            return super().invoke(ctx)
-
+    from esolm.data_prep.documents import SourceFile
+    from esolm.data_prep.manifest import Manifest
 
 app = typer.Typer(
-    cls=_Commands,
     help="Text becomes token tars: train a tokenizer, tokenize, merge, verify, inspect.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -36,32 +23,31 @@ Inputs = Annotated[
     typer.Argument(
         metavar="INPUT",
         show_default=False,
-        help="Text files, directories of them, JSONL or JSON; .gz and .zst as well.",
+        help="Text files, directories of them, or JSONL (.jsonl, .ndjson); .gz and .zst as well.",
     ),
 ]
 FromStdlib = Annotated[
     bool,
     typer.Option("--from-python-stdlib", help="Also take the library of the running Python."),
 ]
-TextKey = Annotated[str, typer.Option(help="The key of JSONL objects that holds the text.")]
 Format = Annotated[
     str,
     typer.Option(
-        metavar="auto|text|jsonl",
-        help="What all files are; auto: by each file's name, and content for .json.",
+        "--format", metavar="auto|text|jsonl|json", help="What INPUT holds; auto: by its names."
     ),
 ]
+TextKey = Annotated[str, typer.Option(help="The key of JSONL objects that holds the text.")]
 OnBadDocument = Annotated[
     str, typer.Option(metavar="error|skip", help="What to do with a document that is damaged.")
 ]
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="The dataset directory.")]
 
 
-def _find(inputs: list[Path] | None, from_python_stdlib: bool) -> "list[SourceFile]":
-    from data_prep.documents import find_files
+def _find(inputs: list[Path] | None, from_python_stdlib: bool, told: str) -> "list[SourceFile]":
+    from esolm.data_prep.documents import find_files
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    return find_files(inputs or [], from_python_stdlib)
+    return find_files(inputs or [], from_python_stdlib, told)
 
 
 @app.command()
@@ -72,9 +58,9 @@ def tokenizer(
     vocab_size: Annotated[
         int, typer.Option(help="Pieces, special symbols included.")
     ] = PrepSection.vocab_size,
+    format: Format = "auto",
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
-    format: Format = PrepSection.format,
     max_sentences: Annotated[
         int, typer.Option(help="Most pieces of text (about 1,000 characters each) to train on.")
     ] = PrepSection.max_sentences,
@@ -85,23 +71,29 @@ def tokenizer(
 
         esolm prep tokenizer --from-python-stdlib --vocab-size 4096 --out data/tok
     """
-    from data_prep.documents import BadDocuments, iterate_documents
-    from data_prep.errors import DataError
-    from data_prep.sampling import sample_chunks
-    from data_prep.tokenizers import save_tokenizer, train_model
+    from esolm.data_prep.documents import BadDocuments
+    from esolm.data_prep.errors import DataError
+    from esolm.data_prep.files import refuse_taken
+    from esolm.data_prep.jobs import MARKS_OF_OTHERS
+    from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY
+    from esolm.data_prep.progress import phase
+    from esolm.data_prep.sampling import sample_files
+    from esolm.data_prep.tokenizers import save_tokenizer, train_model
 
     if max_sentences < 1:
         raise DataError(f"--max-sentences is {max_sentences}, must be at least 1.")
+    refuse_taken(out, (*MARKS_OF_OTHERS, MANIFEST_NAME, TASKS_DIRECTORY), "tokenizer")
     bad = BadDocuments(on_bad_document)
-    files = _find(inputs, from_python_stdlib)
-    documents = iterate_documents(files, bad, text_key, chosen_format=format)
-    chunks = sample_chunks(documents, max_sentences)
+    files = _find(inputs, from_python_stdlib, format)
+    chunks = sample_files(files, bad, text_key, max_sentences)
     num_characters = sum(map(len, chunks))
     typer.echo(f"training on {num_characters:,} characters of {len(files):,} files", err=True)
     # Fewer than asked for are all there are.
     is_sample = len(chunks) == max_sentences
     more_text = "Raise --max-sentences (prep.max_sentences)" if is_sample else "Give more text"
-    info = save_tokenizer(train_model(chunks, vocab_size, more_text), out)
+    with phase(f"train {vocab_size:,} pieces"):
+        model = train_model(chunks, vocab_size, more_text)
+    info = save_tokenizer(model, out)
     typer.echo(f"{out}: {info.vocab_size:,} pieces, fingerprint {info.fingerprint[:16]}")
 
 
@@ -120,7 +112,7 @@ def tokenize(
     task: Annotated[
         int | None, typer.Option(help="Do this task only (for array jobs), from 0.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that work on the tasks.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that work on the tasks.")] = 1,
     valid_fraction: Annotated[
         float, typer.Option(help="Share of documents to validate on.")
     ] = PrepSection.valid_fraction,
@@ -128,9 +120,9 @@ def tokenize(
         int, typer.Option(help="Tokens after which a shard ends.")
     ] = PrepSection.shard_tokens,
     max_bytes: Annotated[int | None, typer.Option(help="Most bytes of text to take.")] = None,
+    format: Format = "auto",
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
-    format: Format = PrepSection.format,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start DATA anew.")] = False,
 ) -> None:
     """Write webdataset tars of tokens. Finished tasks are skipped, so run it again to continue.
@@ -139,11 +131,11 @@ def tokenize(
 
         esolm prep tokenize --from-python-stdlib --tokenizer data/tok --out data/py
     """
-    from data_prep.errors import DataError
-    from data_prep.jobs import TokenizeJob, is_finished, prepare_output
-    from data_prep.progress import ProgressBar
-    from data_prep.tokenizers import load_tokenizer
-    from data_prep.workers import run_tasks
+    from esolm.data_prep.errors import DataError
+    from esolm.data_prep.jobs import TokenizeJob, is_finished, prepare_output
+    from esolm.data_prep.progress import ProgressBar
+    from esolm.data_prep.tokenizers import load_tokenizer
+    from esolm.data_prep.workers import run_tasks
 
     if task is not None and not 0 <= task < tasks:
         raise DataError(f"--task is {task}, must be at least 0 and below --tasks ({tasks}).")
@@ -151,7 +143,7 @@ def tokenize(
         raise DataError("--overwrite with --task would remove the work of other tasks: drop one.")
     job = TokenizeJob(
         out=out,
-        files=tuple(_find(inputs, from_python_stdlib)),
+        files=tuple(_find(inputs, from_python_stdlib, format)),
         tokenizer=load_tokenizer(tokenizer).info,
         num_tasks=tasks,
         valid_fraction=valid_fraction,
@@ -159,7 +151,6 @@ def tokenize(
         max_bytes=max_bytes,
         text_key=text_key,
         on_bad_document=on_bad_document,
-        format=format,
     )
     prepare_output(job, tokenizer, overwrite)
     wanted = range(tasks) if task is None else [task]
@@ -179,9 +170,12 @@ def merge(data: Data) -> None:
 
         esolm prep merge data/py
     """
-    from data_prep.merge import merge_tasks
+    from esolm.data_prep.merge import merge_tasks
+    from esolm.data_prep.progress import phase
 
-    _echo_summary(data, merge_tasks(data))
+    with phase(f"merge {data}"):
+        manifest = merge_tasks(data)
+    _echo_summary(data, manifest)
 
 
 @app.command()
@@ -192,9 +186,9 @@ def verify(data: Data) -> None:
 
         esolm prep verify data/py
     """
-    from data_prep.manifest import read_manifest
-    from data_prep.progress import ProgressBar
-    from data_prep.verify import files_of, verify_dataset
+    from esolm.data_prep.manifest import read_manifest
+    from esolm.data_prep.progress import ProgressBar
+    from esolm.data_prep.verify import files_of, verify_dataset
 
     manifest = read_manifest(data)
     num_bytes = sum(size for _, size, _ in files_of(manifest))
@@ -219,10 +213,11 @@ def inspect(
     """
     import numpy as np
 
-    from data_prep.errors import DataError
-    from data_prep.manifest import read_manifest
-    from pipeline.data.dataset import TokenDataset
-    from pipeline.data.reader import SampleReader
+    from esolm.data_prep.errors import DataError
+    from esolm.data_prep.manifest import read_manifest
+    from esolm.data_prep.tokenizers import load_tokenizer
+    from esolm.pipeline.data.dataset import TokenDataset
+    from esolm.pipeline.data.reader import SampleReader
 
     if sample < 0:
         raise DataError(f"--sample is {sample}, must be at least 0.")
@@ -231,7 +226,7 @@ def inspect(
     numbers = np.array([sample], dtype=np.int64)
     epoch, sequence = (int(array[0]) for array in reader.index.locate(numbers))
     tokens = reader.read(numbers)[0]
-    text = dataset.load_tokenizer().decode_with_specials(tokens)
+    text = load_tokenizer(dataset.tokenizer_directory).decode_with_specials(tokens)
     _echo_summary(data, read_manifest(data))
     typer.echo(
         f"sample {sample} of split {split}: epoch {epoch}, sequence {sequence} of "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.watch.replay import Replay
+    from esolm.pipeline.watch.replay import Replay
 
 
 def replay_command(
@@ -31,10 +31,12 @@ def replay_command(
     import json
     from dataclasses import asdict
 
-    from pipeline.watch.replay import replay, row_losses
+    from esolm.data_prep.progress import phase
+    from esolm.pipeline.watch.replay import replay, row_losses
 
-    replayed = replay(run, step, data)
-    from_step, losses = row_losses(run, replayed) if loss else (None, [])
+    with phase(f"replay step {step}"):
+        replayed = replay(run, step, data)
+        from_step, losses = row_losses(run, replayed) if loss else (None, [])
     texts = _texts(run, replayed) if text else []
     if as_json:
         record = {
@@ -54,7 +56,7 @@ def replay_command(
 
 
 def _texts(run: Path, replayed: "Replay") -> list[str]:
-    from data_prep.tokenizers import load_tokenizer
+    from esolm.data_prep.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(run / "tokenizer")
     return [tokenizer.decode(row.tokens) for row in replayed.rows]

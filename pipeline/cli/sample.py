@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from pipeline.watch.samples import Piece
+    from esolm.pipeline.watch.samples import Piece
 
 
 def sample_command(
@@ -42,8 +42,8 @@ def sample_command(
     """
     from rich.console import Console
 
-    from pipeline.generate import Request
-    from pipeline.watch.samples import marked, sample_run, write_to_tensorboard
+    from esolm.pipeline.generate import Request
+    from esolm.pipeline.watch.samples import marked, sample_run, write_to_tensorboard
 
     request = Request(alpha_0, steps, length, top_p, temperature, seed, num_samples, prompt)
     samples = sample_run(run, weights, request)
@@ -60,7 +60,7 @@ def coloured(text: list["Piece"]) -> "Text":
     """For a terminal: the earlier a diffusion step, the darker."""
     from rich.text import Text
 
-    from pipeline.watch.samples import PROMPT
+    from esolm.pipeline.watch.samples import PROMPT
 
     last = max((piece.number for piece in text if piece.parallel), default=0)
     shown = Text()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.watch.status import RunStatus
+    from esolm.pipeline.watch.status import RunStatus
 
 
 def status_command(
@@ -15,7 +15,8 @@ def status_command(
 ) -> None:
     """Show how far a run is, how it fares and when it will be done.
 
-    Reads files only: it works from any machine that sees the run directory, and on a dead run.
+    Reads files: it works from any machine that sees the run directory, and on a dead run. Of a
+    submitted run Slurm is asked as well, for ten seconds at most.
 
     Example:
 
@@ -24,31 +25,45 @@ def status_command(
     import json
     from dataclasses import asdict
 
-    from pipeline.watch.status import run_status
+    from esolm.pipeline.watch.status import run_status
 
     submitted = (run / "slurm" / "chain.json").is_file()
     status = None
     if not submitted or (run / "config.yaml").is_file():
         status = run_status(run)
+    chain = _chain(run) if submitted else None
+    if status is not None and chain is not None:
+        status = _with_jobs(run, status, chain)
     if status is not None and not as_json:
         for name, value in _rows(status):
             typer.echo(f"{name:<12}{value}")
-    chain = _chain(run) if submitted else None  # last: Slurm may be slow, or not answer
     if as_json:
         record: dict[str, Any] = asdict(status) if status else {"run": str(run)}
         record["chain"] = None if chain is None else [asdict(stage) for stage in chain]
         typer.echo(json.dumps(record, indent=1))
     elif chain is not None:
-        from pipeline.slurm.status import format_chain
+        from esolm.pipeline.slurm.status import format_chain
 
         typer.echo(f"\n{format_chain(chain)}")
 
 
 def _chain(run: Path) -> list[Any]:
     """The stages of the run's submitted jobs."""
-    from pipeline.slurm.status import chain_status
+    from esolm.pipeline.slurm.status import chain_status
 
     return list(chain_status(run))
+
+
+def _with_jobs(run: Path, status: "RunStatus", chain: list[Any]) -> "RunStatus":
+    """With a health that heeds what Slurm says of the training job."""
+    from dataclasses import replace
+
+    from esolm.pipeline.slurm.attendance import health_with_jobs
+    from esolm.pipeline.watch.status import Health
+
+    health = status.health
+    found = health_with_jobs(run, health.state, health.reason, status.slurm_job_id, chain)
+    return replace(status, health=Health(*found))
 
 
 def _rows(status: "RunStatus") -> list[tuple[str, str]]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.slurm.chain import Chain
-    from pipeline.slurm.submit import Submission
+    from esolm.pipeline.slurm.chain import Chain
+    from esolm.pipeline.slurm.submit import Submission
 
 
 def submit_command(
@@ -32,7 +32,7 @@ def submit_command(
 
     Example: esolm submit configs/run/demo.yaml --cluster cpu --stages train,export --dry-run
     """
-    from pipeline.slurm.submit import prepare, submit
+    from esolm.pipeline.slurm.submit import prepare, submit
 
     wanted = [stage.strip() for stage in stages.split(",") if stage.strip()]
     submission = prepare(config, overrides or [], cluster, wanted)
@@ -55,7 +55,7 @@ def cancel_command(
 
     Example: esolm cancel runs/demo/train
     """
-    from pipeline.slurm.chain import cancel_chain
+    from esolm.pipeline.slurm.chain import cancel_chain
 
     cancelled = cancel_chain(run.resolve())
     for job, state in cancelled:

@@ -14,7 +14,7 @@ def train_command(
     ranks: Annotated[
         int | None,
         typer.Option(
-            help="Start this many ranks on this machine. Without it: this process is one."
+            min=1, help="Start this many ranks on this machine. Without it: this process is one."
         ),
     ] = None,
 ) -> None:
@@ -26,27 +26,29 @@ def train_command(
     """
     import signal
 
-    from pipeline.launch.stop import ignore_stop_signals, note_stop_signals
+    from esolm.pipeline.launch.stop import ignore_stop_signals, note_stop_signals
 
     # Before anything heavy: a request to stop may come at any moment.
     note_stop_signals((signal.SIGTERM, signal.SIGUSR1))
 
-    from pipeline.launch.ranks import die_with_launcher, launch
-    from pipeline.run.config import load_config
+    from esolm.pipeline.launch.ranks import die_with_launcher, launch
+    from esolm.pipeline.run.config import load_config
 
     die_with_launcher()
     given = overrides or []
     resolved = load_config(config, given)
     if ranks is None:
-        from pipeline.train.run import train
+        from esolm.pipeline.train.run import train
 
-        code = train(resolved)
-        ignore_stop_signals()
+        try:
+            code = train(resolved)
+        finally:  # a rank that leaves with an error, too, is to end with that error's code
+            ignore_stop_signals()
         raise typer.Exit(code)
-    from pipeline.parallel.bootstrap import check_build, check_gpus
-    from pipeline.run.completion import complete_message, is_complete
-    from pipeline.run.directory import RunDirectory
-    from pipeline.run.experiment import resolve
+    from esolm.pipeline.parallel.bootstrap import check_build, check_gpus
+    from esolm.pipeline.run.completion import complete_message, is_complete
+    from esolm.pipeline.run.directory import RunDirectory
+    from esolm.pipeline.run.experiment import resolve
 
     # One message for a bad configuration or a finished run, not one from each rank.
     resolve(resolved, ranks)

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.objectives import Objective, SampleKeys
-from model.objectives.base import term_of
-from model.objectives.noise import EPSILON
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.data.reader import SampleReader
+from esolm.model.objectives import Objective, SampleKeys
+from esolm.model.objectives.base import term_of
+from esolm.model.objectives.noise import EPSILON
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.data.reader import SampleReader
 
 # Validation draws its noise from another key than training does.
 VALIDATION_SEED = 1 << 63

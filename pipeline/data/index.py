@@ -14,7 +14,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.errors import DataError
+from esolm.data_prep.errors import DataError
 
 Int64Array = npt.NDArray[np.int64]
 Uint64Array = npt.NDArray[np.uint64]

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model.loss import SparseTargets
+from esolm.model.loss import SparseTargets
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """The tensors of one micro-batch and the name of its loss term.
 
-    inputs: (tokens, positions, rows). targets: see `model.loss.SparseTargets`. bucket: the part of
+    inputs: (tokens, positions, rows). targets: see `SparseTargets`. bucket: the part of
     the range of t that all its rows lie in, or None if there is no such part.
     """
 

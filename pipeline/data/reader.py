@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.errors import DataError
-from pipeline.data.dataset import TokenDataset
-from pipeline.data.index import SampleIndex
+from esolm.data_prep.errors import DataError
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.index import SampleIndex
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -58,8 +58,6 @@ class SampleReader:
         if not isinstance(consumed, int) or consumed < 0:
             problems.append(f"consumed_samples: {consumed} is not a number of samples")
         for key, here in self.state(0).items():
-            if key == "dataset_fingerprint" and state.get(key) == self.dataset.former_fingerprint:
-                continue  # the checkpoint is older than the manifest, which was merged anew
             if key != "consumed_samples" and state.get(key) != here:
                 problems.append(f"{key}: {state.get(key)} in the checkpoint, {here} here")
         if problems:

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from model.objectives import Objective
-from model.objectives.base import DIFFUSION
-from model.objectives.noise import EPSILON
-from pipeline.errors import ConfigError
-from pipeline.evaluate.likelihood import Settings, run_chunks
-from pipeline.evaluate.passes import Passes, Schedule
-from pipeline.evaluate.rows import Rows
-from pipeline.evaluate.subject import Subject
-from pipeline.parallel.bootstrap import ProcessInfo
+from esolm.model.objectives import Objective
+from esolm.model.objectives.base import DIFFUSION
+from esolm.model.objectives.noise import EPSILON
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.evaluate.likelihood import Settings, run_chunks
+from esolm.pipeline.evaluate.passes import Passes, Schedule
+from esolm.pipeline.evaluate.rows import Rows
+from esolm.pipeline.evaluate.subject import Subject
+from esolm.pipeline.parallel.bootstrap import ProcessInfo
 
 # The published widths; the lower end moves by GRID.
 WIDTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

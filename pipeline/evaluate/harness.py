@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.progress import ProgressBar
-from pipeline.errors import ConfigError
-from pipeline.evaluate.scoring import Scorer, windows
-from pipeline.evaluate.task_options import decoding_of, share_out
-from pipeline.generate import Request, load_bundle
+from esolm.data_prep.progress import ProgressBar
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.evaluate.scoring import Scorer, windows
+from esolm.pipeline.evaluate.task_options import decoding_of, share_out
+from esolm.pipeline.generate import Request, load_bundle
 
 try:
     from lm_eval.api.model import LM

@@ -1,17 +1,17 @@
 """Generative perplexity: the perplexity of the samples under another language model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data_prep.tokenizers import load_tokenizer
-from model.objectives import Orders, objective_kind
-from pipeline.errors import ConfigError
-from pipeline.export.manifest import NAME
-from pipeline.generate import load_bundle
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.model.objectives import Orders, objective_kind
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.export.manifest import NAME
+from esolm.pipeline.generate import load_bundle
 
 # The names under which configurations hold the longest context.
 _LIMITS = ("max_position_embeddings", "n_positions")
@@ -33,11 +33,14 @@ class Judge:
         limits = [getattr(model.config, name, None) for name in _LIMITS]
         self._context = next((limit for limit in limits if limit), 1024)
 
-    def perplexity(self, texts: Sequence[str]) -> dict[str, Any]:
+    def perplexity(
+        self, texts: Sequence[str], on_texts: Callable[[int], None] = lambda _: None
+    ) -> dict[str, Any]:
         """Returns exp of the mean negative log-likelihood over all tokens of all texts.
 
         The tokens are those of the judge. A text longer than its context is cut into windows, and
         the first token of a window is given. The perplexity is None if nothing could be scored.
+        on_texts: told how many more texts are scored.
         """
         nats, count = 0.0, 0
         for text in texts:
@@ -47,6 +50,7 @@ class Judge:
                 if len(window) > 1:
                     nats += self._nats(window)
                     count += len(window) - 1
+            on_texts(1)
         loss = nats / count if count else None
         return {
             "perplexity": None if loss is None else math.exp(min(loss, 700.0)),
@@ -79,7 +83,7 @@ def _own_bundle(path: Path) -> Any:
 def _of_transformers(path: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    from pipeline.export.writer import no_transformers_bars
+    from esolm.pipeline.export.writer import no_transformers_bars
 
     try:
         with no_transformers_bars():

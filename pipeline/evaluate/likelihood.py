@@ -7,22 +7,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.progress import ProgressBar
-from model.likelihood import importance_bound
-from model.objectives import Objective
-from pipeline.errors import ConfigError
-from pipeline.evaluate.passes import (
+from esolm.data_prep.progress import ProgressBar
+from esolm.model.likelihood import importance_bound
+from esolm.model.objectives import Objective
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.evaluate.passes import (
     NUM_BUCKETS,
+    ORDERS_AS,
     ChunkResult,
     Float64Array,
     Passes,
     Schedule,
     follows_orders,
+    orders_are_of,
 )
-from pipeline.evaluate.ranks import gather
-from pipeline.evaluate.rows import Rows, chunks
-from pipeline.evaluate.subject import Subject
-from pipeline.parallel.bootstrap import ProcessInfo
+from esolm.pipeline.evaluate.ranks import gather
+from esolm.pipeline.evaluate.rows import Rows, chunks
+from esolm.pipeline.evaluate.subject import Subject
+from esolm.pipeline.parallel.bootstrap import ProcessInfo
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,14 @@ class Settings:
 
     num_draws: the draws of the bound. num_orders: K of the importance-weighted bound, or 0 for no
     such bound. tokens_per_pass: the most tokens that are fed to the network at once, as if every
-    row had two streams.
+    row had two streams. orders_as: whose likelihood is meant under an order, a key of `ORDERS_AS`.
     """
 
     num_draws: int = 4
     num_orders: int = 0
     seed: int = 0
     tokens_per_pass: int = 4096
+    orders_as: str = "decoder"
 
 
 def measure(
@@ -53,7 +56,9 @@ def measure(
     _check(objective, rows, settings)
     num_draws = 1 if objective.is_exact else settings.num_draws
     schedule = Schedule(objective, rows.num_rows, rows.seq_len, settings.seed)
-    passes = Passes(subject, objective, schedule, num_draws, settings.num_orders)
+    passes = Passes(
+        subject, objective, schedule, num_draws, settings.num_orders, settings.orders_as
+    )
     results = run_chunks(passes, rows, settings, info, "evaluate")
     return None if results is None else _report(subject, objective, rows, settings, results)
 
@@ -69,12 +74,12 @@ def run_chunks(
     pieces = chunks(rows.num_rows, max(1, settings.tokens_per_pass // (2 * rows.seq_len)))
     mine: dict[int, ChunkResult] = {}
     numbers = range(info.rank, len(pieces), info.world_size)
-    with ProgressBar(label, len(numbers), shown=info.rank == 0) as progress:
+    total = len(numbers) * passes.parts
+    with ProgressBar(label, total, shown=info.rank == 0) as progress:
         for number in numbers:
             tokens = rows.read(pieces[number])
             num_bytes = rows.tokenizer.num_bytes(tokens[:, given:])
-            mine[number] = passes.run(tokens, pieces[number], num_bytes)
-            progress.advance()
+            mine[number] = passes.run(tokens, pieces[number], num_bytes, progress.advance)
     everything = gather(mine, info)
     if everything is None:
         return None
@@ -90,6 +95,8 @@ def _check(objective: Objective, rows: Rows, settings: Settings) -> None:
         problems.append(f"--orders is {settings.num_orders}; it must not be negative")
     if settings.num_orders and not follows_orders(objective):
         problems.append("--orders goes with networks trained as an Eso-LM")
+    if settings.orders_as not in ORDERS_AS:
+        problems.append(f"--orders-as is '{settings.orders_as}'; choose {' or '.join(ORDERS_AS)}")
     if settings.seed < 0:
         problems.append(f"--seed is {settings.seed}; it must not be negative")
     if rows.seq_len < 2:
@@ -131,7 +138,9 @@ def _report(
         "t_buckets": _bucket_report(np.stack([result.buckets for result in results]).sum(axis=0)),
         "left_to_right": unit.of_nats(-float(exact.sum())) if len(exact) else None,
         "note": objective.without_likelihood,
-        "orders": _order_report(objective, np.concatenate([r.orders for r in results]), unit),
+        "orders": _order_report(
+            objective, np.concatenate([r.orders for r in results]), unit, settings.orders_as
+        ),
     }
 
 
@@ -192,7 +201,9 @@ def _bucket_report(buckets: Float64Array) -> list[dict[str, Any]]:
     return found
 
 
-def _order_report(objective: Objective, log_p: Float64Array, unit: Unit) -> dict[str, Any] | None:
+def _order_report(
+    objective: Objective, log_p: Float64Array, unit: Unit, orders_as: str
+) -> dict[str, Any] | None:
     """Returns the bound of one drawn order (the mean over all) and the weighted one over K.
 
     The latter is the importance-weighted bound. Returns None if no orders were drawn.
@@ -203,6 +214,8 @@ def _order_report(objective: Objective, log_p: Float64Array, unit: Unit) -> dict
     bound = importance_bound(torch.from_numpy(log_p)).numpy()
     return {
         "k": num_orders,
+        "as": orders_as,
+        "of": orders_are_of(objective, orders_as),
         "alpha_0": objective.diffusion_share,
         "single": unit.of_nats(-float(log_p.mean(axis=1).sum())),
         "importance_weighted": unit.of_nats(float(bound.sum())),

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.tokenizers import Tokenizer, load_tokenizer
-from pipeline.errors import ConfigError
+from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
+from esolm.pipeline.errors import ConfigError
 
 # The limit that the reference implementation of MAUVE has for long texts.
 MAX_TOKENS = 1024
@@ -44,7 +44,7 @@ def mauve(
 def _load(path: Path, device: torch.device) -> tuple[Any, Tokenizer]:
     from transformers import AutoModel
 
-    from pipeline.export.writer import no_transformers_bars
+    from esolm.pipeline.export.writer import no_transformers_bars
 
     tokenizer = load_tokenizer(path)
     try:

@@ -4,6 +4,7 @@ Every draw is keyed by (seed, row, draw, term), and the chunks do not depend on 
 processes. So the values of a row are the same whichever process computes them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.likelihood import (
+from esolm.model.likelihood import (
     draw_orders,
     draw_prefix_lengths,
     left_to_right_log_likelihood,
@@ -19,11 +20,11 @@ from model.likelihood import (
     orders_log_likelihood,
     token_log_p,
 )
-from model.objectives import Objective, Orders, SampleKeys
-from model.objectives.base import SEQUENTIAL
-from model.objectives.draws import Purpose
-from pipeline.data.batches import VALIDATION_SEED
-from pipeline.evaluate.subject import Subject
+from esolm.model.objectives import Objective, Orders, SampleKeys
+from esolm.model.objectives.base import SEQUENTIAL
+from esolm.model.objectives.draws import Purpose
+from esolm.pipeline.data.batches import VALIDATION_SEED
+from esolm.pipeline.evaluate.subject import Subject
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
@@ -51,6 +52,20 @@ class ChunkResult:
     orders: Float64Array
     left_to_right: Float64Array
     num_bytes: Int64Array
+
+
+ORDERS_AS = {
+    "decoder": "the network's own decoder",
+    "published": "the published code: causal, no prefix",
+}
+"""Whose likelihood is meant under an order, by the values of --orders-as."""
+
+
+def orders_are_of(objective: Objective, orders_as: str) -> str:
+    """Says in words whose likelihood is measured under the orders of a network."""
+    if objective.orders is Orders.ANY:
+        return "the network's own decoder, and the published code alike"
+    return ORDERS_AS[orders_as]
 
 
 def follows_orders(objective: Objective) -> bool:
@@ -102,16 +117,29 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Passes:
-    """Makes all forward passes over a chunk. objective: the one with the weights of the bound."""
+    """Makes all forward passes over a chunk.
+
+    objective: the one with the weights of the bound. orders_as: a key of `ORDERS_AS`.
+    """
 
     subject: Subject
     objective: Objective
     schedule: Schedule
     num_draws: int
     num_orders: int
+    orders_as: str = "decoder"
 
-    def run(self, tokens: Int64Array, index: Int64Array, num_bytes: Int64Array) -> ChunkResult:
-        """Measures the rows `index`. tokens: [rows, L]. num_bytes: [rows]."""
+    def run(
+        self,
+        tokens: Int64Array,
+        index: Int64Array,
+        num_bytes: Int64Array,
+        on_part: Callable[[], None] = lambda: None,
+    ) -> ChunkResult:
+        """Measures the rows `index`. tokens: [rows, L]. num_bytes: [rows].
+
+        on_part: called for each order that is done, and once for all else: `parts` times.
+        """
         rows, logits = torch.from_numpy(tokens), self.subject.logits
         buckets = np.zeros((NUM_BUCKETS, BUCKET_COLUMNS))
         terms: dict[str, list[Float64Array]] = {}
@@ -130,7 +158,8 @@ class Passes:
             natural = np.tile(np.arange(tokens.shape[1]), (len(rows), 1))
             log_p = order_log_likelihood(logits, rows, natural, self.subject.mask_id)
             exact = log_p.sum(1).numpy()
-            orders = self._orders(rows, index)
+            orders = self._orders(rows, index, on_part)
+        on_part()
         columns = {term: np.stack(draws, axis=1) for term, draws in terms.items()}
         return ChunkResult(columns, buckets, orders, exact, num_bytes)
 
@@ -159,15 +188,24 @@ class Passes:
         nats: Float64Array = weighted.sum(axis=1)
         return nats, buckets
 
-    def _orders(self, rows: Tensor, index: Int64Array) -> Float64Array:
+    @property
+    def parts(self) -> int:
+        """What a chunk has to do; an order of Eso-LM (A) alone may take hundreds of passes."""
+        return 1 + self.num_orders
+
+    def _orders(
+        self, rows: Tensor, index: Int64Array, on_order: Callable[[], None]
+    ) -> Float64Array:
         if not self.num_orders:
             return np.zeros((len(rows), 0))
         share = self.objective.diffusion_share
         draw = (self.schedule.seed, index, rows.shape[1], share, self.num_orders)
-        behind_prefix = self.objective.orders is Orders.ANY_BEHIND_PREFIX
+        behind_prefix = (
+            self.objective.orders is Orders.ANY_BEHIND_PREFIX and self.orders_as == "decoder"
+        )
         prefixes = draw_prefix_lengths(*draw) if behind_prefix else None
         log_p = orders_log_likelihood(
-            self.subject.logits, rows, draw_orders(*draw), self.subject.mask_id, prefixes
+            self.subject.logits, rows, draw_orders(*draw), self.subject.mask_id, prefixes, on_order
         )
         drawn: Float64Array = log_p.numpy()
         return drawn

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from pipeline.parallel.bootstrap import (
+from esolm.pipeline.parallel.bootstrap import (
     ProcessInfo,
     device_of,
     join_job,

@@ -7,11 +7,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.tokenizers import Tokenizer
-from pipeline.data.dataset import TokenDataset
-from pipeline.data.reader import SampleReader
-from pipeline.errors import ConfigError
-from pipeline.evaluate.subject import Subject
+from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.reader import SampleReader
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.evaluate.subject import Subject
 
 Int64Array = NDArray[np.int64]
 
@@ -92,7 +92,7 @@ def dataset_rows(
         f"{path} ({split})",
         limited(reader.num_sequences, limit),
         reader,
-        dataset.load_tokenizer(),
+        load_tokenizer(dataset.tokenizer_directory),
     )
 
 

@@ -1,5 +1,6 @@
 """Measures the quality of a bundle's samples, and the seconds they take, by decoding settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,18 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.progress import ProgressBar
-from data_prep.tokenizers import Tokenizer
-from model.objectives import objective_kind
-from pipeline.data.dataset import TokenDataset
-from pipeline.data.reader import SampleReader
-from pipeline.errors import ConfigError
-from pipeline.evaluate import pareto
-from pipeline.evaluate.judge import Judge
-from pipeline.evaluate.mauve_score import check_available, mauve
-from pipeline.evaluate.quality import distinct, unigram_entropy
-from pipeline.generate import Bundle, Request, generate, load_bundle
-from pipeline.parallel.bootstrap import process_info
+from esolm.data_prep.progress import ProgressBar
+from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
+from esolm.model.objectives import objective_kind
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.reader import SampleReader
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.evaluate import pareto
+from esolm.pipeline.evaluate.judge import Judge
+from esolm.pipeline.evaluate.mauve_score import check_available, mauve
+from esolm.pipeline.evaluate.quality import distinct, unigram_entropy
+from esolm.pipeline.generate import Bundle, Request, generate, load_bundle
+from esolm.pipeline.parallel.bootstrap import process_info
 
 Int64Array = NDArray[np.int64]
 
@@ -82,10 +83,11 @@ def measure_samples(
     grid = settings_of(bundle, settings)
     _warm_up(bundle)
     found = []
-    with ProgressBar("settings", len(grid)) as progress:
+    judged = 1 if loaded is None else 2
+    with ProgressBar("samples", len(grid) * settings.num_samples * judged) as progress:
         for alpha_0, steps in grid:
-            found.append(_measure(bundle, settings, alpha_0, steps, tools))
-            progress.advance()
+            progress.note(f"alpha_0 {alpha_0:g}, {steps} steps")
+            found.append(_measure(bundle, settings, alpha_0, steps, tools, progress.advance))
     report: dict[str, Any] = {"bundle": str(path), "settings": found}
     if out is not None:
         report["files"] = [str(each) for each in pareto.write(found, out)]
@@ -119,14 +121,16 @@ def reference_texts(bundle: Bundle, data: Path, split: str, settings: SampleSett
     length = settings.length or bundle.model.generation_config.length
     reader = SampleReader(dataset, length, seed=0, shuffle="none")
     count = min(settings.num_samples, reader.num_sequences)
-    tokenizer = dataset.load_tokenizer()
+    tokenizer = load_tokenizer(dataset.tokenizer_directory)
     return [tokenizer.decode(row) for row in reader.read(np.arange(count)).tolist()]
 
 
 def _measure(
-    bundle: Bundle, settings: SampleSettings, alpha_0: float, steps: int, tools: Tools
-) -> dict[str, Any]:
-    tokens, nfes, seconds = _write(bundle, settings, alpha_0, steps)
+    bundle: Bundle, settings: SampleSettings, alpha_0: float, steps: int, tools: Tools,
+    on_samples: Callable[[int], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Makes the report of one setting; tells how many samples are written, and how many judged."""
+    tokens, nfes, seconds = _write(bundle, settings, alpha_0, steps, on_samples)
     report: dict[str, Any] = {
         "alpha_0": alpha_0,
         "steps": steps if alpha_0 else None,
@@ -143,7 +147,9 @@ def _measure(
     if tools.tokenizer is not None and (tools.judge or tools.featuriser):
         texts = [tools.tokenizer.decode(row) for row in tokens.tolist()]
         if tools.judge is not None:
-            report["generative_perplexity"] = tools.judge.perplexity(texts)["perplexity"]
+            report["generative_perplexity"] = tools.judge.perplexity(texts, on_samples)[
+                "perplexity"
+            ]
         if tools.featuriser is not None:
             device = bundle.model.device
             report["mauve"] = mauve(texts, tools.references, tools.featuriser, device)
@@ -151,7 +157,11 @@ def _measure(
 
 
 def _write(
-    bundle: Bundle, settings: SampleSettings, alpha_0: float, steps: int
+    bundle: Bundle,
+    settings: SampleSettings,
+    alpha_0: float,
+    steps: int,
+    on_samples: Callable[[int], None],
 ) -> tuple[Int64Array, list[int], float]:
     """Returns samples [N, L], the forward passes of each batch, and the seconds of all batches."""
     rows, nfes, seconds = [], [], 0.0
@@ -169,4 +179,5 @@ def _write(
         rows.append(result.sequences.numpy())
         nfes.append(result.nfe)
         seconds += result.seconds
+        on_samples(len(result.sequences))
     return np.concatenate(rows), nfes, seconds

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.objectives import Orders, objective_kind
-from pipeline.errors import ConfigError
-from pipeline.export.bundle.modeling_esolm import at_least_float32, rotary_angles
+from esolm.model.objectives import Orders, objective_kind
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.export.bundle.modeling_esolm import at_least_float32, rotary_angles
 
 
 @dataclass(frozen=True)

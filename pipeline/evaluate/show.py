@@ -7,7 +7,7 @@ COLUMNS = ("nats/token", "perplexity", "bits/token", "bits/byte")
 
 
 def likelihood_text(report: dict[str, Any]) -> str:
-    """Shows the report of `pipeline.evaluate.likelihood.measure`, one line for each figure."""
+    """Shows the report of `evaluate.likelihood.measure`, one line for each figure."""
     network, data, bound = report["network"], report["data"], report["nelbo"]
     objective = dict(network["objective"])
     name = objective.pop("name")
@@ -33,6 +33,7 @@ def likelihood_text(report: dict[str, Any]) -> str:
         lines.append(_line(f"exact, one drawn order {drawn}", orders["single"]))
         bounded = f"bound of {orders['k']} orders {drawn}"
         lines.append(_line(bounded, orders["importance_weighted"]))
+        lines.append(f"  under orders: the likelihood of {orders['of']}")
     if report["note"] is not None:
         lines.append(report["note"])
     lines += ["", *_errors(bound), *_buckets(report["t_buckets"])]
@@ -89,7 +90,7 @@ def _buckets(buckets: list[dict[str, Any]]) -> list[str]:
 
 
 def clip_search_text(report: dict[str, Any]) -> str:
-    """Shows the report of `pipeline.evaluate.clip_search.search`, the best range of t first."""
+    """Shows the report of `evaluate.clip_search.search`, the best range of t first."""
     data, best = report["data"], report["ranges"][0]
     lines = [
         f"{report['network']} on {data['name']}: {data['rows']:,} rows, {report['draws']} draws",
@@ -104,7 +105,7 @@ def clip_search_text(report: dict[str, Any]) -> str:
 
 
 def samples_text(report: dict[str, Any]) -> str:
-    """Shows the report of `pipeline.evaluate.sampling.measure_samples` as a table."""
+    """Shows the report of `esolm.pipeline.evaluate.sampling.measure_samples` as a table."""
     columns = {
         "alpha_0": ("alpha_0", "8g"),
         "steps": ("steps", "8d"),

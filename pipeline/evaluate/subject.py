@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 
-from data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
-from model.likelihood import Logits
-from model.objectives import Objective, VocabularyIds, objective_kind
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.errors import CheckpointError, ConfigError
-from pipeline.export.consolidate import load_tensors
-from pipeline.export.manifest import NAME as BUNDLE_RECORD
+from esolm.data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
+from esolm.model.likelihood import Logits
+from esolm.model.objectives import Objective, VocabularyIds, objective_kind
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.errors import CheckpointError, ConfigError
+from esolm.pipeline.export.consolidate import load_tensors
+from esolm.pipeline.export.manifest import NAME as BUNDLE_RECORD
 
 
 @dataclass(frozen=True)
 class Subject:
     """A trained network in fp32, with what is known of it.
 
-    logits: the function through which `model.likelihood` reads the network. fingerprint: that of
-    the tokenizer that it was trained with, or None if that is not known. tokenizer: None if the
+    logits: the function through which `esolm.model.likelihood` reads the network. fingerprint: that
+    of the tokenizer that it was trained with, or None if that is not known. tokenizer: None if the
     network comes without one.
     """
 
@@ -80,7 +80,7 @@ def _open_checkpoint(
     path: Path, weights: str, device: torch.device, tokenizer: Path | None
 ) -> Subject:
     """Opens a checkpoint as the training network, which is whole in this process."""
-    from pipeline.parallel.single import load_network, whole_network
+    from esolm.pipeline.parallel.single import load_network, whole_network
 
     reader = CheckpointReader(path)
     directory = tokenizer or reader.tokenizer_path
@@ -106,9 +106,9 @@ def _open_checkpoint(
 def _open_bundle(
     path: Path, weights: str | None, device: torch.device, tokenizer: Path | None
 ) -> Subject:
-    from pipeline.export.gate_network import bundle_logits
-    from pipeline.export.manifest import verify_bundle
-    from pipeline.export.writer import read_model
+    from esolm.pipeline.export.gate_network import bundle_logits
+    from esolm.pipeline.export.manifest import verify_bundle
+    from esolm.pipeline.export.writer import read_model
 
     record = verify_bundle(path)
     if weights not in (None, record["weights"]):

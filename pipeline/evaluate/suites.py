@@ -8,14 +8,14 @@ import numpy as np
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data_prep.documents import BadDocuments, find_files, iterate_documents
-from data_prep.errors import DataError
-from data_prep.formats import AUTO, FORMATS
-from data_prep.tokenizers import Tokenizer
-from pipeline.errors import ConfigError
-from pipeline.evaluate.detokenize import DETOKENIZERS
-from pipeline.evaluate.rows import ArrayRows, Int64Array, limited
-from pipeline.evaluate.subject import Subject
+from esolm.data_prep.documents import BadDocuments, find_files, iterate_documents
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.formats import ANY
+from esolm.data_prep.tokenizers import Tokenizer
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.evaluate.detokenize import DETOKENIZERS
+from esolm.pipeline.evaluate.rows import ArrayRows, Int64Array, limited
+from esolm.pipeline.evaluate.subject import Subject
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "suite"
 
@@ -31,12 +31,10 @@ class SuiteConfig:
     """Where a person finds it; the message says so when it is missing."""
     text_key: str = "text"
     """The key that holds the text in JSONL files."""
-    format: str = AUTO
-    """What the files hold, as `--format` of `esolm prep` says it."""
     unit: str = "document"
     """What is one text of a text file: `document`, `line`, or `line_with_break`, with its end."""
     detokenizer: str = "none"
-    """A key of `pipeline.evaluate.detokenize.DETOKENIZERS`."""
+    """A key of `esolm.pipeline.evaluate.detokenize.DETOKENIZERS`."""
     first_character: int = 0
     """Where the part of a document that is measured begins."""
     seq_len: int = 0
@@ -68,7 +66,6 @@ def load_suite(name: str) -> SuiteConfig:
         f"{path}: {key} is '{value}'; choose of {', '.join(allowed)}"
         for key, value, allowed in (
             ("unit", suite.unit, ("document", "line", "line_with_break")),
-            ("format", suite.format, FORMATS),
             ("detokenizer", suite.detokenizer, tuple(DETOKENIZERS)),
         )
         if value not in allowed
@@ -104,10 +101,7 @@ def _texts(suite: SuiteConfig, files: Path) -> Iterator[str]:
             f"{path} is missing. Put {suite.title} there ({suite.source}); nothing is downloaded."
         )
     detokenize = DETOKENIZERS[suite.detokenizer]
-    documents = iterate_documents(
-        find_files([path]), BadDocuments(), suite.text_key, chosen_format=suite.format
-    )
-    for document in documents:
+    for document in iterate_documents(find_files([path], told=ANY), BadDocuments(), suite.text_key):
         text = document.text[suite.first_character :]
         if suite.unit == "document":
             yield detokenize(text)

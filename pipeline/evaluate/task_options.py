@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from pipeline.generate import Request
+from esolm.pipeline.generate import Request
 
 
 def share_out(length: int, context: list[int], max_new: int) -> tuple[list[int], int]:

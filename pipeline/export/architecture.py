@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from model.config import ModelConfig
-from pipeline.errors import ExportError
+from esolm.model.config import ModelConfig
+from esolm.pipeline.errors import ExportError
 
 # Fields of EsoLMConfig, and the fields of ModelConfig that they are.
 FIELDS = {

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from model.config import ModelConfig
-from pipeline.errors import ConfigError
+from esolm.model.config import ModelConfig
+from esolm.pipeline.errors import ConfigError
 
 # The names of a checkpoint's states on the command line, and in the checkpoint.
 STATES = {"ema": "ema", "raw": "weights"}
@@ -45,7 +45,7 @@ def open_source(checkpoint: str | Path) -> Source:
 
     Raises CheckpointError if there is none.
     """
-    from pipeline.checkpoint.reader import CheckpointReader
+    from esolm.pipeline.checkpoint.reader import CheckpointReader
 
     source: Source = CheckpointReader(checkpoint)
     return source

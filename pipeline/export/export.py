@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from data_prep.tokenizers import load_tokenizer
-from pipeline.errors import ConfigError, ExportError
-from pipeline.export.consolidate import Source, load_tensors, open_source
-from pipeline.export.fold import fold
-from pipeline.export.gate import run_gate
-from pipeline.export.manifest import write_manifest
-from pipeline.export.writer import DTYPES, bundle_config, load_model, write_bundle
+from esolm.data_prep.progress import phase
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.pipeline.errors import ConfigError, ExportError
+from esolm.pipeline.export.consolidate import Source, load_tensors, open_source
+from esolm.pipeline.export.fold import fold
+from esolm.pipeline.export.gate import run_gate
+from esolm.pipeline.export.manifest import write_manifest
+from esolm.pipeline.export.writer import DTYPES, bundle_config, load_model, write_bundle
 
 FORMAT = 1
 
@@ -98,10 +99,12 @@ def _build(
 ) -> ExportReport:  # fmt: skip
     folder = tokenizer or source.tokenizer_path
     loaded_tokenizer = load_tokenizer(folder) if folder else None
-    tensors = load_tensors(source, weights)
     config = bundle_config(source, loaded_tokenizer, bos_id)
-    model = load_model(config, fold(tensors, source.model, DTYPES[dtype]))
-    write_bundle(directory, source, model, loaded_tokenizer)
+    with phase("read the weights"):
+        tensors = load_tensors(source, weights)
+    with phase("fold and write the bundle"):
+        model = load_model(config, fold(tensors, source.model, DTYPES[dtype]))
+        write_bundle(directory, source, model, loaded_tokenizer)
     gate = run_gate(directory, source, tensors, DTYPES[dtype], loaded_tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     record = {
@@ -116,7 +119,8 @@ def _build(
         "versions": _versions(),
         "gate": gate,
     }
-    files = write_manifest(directory, record)["files"]
+    with phase("checksums of the bundle"):
+        files = write_manifest(directory, record)["files"]
     size = sum(file["bytes"] for file in files.values())
     return ExportReport(out, source.step, weights, dtype, parameters, size, gate)
 
@@ -134,6 +138,8 @@ def _versions() -> dict[str, str]:
 def _refuse_existing(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         raise ExportError(f"{out} exists; remove it, choose another --out, or pass --overwrite")
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file; it is not overwritten, choose another --out")
     if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
         raise ExportError(f"{out} holds something that is no bundle; it is not overwritten")
 

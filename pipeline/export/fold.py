@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.layers import Conditioning
-from model.tensors import network_tensors
-from pipeline.errors import ExportError
-from pipeline.export.architecture import bundle_name, is_folded_away
+from esolm.model.config import ModelConfig
+from esolm.model.layers import Conditioning
+from esolm.model.tensors import network_tensors
+from esolm.pipeline.errors import ExportError
+from esolm.pipeline.export.architecture import bundle_name, is_folded_away
 
 
 class Ledger:

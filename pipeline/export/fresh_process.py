@@ -13,7 +13,7 @@ from typing import Any
 
 BLOCKED = (
     "deepspeed", "megatron", "apex", "transformer_engine", "webdataset", "omegaconf",
-    "model", "pipeline", "data_prep",
+    "esolm",
 )  # fmt: skip
 
 

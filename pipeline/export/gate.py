@@ -4,6 +4,7 @@ The first check that fails raises ExportError with the name of the check and its
 """
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep.tokenizers import Tokenizer
-from pipeline.export.consolidate import Source
-from pipeline.export.gate_network import check_coverage, check_decoding, check_parity
-from pipeline.export.gate_reload import check_reload
-from pipeline.export.writer import read_model
+from esolm.data_prep.progress import phase
+from esolm.data_prep.tokenizers import Tokenizer
+from esolm.pipeline.export.consolidate import Source
+from esolm.pipeline.export.gate_network import check_coverage, check_decoding, check_parity
+from esolm.pipeline.export.gate_reload import check_reload
+from esolm.pipeline.export.writer import read_model
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +48,14 @@ def run_gate(
 
 @contextmanager
 def _step(name: str) -> Iterator[None]:
-    """Shows that a check runs and how long it took: a spinner on a terminal, or else a log line."""
+    """Shows that a check runs, and says how long it took: on a terminal, or else in the log."""
     from rich.console import Console
 
-    console, started = Console(stderr=True), time.monotonic()
-    if console.is_terminal:
-        with console.status(f"gate: {name}"):
-            yield
-        console.print(f"[green]passed[/] {name} ({time.monotonic() - started:.1f} s)")
-    else:
+    started = time.monotonic()
+    with phase(f"gate: {name}"):
         yield
+    if sys.stderr.isatty():
+        seconds = time.monotonic() - started
+        Console(stderr=True).print(f"[green]passed[/] {name} ({seconds:.1f} s)")
+    else:
         logger.info("gate: %s passed in %.1f s", name, time.monotonic() - started)

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.config import ModelConfig
-from model.inputs import NetworkInput
-from pipeline.errors import ExportError
-from pipeline.export.consolidate import Source
-from pipeline.export.fold import fold
-from pipeline.export.writer import bundle_config, load_model
+from esolm.model.attention import AttentionPattern
+from esolm.model.config import ModelConfig
+from esolm.model.inputs import NetworkInput
+from esolm.pipeline.errors import ExportError
+from esolm.pipeline.export.consolidate import Source
+from esolm.pipeline.export.fold import fold
+from esolm.pipeline.export.writer import bundle_config, load_model
 
 # The largest difference of fp32 logits that is allowed, relative to max(1, largest logit).
 TOLERANCE = 1e-5
@@ -67,7 +67,7 @@ def training_logits(
     model: ModelConfig, tensors: dict[str, Tensor], inputs: list[NetworkInput]
 ) -> list[Tensor]:
     """Returns the fp32 logits [B, L, V] of the training network, run in this process."""
-    from pipeline.parallel.single import load_network, single_process
+    from esolm.pipeline.parallel.single import load_network, single_process
 
     network = load_network(model, tensors, single_process())
     with torch.no_grad():

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from data_prep.tokenizers import Tokenizer
-from model.attention import AttentionPattern
-from pipeline.errors import ExportError
-from pipeline.export.consolidate import Source
-from pipeline.export.gate_network import (
+from esolm.data_prep.tokenizers import Tokenizer
+from esolm.model.attention import AttentionPattern
+from esolm.pipeline.errors import ExportError
+from esolm.pipeline.export.consolidate import Source
+from esolm.pipeline.export.gate_network import (
     MAX_LENGTH,
     TOLERANCE,
     bundle_logits,
@@ -130,7 +130,7 @@ def _documents(source: Source, tokenizer: Tokenizer) -> list[str]:
         generator = torch.Generator().manual_seed(0)
         rows = torch.randint(tokenizer.vocabulary.num_tokens, (100, 64), generator=generator)
         return [tokenizer.decode_with_specials(row.numpy()) for row in rows]
-    from pipeline.data.dataset import TokenDataset
+    from esolm.pipeline.data.dataset import TokenDataset
 
     dataset = TokenDataset(source.data_path, "train")
     documents: list[str] = []

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import fingerprint_of, sha256_of_file
-from pipeline.errors import ExportError
+from esolm.data_prep.files import fingerprint_of, sha256_of_file
+from esolm.pipeline.errors import ExportError
 
 NAME = "export.json"
 

@@ -1,4 +1,4 @@
-"""Makes training tensors of bundle parameters: the inverse of `pipeline.export.fold`.
+"""Makes training tensors of bundle parameters: the inverse of `esolm.pipeline.export.fold`.
 
 The folded scales and gates of adaLN stay in the weights, and the modulations are constant at first:
 their matrix is zero, and their bias is the shift, a scale of 0 and a gate of 1. The network then
@@ -9,10 +9,10 @@ itself is not in a bundle; because of the zero matrix its values do not matter a
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.tensors import network_tensors
-from pipeline.export.architecture import bundle_name, is_folded_away
-from pipeline.export.fold import Ledger
+from esolm.model.config import ModelConfig
+from esolm.model.tensors import network_tensors
+from esolm.pipeline.export.architecture import bundle_name, is_folded_away
+from esolm.pipeline.export.fold import Ledger
 
 
 def unfold(parameters: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from data_prep.tokenizers import Tokenizer
-from model.config import ModelConfig
-from model.objectives import VocabularyIds, objective_kind
-from pipeline.errors import ExportError
-from pipeline.export.architecture import to_bundle
-from pipeline.export.consolidate import Source
+from esolm.data_prep.tokenizers import Tokenizer
+from esolm.model.config import ModelConfig
+from esolm.model.objectives import VocabularyIds, objective_kind
+from esolm.pipeline.errors import ExportError
+from esolm.pipeline.export.architecture import to_bundle
+from esolm.pipeline.export.consolidate import Source
 
 if TYPE_CHECKING:
-    from pipeline.export.bundle.configuration_esolm import EsoLMConfig
+    from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
 
 CODE = Path(__file__).parent / "bundle"
 CODE_FILES = (
@@ -71,7 +71,7 @@ def bundle_config(
     bos_id: the id of bos if there is no tokenizer. Raises ExportError if no decoder writes text
     from networks of this objective.
     """
-    from pipeline.export.bundle.configuration_esolm import EsoLMConfig
+    from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
 
     model, objective = source.model, source.objective
     if tokenizer is not None:
@@ -100,7 +100,7 @@ def load_model(config: "EsoLMConfig", parameters: dict[str, Tensor]) -> Any:
 
     Raises ExportError unless every parameter is filled and none is left over.
     """
-    from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+    from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 
     dtype = next(iter(parameters.values())).dtype
     model = EsoLMForMaskedLM(config).to(dtype).eval()
@@ -120,7 +120,7 @@ def read_model(directory: Path, dtype: torch.dtype | None = None) -> Any:
 
     dtype: that of the weights; None keeps the one they are stored in.
     """
-    from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+    from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 
     with no_transformers_bars():
         return EsoLMForMaskedLM.from_pretrained(directory, dtype=dtype or "auto").eval()
@@ -167,7 +167,7 @@ def write_bundle(directory: Path, source: Source, model: Any, tokenizer: Tokeniz
 
 
 def _generation_config(source: Source) -> Any:
-    from pipeline.export.bundle.generation_esolm import EsoLMGenerationConfig
+    from esolm.pipeline.export.bundle.generation_esolm import EsoLMGenerationConfig
 
     alpha_0 = bundle_config(source, None).alpha_0
     given = {} if alpha_0 is None else {"alpha_0": alpha_0}

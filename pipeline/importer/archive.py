@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import ImportCheckpointError
-from pipeline.importer.inert import LazyTensor
-from pipeline.importer.unpickle import unpickle
+from esolm.pipeline.errors import ImportCheckpointError
+from esolm.pipeline.importer.inert import LazyTensor
+from esolm.pipeline.importer.unpickle import unpickle
 
 
 class Archive:

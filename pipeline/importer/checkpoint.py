@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
-from pipeline.checkpoint import commit, store
-from pipeline.checkpoint.checkpointer import RunState
-from pipeline.importer.network import StoredNetwork
-from pipeline.parallel.fragments import STATES, Fragment
-from pipeline.parallel.single import single_process
+from esolm.model.config import ModelConfig
+from esolm.pipeline.checkpoint import commit, store
+from esolm.pipeline.checkpoint.checkpointer import RunState
+from esolm.pipeline.importer.network import StoredNetwork
+from esolm.pipeline.parallel.fragments import MOMENTS, STATES, Fragment
+from esolm.pipeline.parallel.single import single_process
 
 
 def write_checkpoint(directory: Path, network: StoredNetwork, tokenizer: str) -> Path:
@@ -45,7 +45,7 @@ def _fragments(network: StoredNetwork) -> list[Fragment]:
     averages = network.weights if network.ema is None else network.ema
     fragments = []
     for name, weight in network.weights.items():
-        moments = network.moments or {key: {name: torch.zeros_like(weight)} for key in STATES[1:3]}
+        moments = network.moments or {key: {name: torch.zeros_like(weight)} for key in MOMENTS}
         tensors = [weight, moments["exp_avg"][name], moments["exp_avg_sq"][name], averages[name]]
         states = {key: t.flatten() for key, t in zip(STATES, tensors, strict=True)}
         shape = tuple(weight.shape)

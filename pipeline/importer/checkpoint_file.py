@@ -5,16 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from model.config import ModelConfig
-from pipeline.errors import ImportCheckpointError
-from pipeline.importer import published
-from pipeline.importer.archive import Archive
-from pipeline.importer.inert import LazyTensor
-from pipeline.importer.published import Parameter
-from pipeline.importer.stored_config import StoredConfig, unwrap
-
-# Where each state of a training checkpoint comes from, for the report.
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from esolm.model.config import ModelConfig
+from esolm.pipeline.errors import ImportCheckpointError
+from esolm.pipeline.importer import published
+from esolm.pipeline.importer.archive import Archive
+from esolm.pipeline.importer.inert import LazyTensor
+from esolm.pipeline.importer.published import Parameter
+from esolm.pipeline.importer.stored_config import StoredConfig, unwrap
+from esolm.pipeline.parallel.fragments import MOMENTS
 
 
 class PublishedFile:

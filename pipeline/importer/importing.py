@@ -8,15 +8,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from data_prep.files import sha256_of_file, write_json
-from data_prep.tokenizers import Tokenizer, load_tokenizer
-from model.config import Architecture
-from pipeline.errors import ImportCheckpointError
-from pipeline.export.export import ExportReport, export_source
-from pipeline.importer.checkpoint import ImportedSource, write_checkpoint
-from pipeline.importer.checkpoint_file import PublishedFile
-from pipeline.importer.network import StoredNetwork, read_network
-from pipeline.importer.recognise import Options
+from esolm.data_prep.files import sha256_of_file, write_json
+from esolm.data_prep.progress import phase
+from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
+from esolm.model.config import Architecture
+from esolm.pipeline.errors import ImportCheckpointError
+from esolm.pipeline.export.export import ExportReport, export_source
+from esolm.pipeline.importer.checkpoint import ImportedSource, write_checkpoint
+from esolm.pipeline.importer.checkpoint_file import PublishedFile
+from esolm.pipeline.importer.network import StoredNetwork, read_network
+from esolm.pipeline.importer.recognise import Options
 
 RECORD, SETTINGS = "import.json", "config.yaml"
 FORMAT = 1
@@ -112,7 +113,8 @@ def _write(
     # The fingerprint is left out if a copy may have another one: a run compares it with that of its
     # dataset, whose copy of the tokenizer may have been saved in another way.
     fingerprint = known.identity if known else None
-    checkpoint = write_checkpoint(directory, network, fingerprint or "")
+    with phase("write the checkpoint"):
+        checkpoint = write_checkpoint(directory, network, fingerprint or "")
     bos_id = known.bos_id if known else network.bos_id
     if network.objective.prepend == "bos" and bos_id is None:
         notes.append(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import ImportCheckpointError
+from esolm.pipeline.errors import ImportCheckpointError
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import Tensor
 
-from model.config import ModelConfig
-from pipeline.errors import ImportCheckpointError
-from pipeline.importer import published, recognise
-from pipeline.importer.checkpoint_file import PublishedFile
-from pipeline.importer.recognise import Options, Reading
-from pipeline.importer.stored_config import stored_bos_id, stored_mask_id
-from pipeline.run.sections import ObjectiveSection
+from esolm.model.config import ModelConfig
+from esolm.pipeline.errors import ImportCheckpointError
+from esolm.pipeline.importer import published, recognise
+from esolm.pipeline.importer.checkpoint_file import PublishedFile
+from esolm.pipeline.importer.recognise import Options, Reading
+from esolm.pipeline.importer.stored_config import stored_bos_id, stored_mask_id
+from esolm.pipeline.run.sections import ObjectiveSection
 
 DEFAULT_LENGTH = 1024
 # The tokenizer of the paper that has a mask token of its own: name, vocabulary size, mask id.

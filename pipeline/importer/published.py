@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.tensors import network_tensors
-from pipeline.errors import ImportCheckpointError
+from esolm.model.config import ModelConfig
+from esolm.model.tensors import network_tensors
+from esolm.pipeline.errors import ImportCheckpointError
 
 PREFIX = "backbone."
 COMPILED = "_orig_mod."

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.objectives import BD3LM, EsoLM
-from model.objectives.noise import EPSILON
-from pipeline.errors import ImportCheckpointError
-from pipeline.importer.stored_config import StoredConfig
-from pipeline.run.sections import ObjectiveSection
+from esolm.model.objectives import BD3LM, EsoLM
+from esolm.model.objectives.noise import EPSILON
+from esolm.pipeline.errors import ImportCheckpointError
+from esolm.pipeline.importer.stored_config import StoredConfig
+from esolm.pipeline.run.sections import ObjectiveSection
 
 # The attention modes in the published configuration: (diffusion phase, sequential phase).
 MODES = {"A": ("mixed2", "mixed"), "B": ("causal", "causal")}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pipeline.importer.inert import Inert, LazyTensor
+from esolm.pipeline.importer.inert import Inert, LazyTensor
 
 _INTERPOLATION = re.compile(r"\$\{(\.*)([\w.]+)\}")
 # No honest file has deeper wrapping or longer chains of interpolations; a hostile one could loop.

@@ -8,8 +8,8 @@ so there is nothing that a file could make this process do.
 import pickletools
 from typing import Any
 
-from pipeline.errors import ImportCheckpointError
-from pipeline.importer.inert import Global, Inert, call, global_of, storage
+from esolm.pipeline.errors import ImportCheckpointError
+from esolm.pipeline.importer.inert import Global, Inert, call, global_of, storage
 
 _MARK = object()
 # The opcodes whose argument is the value that they push.

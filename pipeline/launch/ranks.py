@@ -6,6 +6,7 @@ launcher.
 """
 
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -13,12 +14,22 @@ import socket
 import sys
 from types import FrameType
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
+from torch.distributed.elastic.multiprocessing import (
+    DefaultLogsSpecs,
+    PContext,
+    RunProcsResult,
+    start_processes,
+)
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from data_prep.processes import die_with_parent
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
-from pipeline.launch.stop import STOP_SIGNALS, hold_stop_signals, stop_asked
+from esolm.data_prep.processes import die_with_parent
+from esolm.pipeline.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
+from esolm.pipeline.launch.stop import (
+    STOP_SIGNALS,
+    hold_stop_signals,
+    release_stop_signals,
+    stop_asked,
+)
 
 LAUNCHER = "ESOLM_LAUNCHER_PID"
 MEETING_PORTS = range(20_000, 29_000)
@@ -27,6 +38,8 @@ MEETING_PORTS = range(20_000, 29_000)
 def die_with_launcher() -> None:
     """Has the kernel kill this rank when its launcher is gone; does nothing in any other process.
 
+    Stop signals that the launcher held back while this rank started come now.
+
     torch starts each rank in a session of its own, so a kill -9 of the launcher and of its process
     group would leave the ranks training, beside whoever resumes the run next.
     """
@@ -34,10 +47,11 @@ def die_with_launcher() -> None:
     if launcher is None:
         return
     die_with_parent(int(launcher))
+    release_stop_signals()
 
 
 def launch(command: list[str], num_ranks: int) -> int:
-    """Runs `python -m pipeline COMMAND...` as num_ranks processes; returns the run's exit code.
+    """Runs `python -m esolm COMMAND...` as num_ranks processes; returns the run's exit code.
 
     A request to stop that comes while the ranks are being started is passed on to them.
     """
@@ -56,22 +70,35 @@ def launch(command: list[str], num_ranks: int) -> int:
         result = processes.wait()
     finally:
         processes.close()
-    if result is None or not result.is_failed():
+    return EXIT_DONE if result is None else _exit_code(result)
+
+
+def _exit_code(result: RunProcsResult) -> int:
+    """Returns the exit code of a run whose ranks have ended, and says so if one of them failed."""
+    if not result.is_failed():
         return EXIT_DONE
     codes = {failure.exitcode for failure in result.failures.values()}
     if codes == {EXIT_RESUME_ME}:
         return EXIT_RESUME_ME
     # A rank that fails pulls the others down with it, so the first failure tells why.
-    first = min(result.failures.values(), key=lambda failure: failure.timestamp)
-    return first.exitcode if first.exitcode > 0 else EXIT_FAILED
+    rank, first = min(result.failures.items(), key=lambda entry: entry[1].timestamp)
+    if first.exitcode < 0:
+        name = signal.Signals(-first.exitcode).name
+        print(f"error: rank {rank} (process {first.pid}) was killed by {name}", file=sys.stderr)
+        return EXIT_FAILED
+    if first.exitcode != EXIT_BAD_INPUT:  # which has said all
+        print(f"error: rank {rank} ended with exit code {first.exitcode}", file=sys.stderr)
+    return first.exitcode
 
 
 def _start(command: list[str], num_ranks: int) -> PContext:
     port = free_port()
+    # It would call a stop on request an error, in red.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     return start_processes(
         name="esolm",
         entrypoint=sys.executable,
-        args={rank: ("-m", "pipeline", *command) for rank in range(num_ranks)},
+        args={rank: ("-m", "esolm", *command) for rank in range(num_ranks)},
         envs={rank: _environment(rank, num_ranks, port) for rank in range(num_ranks)},
         logs_specs=DefaultLogsSpecs(),
     )

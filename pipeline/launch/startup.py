@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from pipeline.launch.ranks import LAUNCHER
+from esolm.pipeline.launch.ranks import LAUNCHER
 
 
 def seconds_since_start() -> float:

@@ -15,13 +15,10 @@ _asked = False
 
 
 def note_stop_signals(signals: tuple[signal.Signals, ...] = STOP_SIGNALS) -> None:
-    """Notes the signals from now on, so that `stop_asked` can tell of them.
-
-    Those that the launcher held back while this process started come now (`hold_stop_signals`).
-    """
+    """Notes the signals from now on, so that `stop_asked` can tell of them."""
     for number in signals:
         signal.signal(number, _note)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    release_stop_signals()
 
 
 def stop_asked() -> bool:
@@ -31,16 +28,22 @@ def stop_asked() -> bool:
 
 @contextlib.contextmanager
 def hold_stop_signals() -> Iterator[None]:
-    """Holds stop signals back meanwhile; they come at the end, or when a process started here asks.
+    """Holds stop signals back meanwhile; they come at the end.
 
-    Processes inherit what is held back. Without it, a signal that comes while a rank's interpreter
-    starts, before its first line runs, would kill the rank.
+    A process that is started here inherits that, and lets them come when it can take them. Without
+    it, a signal that comes while a rank's interpreter starts, before its first line runs, would
+    kill the rank.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release_stop_signals() -> None:
+    """Lets signals come that were held back while this process started."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def ignore_stop_signals() -> None:

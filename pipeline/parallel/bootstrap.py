@@ -16,8 +16,8 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 from torch._C._distributed_c10d import HashStore
 
-from pipeline.errors import ConfigError
-from pipeline.parallel.layout import Layout
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.parallel.layout import Layout
 
 logger = logging.getLogger(__name__)
 

@@ -1,20 +1,22 @@
 """Chooses the engine of a layout.
 
-What an engine owes its callers stands in `pipeline.parallel.engine`. To add one of your own, write
-it in a file beside this one and put it in front of ENGINES. The one below trains in one process by
-PyTorch alone, and its losses are FlatEngine's:
+What an engine owes its callers stands in `esolm.pipeline.parallel.engine`. To add one of your own,
+write it in a file beside this one and put it in front of ENGINES. The one below trains in one
+process by PyTorch alone, and its losses are FlatEngine's:
 
 ```python
 import math
 
 import torch
 
-from pipeline.parallel.engine import Engine, StepResult
-from pipeline.parallel.fragments import STATES, WEIGHTS, Fragment
-from pipeline.parallel.losses import reduce_losses
-from pipeline.parallel.module import LossModule, build_optimizer, initialize_module, parallel_config
-from pipeline.parallel.names import canonical_parameters
-from model.network import Network
+from esolm.pipeline.parallel.engine import Engine, StepResult
+from esolm.pipeline.parallel.fragments import STATES, WEIGHTS, Fragment
+from esolm.pipeline.parallel.losses import reduce_losses
+from esolm.pipeline.parallel.module import (
+    LossModule, build_optimizer, initialize_module, parallel_config
+)
+from esolm.pipeline.parallel.names import canonical_parameters
+from esolm.model.network import Network
 
 
 class PlainEngine(Engine):
@@ -76,9 +78,9 @@ class PlainEngine(Engine):
 ```
 """
 
-from pipeline.parallel.engine import Engine, EngineConfig
-from pipeline.parallel.flat import FlatEngine
-from pipeline.parallel.pipe import PipeEngine
+from esolm.pipeline.parallel.engine import Engine, EngineConfig
+from esolm.pipeline.parallel.flat import FlatEngine
+from esolm.pipeline.parallel.pipe import PipeEngine
 
 ENGINES: list[type[Engine]] = [PipeEngine, FlatEngine]
 """The first engine that runs a layout is taken."""

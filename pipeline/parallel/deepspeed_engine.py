@@ -1,4 +1,4 @@
-"""What the two engines over DeepSpeed share; all that is known of DeepSpeed's engines is here."""
+"""What the two engines over DeepSpeed share."""
 
 import math
 from abc import abstractmethod
@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.parallel.bootstrap import import_deepspeed
-from pipeline.parallel.engine import Engine, EngineConfig, Judge, Replica, StepResult
-from pipeline.parallel.fragments import Fragment
-from pipeline.parallel.layout import REDUCE_BUCKET
-from pipeline.parallel.losses import reduce_losses
-from pipeline.parallel.module import build_optimizer
-from pipeline.parallel.names import canonical_parameters
-from pipeline.parallel.optimizer import EmaAdamW
-from pipeline.parallel.zero import ZeroStates, zero_states
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.parallel.bootstrap import import_deepspeed
+from esolm.pipeline.parallel.engine import Engine, EngineConfig, Judge, Replica, StepResult
+from esolm.pipeline.parallel.fragments import Fragment
+from esolm.pipeline.parallel.layout import REDUCE_BUCKET
+from esolm.pipeline.parallel.losses import reduce_losses
+from esolm.pipeline.parallel.module import build_optimizer
+from esolm.pipeline.parallel.names import canonical_parameters
+from esolm.pipeline.parallel.optimizer import EmaAdamW
+from esolm.pipeline.parallel.zero import ZeroStates, zero_states
 
 
 class DeepSpeedEngine(Engine):

@@ -3,7 +3,7 @@
 The contract of an engine: it holds a part of the network, the training states of that part (fp32
 weights, both Adam moments, the average) as `Fragment`s, and what the two need to agree over its
 ranks. The loop gives it micro-batches; checkpoints, validation and guards ask it for its fragments
-and its replicas. `pipeline.parallel.build` lists the engines and says how one is added.
+and its replicas. `esolm.pipeline.parallel.build` lists the engines and says how one is added.
 """
 
 from abc import ABC, abstractmethod
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.parallel.fragments import AVERAGE, WEIGHTS, Fragment
-from pipeline.parallel.layout import Layout
+from esolm.model.config import ModelConfig
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.parallel.fragments import AVERAGE, WEIGHTS, Fragment
+from esolm.pipeline.parallel.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class EngineConfig:
     gradient_clipping: float
     optimizer: dict[str, Any]
     """Arguments of EmaAdamW."""
-    layer_costs: Sequence[float] = ()
+    layer_costs: Sequence[float]
     """Relative costs of the embedding, every block and the head, by which stages are balanced."""
     recompute: str = "none"
-    """What the backward pass computes again instead of keeping it; see `model.recompute`."""
+    """What the backward pass computes again instead of keeping it; see `esolm.model.recompute`."""
     offload: bool = False
     """Keep the optimizer's states and do its update in host memory."""
 
@@ -78,7 +78,10 @@ class Replica:
 
 
 class Engine(ABC):
-    """Runs the network of one layout. Every method is collective over all ranks."""
+    """Runs the network of one layout.
+
+    Steps, evaluation, publishing, adopting and averaging are collective over all ranks.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
@@ -93,7 +96,7 @@ class Engine(ABC):
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Returns (canonical name, parameter) of all that this rank holds.
 
-        See `pipeline.parallel.names`.
+        See `esolm.pipeline.parallel.names`.
         """
 
     @abstractmethod

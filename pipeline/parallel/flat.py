@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from model.network import Network
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.parallel.deepspeed_engine import DeepSpeedEngine
-from pipeline.parallel.engine import EngineConfig
-from pipeline.parallel.layout import Layout
-from pipeline.parallel.module import LossModule, initialize_module, parallel_config
+from esolm.model.network import Network
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine
+from esolm.pipeline.parallel.engine import EngineConfig
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.parallel.module import LossModule, initialize_module, parallel_config
 
 
 class FlatEngine(DeepSpeedEngine):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 WEIGHTS, AVERAGE = "weights", "ema"
-STATES = (WEIGHTS, "exp_avg", "exp_avg_sq", AVERAGE)
+MOMENTS = ("exp_avg", "exp_avg_sq")
+STATES = (WEIGHTS, *MOMENTS, AVERAGE)
 """The states that are saved of every parameter, all in fp32."""
 
 

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.parallel.layout import Layout
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.parallel.layout import Layout
 
 Kind = tuple[str, int | None]
 """The term and the bucket of a micro-batch."""

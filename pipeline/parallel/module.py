@@ -4,15 +4,15 @@ import torch
 from megatron.core import ModelParallelConfig, parallel_state
 from torch import Tensor, nn
 
-from model.initialize import initialize
-from model.loss import SparseTargets, weighted_loss
-from model.network import Network
-from model.recompute import set_recompute
-from model.sequence_parallel import sum_partial_gradients
-from pipeline.parallel.engine import EngineConfig
-from pipeline.parallel.layout import Layout
-from pipeline.parallel.names import canonical_parameters
-from pipeline.parallel.optimizer import EmaAdamW
+from esolm.model.initialize import initialize
+from esolm.model.loss import SparseTargets, weighted_loss
+from esolm.model.network import Network
+from esolm.model.recompute import set_recompute
+from esolm.model.sequence_parallel import sum_partial_gradients
+from esolm.pipeline.parallel.engine import EngineConfig
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.parallel.names import canonical_parameters
+from esolm.pipeline.parallel.optimizer import EmaAdamW
 
 
 class LossModule(nn.Module):

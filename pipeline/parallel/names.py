@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from model.config import ModelConfig
-from model.tensors import TIED_COPY, TIED_WEIGHT, layer_name
+from esolm.model.config import ModelConfig
+from esolm.model.tensors import TIED_COPY, TIED_WEIGHT, layer_name
 
 
 def canonical_name(name: str, model: ModelConfig) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esolm.model.kernels import kernels_in_use
+
 
 class EmaAdamW(torch.optim.AdamW):
-    """torch's fused AdamW, which also keeps `state[p]["ema"]`.
+    """torch's AdamW, fused where that is proved, which also keeps `state[p]["ema"]`.
 
     The decay is min(ema_decay, (1 + n) / (10 + n)) at update n = 1, 2, ..., so that a young average
     follows the weights; the average starts at the weights before the first update.
@@ -26,7 +28,14 @@ class EmaAdamW(torch.optim.AdamW):
         weight_decay: float,
         ema_decay: float,
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=kernels_in_use().fused_adamw,
+        )
         for group in self.param_groups:
             group["ema_decay"] = ema_decay
         self.veto: Callable[[], bool] | None = None

@@ -3,18 +3,19 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from model.attention import MaskBuilder
-from model.loss import SparseTargets, weighted_loss
-from model.network import Block, Embedding, Head
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.parallel.bootstrap import import_deepspeed
-from pipeline.parallel.deepspeed_engine import DeepSpeedEngine
-from pipeline.parallel.engine import EngineConfig
-from pipeline.parallel.layout import Layout
-from pipeline.parallel.module import initialize_module, parallel_config
+from esolm.model.attention import MaskBuilder
+from esolm.model.loss import SparseTargets, weighted_loss
+from esolm.model.network import Block, Embedding, Head
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.parallel.bootstrap import import_deepspeed
+from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine
+from esolm.pipeline.parallel.engine import EngineConfig
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.parallel.module import initialize_module, parallel_config
 
 
 class PipeEngine(DeepSpeedEngine):
@@ -134,7 +135,7 @@ class _Gradient:
 
 def _check_rank_order(topology: object) -> None:
     """Asserts that both libraries number the ranks alike; else tensors would go to wrong ones."""
-    mine = topology.get_coord(parallel_state.torch.distributed.get_rank())  # type: ignore[attr-defined]
+    mine = topology.get_coord(torch.distributed.get_rank())  # type: ignore[attr-defined]
     theirs = (
         parallel_state.get_pipeline_model_parallel_rank(),
         parallel_state.get_data_parallel_rank(),

@@ -7,9 +7,9 @@ import torch.distributed as dist
 from megatron.core import ModelParallelConfig, parallel_state
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.network import Network
-from pipeline.parallel.bootstrap import ProcessInfo, join_job
+from esolm.model.config import ModelConfig
+from esolm.model.network import Network
+from esolm.pipeline.parallel.bootstrap import ProcessInfo, join_job
 
 
 def single_process() -> ModelParallelConfig:

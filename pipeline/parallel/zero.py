@@ -9,12 +9,12 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.sharding import is_sharded
-from model.tensors import network_tensors
-from pipeline.parallel.engine import Replica
-from pipeline.parallel.fragments import STATES, WEIGHTS, Fragment
-from pipeline.parallel.layout import Layout
+from esolm.model.config import ModelConfig
+from esolm.model.sharding import is_sharded
+from esolm.model.tensors import network_tensors
+from esolm.pipeline.parallel.engine import Replica
+from esolm.pipeline.parallel.fragments import STATES, WEIGHTS, Fragment
+from esolm.pipeline.parallel.layout import Layout
 
 
 @dataclass(frozen=True)

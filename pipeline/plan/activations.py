@@ -8,10 +8,10 @@ s is t under sequence parallelism and else 1.
 
 from dataclasses import dataclass, replace
 
-from model.config import ModelConfig
-from model.flops import RowWork
-from pipeline.parallel.layout import Layout
-from pipeline.plan.state import ELEMENT_BYTES
+from esolm.model.config import ModelConfig
+from esolm.model.flops import RowWork
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.plan.state import ELEMENT_BYTES
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Activations:
     layout: Layout
     precision: str
     checkpointing: str
-    """`none`, `selective` or `full`; see `model.recompute`."""
+    """`none`, `selective` or `full`; see `esolm.model.recompute`."""
 
     @property
     def _element(self) -> int:

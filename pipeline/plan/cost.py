@@ -2,9 +2,20 @@
 
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
-from pipeline.parallel.layout import Layout
-from pipeline.run.hardware import PEAK_BF16_FLOPS
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.run.hardware import PEAK_BF16_FLOPS
+
+HEADROOM = 0.9
+"""The share of a GPU's memory that a plan may fill.
+
+The CUDA context, NCCL and fragmentation take the rest.
+"""
+
+
+def fits(need: float, memory: float) -> bool:
+    """Whether so many bytes by the plan's count fit a GPU of so many."""
+    return need <= HEADROOM * memory
 
 
 @dataclass(frozen=True)
@@ -42,9 +53,20 @@ class Machine:
     mfu: float
     """The share of the peak that the matrix work reaches."""
 
-    def bandwidth(self, span: int) -> float:
-        """The bytes per second of a group whose ranks lie within `span` consecutive ones."""
-        return self.gpu.link if span <= self.gpus_per_node else self.network
+    def ring_bandwidth(self, members: int, stride: int = 1) -> float:
+        """The bytes per second of a ring of `members` ranks that are `stride` apart.
+
+        Between nodes NCCL makes a ring for each member that a node has, every one of which crosses
+        on another GPU's link to the network, so that their speeds add up.
+        """
+        if members * stride <= self.gpus_per_node:
+            return self.gpu.link
+        beside = max(1, self.gpus_per_node // stride)
+        return min(self.gpu.link, beside * self.network)
+
+    def message_bandwidth(self, ranks: int) -> float:
+        """The bytes per second of a message between two of `ranks` ranks, at worst."""
+        return self.gpu.link if ranks <= self.gpus_per_node else self.network
 
 
 def bubble_share(layout: Layout, micro_batches: int) -> float:

@@ -5,54 +5,73 @@ It is an estimate; docs/plan.md states everything that is in it and what is not.
 
 from dataclasses import dataclass
 
-from model.config import ModelConfig
-from model.flops import layer_costs
-from pipeline.parallel.layout import Layout
-from pipeline.plan.cost import Machine
-from pipeline.plan.plan import Plan
-from pipeline.plan.state import ELEMENT_BYTES
+from esolm.model.config import ModelConfig
+from esolm.model.flops import layer_costs
+from esolm.pipeline.parallel.layout import REDUCE_BUCKET, Layout
+from esolm.pipeline.plan.cost import Machine
+from esolm.pipeline.plan.plan import Plan
+from esolm.pipeline.plan.state import ELEMENT_BYTES, MAX_GATHERED
 
 LAUNCH_SECONDS = 0.5e-3
 """The least time of a block's forward and backward pass, as its kernels have to be launched."""
 
+KEPT_FOR_BACKWARD = MAX_GATHERED // 2
+"""How many elements ZeRO-3 keeps from the forward pass (`stage3_max_reuse_distance`, both ways)."""
+
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """The estimated seconds of one optimizer step by cause, none of which overlap."""
+    """The estimated seconds of one optimizer step by cause, of which only `hidden` overlaps."""
 
     compute: float
     bubble: float
     tensor: float
     """Communication of tensor parallelism."""
     data: float
-    """Communication of data parallelism."""
+    """Communication of data parallelism for which the computation waits."""
+    hidden: float
+    """Communication of data parallelism beside the computation; it is not in the total."""
+    messages: float
+    """Messages between pipeline stages."""
 
     @property
     def total(self) -> float:
-        return self.compute + self.bubble + self.tensor + self.data
+        return self.compute + self.bubble + self.tensor + self.data + self.messages
 
 
 def step_seconds(plan: Plan, machine: Machine, checkpointing: str) -> StepSeconds:
     """Estimates the seconds of a step under a mode of activation checkpointing."""
     config, model, layout = plan.subject.config, plan.subject.model, plan.layout
+    precision, rows = config.train.precision, config.train.micro_batch_size
     works = plan.subject.objective.work(config.train.seq_len)
-    costs = layer_costs(model, works)
-    rows = config.train.micro_batch_size
-    stage_flops = max(sum(costs[first:end]) for first, end in (s.layers for s in plan.stages))
-    blocks = -(-model.num_layers // layout.pp)
-    speed = machine.mfu * machine.gpu.peak_flops * layout.tp
     repeated = _repeated_share(model, checkpointing)
-    one = max(stage_flops * rows * (1 + repeated) / speed, blocks * LAUNCH_SECONDS * (1 + repeated))
+    one = _micro_batch_seconds(plan, machine, repeated)
+    fed = rows * sum(work.share * work.pattern.num_streams * work.length for work in works)
+    message = message_seconds(model, layout, machine, precision, fed)
     compute = plan.micro_batches * one
-    fed = sum(work.share * work.pattern.num_streams * work.length for work in works)
-    tokens = plan.micro_batches * rows * fed * (1 + repeated / 2)
+    tokens = plan.micro_batches * fed * (1 + repeated / 2)
     parameters = max(stage.parameters for stage in plan.stages)
+    data = data_seconds(parameters, layout, machine, precision, plan.micro_batches)
+    exposed = exposed_seconds(data, compute, layout, machine, parameters, plan.micro_batches)
     return StepSeconds(
         compute=compute,
-        bubble=(layout.pp - 1) * one,
-        tensor=tensor_seconds(model, layout, machine, config.train.precision, tokens),
-        data=data_seconds(parameters, layout, machine, config.train.precision, plan.micro_batches),
+        bubble=(layout.pp - 1) * (one + message),
+        tensor=tensor_seconds(model, layout, machine, precision, tokens),
+        data=exposed,
+        hidden=data - exposed,
+        messages=plan.micro_batches * message,
     )
+
+
+def _micro_batch_seconds(plan: Plan, machine: Machine, repeated: float) -> float:
+    """The seconds that the costliest stage computes for a micro-batch, forward and backward."""
+    config, model, layout = plan.subject.config, plan.subject.model, plan.layout
+    costs = layer_costs(model, plan.subject.objective.work(config.train.seq_len))
+    flops = max(sum(costs[first:end]) for first, end in (s.layers for s in plan.stages))
+    blocks = -(-model.num_layers // layout.pp)
+    speed = machine.mfu * machine.gpu.peak_flops * layout.tp
+    matrices = flops * config.train.micro_batch_size / speed
+    return max(matrices, blocks * LAUNCH_SECONDS) * (1 + repeated)
 
 
 def _repeated_share(model: ModelConfig, mode: str) -> float:
@@ -78,20 +97,66 @@ def tensor_seconds(
     volume = ELEMENT_BYTES[precision] * tokens * model.hidden_size
     ring = 2 * (layout.tp - 1) / layout.tp
     blocks = -(-model.num_layers // layout.pp)
-    return 4 * blocks * ring * volume / machine.bandwidth(layout.tp)
+    return 4 * blocks * ring * volume / machine.ring_bandwidth(layout.tp)
+
+
+def message_seconds(
+    model: ModelConfig, layout: Layout, machine: Machine, precision: str, tokens: float
+) -> float:
+    """The seconds that a stage spends on the messages of a micro-batch of `tokens` tokens.
+
+    A stage between two others receives and sends [tokens, D] in the forward pass, and its gradient
+    in the backward pass; DeepSpeed's pipeline computes nothing meanwhile.
+    """
+    if layout.pp == 1:
+        return 0.0
+    messages = 4 if layout.pp > 2 else 2
+    size = ELEMENT_BYTES[precision] * tokens * model.hidden_size
+    size /= layout.tp if layout.sequence else 1
+    return messages * size / machine.message_bandwidth(layout.world_size)
+
+
+def data_bytes(parameters: int, zero: int, precision: str, micro_batches: int) -> float:
+    """The bytes per step that pass by a rank of a long ring, as DeepSpeed 0.19.8 is configured.
+
+    Gradients travel in fp32. ZeRO-1 sums them once a step by an all-reduce and ZeRO-2 after every
+    micro-batch, each of which passes every element twice; both gather the weights once. ZeRO-3
+    scatters the sums, and gathers the weights for each forward pass; the backward pass finds those
+    that were used last, and gathers the others again.
+    """
+    weights = ELEMENT_BYTES[precision] * parameters
+    if zero < 3:
+        return 8 * parameters * (1 if zero == 1 else micro_batches) + weights
+    again = ELEMENT_BYTES[precision] * max(0, parameters - KEPT_FOR_BACKWARD)
+    return micro_batches * (4 * parameters + weights + again)
 
 
 def data_seconds(
     parameters: int, layout: Layout, machine: Machine, precision: str, micro_batches: int
 ) -> float:
-    """The seconds to reduce the gradients and gather the weights of a rank, by ring algorithms.
-
-    ZeRO-2 and ZeRO-3 reduce after every micro-batch; ZeRO-3 gathers for each forward pass and for
-    each backward pass.
-    """
+    """The seconds of `data_bytes`, whether computation waits for them or not."""
     if layout.dp == 1:
         return 0.0
+    volume = data_bytes(parameters, layout.zero, precision, micro_batches)
     share = (layout.dp - 1) / layout.dp
-    volume = ELEMENT_BYTES[precision] * parameters * share
-    moved = {1: 3.0, 2: 2.0 * micro_batches + 1.0, 3: 3.0 * micro_batches}[layout.zero]
-    return moved * volume / machine.bandwidth(layout.tp * layout.dp)
+    return share * volume / machine.ring_bandwidth(layout.dp, layout.tp)
+
+
+def exposed_seconds(
+    data: float,
+    compute: float,
+    layout: Layout,
+    machine: Machine,
+    parameters: int,
+    micro_batches: int,
+) -> float:
+    """The part of the `data_seconds` for which the computation waits.
+
+    ZeRO-1 and ZeRO-2 reduce in the stream that computes. ZeRO-3 has streams of its own, which the
+    end of every backward pass waits for, with the last bucket of gradients.
+    """
+    if layout.dp == 1 or layout.zero < 3:
+        return data
+    bucket = 4.0 * min(parameters, REDUCE_BUCKET) * (layout.dp - 1) / layout.dp
+    last = bucket / machine.ring_bandwidth(layout.dp, layout.tp)
+    return max(data - compute, micro_batches * last)

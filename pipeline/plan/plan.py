@@ -2,18 +2,18 @@
 
 from dataclasses import asdict, dataclass
 
-from model.config import ModelConfig
-from model.flops import flops_per_token, layer_costs
-from model.objectives import Objective, VocabularyIds
-from pipeline.errors import ConfigError
-from pipeline.parallel.layout import Layout, fit_layout
-from pipeline.plan.activations import Activations, MicroBatchShape
-from pipeline.plan.cost import Machine, bubble_share
-from pipeline.plan.shapes import stage_size
-from pipeline.plan.stages import stage_bounds
-from pipeline.plan.state import StateBytes, state_bytes
-from pipeline.run.experiment import build_objective, open_dataset, problems_before_data
-from pipeline.run.sections import RunConfig
+from esolm.model.config import RECOMPUTE, ModelConfig
+from esolm.model.flops import flops_per_token, layer_costs
+from esolm.model.objectives import Objective, VocabularyIds
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.parallel.layout import Layout, fit_layout
+from esolm.pipeline.plan.activations import Activations, MicroBatchShape
+from esolm.pipeline.plan.cost import Machine, bubble_share
+from esolm.pipeline.plan.shapes import stage_size
+from esolm.pipeline.plan.stages import stage_bounds
+from esolm.pipeline.plan.state import StateBytes, state_bytes
+from esolm.pipeline.run.experiment import build_objective, open_dataset, problems_before_data
+from esolm.pipeline.run.sections import RunConfig
 
 CHECKPOINT_BYTES = 16
 """The bytes of a checkpoint per parameter: fp32 weights, two moments and the average."""
@@ -46,10 +46,8 @@ class StagePlan:
 
     def total(self, mode: str) -> int:
         """The most bytes at any moment of a step under a checkpointing mode."""
-        state = self.state
         passing = max(self.working[mode], self.logits)
-        computing = state.computing + self.activations[mode] + passing
-        return state.held + state.bucket + max(computing, state.reducing)
+        return self.state.peak(self.activations[mode] + passing)
 
 
 @dataclass(frozen=True)
@@ -152,10 +150,7 @@ def _plan_stage(
     works = subject.objective.work(train.seq_len)
     shapes = [MicroBatchShape.of(work, train.micro_batch_size) for work in works]
     size = stage_size(subject.model, *bounds, layout.tp)
-    kinds = {
-        mode: Activations(subject.model, layout, train.precision, mode)
-        for mode in ("none", "selective", "full")
-    }
+    kinds = {mode: Activations(subject.model, layout, train.precision, mode) for mode in RECOMPUTE}
     has_head = bounds[1] == subject.model.num_layers + 2
     chosen = kinds[parallel.activation_checkpointing]
     # The plan is for the kind of row that needs most memory, logits included.

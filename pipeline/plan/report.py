@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from model.flops import visible_pairs
-from pipeline.plan.cost import Machine
-from pipeline.plan.plan import CHECKPOINT_BYTES, Plan
-from pipeline.plan.search import Search
-from pipeline.plan.shapes import parameters_by_part
+from esolm.model.flops import visible_pairs
+from esolm.pipeline.plan.cost import HEADROOM, Machine, fits
+from esolm.pipeline.plan.plan import CHECKPOINT_BYTES, Plan
+from esolm.pipeline.plan.search import Search
+from esolm.pipeline.plan.shapes import parameters_by_part
 
 FLOPS_DEFINITION = (
     "training FLOPs per token of the data: 2 per multiply-add, backward = 2 x forward; counted are "
@@ -54,6 +54,8 @@ def describe(plan: Plan, machine: Machine) -> dict[str, Any]:
         "activation_checkpointing": config.parallel.activation_checkpointing,
         "stages": _stages(plan),
         "memory_bytes": plan.memory,
+        "gpu_memory_bytes": machine.gpu.memory,
+        "fits": fits(plan.memory, machine.gpu.memory),
         "checkpoint_bytes": CHECKPOINT_BYTES * total,
         "checkpoints_kept": config.checkpoint.keep,
         "time": {
@@ -63,6 +65,17 @@ def describe(plan: Plan, machine: Machine) -> dict[str, Any]:
             "flops": plan.flops_per_token * tokens,
         },
     }
+
+
+def misfit(plan: Plan, machine: Machine) -> str | None:
+    """Says that a plan needs more memory than the machine's GPUs have, if it does."""
+    gpu = machine.gpu
+    if fits(plan.memory, gpu.memory):
+        return None
+    return (
+        f"does not fit: needs {plan.memory / 1e9:.1f} GB of {gpu.memory / 1e9:.0f} GB on "
+        f"{gpu.name}, of which it may fill {HEADROOM:.0%}; --search finds layouts that fit"
+    )
 
 
 def _attention(plan: Plan) -> list[dict[str, Any]]:
@@ -121,6 +134,8 @@ def describe_search(found: Search, count: int) -> list[dict[str, Any]]:
             "bubble": candidate.seconds.bubble,
             "tensor_communication": candidate.seconds.tensor,
             "data_communication": candidate.seconds.data,
+            "data_communication_hidden": candidate.seconds.hidden,
+            "stage_messages": candidate.seconds.messages,
             "memory_bytes": candidate.memory,
         }
         for candidate in found.ranked[:count]

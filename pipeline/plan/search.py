@@ -3,19 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from model.config import RECOMPUTE
-from pipeline.errors import ConfigError
-from pipeline.plan.cost import Machine
-from pipeline.plan.estimate import StepSeconds, step_seconds
-from pipeline.plan.plan import Plan, Planned, make_plan
-from pipeline.run.experiment import problems_before_data
-from pipeline.run.sections import RunConfig
-
-HEADROOM = 0.9
-"""The share of a GPU's memory that a plan may fill.
-
-The CUDA context, NCCL and fragmentation take the rest.
-"""
+from esolm.model.config import RECOMPUTE
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.plan.cost import HEADROOM, Machine, fits
+from esolm.pipeline.plan.estimate import StepSeconds, step_seconds
+from esolm.pipeline.plan.plan import Plan, Planned, make_plan
+from esolm.pipeline.run.experiment import problems_before_data
+from esolm.pipeline.run.sections import RunConfig
 
 
 @dataclass(frozen=True)
@@ -87,14 +81,12 @@ def sound_layouts(config: RunConfig, ranks: int, gpus_per_node: int) -> list[Run
     return sound
 
 
-def search(
-    subject: Planned, layouts: list[RunConfig], machine: Machine, ranks: int, memory: float
-) -> Search:
-    """Returns the layouts that fit `memory` bytes of a GPU; those estimated as fastest come first.
+def search(subject: Planned, layouts: list[RunConfig], machine: Machine, ranks: int) -> Search:
+    """Returns the layouts that fit the machine's GPUs; those estimated as fastest come first.
 
     Raises ConfigError with the smallest need if none fits.
     """
-    tried = too_large = 0
+    memory, tried, too_large = machine.gpu.memory, 0, 0
     smallest: Candidate | None = None
     best: dict[object, Candidate] = {}
     for config in layouts:
@@ -106,7 +98,7 @@ def search(
             tried += 1
             if smallest is None or need < smallest.memory:
                 smallest = candidate
-            if need > HEADROOM * memory:
+            if not fits(need, memory):
                 too_large += 1
             elif _order(candidate) < _order(best.get(plan.layout, candidate)) or (
                 plan.layout not in best

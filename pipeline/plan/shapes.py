@@ -6,8 +6,8 @@ Building the network, even on the meta device, needs process groups; a plan work
 from dataclasses import dataclass
 from functools import lru_cache
 
-from model.config import ModelConfig
-from model.tensors import block_tensors, embedding_tensors, head_tensors, layer_tensors
+from esolm.model.config import ModelConfig
+from esolm.model.tensors import block_tensors, embedding_tensors, head_tensors, layer_tensors
 
 PARTS = ("embedding", "attention", "feed-forward", "norms and adaLN", "output layer")
 

@@ -10,7 +10,7 @@ def stage_bounds(layer_costs: Sequence[float], num_stages: int) -> list[tuple[in
     """Returns the pipeline layers [first, end) of every stage, as the training engine cuts them.
 
     layer_costs: the costs of the embedding, every block and the head; see
-    `model.flops.layer_costs`.
+    `esolm.model.flops.layer_costs`.
     """
     largest = max(layer_costs)
     weights = tuple(max(1, round(1000 * cost / largest)) for cost in layer_costs)

@@ -7,8 +7,8 @@ of data-parallel ranks, e the bytes of a weight (2 or 4).
 
 from dataclasses import dataclass
 
-from pipeline.parallel.layout import REDUCE_BUCKET, Layout
-from pipeline.plan.shapes import Size
+from esolm.pipeline.parallel.layout import REDUCE_BUCKET, Layout
+from esolm.pipeline.plan.shapes import Size
 
 ALL_REDUCED = 500_000_000
 """How many elements DeepSpeed's BF16_Optimizer reduces at a time."""
@@ -43,10 +43,9 @@ class StateBytes:
         """The bytes of weights, gradients, optimizer and average together."""
         return self.weights + self.gradients + self.master + self.moments + self.ema
 
-    @property
-    def peak(self) -> int:
-        """The most bytes at any moment of a step, without activations."""
-        return self.held + self.bucket + max(self.computing, self.reducing)
+    def peak(self, activations: int = 0) -> int:
+        """The most bytes at any moment of a step. activations: how many of them are activations."""
+        return self.held + self.bucket + max(self.computing + activations, self.reducing)
 
 
 def state_bytes(size: Size, layout: Layout, precision: str, offload: bool = False) -> StateBytes:

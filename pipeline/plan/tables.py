@@ -7,10 +7,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.plan.cost import Machine
-from pipeline.plan.plan import Plan
-from pipeline.plan.report import FLOPS_DEFINITION, SEARCH_CAVEAT, describe
-from pipeline.plan.search import Search
+from esolm.model.config import RECOMPUTE
+from esolm.pipeline.plan.cost import Machine
+from esolm.pipeline.plan.plan import Plan
+from esolm.pipeline.plan.report import FLOPS_DEFINITION, SEARCH_CAVEAT, describe
+from esolm.pipeline.plan.search import Search
 
 
 def show(console: Console, plan: Plan, machine: Machine) -> None:
@@ -79,7 +80,7 @@ def _memory(facts: dict[str, Any]) -> Table:
     table.add_row("micro-batches in flight", *[str(s["micro_batches_in_flight"]) for s in stages])
     for key, label in _ROWS.items():
         table.add_row(label, *[size(s[key]) for s in stages])
-    for kind in ("none", "selective", "full"):
+    for kind in RECOMPUTE:
         label = f"activations, {kind}" + (" (chosen)" if kind == mode else "")
         table.add_row(label, *[size(s["activations"][kind]) for s in stages])
     table.add_row("one block's backward pass", *[size(s["working"][mode]) for s in stages])
@@ -94,11 +95,25 @@ def show_search(console: Console, found: Search, count: int) -> None:
     """Prints the ranking of a search, with times in milliseconds."""
     title = f"{found.tried} layouts tried, {found.too_large} too large; ms per step, estimated"
     table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
-    for name in ("layout", "rows", "recompute", "step", "compute", "bubble", "tp", "dp", "memory"):
+    for name in (
+        "layout",
+        "rows",
+        "recompute",
+        "step",
+        "compute",
+        "bubble",
+        "tp",
+        "pp",
+        "dp",
+        "memory",
+    ):
         table.add_column(name, justify="left" if name == "layout" else "right", no_wrap=True)
     for candidate in found.ranked[:count]:
         layout, seconds = candidate.plan.layout, candidate.seconds
-        times = (seconds.total, seconds.compute, seconds.bubble, seconds.tensor, seconds.data)
+        times = (
+            seconds.total, seconds.compute, seconds.bubble, seconds.tensor, seconds.messages,
+            seconds.data,
+        )  # fmt: skip
         table.add_row(
             f"TP{layout.tp}{'+SP' if layout.sequence else ''} PP{layout.pp} DP{layout.dp} "
             f"Z{layout.zero}",

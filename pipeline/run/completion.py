@@ -1,17 +1,18 @@
 """Whether a run has anything left to do, and what has changed since it last started."""
 
-from functools import reduce
-from typing import Any
+from esolm.pipeline.checkpoint.commit import committed, damaged, step_of
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.config import stated_settings, stated_value, valid_keys
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.sections import RunConfig
 
-from pipeline.checkpoint.commit import committed, damaged, step_of
-from pipeline.errors import ConfigError
-from pipeline.run.config import stated_settings, valid_keys
-from pipeline.run.directory import RunDirectory
-from pipeline.run.sections import RunConfig
-
-# These say how a run is cut up, kept and checked, not what it computes.
-WITHOUT_EFFECT = ("parallel.", "checkpoint.", "data.verify", "data.check_reads")
-# They say where a run is and what jobs ask for: nothing of the training itself.
+# How a run is cut up, kept, watched and fed, not what it computes.
+WITHOUT_EFFECT = (
+    *("parallel.", "checkpoint.", "data.prefetch", "data.verify"),
+    *("train.log_every_steps", "train.valid_", "train.timeout_minutes", "train.profile_steps"),
+    "train.check_replicas_every_steps",
+)
+# Where a run is and what jobs ask for: nothing of the training itself.
 NOT_COMPARED = ("run.", "prep.", "slurm.")
 
 
@@ -27,7 +28,8 @@ def is_complete(directory: RunDirectory, config: RunConfig) -> bool:
         return done >= steps  # its checkpoints lie elsewhere
     if newest is None and damaged(directory.checkpoints):
         return False  # what the training says of them at its start counts more
-    if done is not None and done != newest:
+    # A run that was continued beyond its DONE has newer checkpoints than that, until it is done.
+    if done is not None and (newest is None or newest < done):
         at = "no checkpoint is there" if newest is None else f"the newest checkpoint has {newest}"
         raise ConfigError(
             f"{directory.done} says that the run is complete at step {done}, but {at}: it is of "
@@ -63,13 +65,9 @@ def changed_settings(directory: RunDirectory, config: RunConfig) -> tuple[list[s
     before = stated_settings(settings)
     with_effect, without = list[str](), list[str]()
     for key in valid_keys():
-        now = _value(config, key)
+        now = stated_value(config, key)
         was = before.get(key, now)
         if was != now and not key.startswith(NOT_COMPARED):
             listed = without if key.startswith(WITHOUT_EFFECT) else with_effect
             listed.append(f"{key}: {was} before, {now} now")
     return with_effect, without
-
-
-def _value(config: RunConfig, key: str) -> Any:
-    return reduce(getattr, key.split("."), config)

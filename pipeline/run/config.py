@@ -1,6 +1,10 @@
 """The configuration of a run: defaults <- YAML files <- `key=value` on the command line."""
 
 import difflib
+import os
+import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -8,8 +12,13 @@ from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from pipeline.errors import ConfigError
-from pipeline.run.sections import RunConfig, keys_of
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.sections import RunConfig, keys_of
+
+SHIPPED = Path(__file__).parents[2]
+"""The folder that holds `configs/`: of a checkout, or of the installed package."""
+
+_VARIABLE = re.compile(r"\$\{oc\.env:\s*(\w+)\s*\}")
 
 Schema = TypeVar("Schema")
 Layer: TypeAlias = dict[Any, Any]
@@ -19,21 +28,41 @@ Layer: TypeAlias = dict[Any, Any]
 def load_config(path: str | Path, overrides: list[str]) -> RunConfig:
     """Resolves a run configuration.
 
+    A path that begins with `configs/` names the file that is shipped, where there is none of the
+    user's.
+
     Raises ConfigError with every unknown key (and the nearest valid one), every value of the wrong
     type and every missing value at once.
     """
     return load_structured(RunConfig, path, overrides)
 
 
+def load_recorded(path: Path) -> RunConfig:
+    """Resolves the configuration that a run has written down, for a look at it.
+
+    A variable of the environment that is not set here stands as `$NAME`. Raises ConfigError, which
+    names the file in every line.
+    """
+    try:
+        return _resolve(RunConfig, [_with_names(layer) for layer in _layers(path, [])], [])
+    except ConfigError as error:
+        advice = f"{path} is damaged, or not of a run; the next start of the run writes it anew"
+        raise ConfigError([*(f"{path}: {each}" for each in error.problems), advice]) from error
+
+
 def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]) -> Schema:
     """Does what `load_config` does, for any dataclass of keys with defaults."""
-    layers = _layers(Path(path), [])
+    layers = _layers(_own_or_shipped(Path(path)), [])
     problems: list[str] = []
     for text in overrides:
         try:
             layers.append(_parse_override(text))
         except ConfigError as error:
             problems += error.problems
+    return _resolve(schema, layers, problems)
+
+
+def _resolve(schema: type[Schema], layers: list[Layer], problems: list[str]) -> Schema:
     config = OmegaConf.structured(schema)
     for section in config.values():
         if isinstance(section, DictConfig):
@@ -48,7 +77,20 @@ def load_structured(schema: type[Schema], path: str | Path, overrides: list[str]
         raise ConfigError(problems)
     resolved = OmegaConf.to_object(config)
     assert isinstance(resolved, schema)
+    if isinstance(resolved, RunConfig):
+        resolved.from_environment = _from_environment(config, known)
     return resolved
+
+
+def _from_environment(config: DictConfig, known: list[str]) -> dict[str, tuple[str, str]]:
+    """Returns the texts that name variables of the environment, by key, and their values."""
+    texts, found = _plain(config), {}
+    for key in known:
+        text: Any = reduce(getitem, key.split("."), texts)
+        value = OmegaConf.select(config, key)
+        if isinstance(text, str) and isinstance(value, str) and _VARIABLE.search(text):
+            found[key] = text, value
+    return found
 
 
 def stated_settings(path: Path) -> dict[str, Any]:
@@ -57,12 +99,42 @@ def stated_settings(path: Path) -> dict[str, Any]:
     Interpolations are not resolved. Raises ConfigError if a file cannot be read.
     """
     known = valid_keys()
+    path = _own_or_shipped(path)
     return {key: value for layer in _layers(path, []) for key, value in _leaves(layer, known)}
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Returns the resolved configuration as YAML that `load_config` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """Returns the resolved configuration as YAML that `load_config` reads back.
+
+    What came from the environment may be a secret: the variable's name is written, not its value.
+    """
+    content = OmegaConf.structured(config)
+    for key in config.from_environment:
+        OmegaConf.update(content, key, stated_value(config, key))
+    return OmegaConf.to_yaml(content)
+
+
+def stated_value(config: RunConfig, key: str) -> Any:
+    """Returns the value of a setting; of one from the environment, the text that names it."""
+    value: Any = reduce(getattr, key.split("."), config)
+    text, then = config.from_environment.get(key, (None, None))
+    return text if text is not None and value == then else value
+
+
+def _with_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_names(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_names(inner) for inner in value]
+    if isinstance(value, str):
+        return _VARIABLE.sub(lambda m: m[0] if m[1] in os.environ else f"${m[1]}", value)
+    return value
+
+
+def _own_or_shipped(path: Path) -> Path:
+    shipped = SHIPPED / path
+    is_shipped = path.parts[:1] == ("configs",) and not path.exists() and shipped.is_file()
+    return shipped if is_shipped else path
 
 
 def _layers(path: Path, seen: list[Path]) -> list[Layer]:
@@ -70,12 +142,15 @@ def _layers(path: Path, seen: list[Path]) -> list[Layer]:
     path = path.resolve()
     if path in seen:
         raise ConfigError(f"{path} includes itself through 'defaults'")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a directory; name a YAML file, of a run its config.yaml")
     try:
         content = OmegaConf.load(path)
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}") from None
     except YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        tab = "; indent with spaces, YAML takes no tabs" if b"\t" in path.read_bytes() else ""
+        raise ConfigError(f"{path} is not valid YAML: {error}{tab}") from error
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, DictConfig):
@@ -100,7 +175,7 @@ def _plain(layer: DictConfig) -> Layer:
 def _find(name: str, including: Path) -> Path:
     """Finds a file named in `defaults:`, in a folder above the including file or in our configs."""
     relative = Path(name).with_suffix(".yaml")
-    roots = [including.parent, *including.parents, Path(__file__).parents[2] / "configs"]
+    roots = [including.parent, *including.parents, SHIPPED / "configs"]
     for root in roots:
         if (root / relative).is_file():
             return root / relative
@@ -134,7 +209,9 @@ def _set(config: DictConfig, known: list[str], key: str, value: Any) -> list[str
     try:
         OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
-        return [f"'{key}' = {value!r}: {_in_one_line(error)}"]
+        whole = isinstance(value, float) and value.is_integer()
+        advice = f"; write {value:.0f}" if whole else ""
+        return [f"'{key}' = {value!r}: {_in_one_line(error)}{advice}"]
     return []
 
 
@@ -142,6 +219,8 @@ def _value_problems(config: DictConfig, key: str) -> list[str]:
     """Names a value that is missing, or an interpolation that leads nowhere or to a wrong type."""
     try:
         value = OmegaConf.select(config, key, throw_on_missing=True)
+        if isinstance(value, str) and value.startswith("~"):
+            return [f"'{key}' = '{value}': no shell expands this ~; write ${{oc.env:HOME}} for it"]
         if isinstance(value, Container):
             OmegaConf.to_container(value, resolve=True)
     except MissingMandatoryValue:

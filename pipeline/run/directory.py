@@ -16,10 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from data_prep.files import write_atomic
-from pipeline.errors import ConfigError, EsolmError
-from pipeline.run.config import to_yaml
-from pipeline.run.sections import RunConfig
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import write_atomic
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.pipeline.errors import ConfigError, EsolmError
+from esolm.pipeline.run.config import load_recorded, to_yaml
+from esolm.pipeline.run.sections import RunConfig
 
 # `esolm status` holds the lock for an instant while it checks whether a run is alive.
 LOCK_ATTEMPTS, LOCK_PAUSE_SECONDS = 5, 0.1
@@ -44,9 +46,23 @@ class RunDirectory:
         """Where a rank that hangs leaves its stack traces."""
         return self.logs / f"stacks_{rank}.txt"
 
+    def beat(self, rank: int) -> Path:
+        """What a rank touches for as long as it lives; see `esolm.pipeline.run.beats`."""
+        return self.logs / f"beat_{rank}"
+
     def profile(self, rank: int) -> Path:
         """The trace of the steps that a rank was asked to profile."""
         return self.path / "profile" / f"rank_{rank}.json"
+
+    def config(self) -> RunConfig:
+        """Returns the configuration of the last start. Raises ConfigError if this is no run."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise ConfigError(
+                f"{self.path} is no run directory: it has no config.yaml. "
+                "Name the run.dir of a training that was started"
+            )
+        return load_recorded(path)
 
     def lock(self) -> None:
         """Takes the run for this job until the process ends, however it ends; rank 0 only.
@@ -56,8 +72,8 @@ class RunDirectory:
         try:
             for folder in (self.path, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a+")
             _check_writable(self.checkpoints)
+            self._lock = (self.path / ".lock").open("a+")
         except OSError as error:
             # What may pass by itself is worth another try, so it is no error of the configuration.
             passing = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
@@ -130,12 +146,17 @@ class RunDirectory:
         logging.captureWarnings(True)
 
     def describe(self, config: RunConfig, tokenizer: Path, kernels: dict[str, str]) -> None:
-        """Writes config.yaml, env.json and the run's own copy of the tokenizer."""
+        """Writes config.yaml, env.json and the run's own copy of the tokenizer.
+
+        Raises ConfigError, before anything is written, if that copy is there and of another one.
+        """
+        if _is_cut_short(self.tokenizer, tokenizer):
+            _copy_whole(tokenizer, self.tokenizer)
+        else:
+            _check_copy(self.tokenizer, tokenizer)
         write_atomic(self.path / "config.yaml", to_yaml(config).encode())
         described = json.dumps(environment(kernels), indent=1) + "\n"
         write_atomic(self.path / "env.json", described.encode())
-        if _is_cut_short(self.tokenizer, tokenizer):
-            _copy_whole(tokenizer, self.tokenizer)
 
     def finish(self, step: int) -> None:
         """Marks the training as complete."""
@@ -148,6 +169,24 @@ def _is_cut_short(copy: Path, original: Path) -> bool:
     there = {path.name: path.stat().st_size for path in copy.glob("*")}
     whole = {path.name: path.stat().st_size for path in original.glob("*")}
     return there != whole and all(size <= whole.get(name, -1) for name, size in there.items())
+
+
+def _check_copy(copy: Path, original: Path) -> None:
+    """Compares the run's copy with the dataset's tokenizer; a damaged copy is made anew."""
+    whole = load_tokenizer(original).vocabulary
+    try:
+        found = load_tokenizer(copy).vocabulary
+    except DataError:
+        if not {path.name for path in copy.iterdir()} <= {path.name for path in original.iterdir()}:
+            raise
+        _copy_whole(original, copy)
+        return
+    same = found.identity == whole.identity or None in (found.identity, whole.identity)
+    if not same or found.num_rows != whole.num_rows:
+        raise ConfigError(
+            f"{copy}, the run's tokenizer, is not the one of the dataset ({original}), so that its "
+            "tokens have other meanings. Give the dataset of the run, or another run.dir."
+        )
 
 
 def _copy_whole(original: Path, copy: Path) -> None:
@@ -181,7 +220,7 @@ def _take(lock: IO[str]) -> None:
 
 
 def _is_for_people(record: logging.LogRecord) -> bool:
-    ours = record.name.partition(".")[0] in ("pipeline", "model", "data_prep")
+    ours = record.name.startswith("esolm.")
     return ours or record.levelno >= logging.ERROR
 
 
@@ -206,13 +245,15 @@ SLURM_KEYS = (
 
 
 def git_revision() -> str:
-    """Returns the revision of this code, or "n/a" outside a git checkout.
+    """Returns the revision of this code, of an installed package its version, else "n/a".
 
     A copy that `esolm submit` made carries its revision in a file.
     """
-    package = Path(__file__).parents[1]
-    if (package.parent / REVISION).exists():
-        return (package.parent / REVISION).read_text().strip()
+    package = Path(__file__).parents[2]
+    if (package / REVISION).exists():
+        return (package / REVISION).read_text().strip()
+    if not (package / "pipeline").is_symlink():  # not a checkout; another project's may surround it
+        return f"v{metadata.version('esolm')}"
     command = ["git", "-C", str(package), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

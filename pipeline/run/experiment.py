@@ -4,17 +4,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
-from model.config import ModelConfig
-from model.objectives import Objective, VocabularyIds, objective_kind
-from pipeline.checkpoint.commit import committed
-from pipeline.checkpoint.remote import is_url, url_problems
-from pipeline.data.dataset import TokenDataset
-from pipeline.errors import ConfigError
-from pipeline.parallel.layout import Layout, fit_layout
-from pipeline.run.directory import RunDirectory
-from pipeline.run.sections import RunConfig, section_problems
-from pipeline.run.step_range import steps_problems
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY
+from esolm.model.config import ModelConfig
+from esolm.model.objectives import Objective, VocabularyIds, objective_kind
+from esolm.pipeline.checkpoint.commit import committed
+from esolm.pipeline.checkpoint.remote import is_url, url_problems
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.parallel.layout import Layout, fit_layout
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.sections import RunConfig, section_problems
+from esolm.pipeline.run.step_range import steps_problems
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,6 @@ class Experiment:
     model: ModelConfig
     objective: Objective
     layout: Layout
-
-    def splits(self) -> list[TokenDataset]:
-        """The splits that the run reads."""
-        validates = self.config.train.valid_every_steps > 0
-        return [self.dataset, *([open_split(self.config, "valid")] if validates else [])]
 
     @property
     def num_micro_batches(self) -> int:
@@ -55,18 +51,11 @@ def open_dataset(config: RunConfig) -> tuple[TokenDataset | None, list[str]]:
     """Returns the train split (None if it cannot be opened) and what is wrong with the splits."""
     dataset, problems = None, []
     try:
-        dataset = open_split(config, "train")
+        dataset = TokenDataset(config.data.path, "train", config.data.verify != "none")
         problems += _split_problems(config, dataset)
-        dataset.load_tokenizer()  # a run keeps a copy of it, and its export needs it
     except DataError as error:
         problems.append(str(error))
     return dataset, problems
-
-
-def open_split(config: RunConfig, split: str) -> TokenDataset:
-    """Opens a split as the run reads it. Raises DataError if it is missing or damaged."""
-    section = config.data
-    return TokenDataset(section.path, split, section.verify != "none", section.check_reads)
 
 
 def problems_before_data(config: RunConfig, world_size: int) -> list[str]:
@@ -107,7 +96,7 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
     """Names the splits that hold no whole sequence. Raises DataError if there is no valid split."""
     splits = [dataset]
     if config.train.valid_every_steps > 0:
-        splits.append(open_split(config, "valid"))
+        splits.append(TokenDataset(config.data.path, "valid", config.data.verify != "none"))
     return [
         f"split '{split.split}' of {config.data.path} has {split.num_tokens} tokens, too few for "
         f"one sequence of train.seq_len {config.train.seq_len}: make that smaller, or tokenize "
@@ -134,9 +123,19 @@ def _train_problems(config: RunConfig) -> list[str]:
             "exact"
         )
     problems += steps_problems(config.train.profile_steps)
-    problems += _origin_problems(config)
+    problems += _place_problems(Path(config.run.dir)) + _origin_problems(config)
     problems += url_problems("checkpoint.mirror", config.checkpoint.mirror)
     return problems
+
+
+def _place_problems(run: Path) -> list[str]:
+    """Says what else lies where the run is to be written."""
+    if run.is_file():
+        return [f"run.dir: {run} is a file; name a directory, which need not exist"]
+    is_dataset = any((run / name).exists() for name in (MANIFEST_NAME, TASKS_DIRECTORY))
+    if is_dataset and not (run / "checkpoints").is_dir():
+        return [f"run.dir: {run} holds a dataset; name a directory of its own for the run"]
+    return []
 
 
 def _origin_problems(config: RunConfig) -> list[str]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from pipeline.run.sections import RunConfig, settings_of
+from esolm.pipeline.run.sections import RunConfig, settings_of
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 HEADER = "| key | default | meaning |\n|---|---|---|\n"
 
 

@@ -5,9 +5,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from data_prep.formats import FORMATS
-from model.config import RECOMPUTE, Architecture
-from model.settings import (
+from esolm.model.config import RECOMPUTE, Architecture
+from esolm.model.settings import (
     BELOW_ONE,
     COUNT,
     NOT_NEGATIVE,
@@ -17,6 +16,7 @@ from model.settings import (
     setting,
     setting_problems,
 )
+from esolm.pipeline.data.index import SHUFFLES
 
 
 @dataclass
@@ -29,17 +29,15 @@ class RunSection:
 @dataclass
 class DataSection:
     path: str = setting(MISSING, "A dataset made by `esolm prep merge`.")
-    shuffle: str = setting("global", "`global` or `none`.", choices=("global", "none"))
-    prefetch: int = setting(4, "Global batches prepared ahead.", within=COUNT)
+    shuffle: str = setting("global", "`global` or `none`.", choices=SHUFFLES)
     verify: str = setting(
         "sizes",
-        "What a start checks of the shards: `none`; `sizes`; `sampled`: also blocks of tokens of "
-        "each; `full`: every byte. See [data](data.md#checks).",
+        "What is checked of the dataset: `none`; `sizes` of files at the start and checksums of "
+        "tokens while they are read; `sampled`: also some tokens of every shard at the start; "
+        "`full`: also every byte. Its tokenizer is checked in any case.",
         choices=("none", "sizes", "sampled", "full"),
     )
-    check_reads: bool = setting(
-        True, "Compare every token that is read with the checksums of the dataset."
-    )
+    prefetch: int = setting(4, "Global batches prepared ahead.", within=COUNT)
 
 
 @dataclass
@@ -222,12 +220,10 @@ class PrepSection:
         metadata={"help": "Text files, directories of them, or JSONL; .gz and .zst as well."},
     )
     from_python_stdlib: bool = setting(False, "Also take the library of the running Python.")
-    text_key: str = setting("text", "The key of JSONL objects that holds the text.")
     format: str = setting(
-        "auto",
-        "What the files hold: `auto` by each file's name and content, `text` or `jsonl` for all.",
-        choices=FORMATS,
+        "auto", "What inputs hold: `auto`, by their names; `text`, `jsonl` or `json`."
     )
+    text_key: str = setting("text", "The key of JSONL objects that holds the text.")
     on_bad_document: str = setting("error", "`error` or `skip`.", choices=("error", "skip"))
     tokenizer: str = setting(
         "", "A tokenizer's directory; it is trained on the same corpus if it does not exist."
@@ -275,6 +271,10 @@ class RunConfig:
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     prep: PrepSection = field(default_factory=PrepSection)
     slurm: SlurmSection = field(default_factory=SlurmSection)
+
+    def __post_init__(self) -> None:
+        # What `load_config` took from the environment, (text, value) by key. It is no setting.
+        self.from_environment: dict[str, tuple[str, str]] = {}
 
 
 ONLY_SUBMITTED = ("prep", "slurm")

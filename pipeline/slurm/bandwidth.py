@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from pipeline.parallel.bootstrap import ProcessInfo, device_of, process_info
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.parallel.bootstrap import ProcessInfo, device_of, process_info
 
 MEGABYTES = {"cuda": 256, "cpu": 16}
 REPEATS = 5
@@ -80,7 +81,7 @@ def _usable_device(
     try:
         device = device_of(info)
         torch.ones(1, device=device).item()
-    except RuntimeError as error:
+    except (RuntimeError, ConfigError) as error:
         return torch.device("cpu"), [*found, f"rank {info.rank} cannot compute: {_said(error)}"]
     if on_gpus and device.type == "cpu":
         found = [*found, f"rank {info.rank} finds no GPU"]

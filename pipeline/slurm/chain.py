@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.errors import ConfigError
-from pipeline.slurm import client
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.slurm import client
 
 CANCELLED = "CANCELLED"
 

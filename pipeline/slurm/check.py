@@ -3,10 +3,10 @@
 import getpass
 from dataclasses import dataclass
 
-from pipeline.run.sections import RunConfig
-from pipeline.slurm.client import SlurmError, call, fields
-from pipeline.slurm.profile import ClusterProfile, seconds_of
-from pipeline.slurm.stages import GPU_STAGES, partition_of
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.slurm.client import SlurmError, call, fields
+from esolm.pipeline.slurm.profile import ClusterProfile, seconds_of
+from esolm.pipeline.slurm.stages import GPU_STAGES, partition_of
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """Slurm's own commands, and what they say."""
 
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import EsolmError
+from esolm.pipeline.errors import EsolmError
 
 TIMEOUT_SECONDS = 120
+# For who only looks; a controller or munge that is down is asked in vain for a minute by itself.
+ANSWER_SECONDS = 10
 PROGRAMS = ("sbatch", "scontrol", "squeue", "scancel", "sinfo")
 # A job in any other state may still come to something.
 FINAL_STATES = {
@@ -33,17 +36,24 @@ class JobRecord:
     nodes: str
     exit_code: str
     """CODE:SIGNAL."""
+    comment: str
+    """Where a job writes its last words when its disk is full."""
 
     @property
     def is_live(self) -> bool:
         return self.state not in FINAL_STATES
 
 
+def why_missing() -> str | None:
+    """Why this machine belongs to no cluster, None if it does."""
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    return f"no Slurm on this machine ({', '.join(missing)} not found)" if missing else None
+
+
 def why_unavailable() -> str | None:
     """Why no cluster can be asked from here, None if one answers."""
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    if missing:
-        return f"no Slurm on this machine ({', '.join(missing)} not found)"
+    if reason := why_missing():
+        return reason
     try:
         call("scontrol", "ping")
     except SlurmError as error:
@@ -51,7 +61,7 @@ def why_unavailable() -> str | None:
     return None
 
 
-def call(*command: str, text: str | None = None) -> str:
+def call(*command: str, text: str | None = None, seconds: float = TIMEOUT_SECONDS) -> str:
     """Output of one of Slurm's commands. Raises SlurmError with what it said if it fails."""
     try:
         finished = subprocess.run(
@@ -59,10 +69,12 @@ def call(*command: str, text: str | None = None) -> str:
             input=text,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_SECONDS,
+            timeout=seconds,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"{command[0]}: no answer within {seconds:g} s") from error
+    except OSError as error:
         raise SlurmError(f"{command[0]}: {error}") from error
     if finished.returncode != 0:
         message = (finished.stderr or finished.stdout).strip()
@@ -93,15 +105,19 @@ def cancel(job_ids: list[str]) -> None:
     call("scancel", "--quiet", *job_ids)
 
 
-def records(job_id: str) -> list[JobRecord] | None:
-    """The job, or the tasks of the array; None if Slurm has forgotten it."""
+def records(job_id: str, seconds: float = TIMEOUT_SECONDS) -> list[JobRecord] | None:
+    """The job, or the tasks of the array; None if Slurm has forgotten it.
+
+    Raises SlurmError if it does not answer within so many seconds.
+    """
+    command = ("scontrol", "--oneliner", "show", "job", job_id)
     try:
-        lines = call("scontrol", "--oneliner", "show", "job", job_id).splitlines()
+        lines = call(*command, seconds=seconds).splitlines()
     except SlurmError as error:
         if "Invalid job id" in str(error):
             return None
         raise
-    return [_record(fields(line)) for line in lines if line.startswith("JobId=")]
+    return [_record(line) for line in lines if line.startswith("JobId=")]
 
 
 def accounted_states(job_id: str) -> list[str] | None:
@@ -119,7 +135,9 @@ def fields(line: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in line.split() if "=" in word)
 
 
-def _record(found: dict[str, str]) -> JobRecord:
+def _record(line: str) -> JobRecord:
+    found = fields(line)
+    comment = re.search(r" Comment=(.*?)(?= [A-Z][\w:/]*=|$)", line)
     return JobRecord(
         job_id=found["JobId"],
         task=found.get("ArrayTaskId", ""),
@@ -128,4 +146,5 @@ def _record(found: dict[str, str]) -> JobRecord:
         restarts=int(found.get("Restarts", "0")),
         nodes=found.get("NodeList", "(null)"),
         exit_code=found.get("ExitCode", "0:0"),
+        comment=comment[1] if comment else "",
     )

@@ -3,15 +3,15 @@
 import os
 from pathlib import Path
 
-from data_prep.errors import DataError
-from data_prep.manifest import MANIFEST_NAME
-from pipeline.checkpoint.commit import newest_valid
-from pipeline.data.dataset import TokenDataset
-from pipeline.data.reader import SampleReader
-from pipeline.errors import CheckpointError, ConfigError
-from pipeline.run.directory import RunDirectory
-from pipeline.run.experiment import Experiment
-from pipeline.run.sections import RunConfig
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.manifest import MANIFEST_NAME
+from esolm.pipeline.checkpoint.commit import newest_valid
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.reader import SampleReader
+from esolm.pipeline.errors import CheckpointError, ConfigError
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.experiment import Experiment
+from esolm.pipeline.run.sections import RunConfig
 
 
 def is_prepared(config: RunConfig) -> bool:
@@ -50,18 +50,18 @@ def evaluation_problems(config: RunConfig) -> list[str]:
 
 def resume_problems(experiment: Experiment) -> list[str]:
     """Why the training would refuse the newest checkpoint of its run."""
-    # Imported here: what reads checkpoints sets up torch's process groups.
-    from pipeline.checkpoint.checkpointer import RunState
-    from pipeline.train.progress import check_same_run
+    # Imported here because they import the whole of training.
+    from esolm.pipeline.checkpoint.checkpointer import RunState
+    from esolm.pipeline.train.progress import check_same_run
 
     config = experiment.config
-    found = newest_valid(RunDirectory(config.run.dir).checkpoints)
-    if found is None:
-        return []
     reader = SampleReader(
         experiment.dataset, config.train.seq_len, config.seed, config.data.shuffle
     )
     try:
+        found = newest_valid(RunDirectory(config.run.dir).checkpoints)
+        if found is None:
+            return []
         check_same_run(RunState.from_manifest(found[1]), experiment, reader)
     except ConfigError as error:
         return error.problems

@@ -10,8 +10,10 @@ NODE.unmeasured  the same, and others may be why it could not be measured
 NODE.unmet       the same, and it did not even meet the others
 
 One that hangs leaves nothing. What follows from the verdicts decides the batch script. Needs torch
-only to measure bandwidth.
+only to measure bandwidth and, where there are GPUs, to prove the kernels on each.
 """
+
+from __future__ import annotations
 
 import argparse
 import os
@@ -22,6 +24,10 @@ import sys
 import tempfile
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main() -> int:
@@ -47,6 +53,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--reports", type=Path, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--gpus", type=int, default=0)
+    parser.add_argument("--head-dim", type=int, default=64, help="of the kernels to prove")
     parser.add_argument("--min-free-gb", type=float, default=0.0)
     parser.add_argument("--min-allreduce-gb-per-second", type=float, default=0.0)
     parser.add_argument("--ranks-per-node", type=int, default=1)
@@ -57,12 +64,18 @@ def _arguments() -> argparse.Namespace:
 def _node_problems(given: argparse.Namespace) -> list[str]:
     folders = [given.run_dir, Path(os.environ.get("TMPDIR", tempfile.gettempdir()))]
     problems = [text for path in folders for text in disk_problems(path, given.min_free_gb)]
-    return problems + gpu_problems(given.gpus)
+    problems += gpu_problems(given.gpus)
+    if given.gpus and not problems:
+        import torch
+
+        for index in range(torch.cuda.device_count()):
+            problems += kernel_problems(torch.device("cuda", index), given.head_dim)
+    return problems
 
 
 def _measured(given: argparse.Namespace, found: list[str]) -> tuple[str, list[str]]:
     """The verdict on this rank's node with its bandwidth, and the reasons."""
-    from pipeline.slurm.bandwidth import UnmeasuredError, UnmetError, bandwidth_problems
+    from esolm.pipeline.slurm.bandwidth import UnmeasuredError, UnmetError, bandwidth_problems
 
     # It has that many steps, of which each may have to wait for a rank that is gone.
     patience = timedelta(seconds=given.timeout_seconds / 5)
@@ -123,6 +136,21 @@ def gpu_problems(expected: int) -> list[str]:
         if errors.isdigit() and int(errors) > 0:
             problems.append(f"GPU {index} had {errors} uncorrected memory errors")
     return problems
+
+
+def kernel_problems(device: torch.device, head_dim: int) -> list[str]:
+    """The kernels of a run that compute wrongly on a device.
+
+    One that cannot run at all is no fault of the node: the run goes on without it, and says so.
+    """
+    import torch
+
+    from esolm.model.config import ModelConfig
+    from esolm.pipeline.train.kernels import kernels_of, prove_kernels
+
+    model = ModelConfig(vocab_size=2, mask_id=1, hidden_size=2 * head_dim, num_heads=2)
+    found = prove_kernels(kernels_of(device), device, model, torch.bfloat16)
+    return [f"{device}: {name} is {each.problem}" for name, each in found.items() if each.off]
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from data_prep.tokenizers import has_tokenizer, load_tokenizer
-from pipeline.plan.cost import gpu_named
-from pipeline.plan.plan import find_subject, make_plan
-from pipeline.plan.search import HEADROOM
-from pipeline.run.hardware import PEAK_BF16_FLOPS
-from pipeline.run.sections import RunConfig
-from pipeline.slurm.profile import ClusterProfile
+from esolm.data_prep.tokenizers import has_tokenizer, load_tokenizer
+from esolm.pipeline.plan.cost import HEADROOM, fits, gpu_named
+from esolm.pipeline.plan.plan import find_subject, make_plan
+from esolm.pipeline.run.hardware import PEAK_BF16_FLOPS
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.slurm.profile import ClusterProfile
 
 
 def memory_problems(config: RunConfig, profile: ClusterProfile, nodes: int) -> list[str]:
@@ -18,7 +17,7 @@ def memory_problems(config: RunConfig, profile: ClusterProfile, nodes: int) -> l
         return []
     ranks = nodes * profile.ranks_per_node
     need = make_plan(find_subject(config, ranks, _vocab_size(config)), ranks).memory
-    if need <= HEADROOM * memory:
+    if fits(need, memory):
         return []
     return [
         f"with slurm.nodes {nodes} a GPU needs {need / 1e9:.1f} GB, more than {HEADROOM:.0%} of "

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.errors import ConfigError
-from pipeline.run.config import load_structured
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.config import load_structured
 
 PROFILES = Path(__file__).parents[2] / "configs" / "cluster"
 LIMIT_CHECK_SECONDS = 30

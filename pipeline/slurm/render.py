@@ -7,10 +7,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.checkpoint.remote import is_url
-from pipeline.run.sections import RunConfig
-from pipeline.slurm.profile import ClusterProfile
-from pipeline.slurm.stages import GPU_STAGES, Job, Paths, partition_of
+from esolm.pipeline.checkpoint.remote import is_url
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.slurm.profile import ClusterProfile
+from esolm.pipeline.slurm.stages import GPU_STAGES, Job, Paths, partition_of
 
 TEMPLATES = Path(__file__).parents[2] / "slurm"
 

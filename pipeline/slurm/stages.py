@@ -4,15 +4,14 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.documents import find_files
-from data_prep.errors import DataError
-from data_prep.formats import formats_of
-from data_prep.jobs import TokenizeJob, check_settings, is_finished
-from data_prep.manifest import MANIFEST_NAME
-from data_prep.tokenizers import has_tokenizer, load_tokenizer
-from model.settings import setting_problems
-from pipeline.run.sections import RunConfig
-from pipeline.slurm.profile import ClusterProfile
+from esolm.data_prep.documents import find_files
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.jobs import TokenizeJob, check_settings, is_finished
+from esolm.data_prep.manifest import MANIFEST_NAME
+from esolm.data_prep.tokenizers import has_tokenizer, load_tokenizer
+from esolm.model.settings import setting_problems
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.slurm.profile import ClusterProfile
 
 STAGES = ("prep", "train", "evaluate", "export")
 # What runs on the partition of training; the rest on that for jobs without GPUs.
@@ -82,7 +81,7 @@ def _prep_jobs(config: RunConfig) -> tuple[list[Job], list[str]]:
     prep, data = config.prep, Path(config.data.path)
     inputs = [*prep.inputs, *(["--from-python-stdlib"] if prep.from_python_stdlib else [])]
     corpus = f"{_words(*inputs)} --text-key {_words(prep.text_key)}"
-    corpus += f" --on-bad-document {prep.on_bad_document} --format {prep.format}"
+    corpus += f" --on-bad-document {prep.on_bad_document} --format {_words(prep.format)}"
     jobs = []
     if not has_tokenizer(Path(prep.tokenizer)):
         train = f"prep tokenizer {corpus} --vocab-size {prep.vocab_size}"
@@ -110,8 +109,7 @@ def _missing_tasks(config: RunConfig) -> list[int]:
     Raises DataError if inputs are missing or the dataset was begun with other settings.
     """
     prep = config.prep
-    files = find_files([Path(path) for path in prep.inputs], prep.from_python_stdlib)
-    formats_of([source.path for source in files], prep.format)
+    files = find_files([Path(path) for path in prep.inputs], prep.from_python_stdlib, prep.format)
     if not has_tokenizer(Path(prep.tokenizer)):
         return list(range(prep.tasks))
     job = TokenizeJob(
@@ -123,7 +121,6 @@ def _missing_tasks(config: RunConfig) -> list[int]:
         shard_tokens=prep.shard_tokens,
         text_key=prep.text_key,
         on_bad_document=prep.on_bad_document,
-        format=prep.format,
     )
     check_settings(job)
     return [task for task in range(prep.tasks) if not is_finished(job, task)]

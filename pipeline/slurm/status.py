@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ConfigError
-from pipeline.slurm import client
-from pipeline.slurm.chain import ChainJob, chain_path, read_chain
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.slurm import client
+from esolm.pipeline.slurm.chain import ChainJob, chain_path, read_chain
 
 # Slurm forgets a job minutes after its end; what the job wrote down last stays.
 _STATE_OF_EVENT = {"finished": "COMPLETED", "failed": "FAILED", "stopped": "CANCELLED"}
 _UNSUCCESSFUL = client.FINAL_STATES - {"COMPLETED"}
+# States of what its script would have told of, had it still been there.
+_WITHOUT_A_WORD = client.FINAL_STATES - {"COMPLETED", "CANCELLED", "TIMEOUT", "DEADLINE"}
+NO_ANSWER = "NO ANSWER"
 _ORDER = ("RUNNING", "COMPLETING", "PENDING", "FAILED", "CANCELLED")
 
 
@@ -29,7 +32,7 @@ class StageStatus:
     """One stage of the chain, for a table or JSON.
 
     state: as Slurm says (PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT ...), UNKNOWN if
-    nobody does. detail: why, and what came last.
+    nobody does, NO ANSWER if Slurm cannot be asked. detail: why, and what came last.
     """
 
     stage: str
@@ -49,13 +52,35 @@ def chain_status(run: str | Path) -> list[StageStatus]:
     chain = read_chain(run)
     if chain is None:
         raise ConfigError(f"{run} was never submitted: there is no {chain_path(run)}")
-    ask = client.why_unavailable() is None
+    silent = None
     statuses: list[StageStatus] = []
     for job in chain.jobs:
-        records = client.records(job.job_id) if ask else None
-        accounts = client.accounted_states(job.job_id) if ask and not records else []
-        statuses.append(_status_of(run, job, records, accounts, statuses))
+        told = _Told(None, [], silent)
+        if client.why_missing() is None and silent is None:
+            told = _ask(job)
+            silent = told.silent
+        statuses.append(_status_of(run, job, told, statuses))
     return statuses
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What Slurm says of a job: its records, else its accounts (None: it keeps none).
+
+    silent: why it says nothing.
+    """
+
+    records: list[client.JobRecord] | None
+    accounts: list[str] | None
+    silent: str | None
+
+
+def _ask(job: ChainJob) -> _Told:
+    try:
+        records = client.records(job.job_id, client.ANSWER_SECONDS)
+    except client.SlurmError as error:
+        return _Told(None, [], str(error).splitlines()[0])
+    return _Told(records, [] if records else client.accounted_states(job.job_id), None)
 
 
 def format_chain(statuses: list[StageStatus]) -> str:
@@ -86,28 +111,37 @@ def read_events(run: Path, stage: str) -> list[Event]:
 def _status_of(
     run: Path,
     job: ChainJob,
-    records: list[client.JobRecord] | None,
-    accounts: list[str] | None,
+    slurm: _Told,
     before: list[StageStatus],
 ) -> StageStatus:
-    """By Slurm's records, else its accounts (None: it keeps none), else the job's last words."""
-    last = _last_events(run, job)
+    """By Slurm's records, else its accounts, else the job's last words."""
+    last, records = _last_events(run, job), slurm.records
     if records:
         states = [record.state for record in records]
         restarts = sum(record.restarts for record in records)
     else:
         told = [_STATE_OF_EVENT.get(event.name, "UNKNOWN") for event in last.values()]
-        states = accounts or told
+        states = slurm.accounts or told
         restarts = sum(event.restart for event in last.values())
     state = _overall(states) if states else "UNKNOWN"
     culprit = next((s for s in before if s.state in _UNSUCCESSFUL), None)
     detail = _detail(job, state, records, last)
     if not last and culprit is not None and state in ("CANCELLED", "UNKNOWN", "PENDING"):
         state, detail = "CANCELLED", f"never started, because {culprit.stage} did not succeed"
-    if state == "UNKNOWN" and accounts is None:
+    if state == "UNKNOWN" and slurm.silent is not None:
+        state, detail = NO_ANSWER, "; ".join([*filter(None, [detail]), slurm.silent])
+    if state == "UNKNOWN" and slurm.accounts is None:
         forgotten = "Slurm has forgotten the job and keeps no accounts (sacct)"
         detail = f"{detail}; {forgotten}" if detail else forgotten
     return StageStatus(job.stage, job.job_id, state, detail, restarts, job.log)
+
+
+def _last_words(record: client.JobRecord) -> str:
+    """Of a job whose script wrote none into its events."""
+    if record.comment:
+        return record.comment
+    how = f"{record.reason}, exit code and signal {record.exit_code}"
+    return f"ended without a word ({how}): its batch script was killed; submit again"
 
 
 def _last_events(run: Path, job: ChainJob) -> dict[str, Event]:
@@ -131,6 +165,7 @@ def _detail(
     job: ChainJob, state: str, records: list[client.JobRecord] | None, last: dict[str, Event]
 ) -> str:
     parts = []
+    names = {event.name for event in last.values()}
     if job.tasks:
         done = sum(event.name == "finished" for event in last.values())
         parts.append(f"{done} of {job.tasks} tasks done")
@@ -141,4 +176,6 @@ def _detail(
         parts.append(f"{event.name}: {event.detail}")
     if records and state == "PENDING":
         parts.insert(0, f"waits ({records[0].reason})")
+    if records and state in _WITHOUT_A_WORD and not _STATE_OF_EVENT.keys() & names:
+        parts.insert(0, _last_words(records[0]))
     return "; ".join(parts)

@@ -9,30 +9,35 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from model.settings import setting_problems
-from pipeline.checkpoint.remote import is_url
-from pipeline.errors import ConfigError
-from pipeline.run.completion import changed_settings
-from pipeline.run.config import load_config, to_yaml
-from pipeline.run.directory import REVISION, RunDirectory, git_revision
-from pipeline.run.experiment import problems_before_data, resolve
-from pipeline.run.sections import RunConfig
-from pipeline.slurm import client
-from pipeline.slurm.chain import CANCELLED, Chain, ChainJob, refuse_if_live, write_chain
-from pipeline.slurm.check import cluster_problems
-from pipeline.slurm.existing import (
+from esolm.model.settings import setting_problems
+from esolm.pipeline.checkpoint.remote import is_url
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.completion import changed_settings
+from esolm.pipeline.run.config import load_config, to_yaml
+from esolm.pipeline.run.directory import REVISION, RunDirectory, git_revision
+from esolm.pipeline.run.experiment import problems_before_data, resolve
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.slurm import client
+from esolm.pipeline.slurm.chain import CANCELLED, Chain, ChainJob, refuse_if_live, write_chain
+from esolm.pipeline.slurm.check import cluster_problems
+from esolm.pipeline.slurm.existing import (
     access_problems,
     evaluation_problems,
     is_prepared,
     resume_problems,
 )
-from pipeline.slurm.lint import lint_script
-from pipeline.slurm.memory import memory_problems
-from pipeline.slurm.profile import ClusterProfile, load_profile, time_problems, warning_problems
-from pipeline.slurm.render import mounted_folders, render
-from pipeline.slurm.stages import STAGES, Job, Paths, plan_jobs, prep_problems
+from esolm.pipeline.slurm.lint import lint_script
+from esolm.pipeline.slurm.memory import memory_problems
+from esolm.pipeline.slurm.profile import (
+    ClusterProfile,
+    load_profile,
+    time_problems,
+    warning_problems,
+)
+from esolm.pipeline.slurm.render import mounted_folders, render
+from esolm.pipeline.slurm.stages import STAGES, Job, Paths, plan_jobs, prep_problems
 
-PACKAGES = ("data_prep", "model", "pipeline")
+PACKAGE = "esolm"
 _PLAIN_PATH = re.compile(r"[\w./+@=-]+")
 _NODES = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -294,11 +299,9 @@ def _write(submission: Submission) -> None:
     if submission.in_container:  # what a job is yet to make has to be there to be mounted
         for folder in (submission.config.data.path, submission.config.prep.tokenizer):
             Path(folder).mkdir(parents=True, exist_ok=True)
-    source = Path(__file__).parents[2]
-    for package in PACKAGES:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source / package, paths.code / package, ignore=ignored)
-    (paths.code / REVISION).write_text(submission.revision + "\n")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(__file__).parents[2], paths.code / PACKAGE, ignore=ignored)
+    (paths.code / PACKAGE / REVISION).write_text(submission.revision + "\n")
     for stage, script in submission.scripts.items():
         path = paths.submission / f"{stage}.sbatch"
         path.write_text(script)

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from pipeline.errors import EsolmError
-from pipeline.parallel.engine import Engine, StepResult
+from esolm.pipeline.errors import EsolmError
+from esolm.pipeline.parallel.engine import Engine, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,8 @@ def check_replicas(engine: Engine) -> None:
     Raises EsolmError, which names the parameters that differ.
     """
     copies = list(engine.replicas())
+    if not copies:  # of one rank, or of an engine whose ranks hold nothing alike
+        return
     mine = torch.stack([_bit_sum(copy.held) for copy in copies])
     found = set()
     for group, members in (

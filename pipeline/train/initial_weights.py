@@ -10,19 +10,19 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.checkpoint import store
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.checkpoint.remote import is_url
-from pipeline.errors import ConfigError, EsolmError
-from pipeline.export.architecture import from_bundle
-from pipeline.export.consolidate import STATES
-from pipeline.export.manifest import NAME as BUNDLE_RECORD
-from pipeline.export.manifest import verify_bundle
-from pipeline.export.unfold import unfold
-from pipeline.parallel.engine import Engine
-from pipeline.parallel.first_rank import from_first_rank
-from pipeline.parallel.fragments import AVERAGE, WEIGHTS, Fragment
-from pipeline.run.experiment import Experiment
+from esolm.pipeline.checkpoint import store
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.checkpoint.remote import is_url
+from esolm.pipeline.errors import ConfigError, EsolmError
+from esolm.pipeline.export.architecture import from_bundle
+from esolm.pipeline.export.consolidate import STATES
+from esolm.pipeline.export.manifest import NAME as BUNDLE_RECORD
+from esolm.pipeline.export.manifest import verify_bundle
+from esolm.pipeline.export.unfold import unfold
+from esolm.pipeline.parallel.engine import Engine
+from esolm.pipeline.parallel.first_rank import from_first_rank
+from esolm.pipeline.parallel.fragments import AVERAGE, WEIGHTS, Fragment
+from esolm.pipeline.run.experiment import Experiment
 
 logger = logging.getLogger(__name__)
 

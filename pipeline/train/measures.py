@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from model.config import ModelConfig
-from model.flops import flops_per_token
-from model.objectives import Objective
-from pipeline.data.batches import NUM_TIME_BUCKETS
-from pipeline.parallel.engine import StepResult
-from pipeline.run.hardware import peak_flops
-from pipeline.run.sections import RunConfig
+from esolm.model.config import ModelConfig
+from esolm.model.flops import flops_per_token
+from esolm.model.objectives import Objective
+from esolm.pipeline.data.batches import NUM_TIME_BUCKETS
+from esolm.pipeline.parallel.engine import StepResult
+from esolm.pipeline.run.hardware import peak_flops
+from esolm.pipeline.run.sections import RunConfig
 
 
 def bucket_name(bucket: int) -> str:

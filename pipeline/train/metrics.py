@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.run.history import append_line, parse_line
+from esolm.pipeline.run.history import append_line, parse_line
 
 logger = logging.getLogger(__name__)
 

@@ -2,12 +2,12 @@
 
 from dataclasses import asdict, dataclass
 
-from model.config import ModelConfig
-from pipeline.checkpoint.checkpointer import RunState
-from pipeline.data.reader import SampleReader
-from pipeline.errors import ConfigError
-from pipeline.run.experiment import Experiment
-from pipeline.train.guards import SpikeGuard
+from esolm.model.config import ModelConfig
+from esolm.pipeline.checkpoint.checkpointer import RunState
+from esolm.pipeline.data.reader import SampleReader
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.experiment import Experiment
+from esolm.pipeline.train.guards import SpikeGuard
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import logging
 from typing import Any, Self
 
-from data_prep.progress import ProgressBar
+from esolm.data_prep.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 

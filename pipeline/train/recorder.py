@@ -3,13 +3,13 @@
 import logging
 from typing import Any, Self
 
-from pipeline.parallel.engine import StepResult
-from pipeline.run.directory import RunDirectory
-from pipeline.run.history import History, append_line
-from pipeline.run.sections import RunConfig
-from pipeline.train.metrics import MetricsWriter, Reports
-from pipeline.train.progress import Progress
-from pipeline.train.progress_bar import ProgressReport
+from esolm.pipeline.parallel.engine import StepResult
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.history import History, append_line
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.train.metrics import MetricsWriter, Reports
+from esolm.pipeline.train.progress import Progress
+from esolm.pipeline.train.progress_bar import ProgressReport
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from pipeline.launch.stop import note_stop_signals, stop_asked
+from esolm.pipeline.launch.stop import note_stop_signals, stop_asked
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 import logging
 import sys
+from contextlib import ExitStack
 from datetime import timedelta
 
-from model.flops import flops_per_token
-from pipeline.accelerators import chosen_kernels
-from pipeline.data.verification import check_content
-from pipeline.errors import EXIT_DONE, EXIT_FAILED
-from pipeline.parallel.bootstrap import (
+import torch
+
+from esolm.model.flops import flops_per_token
+from esolm.pipeline.errors import EXIT_DONE, EXIT_FAILED
+from esolm.pipeline.parallel.bootstrap import (
+    ProcessInfo,
     describe_device,
     device_of,
     initialize_processes,
@@ -16,15 +18,18 @@ from pipeline.parallel.bootstrap import (
     process_info,
     shutdown_processes,
 )
-from pipeline.parallel.first_rank import from_first_rank
-from pipeline.parallel.flight_recorder import dump_collectives, record_collectives
-from pipeline.run.completion import changed_settings, complete_message, is_complete
-from pipeline.run.directory import RunDirectory
-from pipeline.run.experiment import Experiment, resolve
-from pipeline.run.history import History
-from pipeline.run.sections import RunConfig
-from pipeline.train.trainer import Trainer
-from pipeline.train.watchdog import Watchdog
+from esolm.pipeline.parallel.first_rank import from_first_rank
+from esolm.pipeline.parallel.flight_recorder import dump_collectives, record_collectives
+from esolm.pipeline.run.beats import Beat
+from esolm.pipeline.run.completion import changed_settings, complete_message, is_complete
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.experiment import Experiment, resolve
+from esolm.pipeline.run.history import History
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.train.check_data import check_data
+from esolm.pipeline.train.kernels import DTYPES, LEFT_OUT, choose_kernels, kernels_of, prove_kernels
+from esolm.pipeline.train.trainer import Trainer
+from esolm.pipeline.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -41,38 +46,62 @@ def train(config: RunConfig) -> int:
         if info.rank == 0:
             print(complete_message(directory), file=sys.stderr)
         return EXIT_DONE
-    # Each rank does its share, before ranks wait for one another.
-    check_content(experiment.splits(), config.data.verify, info.rank, info.world_size)
     prepare_for_cuda(experiment.layout)
     device = device_of(info)
-    kernels = chosen_kernels(device)
     # Twice the watchdog's time, so that it comes first: a collective that times out ends the
     # process without any stack on disk.
     timeout = timedelta(minutes=2 * config.train.timeout_minutes)
     record_collectives(directory.logs)
     initialize_processes(info, experiment.layout, device, timeout)
-    watchdog: Watchdog | None = None
-    try:
-        from_first_rank(directory.lock)
-        directory.log_to_files(info.rank)
-        watchdog = Watchdog(
-            directory.stacks(info.rank),
-            60.0 * config.train.timeout_minutes,
-            lambda: dump_collectives(directory.logs, info.rank, device),
-        )
-        watchdog.progress()
-        if info.rank == 0:
-            logger.info("%s", describe_device(device))
-            _announce(experiment, kernels)
-        trainer = Trainer(experiment, directory, device, info.rank, watchdog)
-        if info.rank == 0:
-            _tell_changes(directory, config)
-            directory.describe(config, experiment.dataset.tokenizer_directory, kernels)
-        return _run(trainer, History(directory))
-    finally:
-        shutdown_processes()  # this may hang as well, if another rank is gone
-        if watchdog is not None:
-            watchdog.close()
+    with ExitStack() as guards:
+        try:
+            watchdog = _begin(directory, info, device, config, guards)
+            trainer = _prepare(experiment, directory, device, info, watchdog)
+            return _run(trainer, History(directory))
+        finally:
+            shutdown_processes()  # this may hang as well, if another rank is gone
+
+
+def _begin(
+    directory: RunDirectory,
+    info: ProcessInfo,
+    device: torch.device,
+    config: RunConfig,
+    guards: ExitStack,
+) -> Watchdog:
+    """Takes the run for this job and begins to show that this rank is alive, until guards ends."""
+    from_first_rank(directory.lock)
+    directory.log_to_files(info.rank)
+    guards.callback(Beat(directory, info.rank).close)
+    watchdog = Watchdog(
+        directory.stacks(info.rank),
+        60.0 * config.train.timeout_minutes,
+        lambda: dump_collectives(directory.logs, info.rank, device),
+    )
+    guards.callback(watchdog.close)
+    watchdog.progress()
+    return watchdog
+
+
+def _prepare(
+    experiment: Experiment,
+    directory: RunDirectory,
+    device: torch.device,
+    info: ProcessInfo,
+    watchdog: Watchdog,
+) -> Trainer:
+    """Proves data and kernels, builds the trainer, and writes down what the run is."""
+    config, dataset = experiment.config, experiment.dataset
+    check_data(config.data.path, config.data.verify, config.seed, lambda _: watchdog.progress())
+    dtype = DTYPES[config.train.precision]
+    kernels = choose_kernels(prove_kernels(kernels_of(device), device, experiment.model, dtype))
+    if info.rank == 0:
+        logger.info("%s", describe_device(device))
+        _announce(experiment, kernels)
+    trainer = Trainer(experiment, directory, device, info.rank, watchdog)
+    from_first_rank(lambda: _tell_changes(directory, config))
+    from_first_rank(lambda: directory.describe(config, dataset.tokenizer_directory, kernels))
+    return trainer
 
 
 def _run(trainer: Trainer, history: History) -> int:
@@ -136,4 +165,5 @@ def _announce(experiment: Experiment, kernels: dict[str, str]) -> None:
     if experiment.model.tied_embeddings and experiment.layout.pp > 1:
         logger.info("the two copies of the tied embeddings are not among the replicas compared")
     for name, choice in kernels.items():
-        logger.info("%s: %s", name, choice)
+        level = logging.WARNING if choice.startswith(LEFT_OUT) else logging.INFO
+        logger.log(level, "%s: %s", name, choice)

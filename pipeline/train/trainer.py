@@ -9,30 +9,30 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from model.flops import layer_costs
-from pipeline.checkpoint.checkpointer import Checkpointer, RunState
-from pipeline.checkpoint.commit import Retention
-from pipeline.data.batches import BatchSource
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.data.prefetch import Prefetcher, prefetch
-from pipeline.data.reader import SampleReader
-from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, CheckpointError, EsolmError
-from pipeline.launch.startup import seconds_since_start
-from pipeline.parallel.build import build_engine
-from pipeline.parallel.engine import EngineConfig, StepResult
-from pipeline.run.directory import RunDirectory
-from pipeline.run.experiment import Experiment, optimizer_arguments
-from pipeline.run.step_range import parse_steps
-from pipeline.train.guards import SpikeGuard, Standstill, check_replicas
-from pipeline.train.initial_weights import start_from
-from pipeline.train.measures import Measures
-from pipeline.train.profiling import StepProfiler
-from pipeline.train.progress import Progress, check_same_run
-from pipeline.train.recorder import Recorder
-from pipeline.train.requests import RequestPoll
-from pipeline.train.schedule import learning_rate
-from pipeline.train.validation import Validator
-from pipeline.train.watchdog import Watchdog
+from esolm.model.flops import layer_costs
+from esolm.pipeline.checkpoint.checkpointer import Checkpointer, RunState
+from esolm.pipeline.checkpoint.commit import Retention
+from esolm.pipeline.data.batches import BatchSource
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.data.prefetch import Prefetcher, prefetch
+from esolm.pipeline.data.reader import SampleReader
+from esolm.pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, CheckpointError, EsolmError
+from esolm.pipeline.launch.startup import seconds_since_start
+from esolm.pipeline.parallel.build import build_engine
+from esolm.pipeline.parallel.engine import EngineConfig, StepResult
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.experiment import Experiment, optimizer_arguments
+from esolm.pipeline.run.step_range import parse_steps
+from esolm.pipeline.train.guards import SpikeGuard, Standstill, check_replicas
+from esolm.pipeline.train.initial_weights import start_from
+from esolm.pipeline.train.measures import Measures
+from esolm.pipeline.train.profiling import StepProfiler
+from esolm.pipeline.train.progress import Progress, check_same_run
+from esolm.pipeline.train.recorder import Recorder
+from esolm.pipeline.train.requests import RequestPoll
+from esolm.pipeline.train.schedule import learning_rate
+from esolm.pipeline.train.validation import Validator
+from esolm.pipeline.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

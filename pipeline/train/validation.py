@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from pipeline.data.batches import BatchSource
-from pipeline.data.reader import SampleReader
-from pipeline.parallel.engine import Engine
-from pipeline.run.experiment import open_split
-from pipeline.run.sections import RunConfig
+from esolm.pipeline.data.batches import BatchSource
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.reader import SampleReader
+from esolm.pipeline.parallel.engine import Engine
+from esolm.pipeline.run.sections import RunConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Validator:
         """Returns the validator of a run, or None if the configuration asks for no validation."""
         if config.train.valid_every_steps == 0:
             return None
-        dataset = open_split(config, "valid")
+        dataset = TokenDataset(config.data.path, "valid", config.data.verify != "none")
         reader = SampleReader(dataset, config.train.seq_len, config.seed, "none")
         num_batches = max(1, config.train.valid_samples // config.train.global_batch_size)
         validation = source.for_validation(reader)

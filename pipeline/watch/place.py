@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint import commit
-from pipeline.checkpoint.listing import list_checkpoints
-from pipeline.errors import CheckpointError, ConfigError
-from pipeline.run.directory import RunDirectory
-from pipeline.run.history import History, Rollback, Start, read_lines
-from pipeline.run.sections import RunConfig
+from esolm.pipeline.checkpoint import commit
+from esolm.pipeline.checkpoint.listing import list_checkpoints
+from esolm.pipeline.errors import CheckpointError, ConfigError
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.history import History, Rollback, Start, read_lines
+from esolm.pipeline.run.sections import RunConfig
 
 
 @dataclass(frozen=True)

@@ -7,25 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.columns import Column
-from model.network import Network
-from model.objectives import SampleKeys, VocabularyIds
-from model.objectives.base import term_of
-from model.objectives.draws import Purpose
-from pipeline.checkpoint import commit
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.data.batches import BatchSource
-from pipeline.data.dataset import TokenDataset
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.data.reader import SampleReader
-from pipeline.errors import ConfigError
-from pipeline.parallel.single import load_network, single_process
-from pipeline.run.config import load_config
-from pipeline.run.directory import RunDirectory
-from pipeline.run.experiment import build_objective
-from pipeline.run.sections import RunConfig
-from pipeline.watch.place import StepRows, checkpoint_before, find_step
+from esolm.model.attention import AttentionPattern
+from esolm.model.columns import Column
+from esolm.model.network import Network
+from esolm.model.objectives import SampleKeys, VocabularyIds
+from esolm.model.objectives.base import term_of
+from esolm.model.objectives.draws import Purpose
+from esolm.pipeline.checkpoint import commit
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.data.batches import BatchSource
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.data.reader import SampleReader
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.parallel.single import load_network, single_process
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.experiment import build_objective
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.watch.place import StepRows, checkpoint_before, find_step
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,9 @@ def replay(run: Path, step: int, data: Path | None = None) -> Replay:
     DataError if the dataset is not the one that the run was trained on.
     """
     directory = RunDirectory(run)
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run} is no run directory: it has no config.yaml")
-    config = load_config(run / "config.yaml", [])
+    config = directory.config()
+    if step > config.train.steps:
+        raise ConfigError(f"step {step} is beyond the {config.train.steps} steps of {run}")
     place = find_step(directory, config, step)
     source = _source(directory, config, place, data)
     batches = source.batch(place.first_sample)

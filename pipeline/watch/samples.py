@@ -3,16 +3,18 @@
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from data_prep.tokenizers import Tokenizer, load_tokenizer
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.errors import ConfigError
-from pipeline.export.consolidate import load_tensors
-from pipeline.export.fold import fold
-from pipeline.export.writer import bundle_config, load_model
-from pipeline.generate import Request
+from esolm.data_prep.progress import phase
+from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.export.consolidate import load_tensors
+from esolm.pipeline.export.fold import fold
+from esolm.pipeline.export.writer import bundle_config, load_model
+from esolm.pipeline.generate import DecodingProgress, Request, decoding_device
 
 PROMPT = -1
 
@@ -47,21 +49,17 @@ def sample_run(path: Path, weights: str, request: Request) -> Samples:
 
     path: a run directory or one checkpoint. Raises ConfigError for what cannot be decoded.
     """
-    reader = CheckpointReader(path)
-    if reader.tokenizer_path is None:
-        raise ConfigError(f"{path} carries no tokenizer")
-    tokenizer = load_tokenizer(reader.tokenizer_path)
-    model = load_model(
-        bundle_config(reader, tokenizer), fold(load_tensors(reader, weights), reader.model)
-    )
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    with phase(f"read {path}"):
+        reader, tokenizer, model = _load(path, weights)
     prompt = None
     if request.prompt:
         ids = tokenizer.encode(request.prompt, recognise_specials=True)
         prompt = torch.tensor([ids] * request.num_samples)
     options = {"length": reader.seq_len, "alpha_0": reader.objective.get("alpha_0", 1.0)}
     try:
-        output = model.generate(prompt, **{**options, **request.options()})
+        with DecodingProgress() as progress:
+            options = {**options, **request.options(), "streamer": progress}
+            output = model.generate(prompt, **options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     shape = (output.nfe, len(output.sequences))
@@ -69,6 +67,17 @@ def sample_run(path: Path, weights: str, request: Request) -> Samples:
     rows = zip(output.sequences.tolist(), output.order.tolist(), counts.tolist(), strict=True)
     texts = [pieces(tokenizer, *row, output.num_diffusion) for row in rows]
     return Samples(reader.step, output.nfe, texts)
+
+
+def _load(path: Path, weights: str) -> tuple[CheckpointReader, Tokenizer, Any]:
+    reader = CheckpointReader(path)
+    if reader.tokenizer_path is None:
+        raise ConfigError(f"{path} carries no tokenizer")
+    tokenizer = load_tokenizer(reader.tokenizer_path)
+    model = load_model(
+        bundle_config(reader, tokenizer), fold(load_tensors(reader, weights), reader.model)
+    )
+    return reader, tokenizer, model.to(decoding_device())
 
 
 def pieces(

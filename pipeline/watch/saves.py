@@ -2,12 +2,14 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
-from pipeline.run.directory import RunDirectory
-from pipeline.run.sections import RunConfig
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.sections import RunConfig
 
 TAIL_BYTES = 1 << 20
+FULL_BYTES = 1 << 16
 # As the checkpointer and the trainer say it.
 _FAILED = re.compile(r"ERROR (?:the checkpoint of step (\d+) (?:failed|could not be written).*)")
 
@@ -16,8 +18,11 @@ def save_problem(directory: RunDirectory, config: RunConfig, step: int, newest: 
     """What went wrong with the checkpoints after the newest valid one; None if nothing did.
 
     step: the last step that is known of; newest: that of the newest valid checkpoint, or 0. By the
-    log of rank 0, and where that could not be written, by the checkpoints that are missing.
+    log of rank 0, and where that could not be written, by the checkpoints that are missing. On a
+    full disk neither log nor metrics tell of anything.
     """
+    if shutil.disk_usage(directory.path).free < FULL_BYTES:
+        return f"no space is left on the disk of {directory.path}"
     failures = {
         int(match[1]): match[0].removeprefix("ERROR ")
         for match in _FAILED.finditer(_tail(directory.logs / "rank_0.log"))
@@ -25,7 +30,7 @@ def save_problem(directory: RunDirectory, config: RunConfig, step: int, newest: 
     }
     every = config.checkpoint.every_steps
     # One may be on its way to the disk, and the next one wait for it.
-    missing = (step - newest) // every - 2 if every > 0 else 0
+    missing = (step - newest) // every - 2
     if failures:
         last = max(failures)
         times = f"{len(failures)} saves since step {newest}" if len(failures) > 1 else "a save"

@@ -8,13 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
-from pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, ConfigError
-from pipeline.run.config import load_config
-from pipeline.run.directory import RunDirectory
-from pipeline.run.history import History, parse_line, read_lines
-from pipeline.run.sections import RunConfig
-from pipeline.watch.saves import save_problem
+from esolm.pipeline.checkpoint.listing import CheckpointInfo, list_checkpoints
+from esolm.pipeline.errors import EXIT_DONE, EXIT_RESUME_ME
+from esolm.pipeline.run.beats import silent_ranks
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.history import History, parse_line, read_lines
+from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.watch.saves import save_problem
 
 RECENT_LINES = 20
 # A run is stalled once it has said nothing for this many of its usual pauses, and at the least
@@ -27,7 +27,7 @@ class Health:
     """How a run is doing.
 
     state: running, unsaved, stalled, stopped, failed, done or new. reason: what this is known by.
-    For a run of jobs also starting, waiting or unattended, see `health_with_jobs`.
+    For a run of jobs also starting, waiting or unattended, see `esolm.pipeline.slurm.attendance`.
     """
 
     state: str
@@ -74,10 +74,7 @@ class RunStatus:
 def run_status(path: Path) -> RunStatus:
     """Reads the state of a run. Raises ConfigError if the path is no run directory."""
     directory = RunDirectory(path)
-    settings = directory.path / "config.yaml"
-    if not settings.is_file():
-        raise ConfigError(f"{path} is no run directory: it has no config.yaml")
-    config, history = load_config(settings, []), History(directory)
+    config, history = directory.config(), History(directory)
     metrics, starts = _Metrics.read(directory.metrics), history.starts()
     checkpoints = list_checkpoints(directory.checkpoints)
     newest = next((c for c in reversed(checkpoints) if c.valid), None)
@@ -165,8 +162,10 @@ def _health(
 ) -> Health:
     if directory.is_locked():
         health = _alive(directory, config, metrics)
-        unsaved = health.state == "running" and save_problem is not None
-        return Health("unsaved", f"{health.reason}, but {save_problem}") if unsaved else health
+        if save_problem is None:
+            return health
+        state = "unsaved" if health.state == "running" else health.state
+        return Health(state, f"{health.reason}, but {save_problem}")
     if directory.is_finished(config.train.steps):
         return Health("done", f"all {config.train.steps} steps")
     num_starts = len(history.starts())
@@ -183,7 +182,9 @@ def _health(
 
 
 def _alive(directory: RunDirectory, config: RunConfig, metrics: _Metrics) -> Health:
-    """Tells running from stalled, by the time since anything was written."""
+    """Tells running from stalled, by each rank's signs of life and by what was written last."""
+    if stopped := silent_ranks(directory):
+        return Health("stalled", stopped)
     written = [directory.metrics, directory.path / ".lock", *directory.path.glob("logs/rank_*.log")]
     silent = time.time() - max(path.stat().st_mtime for path in written if path.exists())
     allowed = config.train.timeout_minutes * 60.0  # a start may take as long

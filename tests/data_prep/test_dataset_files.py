@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_prep.documents import BadDocuments, iterate_documents
-from data_prep.errors import DataError
-from data_prep.files import sha256_of_file, write_atomic, write_sealed
-from data_prep.jobs import check_settings, is_finished, prepare_output, run_task
-from data_prep.layout import token_dtype
-from data_prep.manifest import Manifest, read_manifest
-from data_prep.merge import merge_tasks
-from data_prep.progress import ProgressBar
-from data_prep.shards import ShardWriter, TokenTar
-from data_prep.tokenizers import load_tokenizer
-from data_prep.verify import files_of, verify_dataset
-from data_prep.workers import run_tasks
+from esolm.data_prep.documents import BadDocuments, iterate_documents
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import sha256_of_file, write_atomic
+from esolm.data_prep.jobs import check_settings, is_finished, prepare_output, run_task
+from esolm.data_prep.manifest import Manifest, read_manifest, token_dtype
+from esolm.data_prep.merge import merge_tasks
+from esolm.data_prep.progress import ProgressBar
+from esolm.data_prep.records import write_record
+from esolm.data_prep.shards import ShardWriter, TokenTar
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.data_prep.verify import files_of, verify_dataset
+from esolm.data_prep.workers import run_tasks
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, text_of, write_jsonl
 
 
@@ -254,7 +254,7 @@ def test_verify_names_every_missing_file_and_a_changed_tokenizer(
     assert "tokenizer.model" in str(caught.value)
 
 
-@pytest.mark.parametrize("field", ["name", "ends_name", "crcs_name"])
+@pytest.mark.parametrize("field", ["name", "ends_name", "crc_name"])
 @pytest.mark.parametrize("start", ["/", "shards/../../"])
 def test_no_shard_lies_outside_the_dataset(
     corpus: Path, tokenizer_directory: Path, tmp_path: Path, field: str, start: str
@@ -266,7 +266,8 @@ def test_no_shard_lies_outside_the_dataset(
         record = json.loads(path.read_text())
         shard = record["shard"] if path == sidecar else record["splits"]["train"][0]
         shard[field] = start + shard[field]
-        write_sealed(path, {key: record[key] for key in record if key != "checksum"})
+        del record["checksum"]
+        write_record(path, record)
         with pytest.raises(DataError, match=f"{path.name} names {start}.*outside the dataset"):
             read(job.out)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from data_prep.documents import BadDocuments, Document, find_files, iterate_documents
-from data_prep.errors import DataError
+from esolm.data_prep.documents import BadDocuments, Document, find_files, iterate_documents
+from esolm.data_prep.errors import DataError
 
 TEXTS = ["one\r\ntwo", "three \u00e9\n", "four\tfive", "six"]
 

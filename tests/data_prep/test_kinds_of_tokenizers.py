@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import data_prep.tokenizers as tokenizers
-from data_prep.errors import DataError
-from data_prep.manifest import read_manifest
-from data_prep.tokenizers import KINDS, Vocabulary, has_tokenizer, load_tokenizer
-from data_prep.verify import verify_dataset
-from pipeline.data.dataset import TokenDataset
+import esolm.data_prep.tokenizers as tokenizers
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.manifest import read_manifest
+from esolm.data_prep.tokenizers import KINDS, Vocabulary, has_tokenizer, load_tokenizer
+from esolm.data_prep.verify import verify_dataset
+from esolm.pipeline.data.dataset import TokenDataset
 from tests.data_prep.corpus import make_job, run_job, text_of, write_jsonl
 from tests.foreign_tokenizers import like_bert, like_gpt2, saved
 from tests.processes import run_python
@@ -24,7 +24,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> type[tokenizers.Tokenizer]:
     """The class that the package's documentation tells how to add, made from its very text."""
     block = re.search(r"^```python\n(.*?)^```$", tokenizers.__doc__ or "", re.M | re.S)
     assert block is not None
-    monkeypatch.setattr("data_prep.tokenizers.load.KINDS", before := list(KINDS))
+    monkeypatch.setattr("esolm.data_prep.tokenizers.load.KINDS", before := list(KINDS))
     monkeypatch.setattr(tokenizers, "KINDS", before)
     names: dict[str, Any] = {}
     exec(compile(block[1], "the example", "exec"), names)
@@ -128,7 +128,7 @@ def test_names_of_special_tokens_are_recognised_on_request(
 
 LIGHT = """
 import sys
-from data_prep.tokenizers import load_tokenizer
+from esolm.data_prep.tokenizers import load_tokenizer
 tokenizer = load_tokenizer(sys.argv[1])
 assert tokenizer.decode(tokenizer.encode("ba be")) == "ba be"
 print([name for name in ("torch", "transformers", "tokenizers") if name in sys.modules])

@@ -1,14 +1,12 @@
 import json
 import shutil
 from pathlib import Path
-from random import Random
 
 import pytest
 
-from data_prep.errors import DataError
-from data_prep.files import sha256_of_file
-from data_prep.sampling import sample_chunks, split_into_chunks
-from data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.sampling import sample_chunks, split_into_chunks
+from esolm.data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
 from tests.data_prep.corpus import make_tokenizer, text_of
 
 EDGE_STRINGS = [
@@ -51,7 +49,7 @@ def test_a_long_text_is_encoded_in_parts_as_it_is_at_once(
     tokens = [token for part in parts for token in part]
     assert tokens == tokenizer.encode(long)
     assert tokenizer.decode(tokens) == long
-    monkeypatch.setattr("data_prep.tokenizers.own.PART_CHARACTERS", len(long))
+    monkeypatch.setattr("esolm.data_prep.tokenizers.own.PART_CHARACTERS", len(long))
     # A cut in a text without spaces can split one piece in two.
     assert len(tokens) - len(tokenizer.encode(long)) in range(len(parts) if " " not in text else 1)
 
@@ -61,8 +59,8 @@ def test_special_ids_are_distinct_and_described(tokenizer_directory: Path) -> No
     assert info.vocab_size == 400
     assert len({info.unk_id, info.bos_id, info.eos_id, info.mask_id}) == 4
     record = json.loads((tokenizer_directory / "tokenizer.json").read_text())
-    digest = sha256_of_file(tokenizer_directory / "tokenizer.model")
-    assert record == {**info.to_record(), "model_sha256": digest}
+    assert len(record.pop("model_sha256")) == 64
+    assert record == info.to_record()
 
 
 def test_specials_are_shown_on_request(tokenizer_directory: Path) -> None:
@@ -93,39 +91,12 @@ def test_missing_and_damaged_tokenizers_are_named(
     damaged = tmp_path / "damaged"
     shutil.copytree(tokenizer_directory, damaged)
     (damaged / "tokenizer.model").write_bytes(b"not a model")
-    with pytest.raises(DataError, match=r"not the model that tokenizer\.json describes \(sha256"):
+    with pytest.raises(DataError, match="not a SentencePiece model"):
         load_tokenizer(damaged)
     other = make_tokenizer(tmp_path / "other", 410)
     shutil.copy(tokenizer_directory / "tokenizer.json", other)
-    with pytest.raises(DataError, match=r"not the model that tokenizer\.json describes \(sha256"):
-        load_tokenizer(other)
-    record = json.loads((other / "tokenizer.json").read_text())
-    record.pop("model_sha256")  # as in older ones
-    (other / "tokenizer.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match="vocab_size: 400 recorded, 410 found"):
         load_tokenizer(other)
-
-
-@pytest.mark.parametrize("is_old", [False, True])
-def test_no_changed_byte_of_a_model_is_a_trace(tmp_path: Path, is_old: bool) -> None:
-    """Without the checksum, in an older record, a change may pass, as one of the trainer's note."""
-    source = Path(__file__).parents[1] / "data" / "dataset_format_1" / "tokenizer"
-    tokenizer = load_tokenizer(source)
-    if is_old:
-        shutil.copytree(source, tmp_path, dirs_exist_ok=True)
-    else:
-        tokenizer.save(tmp_path)
-    model, random, refused = tmp_path / "tokenizer.model", Random(0), 0
-    content = model.read_bytes()
-    for place in random.sample(range(len(content)), 150):
-        changed = bytearray(content)
-        changed[place] ^= random.randrange(1, 256)
-        model.write_bytes(changed)
-        try:
-            assert load_tokenizer(tmp_path).vocabulary == tokenizer.vocabulary
-        except DataError:
-            refused += 1
-    assert refused > 130 if is_old else refused == 150
 
 
 def test_too_little_text_is_an_error(tmp_path: Path) -> None:
@@ -144,7 +115,7 @@ def test_chunks_keep_the_text_and_its_lines() -> None:
 
 
 def test_sample_does_not_depend_on_the_order_of_documents() -> None:
-    from data_prep.documents import Document
+    from esolm.data_prep.documents import Document
 
     documents = [Document(i, text_of(i % 30, 400), "", 0) for i in range(60)]
     sample = sample_chunks(documents, 20)

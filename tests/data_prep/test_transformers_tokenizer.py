@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.errors import DataError
-from data_prep.jobs import prepare_output
-from data_prep.manifest import read_manifest
-from data_prep.tokenizers import load_tokenizer
-from data_prep.verify import verify_dataset
-from pipeline.data.dataset import TokenDataset
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.jobs import prepare_output
+from esolm.data_prep.manifest import read_manifest
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.data_prep.verify import verify_dataset
+from esolm.pipeline.data.dataset import TokenDataset
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, text_of, write_jsonl
 from tests.foreign_tokenizers import like_bert, like_gpt2, saved
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.store import read_full
-from pipeline.parallel.fragments import WEIGHTS
+from esolm.pipeline.checkpoint.store import read_full
+from esolm.pipeline.parallel.fragments import WEIGHTS
 from tests.dist.ranks import run_ranks
 
 SINGLE = {"tp": 1, "pp": 1, "dp": 1, "zero": 1}

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.config import ModelConfig
-from pipeline.parallel.bootstrap import device_of, process_info
-from pipeline.parallel.engine import Engine
+from esolm.model.config import ModelConfig
+from esolm.pipeline.parallel.bootstrap import device_of, process_info
+from esolm.pipeline.parallel.engine import Engine
 from tests.dist import workers
 
 # Parameters by far outweigh what a few tokens leave behind.

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.launch.ranks import free_port
+from esolm.pipeline.launch.ranks import free_port
 from tests.processes import ROOT, environment
 
 

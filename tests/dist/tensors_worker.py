@@ -4,11 +4,11 @@ from typing import Any
 
 from megatron.core import parallel_state
 
-from model.network import Network
-from model.sharding import is_sharded
-from pipeline.parallel.bootstrap import initialize_groups
-from pipeline.parallel.layout import Layout
-from pipeline.parallel.module import parallel_config
+from esolm.model.network import Network
+from esolm.model.sharding import is_sharded
+from esolm.pipeline.parallel.bootstrap import initialize_groups
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.parallel.module import parallel_config
 from tests.dist import workers
 from tests.model.conftest import every_architecture
 

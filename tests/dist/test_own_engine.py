@@ -1,4 +1,4 @@
-"""The example engine of `pipeline.parallel.build` trains, averages and resumes as ours does."""
+"""The example engine of `pipeline/parallel/build.py` trains, averages and resumes as ours does."""
 
 from pathlib import Path
 

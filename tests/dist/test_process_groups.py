@@ -1,4 +1,4 @@
-"""What holds of every process group: the run's timeout, and that all hear what rank 0 finds."""
+"""What holds of every process group: the run's timeout, and that all hear what one finds."""
 
 from pathlib import Path
 
@@ -29,4 +29,5 @@ def test_no_group_keeps_the_default_and_no_rank_waits_for_a_failed_first(tmp_pat
             "ConfigError: one\ntwo",
             "2 problems",
             "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere'",
+            "left out: the second rank's",
         ]

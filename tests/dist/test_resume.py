@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.checkpoint.store import read_full
-from pipeline.parallel.fragments import STATES
+from esolm.pipeline.checkpoint.store import read_full
+from esolm.pipeline.parallel.fragments import STATES
 from tests.dist.ranks import run_ranks
 
 LAYOUTS = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from model.tensors import TensorSpec, network_tensors
+from esolm.model.tensors import TensorSpec, network_tensors
 from tests.dist.ranks import run_ranks
 from tests.model.conftest import every_architecture
 

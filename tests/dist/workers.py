@@ -14,29 +14,30 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from model.config import ModelConfig
-from model.flops import layer_costs
-from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
-from pipeline.checkpoint import store
-from pipeline.checkpoint.checkpointer import Checkpointer
-from pipeline.checkpoint.commit import Retention
-from pipeline.data.batches import BatchSource
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.errors import ConfigError, EsolmError
-from pipeline.parallel import build
-from pipeline.parallel.bootstrap import (
+from esolm.model.config import ModelConfig
+from esolm.model.flops import layer_costs
+from esolm.model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
+from esolm.pipeline.checkpoint import store
+from esolm.pipeline.checkpoint.checkpointer import Checkpointer
+from esolm.pipeline.checkpoint.commit import Retention
+from esolm.pipeline.data.batches import BatchSource
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.errors import ConfigError, EsolmError
+from esolm.pipeline.parallel import build
+from esolm.pipeline.parallel.bootstrap import (
     device_of,
     initialize_groups,
     initialize_processes,
     process_info,
     shutdown_processes,
 )
-from pipeline.parallel.deepspeed_engine import DeepSpeedEngine
-from pipeline.parallel.engine import Engine, EngineConfig
-from pipeline.parallel.first_rank import from_first_rank
-from pipeline.parallel.fragments import WEIGHTS
-from pipeline.parallel.layout import Layout
-from pipeline.train.guards import check_replicas
+from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine
+from esolm.pipeline.parallel.engine import Engine, EngineConfig
+from esolm.pipeline.parallel.first_rank import from_first_rank
+from esolm.pipeline.parallel.fragments import WEIGHTS
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.train.guards import check_replicas
+from esolm.pipeline.train.kernels import Finding, choose_kernels
 from tests.examples import example_of
 
 VOCAB_SIZE, MASK_ID, SEQ_LEN, GLOBAL_BATCH = 51, 50, 12, 8
@@ -279,6 +280,8 @@ def _heard() -> list[str]:
         from_first_rank(Path("/nowhere").stat)
     except FileNotFoundError as error:
         heard.append(f"FileNotFoundError: {error}")
+    only_here = Finding("" if dist.get_rank() == 0 else "the second rank's")
+    heard.append(choose_kernels({"fused_adamw": only_here})["fused_adamw"])
     return heard
 
 

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from pipeline.checkpoint import checkpointer, commit
-from pipeline.data.batches import BatchSource
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.data.reader import SampleReader
-from pipeline.errors import DataError
-from pipeline.run.config import load_config
-from pipeline.train.run import train
+from esolm.pipeline.checkpoint import checkpointer, commit
+from esolm.pipeline.data.batches import BatchSource
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.data.reader import SampleReader
+from esolm.pipeline.errors import DataError
+from esolm.pipeline.run.config import load_config
+from esolm.pipeline.train.run import train
 
 FAULTY_STEP = 6
 GLOBAL_BATCH_SIZE = 4

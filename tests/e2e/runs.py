@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import torch
 
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.parallel.fragments import STATES
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.parallel.fragments import STATES
 from tests.dist.ranks import rank_environment
 from tests.processes import environment
 
@@ -54,7 +54,7 @@ def write_config(
 def start(*arguments: str, packages: tuple[Path, ...] = ()) -> subprocess.Popen[str]:
     """`esolm ARGUMENTS...` as a process; packages as for `tests.processes.environment`."""
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "pipeline", *arguments],
+        [sys.executable, "-m", "esolm", *arguments],
         env=environment(*packages),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

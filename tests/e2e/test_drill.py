@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.watch.status import run_status
+from esolm.pipeline.watch.status import run_status
 from tests.e2e.runs import finish, last_step, losses, start, states, wait_until, write_config
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -1,13 +1,14 @@
 """Runs that are killed, stopped and opened twice."""
 
+import re
 import signal
 from pathlib import Path
 
 import psutil
 import pytest
 
-from pipeline.checkpoint.commit import newest_valid, read_manifest
-from pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.checkpoint.commit import newest_valid, read_manifest
+from esolm.pipeline.checkpoint.reader import CheckpointReader
 from tests.e2e.runs import (
     different,
     finish,
@@ -128,13 +129,15 @@ def test_a_stop_signal_ends_in_one_checkpoint_and_85(
 @pytest.mark.check
 def test_stopped_and_resumed_is_undisturbed(dataset: Path, tmp_path: Path) -> None:
     reference = write_config(tmp_path / "reference", dataset, steps=60, save_every=100)
-    finish(start("train", str(reference), "--ranks", "2"), 0)
+    said = finish(start("train", str(reference), "--ranks", "2"), 0)
+    assert " INFO cpu: " in said.splitlines()[0], "nothing of other libraries stands in front"
     config = write_config(tmp_path / "stopped", dataset, steps=60, save_every=100)
     run = config.parent / "run"
     process = start("train", str(config), "--ranks", "2")
     wait_until(lambda: last_step(run) >= 3)
     process.send_signal(signal.SIGTERM)
-    finish(process, 85)
+    said = finish(process, 85)
+    assert "stopped on request at step" in said.splitlines()[-1], "no error follows"
     assert last_step(run) < 60
     finish(start("train", str(config), "--ranks", "2"), 0)
     assert different(run, config.parent.parent / "reference" / "run") == []
@@ -157,6 +160,18 @@ def test_ranks_die_with_their_launcher_and_a_run_has_one_job(dataset: Path, tmp_
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until(lambda: not any(_alive(rank) for rank in ranks), timeout=10)
+
+
+@pytest.mark.check
+def test_a_killed_rank_is_named(dataset: Path, tmp_path: Path) -> None:
+    process = start("train", str(write_config(tmp_path, dataset, steps=100_000)), "--ranks", "2")
+    wait_until(lambda: last_step(tmp_path / "run") >= 1)
+    killed = ranks_of(process)[1]
+    killed.kill()
+    last_line = finish(process, 1).splitlines()[-1]
+    assert re.fullmatch(
+        rf"error: rank \d \(process {killed.pid}\) was killed by SIGKILL", last_line
+    )
 
 
 def _alive(process: psutil.Process) -> bool:

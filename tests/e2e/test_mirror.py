@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint.commit import newest_valid
-from pipeline.checkpoint.remote import RemoteRun
+from esolm.pipeline.checkpoint.commit import newest_valid
+from esolm.pipeline.checkpoint.remote import RemoteRun
 from tests.e2e.runs import finish, losses, start, write_config
 from tests.ftp import PASSWORD, FtpServer
 

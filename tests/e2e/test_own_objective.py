@@ -1,4 +1,4 @@
-"""The example objective of `model.objectives.base`, installed as a package, in every command.
+"""The example objective of `esolm.model.objectives.base`, installed as a package, in every command.
 
 One new file trains, validates, evaluates, is replayed and planned. Its export is refused, because
 it names no decoder.
@@ -10,8 +10,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from model.objectives import base
-from model.objectives.registry import GROUP
+from esolm.model.objectives import base
+from esolm.model.objectives.registry import GROUP
 from tests.e2e.runs import losses, write_config
 from tests.examples import source_of_example
 from tests.processes import run_python
@@ -37,7 +37,7 @@ def test_an_objective_in_one_file(dataset: Path, tmp_path: Path) -> None:
     train = ["train", str(config), "objective.name=uniform", "parallel.tp=1"]
 
     def esolm(*arguments: str, code: int = 0) -> CompletedProcess[str]:
-        finished = run_python("-m", "pipeline", *arguments, packages=(package,))
+        finished = run_python("-m", "esolm", *arguments, packages=(package,))
         assert finished.returncode == code, finished.stderr[-3000:]
         return finished
 
@@ -68,6 +68,6 @@ def test_an_objective_in_one_file(dataset: Path, tmp_path: Path) -> None:
 
 def test_an_objective_that_is_not_installed_is_named(dataset: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, dataset)
-    finished = run_python("-m", "pipeline", "train", str(config), "objective.name=uniform")
+    finished = run_python("-m", "esolm", "train", str(config), "objective.name=uniform")
     assert finished.returncode == 64
     assert "objective.name is 'uniform'; choose esolm, ar, mdlm or bd3lm" in finished.stderr

@@ -12,9 +12,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipeline import demo
-from pipeline.cli.main import app
-from tests.data_prep.corpus import write_jsonl
+from esolm.pipeline import demo
+from esolm.pipeline.cli.main import app
 from tests.processes import ROOT, run_python
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,8 +56,8 @@ def commands(document: Path) -> list[list[str]]:
 
 
 def esolm_arguments(words: list[str]) -> list[str] | None:
-    """What comes after `esolm` or `python -m pipeline`, also behind torchrun or srun."""
-    for start in (["esolm"], ["-m", "pipeline"]):
+    """What comes after `esolm` or `python -m esolm`, also behind torchrun or srun."""
+    for start in (["esolm"], ["-m", "esolm"]):
         for place in range(len(words)):
             if words[place : place + len(start)] == start:
                 return words[place + len(start) :]
@@ -151,9 +150,9 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path: Path) -> None:
         arguments = smaller(arguments, num_trained)
         if words[0] == "torchrun":
             launcher = words[1 : words.index("-m")]
-            command = ["-m", "torch.distributed.run", *launcher, "-m", "pipeline"]
+            command = ["-m", "torch.distributed.run", *launcher, "-m", "esolm"]
         else:
-            command = ["-m", "pipeline"]
+            command = ["-m", "esolm"]
         finished = run_python(*command, *arguments, folder=tmp_path)
         assert finished.returncode == 0, (shlex.join(words), finished.stdout + finished.stderr)
         ran.add(name)
@@ -187,26 +186,3 @@ def test_the_demo_kills_a_run_that_is_soon_over(
     demo.kill_after_a_checkpoint([str(tmp_path)], tmp_path)
     assert (tmp_path / "checkpoints" / "step_00000040").exists()
     assert not (tmp_path / "DONE").exists()
-
-
-@pytest.mark.dist
-@pytest.mark.check
-@pytest.mark.timeout(900)
-def test_the_demo_at_reduced_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same commands, kill and resume as `make demo`, over generated text and a tiny network."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    text = write_jsonl(tmp_path / "text.jsonl", 400)
-    settings = [*SMALL_MODEL, "train.seq_len=64", "train.steps=240", "checkpoint.every_steps=20"]
-    settings += ["train.valid_every_steps=120", "train.global_batch_size=8"]
-    summary = demo.run_demo(tmp_path / "demo", [text], settings)
-    assert summary["valid_loss_last"] < summary["valid_loss_first"]
-    assert summary["gate"] == "passed"
-    assert summary["tokens"] > 10_000
-    assert summary["bundle_bytes"] > 100_000
-    assert summary["cached_ratio"] > 0
-    log = (tmp_path / "demo" / "train" / "logs" / "rank_0.log").read_text()
-    resumed = re.search(r"resumed from \S+ at step (\d+)", log)
-    assert resumed is not None
-    assert 0 < int(resumed[1]) < 240
-    assert (tmp_path / "demo" / "train" / "DONE").exists()

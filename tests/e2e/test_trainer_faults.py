@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint.commit import committed, newest_valid, read_manifest
+from esolm.pipeline.checkpoint.commit import committed, newest_valid, read_manifest
 from tests.e2e.runs import different, finish, losses, start, start_faulty, write_config
 
 pytestmark = pytest.mark.dist

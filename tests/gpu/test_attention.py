@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex_module
 
-from model import attention
-from model.attention import AttentionMask, AttentionPattern, MaskBuilder, attend, dense_mask
-from model.inputs import NetworkInput
+from esolm.model import attention
+from esolm.model.attention import AttentionMask, AttentionPattern, MaskBuilder, attend, dense_mask
+from esolm.model.inputs import NetworkInput
 from tests.gpu.needs import gpus
 
 PATTERNS = [

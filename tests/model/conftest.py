@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from model.config import ModelConfig
+from esolm.model.config import ModelConfig
 
 if TYPE_CHECKING:
-    from model.network import Network
+    from esolm.model.network import Network
 
 MASK_ID = 3
 
@@ -58,8 +58,8 @@ def make_network() -> Callable[..., Network]:
     # The network brings megatron-core, which takes seconds that tests of objectives need not wait.
     import torch
 
-    from model.network import Network
-    from pipeline.parallel.single import single_process
+    from esolm.model.network import Network
+    from esolm.pipeline.parallel.single import single_process
 
     def make(scale: float = 0.4, **changes: Any) -> Network:
         network = Network(small_config(**changes), single_process()).double().eval()

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.inputs import NetworkInput
-from model.likelihood import order_log_likelihood
-from model.network import Network
+from esolm.model.attention import AttentionPattern
+from esolm.model.inputs import NetworkInput
+from esolm.model.likelihood import order_log_likelihood
+from esolm.model.network import Network
 
 TOKENS, MASK_ID, LENGTH = 3, 3, 4
 ORDERS = list(itertools.permutations(range(LENGTH)))

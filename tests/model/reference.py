@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.config import ModelConfig
-from model.inputs import NetworkInput
+from esolm.model.attention import AttentionPattern
+from esolm.model.config import ModelConfig
+from esolm.model.inputs import NetworkInput
 
 Sees = Callable[[int, int], bool]
 
@@ -38,7 +38,7 @@ def sees(
 
 
 class ReferenceNetwork:
-    """A plain transformer over the state of a `model.network.Network`; one row at a time."""
+    """A plain transformer over the state of a `esolm.model.network.Network`; one row at a time."""
 
     def __init__(self, config: ModelConfig, state: dict[str, Tensor]) -> None:
         self.config = config

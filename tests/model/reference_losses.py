@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective, SampleKeys
-from model.objectives.draws import Purpose
+from esolm.model.attention import AttentionPattern
+from esolm.model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective, SampleKeys
+from esolm.model.objectives.draws import Purpose
 from tests.model.reference import ReferenceNetwork, sees
 
 # Sum of weighted losses, and tokens that they are averaged over.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from model.attention import (
+from esolm.model.attention import (
     MOST_MASKS,
     AttentionMask,
     AttentionPattern,
@@ -18,9 +18,9 @@ from model.attention import (
     flex_mask,
     suits_flex,
 )
-from model.columns import Column
-from model.flops import RowWork, visible_pairs
-from model.inputs import NetworkInput
+from esolm.model.columns import Column
+from esolm.model.flops import RowWork, visible_pairs
+from esolm.model.inputs import NetworkInput
 
 BLOCK = AttentionPattern.BLOCK_TWO_STREAM
 CASES = [

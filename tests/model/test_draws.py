@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from model.objectives import SampleKeys
-from model.objectives.draws import Purpose
+from esolm.model.objectives import SampleKeys
+from esolm.model.objectives.draws import Purpose
 
 KEYS = SampleKeys(7, np.array([0, 5, 2**40]), np.array([0, 1, 2]), 3)
 

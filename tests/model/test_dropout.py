@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.dropout import keyed_dropout
+from esolm.model.dropout import keyed_dropout
 
 KEYS = torch.tensor([1, -9, 2**62])
 ONES = torch.ones(3 * 50, 200)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.initialize import initialize
-from model.network import Network
-from model.sharding import is_sharded, local_part
-from model.tensors import network_tensors
-from pipeline.parallel.single import single_process
+from esolm.model.initialize import initialize
+from esolm.model.network import Network
+from esolm.model.sharding import is_sharded, local_part
+from esolm.model.tensors import network_tensors
+from esolm.pipeline.parallel.single import single_process
 from tests.model.conftest import small_config
 
 CONFIG = small_config(num_heads=6, hidden_size=24, ffn_hidden_size=36)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.likelihood import (
+from esolm.model.likelihood import (
     draw_orders,
     draw_prefix_lengths,
     importance_bound,
@@ -17,8 +17,8 @@ from model.likelihood import (
     orders_log_likelihood,
     prefix_order_log_likelihood,
 )
-from model.network import Network
-from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
+from esolm.model.network import Network
+from esolm.model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
 from tests.model.enumeration import (
     LENGTH,
     MASK_ID,

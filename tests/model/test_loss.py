@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.loss import weighted_loss
-from model.network import Network
+from esolm.model.loss import weighted_loss
+from esolm.model.network import Network
 from tests.model.conftest import MASK_ID
 
 

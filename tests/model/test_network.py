@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.inputs import NetworkInput, Targets
-from model.loss import weighted_loss
-from model.network import Network
+from esolm.model.attention import AttentionPattern
+from esolm.model.inputs import NetworkInput, Targets
+from esolm.model.loss import weighted_loss
+from esolm.model.network import Network
 from tests.model.conftest import MASK_ID, small_config
 from tests.model.reference import ReferenceNetwork
 
@@ -155,7 +155,7 @@ def test_every_dropout_of_the_network_has_a_site_of_its_own(
         sites.append(site)
         return hidden
 
-    monkeypatch.setattr("model.network.keyed_dropout", record)
+    monkeypatch.setattr("esolm.model.network.keyed_dropout", record)
     make_network(dropout=0.3, num_layers=3).train().all_logits(make_input(AttentionPattern.CAUSAL))
     assert sites == [0, 1, 2, 3, 4, 5]
 

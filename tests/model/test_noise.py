@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.objectives import SampleKeys, noise
+from esolm.model.objectives import SampleKeys, noise
 
 ALPHAS = [0.0, 0.0625, 0.25, 0.5, 1.0]
 T = np.linspace(0.001, 1.0, 101)

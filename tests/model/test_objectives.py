@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.flops import flops_per_token
-from model.loss import weighted_loss
-from model.network import Network
-from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective, SampleKeys
-from model.objectives.base import term_of
+from esolm.model.attention import AttentionPattern
+from esolm.model.flops import flops_per_token
+from esolm.model.loss import weighted_loss
+from esolm.model.network import Network
+from esolm.model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective, SampleKeys
+from esolm.model.objectives.base import term_of
 from tests.model.conftest import MASK_ID, small_config
 from tests.model.reference import ReferenceNetwork
 from tests.model.reference_losses import reference_loss

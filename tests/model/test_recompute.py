@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from model.attention import AttentionPattern
-from model.config import RECOMPUTE
-from model.network import Network
-from model.recompute import set_recompute
+from esolm.model.attention import AttentionPattern
+from esolm.model.config import RECOMPUTE
+from esolm.model.network import Network
+from esolm.model.recompute import set_recompute
 from tests.model.test_network import make_input
 
 
@@ -23,7 +23,7 @@ def test_recompute(
         calls.append(1)
         return attend(*tensors, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("model.attention.F.scaled_dot_product_attention", counted)
+    monkeypatch.setattr("esolm.model.attention.F.scaled_dot_product_attention", counted)
     gradients = []
     for chosen in ("none", mode):
         network = make_network(num_layers=3, dropout=0.3).train()

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from model.rotary import rotary_angles, rotary_frequencies, rotate
-from pipeline.export.bundle import modeling_esolm
+from esolm.model.rotary import rotary_angles, rotary_frequencies, rotate
+from esolm.pipeline.export.bundle import modeling_esolm
 
 
 @pytest.mark.parametrize("base", [10000.0, 500.0])

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from model.attention import AttentionPattern
-from model.objectives import SampleKeys
-from model.objectives.rows import MaskedRows, clean_first, natural_scores
+from esolm.model.attention import AttentionPattern
+from esolm.model.objectives import SampleKeys
+from esolm.model.objectives.rows import MaskedRows, clean_first, natural_scores
 
 KEYS = SampleKeys(0, np.array([0, 1]), np.array([0, 1]), 2)
 MASKED = np.array([[True, False, True, False, True], [False, True, True, True, False]])

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from model.flops import flops_per_token
-from model.objectives import VocabularyIds
-from pipeline.run.config import load_config
-from pipeline.run.experiment import build_objective
-from pipeline.run.sections import RunConfig
+from esolm.model.flops import flops_per_token
+from esolm.model.objectives import VocabularyIds
+from esolm.pipeline.run.config import load_config
+from esolm.pipeline.run.experiment import build_objective
+from esolm.pipeline.run.sections import RunConfig
 from tests.model.conftest import MASK_ID, small_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "objective"

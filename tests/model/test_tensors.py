@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from model.config import ModelConfig
-from model.network import Network
-from model.sharding import is_sharded
-from model.tensors import network_tensors
-from pipeline.parallel.single import single_process
+from esolm.model.config import ModelConfig
+from esolm.model.network import Network
+from esolm.model.sharding import is_sharded
+from esolm.model.tensors import network_tensors
+from esolm.pipeline.parallel.single import single_process
 from tests.model.conftest import every_architecture, small_config
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.errors import DataError
-from data_prep.tokenizers import load_tokenizer
-from pipeline.cli.main import main
-from pipeline.export.bundle.configuration_esolm import EsoLMConfig
-from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
-from pipeline.export.manifest import write_manifest
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.pipeline.cli.main import main
+from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
+from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+from esolm.pipeline.export.manifest import write_manifest
 from tests.data_prep.corpus import make_tokenizer, write_jsonl
 from tests.foreign_tokenizers import like_gpt2, saved
 from tests.pipeline.conftest import RecordedRun

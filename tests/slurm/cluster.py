@@ -1,12 +1,8 @@
-"""A real Slurm of four nodes on this machine: munged, slurmctld and four slurmd below one folder.
-
-The facts that the settings stand on were measured with Debian 12's Slurm 22.05; a comment says so
-where a setting looks odd.
-"""
+"""A real Slurm on this machine: munged, slurmctld and four slurmd below one folder."""
 
 import os
 import shutil
-import socket
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,69 +11,11 @@ from typing import Any
 
 import psutil
 
+from tests.slurm.configuration import NODES, free_ports, write_configuration
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "shellcheck")
 # NODE_FAIL, PREEMPTED and CANCELLED may be passing states of a job that is requeued.
 ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY")
-NODES = ("node1", "node2", "node3", "node4")
-GPUS_PER_NODE = 2
-
-SLURM_CONF = """
-ClusterName=mini
-SlurmctldHost={host}(127.0.0.1)
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-CredType=cred/munge
-# A requeued job waits for its credentials to expire: 120 s unless said otherwise.
-AuthInfo=socket={root}/munge/munge.socket,cred_expire=5
-SlurmctldPort={port}
-SlurmdPort={slurmd_port}
-SrunPortRange={first_srun_port}-{last_srun_port}
-FirstJobId={first_job_id}
-StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool/%n
-SlurmctldPidFile={root}/run/slurmctld.pid
-SlurmdPidFile={root}/run/slurmd-%n.pid
-SlurmctldLogFile={root}/log/slurmctld.log
-SlurmdLogFile={root}/log/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-SwitchType=switch/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-GresTypes=gpu
-SlurmdParameters=config_overrides
-ReturnToService=2
-JobRequeue=1
-EnforcePartLimits=ALL
-{user_signal}
-# The defaults are made for thousands of jobs: one that waits may not be looked at for 30 s.
-SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=200000
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-SlurmdTimeout={node_timeout}
-SlurmctldTimeout=20
-KillWait=5
-# Of a one-minute job a crowded machine may spend more than that on starting Python.
-OverTimeLimit=5
-MinJobAge=3600
-JobAcctGatherType=jobacct_gather/linux
-JobCompType=jobcomp/filetxt
-JobCompLoc={root}/log/jobcomp.log
-AccountingStorageType=accounting_storage/none
-{nodes}
-PartitionName=low Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 State=UP PriorityTier=1 \
-PreemptMode=REQUEUE GraceTime=60 OverSubscribe=NO
-PartitionName=high Nodes=ALL MaxTime=60 DefaultTime=10 State=UP PriorityTier=10 \
-PreemptMode=OFF OverSubscribe=NO
-PartitionName=billed Nodes=node4 MaxTime=60 State=UP PriorityTier=1 AllowAccounts=physics
-"""
-NODE = (
-    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 Boards=1 "
-    "SocketsPerBoard=1 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=4000 Gres=gpu:{gpus} "
-    "State=UNKNOWN"
-)
 
 
 def why_not() -> str | None:
@@ -96,14 +34,18 @@ class MiniCluster:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
-        self._port = _free_ports()
+        self._port = free_ports()
         self._user_signal = False
         self._node_timeout = 20
         for name in ("etc", "munge", "state", "run", "log", "dev", *(f"spool/{n}" for n in NODES)):
             (root / name).mkdir(parents=True)
-        self._write_configuration()
+        write_configuration(root, self._port, self._user_signal, self._node_timeout)
         self._environment = {"SLURM_CONF": str(root / "etc" / "slurm.conf"), "PATH": _search_path()}
-        self._start_munged()
+        (root / "munge").chmod(0o711)
+        key = root / "munge" / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+        self.start_munge()
         self.start_controller()
         for name in NODES:
             self.start_node(name)
@@ -172,23 +114,28 @@ class MiniCluster:
         controller.terminate()
         controller.wait(timeout=30)
 
+    def kill_controller(self) -> None:
+        """As a power cut would: what it has not saved yet is lost."""
+        controller = self._daemons.pop("slurmctld")
+        controller.kill()
+        controller.wait(timeout=30)
+
     def start_node(self, name: str) -> None:
         self._start(name, "slurmd", "-D", "-N", name)
 
     def kill_node(self, name: str) -> None:
         """Kills all of a node as a power cut would: slurmd, its slurmstepds, every task."""
-        tasks = [process for process in psutil.process_iter() if self._is_on(process, name)]
-        stepds = {
-            parent
-            for task in tasks
-            for parent in task.parents()
-            if "slurmstepd" in " ".join(parent.cmdline())
-        }
+        processes = self._processes_on(name)
         self._daemons[name].kill()
-        # Before the tasks: it would tell the controller how they ended.
-        for process in [*stepds, *tasks]:
+        for process in processes:
             process.kill()
         self._daemons.pop(name).wait()
+
+    def freeze_node(self, name: str) -> None:
+        """Stops all of a node; `kill_node` ends it."""
+        self._daemons[name].send_signal(signal.SIGSTOP)
+        for process in self._processes_on(name):
+            process.suspend()
 
     def nodes_answer(self) -> bool:
         """Whether the controller has heard of every node since it started."""
@@ -222,53 +169,27 @@ class MiniCluster:
             tied, env=self.environment(), stdout=log, stderr=log, cwd=self.root
         )
 
-    def _start_munged(self) -> None:
+    def start_munge(self) -> None:
+        """What every other daemon and command proves with who it is."""
         folder = self.root / "munge"
-        folder.chmod(0o711)
-        key = folder / "munge.key"
-        key.touch(mode=0o600)
-        key.write_bytes(os.urandom(128))
         files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid"}
         files |= {"log-file": "munged.log", "seed-file": "munged.seed"}
         options = [f"--{option}={folder / file}" for option, file in files.items()]
         # The folders above are pytest's, readable by all: munged wants to be told it is meant so.
         self._start("munged", "munged", "--foreground", "--force", *options)
-        self.wait_until((folder / "munge.socket").exists, "munged's socket", 20)
+        self.wait_until(self._munge_answers, "munge", 20)
+
+    def kill_munge(self) -> None:
+        self._daemons["munged"].kill()
+        self._daemons.pop("munged").wait()
+
+    def _munge_answers(self) -> bool:
+        socket = self.root / "munge" / "munge.socket"
+        return self._says("munge", f"--socket={socket}", "--no-input") is not None
 
     def _reconfigure(self) -> None:
-        self._write_configuration()
+        write_configuration(self.root, self._port, self._user_signal, self._node_timeout)
         self.run("scontrol", "reconfigure")
-
-    def _write_configuration(self) -> None:
-        etc, host = self.root / "etc", socket.gethostname()
-        nodes = [
-            NODE.format(name=name, host=host, port=self._port + 2 + i, gpus=GPUS_PER_NODE)
-            for i, name in enumerate(NODES)
-        ]
-        content = SLURM_CONF.format(
-            host=host,
-            root=self.root,
-            port=self._port,
-            slurmd_port=self._port + 1,
-            first_srun_port=self._port + 10,
-            last_srun_port=self._port + 399,
-            # Two clusters on one machine derive other ports from their jobs' ids.
-            first_job_id=self._port,
-            user_signal="SlurmctldParameters=preempt_send_user_signal" if self._user_signal else "",
-            node_timeout=self._node_timeout,
-            nodes="\n".join(nodes),
-        )
-        (etc / "slurm.conf").write_text(content)
-        (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
-        devices = self.root / "dev"
-        for number in range(GPUS_PER_NODE):
-            # CUDA_VISIBLE_DEVICES is set only for devices that are device files.
-            if not (devices / f"gpu{number}").exists():
-                os.mknod(devices / f"gpu{number}", 0o020666, os.makedev(1, 3))
-        gres = [
-            f"NodeName={name} Name=gpu File={devices}/gpu[0-{GPUS_PER_NODE - 1}]" for name in NODES
-        ]
-        (etc / "gres.conf").write_text("\n".join(gres) + "\n")
 
     def _is_idle(self) -> bool:
         states = self._says("sinfo", "-h", "-N", "-p", "low", "-o", "%T")
@@ -280,6 +201,17 @@ class MiniCluster:
             command, env=self.environment(), capture_output=True, text=True, check=False
         )
         return finished.stdout if finished.returncode == 0 else None
+
+    def _processes_on(self, name: str) -> list[psutil.Process]:
+        """The slurmstepds of a node, then its tasks; else they would tell how the tasks ended."""
+        tasks = [process for process in psutil.process_iter() if self._is_on(process, name)]
+        stepds = {
+            parent
+            for task in tasks
+            for parent in task.parents()
+            if "slurmstepd" in " ".join(parent.cmdline())
+        }
+        return [*stepds, *tasks]
 
     def _is_on(self, process: psutil.Process, name: str) -> bool:
         """Whether a process is a task or a batch script on one of this cluster's nodes."""
@@ -299,16 +231,3 @@ def _search_path() -> str:
 def _fields(line: str) -> dict[str, str]:
     """`Key=value Key=value` of scontrol; values hold no spaces in what the tests ask for."""
     return dict(word.split("=", 1) for word in line.split() if "=" in word)
-
-
-def _free_ports() -> int:
-    """The first of 400 ports that nobody listens on, below those that the kernel hands out."""
-    for first in range(10_000 + os.getpid() % 16 * 400, 20_000, 400):
-        try:
-            for port in range(first, first + 6):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports for a cluster")

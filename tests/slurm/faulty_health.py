@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from pipeline.slurm import bandwidth, health
+from esolm.pipeline.slurm import bandwidth, health
 
 
 def _cannot_compute(info: object) -> None:

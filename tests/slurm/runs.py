@@ -1,5 +1,6 @@
 """Runs that the tests submit to the cluster, and what can be seen of them."""
 
+import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -8,9 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipeline.slurm.chain import Chain
-from pipeline.slurm.status import Event, read_events
-from pipeline.slurm.submit import prepare, submit
+from typer.testing import CliRunner
+
+from esolm.pipeline.cli.main import app
+from esolm.pipeline.slurm.chain import Chain
+from esolm.pipeline.slurm.status import Event, read_events
+from esolm.pipeline.slurm.submit import prepare, submit
 from tests.processes import run_python
 from tests.slurm.cluster import MiniCluster
 
@@ -63,7 +67,7 @@ def write_run(
 
 def esolm(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command itself, as a user types it."""
-    return run_python("-m", "pipeline", *arguments, timeout=120)
+    return run_python("-m", "esolm", *arguments, timeout=120)
 
 
 def submit_run(
@@ -71,6 +75,27 @@ def submit_run(
 ) -> Chain:
     """`esolm submit`, in this process to save the seconds of its start."""
     return submit(prepare(config, list(overrides), str(profile), list(stages)))
+
+
+def submit_stub(
+    folder: Path, dataset: Path, stub: str, *overrides: str, setup: tuple[str, ...] = ()
+) -> str:
+    """A training job in which a few lines of shell stand in for the interpreter.
+
+    setup: lines of shell at the top of the batch script.
+    """
+    config = write_run(folder, dataset, steps=100)
+    program = write_program(folder / "python", f"{stub.format(run=folder / 'run')}\n")
+    profile = write_profile(folder, extra=f"python: {program}\nsetup: {json.dumps(setup)}\n")
+    profile.write_text(profile.read_text().replace("health: {", "health: {enabled: false, "))
+    return job_of(submit_run(config, profile, *overrides))
+
+
+def write_program(path: Path, text: str) -> Path:
+    """A script in bash."""
+    path.write_text(f"#!/bin/bash\n{text}")
+    path.chmod(0o755)
+    return path
 
 
 def job_of(chain: Chain, stage: str = "train") -> str:
@@ -132,6 +157,14 @@ def wait_for_requeues(cluster: MiniCluster, run: Path, count: int = 1) -> None:
 def events(run: Path, name: str, stage: str = "train") -> list[Event]:
     """What the jobs of a stage wrote down under a name."""
     return [event for event in read_events(run, stage) if event.name == name]
+
+
+def health(run: Path) -> dict[str, str]:
+    """State and reason as `esolm status` has them; in this process to save its start."""
+    shown = CliRunner().invoke(app, ["status", str(run), "--json"])
+    assert shown.exit_code == 0, shown.output
+    found: dict[str, str] = json.loads(shown.output)["health"]
+    return found
 
 
 def explain(run: Path) -> str:

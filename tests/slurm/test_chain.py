@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.slurm.client import FINAL_STATES
-from pipeline.slurm.status import StageStatus, chain_status, format_chain
+from esolm.pipeline.slurm.client import FINAL_STATES
+from esolm.pipeline.slurm.status import StageStatus, chain_status, format_chain
 from tests.data_prep.corpus import make_tokenizer
 from tests.slurm.cluster import MiniCluster
 from tests.slurm.runs import esolm, job_of, submit_run, write_profile, write_run

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
-from pipeline.slurm.existing import access_problems
-from pipeline.slurm.submit import Submission, prepare
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.slurm.existing import access_problems
+from esolm.pipeline.slurm.submit import Submission, prepare
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_jsonl
 from tests.processes import run_python
 from tests.slurm.runs import write_profile, write_run
@@ -20,7 +20,7 @@ NOBODY = 65534
 
 @pytest.fixture(autouse=True)
 def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.slurm.client.why_unavailable", lambda: "no Slurm here")
+    monkeypatch.setattr("esolm.pipeline.slurm.client.why_unavailable", lambda: "no Slurm here")
 
 
 def prepared(config: Path, stages: str, *overrides: str) -> Submission:
@@ -38,7 +38,7 @@ def test_a_run_that_has_begun(dataset: Path, tmp_path: Path) -> None:
     """Another network is refused on the spot; what may change is listed."""
     config = write_run(tmp_path, dataset, steps=2)
     assert prepared(config, "train").notes[:-1] == []
-    trained = run_python("-m", "pipeline", "train", str(config))
+    trained = run_python("-m", "esolm", "train", str(config))
     assert trained.returncode == 0, trained.stderr
     problems = refused(config, "train", "train.steps=4", "model.hidden_size=128")
     assert "model.hidden_size is 64 in the checkpoint, 128 here" in problems

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.slurm.bandwidth import ring
-from pipeline.slurm.health import disk_problems, gpu_problems
+from esolm.pipeline.slurm.bandwidth import ring
+from esolm.pipeline.slurm.health import disk_problems, gpu_problems
 from tests.dist.ranks import rank_environment
 from tests.processes import ROOT
 

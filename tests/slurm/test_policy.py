@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.slurm.status import chain_status
+from esolm.pipeline.slurm.status import chain_status
 from tests.slurm.cluster import MiniCluster
 from tests.slurm.runs import (
     events,
@@ -15,6 +15,7 @@ from tests.slurm.runs import (
     job_of,
     newest_step,
     submit_run,
+    submit_stub,
     wait_for,
     wait_for_end,
     wait_for_requeues,
@@ -43,17 +44,6 @@ STUBS = {
 }
 
 
-def submit_stub(folder: Path, dataset: Path, stub: str, *overrides: str) -> str:
-    """A training job in which a few lines of shell stand in for the interpreter."""
-    config = write_run(folder, dataset, steps=100)
-    program = folder / "python"
-    program.write_text(f"#!/bin/bash\n{stub.format(run=folder / 'run')}\n")
-    program.chmod(0o755)
-    profile = write_profile(folder, extra=f"python: {program}\n")
-    profile.write_text(profile.read_text().replace("health: {", "health: {enabled: false, "))
-    return job_of(submit_run(config, profile, *overrides))
-
-
 @dataclass(frozen=True)
 class LeftAlone:
     """Two jobs whose ranks ended while there was no controller."""
@@ -71,7 +61,7 @@ def left_alone(
     slurm.empty()
     folder = tmp_path_factory.mktemp("left_alone")
     stub = """
-        [ -n "$SLURM_RESTART_COUNT" ] && exit 0
+        [ -n "$SLURM_RESTART_COUNT" ] && echo '{{"step": 100}}' >"{run}/DONE" && exit 0
         touch "{run}/started_$SLURM_PROCID"
         until [ -e "{run}/alone" ]; do sleep 0.2; done
         """
@@ -172,7 +162,7 @@ def test_a_controller_that_is_down_for_a_while(left_alone: LeftAlone, slurm: Min
     assert slurm.job(left_alone.jobs[saved])["Restarts"] == "1", explain(saved)
     record = slurm.wait_for_state(left_alone.jobs[failed], "FAILED")
     assert (record["Restarts"], record["ExcNodeList"]) == ("0", "(null)"), explain(failed)
-    assert events(failed, "failed")[0].detail == "exit code 1: ValueError: no good"
+    assert events(failed, "failed")[0].detail.startswith("exit code 1: ValueError: no good (node")
 
 
 def test_a_preflight_that_cannot_run_blames_no_node(

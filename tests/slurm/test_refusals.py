@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
-from pipeline.run.directory import RunDirectory
-from pipeline.slurm.check import association_problems
-from pipeline.slurm.client import SlurmError, accounted_states
-from pipeline.slurm.lint import lint_script
-from pipeline.slurm.profile import PROFILES, ClusterProfile, ContainerSection, load_profile
-from pipeline.slurm.stages import STAGES
-from pipeline.slurm.submit import prepare, submit
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.slurm.check import association_problems
+from esolm.pipeline.slurm.client import SlurmError, accounted_states
+from esolm.pipeline.slurm.lint import lint_script
+from esolm.pipeline.slurm.profile import PROFILES, ClusterProfile, ContainerSection, load_profile
+from esolm.pipeline.slurm.stages import STAGES
+from esolm.pipeline.slurm.submit import prepare, submit
 from tests.slurm.cluster import MiniCluster
 from tests.slurm.runs import esolm, submit_run, write_profile, write_run
 
@@ -118,7 +118,7 @@ def test_a_chain_is_queued_whole_or_not_at_all(
 def test_scripts_of_every_shipped_profile_pass_shellcheck(
     name: str, dataset: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.slurm.client.why_unavailable", lambda: "no Slurm here")
+    monkeypatch.setattr("esolm.pipeline.slurm.client.why_unavailable", lambda: "no Slurm here")
     assert load_profile(name).problems() == []
     settings = [f"prep.inputs=[{corpus}]", f"prep.tokenizer={tmp_path / 'tokenizer'}"]
     settings += ["train.global_batch_size=16", "objective.kappa=0.5", "slurm.nodes=1-2"]
@@ -140,7 +140,7 @@ def refusal(
     monkeypatch: pytest.MonkeyPatch, config: Path, profile: Path | str, *overrides: str
 ) -> str:
     """What a submit of all stages is refused with, where no Slurm is."""
-    monkeypatch.setattr("pipeline.slurm.client.why_unavailable", lambda: "no Slurm here")
+    monkeypatch.setattr("esolm.pipeline.slurm.client.why_unavailable", lambda: "no Slurm here")
     with pytest.raises(ConfigError) as refused:
         prepare(config, list(overrides), str(profile), list(STAGES))
     return str(refused.value)
@@ -209,7 +209,7 @@ CONTAINER = "container: {{runtime: {}, image: i.sif, mounts: [/shared/data]}}\n"
 def test_a_container_sees_what_its_job_reads(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.slurm.client.why_unavailable", lambda: "no Slurm here")
+    monkeypatch.setattr("esolm.pipeline.slurm.client.why_unavailable", lambda: "no Slurm here")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "first" / "checkpoints" / "step_00000004").mkdir(parents=True)
     config = write_run(tmp_path, dataset, steps=4)

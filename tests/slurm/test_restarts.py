@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint.commit import newest_valid
-from pipeline.slurm.chain import Chain
+from esolm.pipeline.checkpoint.commit import newest_valid
+from esolm.pipeline.slurm.chain import Chain
 from tests.e2e.runs import finish, start, states
 from tests.slurm.cluster import MiniCluster
 from tests.slurm.runs import (

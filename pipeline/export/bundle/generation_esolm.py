@@ -5,8 +5,9 @@ The contract of a decoder: `plan` lays down, before the first pass, what is writ
 object with `order` [B, L], `counts` of each pass, `num_diffusion`, `prompt_length`; `write` makes
 the passes and returns int64 [B, L]. With a cache or without it writes the same tokens.
 
-To add one of your own, write it in a file of this folder, and name it in `decoding` of its
-objective's entry in the registry. This one writes all tokens in a single pass:
+To add one of your own, write it in a file of this folder and of `CODE_FILES` in `export/writer.py`;
+put it into DECODERS under what `EsoLMConfig.trained_as` says of its networks; and name it so in
+`decoding` of its objective's entry in the registry. This one writes all tokens in a single pass:
 
 ```python
 from dataclasses import dataclass
@@ -246,8 +247,9 @@ class EsoLMGenerationMixin:
         seen, so a mask must be all ones: rows have equal lengths. Types of tokens mean nothing.
         use_cache: False recomputes everything that is written in every pass: the same tokens.
         It changes nothing where there is no cache (`has_cache`).
-        streamer: gets `put(prompt)`, after each pass `put_draft(sequences)` if it has that method
-        (natural order, unwritten tokens are masks), in the end `put(rest)` and `end()`.
+        streamer: gets `put(prompt)`, in the end `put(rest)` and `end()`, and where it has these
+        methods `put_plan(passes)` before the first pass and `put_draft(sequences)` after each one
+        (natural order, unwritten tokens are masks).
         options: fields of EsoLMGenerationConfig that override the model's.
         """
         settings = {**(generation_config or self.generation_config).to_dict(), **options}
@@ -264,6 +266,8 @@ class EsoLMGenerationMixin:
         show = None
         if streamer is not None:
             streamer.put(prompt.cpu())
+            if hasattr(streamer, "put_plan"):
+                streamer.put_plan(len(plan.counts))
             if hasattr(streamer, "put_draft"):
                 show = lambda draft: streamer.put_draft(draft.cpu())  # noqa: E731
         sequences = self._decoder.write(self, prompt, plan, sampler, use_cache, show).clone()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint import commit
-from pipeline.errors import CheckpointError, UnreadableCheckpointError
+from esolm.pipeline.checkpoint import commit
+from esolm.pipeline.errors import CheckpointError, UnreadableCheckpointError
 
 
 def save(checkpoints: Path, step: int) -> Path:

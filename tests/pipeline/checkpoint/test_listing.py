@@ -8,9 +8,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pipeline.checkpoint.commit import set_aside
-from pipeline.checkpoint.compare import compare_tensors
-from pipeline.cli.main import app
+from esolm.pipeline.checkpoint.commit import set_aside
+from esolm.pipeline.checkpoint.compare import compare_tensors
+from esolm.pipeline.cli.main import app
 from tests.pipeline.conftest import RecordedRun
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import commit
-from pipeline.checkpoint.listing import checkpoints_of, verify
-from pipeline.checkpoint.mirror import Mirror, newest_wanted
-from pipeline.checkpoint.remote import RemoteRun, fetch, url_problems
-from pipeline.errors import CheckpointError
+from esolm.pipeline.checkpoint import commit
+from esolm.pipeline.checkpoint.listing import checkpoints_of, verify
+from esolm.pipeline.checkpoint.mirror import Mirror, newest_wanted
+from esolm.pipeline.checkpoint.remote import RemoteRun, fetch, url_problems
+from esolm.pipeline.errors import CheckpointError
 from tests.ftp import PASSWORD, FtpServer
 from tests.pipeline.checkpoint.test_commit import save
 

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,9 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run_job(job, tokenizer)
     return job.out
+
+
+@pytest.fixture
+def copy_path(data_path: Path, tmp_path: Path) -> Path:
+    shutil.copytree(data_path, tmp_path / "data")
+    return tmp_path / "data"

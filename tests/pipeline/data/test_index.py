@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from data_prep.errors import DataError
-from pipeline.data.index import SampleIndex, permute
+from esolm.data_prep.errors import DataError
+from esolm.pipeline.data.index import SampleIndex, permute
 
 SIZES = [1, 2, 3, 1000, 4097]
 

@@ -33,7 +33,7 @@ def tokenizer(data_path: Path) -> Path:
 
 def start_tokenizing(corpus: Path, tokenizer: Path, data: Path) -> subprocess.Popen[str]:
     """The command with two workers, both of which have begun their tasks."""
-    command = f"-W ignore -m pipeline prep tokenize {corpus} --tokenizer {tokenizer} --out {data}"
+    command = f"-W ignore -m esolm prep tokenize {corpus} --tokenizer {tokenizer} --out {data}"
     process = subprocess.Popen(
         [sys.executable, *command.split(), "--tasks", "2", "--workers", "2"],
         env=environment(),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.data.prefetch import prefetch
+from esolm.pipeline.data.prefetch import prefetch
 
 
 def counting(made: list[int], stop: int = 10**9) -> Iterator[int]:

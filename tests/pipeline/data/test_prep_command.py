@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from data_prep.errors import DataError
-from data_prep.manifest import read_manifest
-from pipeline.cli.prep import app
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.manifest import read_manifest
+from esolm.pipeline.cli.prep import app
 from tests.data_prep.corpus import text_of, write_jsonl
 
 

@@ -1,24 +1,17 @@
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_prep.errors import DataError
-from data_prep.manifest import read_manifest
-from data_prep.tokenizers import load_tokenizer
-from pipeline.data import shard_files
-from pipeline.data.dataset import TokenDataset
-from pipeline.data.reader import SampleReader
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.manifest import read_manifest
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.pipeline.data import open_files
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.reader import SampleReader
 from tests.data_prep.corpus import make_job, run_job, text_of, write_jsonl
-
-
-@pytest.fixture
-def copy_path(data_path: Path, tmp_path: Path) -> Path:
-    shutil.copytree(data_path, tmp_path / "data")
-    return tmp_path / "data"
 
 
 def first_shard(path: Path, split: str = "train") -> Path:
@@ -120,7 +113,7 @@ def test_state_lists_every_difference(data_path: Path) -> None:
 def test_threads_share_a_dataset_with_few_open_files(
     data_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_files, "MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(open_files, "MAX_OPEN_FILES", 1)
     data = TokenDataset(data_path, "train")
     reader = SampleReader(data, 512, seed=0)
     batches = [np.arange(16) + 16 * i for i in range(20)]
@@ -180,7 +173,7 @@ def test_empty_split_and_too_few_tokens_are_errors(data_path: Path, tmp_path: Pa
 
 def test_a_token_beyond_the_vocabulary_names_its_place(copy_path: Path) -> None:
     """One flipped bit would read another row of the embedding, or fail without a word."""
-    data = TokenDataset(copy_path, "train", check_reads=False)
+    data = TokenDataset(copy_path, "train", checked=False)
     shard = first_shard(copy_path)
     info, position = read_manifest(copy_path).splits["train"][0], 65_540
     offset = info.member_offset + info.member_stride + 2 * (position - 65_536)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.export import gate
-from pipeline.export.export import export
-from pipeline.importer.checkpoint import write_checkpoint
-from pipeline.importer.network import StoredNetwork
-from pipeline.run.sections import ObjectiveSection
+from esolm.pipeline.export import gate
+from esolm.pipeline.export.export import export
+from esolm.pipeline.importer.checkpoint import write_checkpoint
+from esolm.pipeline.importer.network import StoredNetwork
+from esolm.pipeline.run.sections import ObjectiveSection
 from tests.pipeline.export.conftest import RandomSource, small_model
 
 SEQ_LEN = 16
@@ -31,7 +31,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def make_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A run directory of random weights under one of OBJECTIVES, as training leaves it."""
-    from data_prep.tokenizers import load_tokenizer
+    from esolm.data_prep.tokenizers import load_tokenizer
 
     info = load_tokenizer(dataset / "tokenizer").info
     made: dict[str, Path] = {}

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from model.inputs import NetworkInput
-from model.objectives import BD3LM
-from pipeline.cli.main import app
-from pipeline.errors import ConfigError
-from pipeline.evaluate.clip_search import candidates, search
-from pipeline.evaluate.likelihood import Settings
-from pipeline.evaluate.rows import dataset_rows
-from pipeline.evaluate.subject import open_subject
-from pipeline.parallel.bootstrap import ProcessInfo
+from esolm.model.inputs import NetworkInput
+from esolm.model.objectives import BD3LM
+from esolm.pipeline.cli.main import app
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.evaluate.clip_search import candidates, search
+from esolm.pipeline.evaluate.likelihood import Settings
+from esolm.pipeline.evaluate.rows import dataset_rows
+from esolm.pipeline.evaluate.subject import open_subject
+from esolm.pipeline.parallel.bootstrap import ProcessInfo
 
 ALONE = ProcessInfo(0, 1, 0)
 

@@ -9,9 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipeline.cli.evaluate_options import arguments_of
-from pipeline.cli.main import app
-from pipeline.errors import ConfigError
+from esolm.pipeline.cli.evaluate_options import arguments_of
+from esolm.pipeline.cli.main import app
+from esolm.pipeline.errors import ConfigError
 from tests.processes import run_python
 
 
@@ -33,6 +33,17 @@ def test_text(make_run: Callable[[str], Path], dataset: Path) -> None:
     assert "perplexity" in run(make_run("ar"), dataset, "--samples-limit", 3)
 
 
+def test_the_likelihood_as_published(make_run: Callable[[str], Path], dataset: Path) -> None:
+    arguments = [make_run("esolm_a"), dataset, "--samples-limit", 3, "--orders", 2, "--json"]
+    own, published = (
+        json.loads(run(*arguments, "--orders-as", value))["orders"]
+        for value in ("decoder", "published")
+    )
+    assert (own["as"], published["as"]) == ("decoder", "published")
+    assert own["single"] != published["single"]
+    assert json.loads(run(*arguments))["orders"] == own
+
+
 @pytest.mark.dist
 def test_any_number_of_processes_gives_the_same(
     make_run: Callable[[str], Path], dataset: Path
@@ -42,7 +53,7 @@ def test_any_number_of_processes_gives_the_same(
         "--draws", "2", "--tokens-per-pass", "64", "--json",
     ]  # fmt: skip
     alone = json.loads(run(*arguments))
-    finished = run_python("-m", "pipeline", "evaluate", *arguments, "--ranks", "2", timeout=120)
+    finished = run_python("-m", "esolm", "evaluate", *arguments, "--ranks", "2", timeout=120)
     assert finished.returncode == 0, finished.stderr[-3000:]
     together = json.loads(finished.stdout)
     assert together.keys() == alone.keys()
@@ -93,6 +104,8 @@ def test_samples(make_bundle: Callable[[str], Path], tmp_path: Path) -> None:
         (["data", "--length", "8", "--out", "o"], "--length, --out goes with --samples"),
         (["data", "--judge", "j", "--num-samples", "2"], "--num-samples, --judge goes with"),
         (["data", "--files", "f"], "--files goes with --suite"),
+        (["data", "--orders-as", "published"], "--orders-as goes with --orders"),
+        (["data", "--samples", "--orders-as", "published"], "--orders-as means nothing with"),
         (["--suite", "ptb", "--split", "train"], "--split goes with a DATASET"),
         (["data", "--clip-search", "--orders", "2"], "--orders means nothing with --clip-search"),
         (["data", "--seq-len", "0"], "--seq-len is 0"),

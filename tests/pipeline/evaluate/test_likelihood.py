@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.likelihood import (
+from esolm.model.likelihood import (
     draw_orders,
     draw_prefix_lengths,
     importance_bound,
@@ -19,15 +19,15 @@ from model.likelihood import (
     order_log_likelihood,
     orders_log_likelihood,
 )
-from model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective, SampleKeys
-from model.objectives.noise import elbo_weight
-from pipeline.errors import CheckpointError, ConfigError
-from pipeline.evaluate.likelihood import Settings, measure
-from pipeline.evaluate.passes import Schedule
-from pipeline.evaluate.rows import DatasetRows, dataset_rows
-from pipeline.evaluate.show import likelihood_text
-from pipeline.evaluate.subject import Subject, open_subject, with_alpha_0
-from pipeline.parallel.bootstrap import ProcessInfo
+from esolm.model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective, SampleKeys
+from esolm.model.objectives.noise import elbo_weight
+from esolm.pipeline.errors import CheckpointError, ConfigError
+from esolm.pipeline.evaluate.likelihood import Settings, measure
+from esolm.pipeline.evaluate.passes import Schedule
+from esolm.pipeline.evaluate.rows import DatasetRows, dataset_rows
+from esolm.pipeline.evaluate.show import likelihood_text
+from esolm.pipeline.evaluate.subject import Subject, open_subject, with_alpha_0
+from esolm.pipeline.parallel.bootstrap import ProcessInfo
 from tests.pipeline.evaluate.conftest import OBJECTIVES, SEQ_LEN
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.export.bundle.two_phase_esolm import diffusion_counts
+from esolm.pipeline.export.bundle.two_phase_esolm import diffusion_counts
 from tests.model.enumeration import LENGTH, MASK_ID, SEQUENCES
 from tests.pipeline.generate.conftest import network
 

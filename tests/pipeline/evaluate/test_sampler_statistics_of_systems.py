@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.export.bundle.configuration_esolm import EsoLMConfig
-from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
+from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 from tests.model.enumeration import LENGTH, MASK_ID, SEQUENCES
 from tests.pipeline.evaluate.test_sampler_statistics import is_plausible
 

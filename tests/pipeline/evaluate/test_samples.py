@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ConfigError, DataError
-from pipeline.evaluate import mauve_score, pareto
-from pipeline.evaluate.judge import Judge
-from pipeline.evaluate.quality import distinct, unigram_entropy
-from pipeline.evaluate.sampling import SampleSettings, measure_samples, settings_of
-from pipeline.evaluate.show import samples_text
-from pipeline.export.manifest import NAME
-from pipeline.generate import load_bundle
+from esolm.pipeline.errors import ConfigError, DataError
+from esolm.pipeline.evaluate import mauve_score, pareto
+from esolm.pipeline.evaluate.judge import Judge
+from esolm.pipeline.evaluate.quality import distinct, unigram_entropy
+from esolm.pipeline.evaluate.sampling import SampleSettings, measure_samples, settings_of
+from esolm.pipeline.evaluate.show import samples_text
+from esolm.pipeline.export.manifest import NAME
+from esolm.pipeline.generate import load_bundle
 from tests.foreign_tokenizers import like_gpt2, saved
 
 CPU = torch.device("cpu")

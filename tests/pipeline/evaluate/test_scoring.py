@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
-from pipeline.evaluate.scoring import Scorer, windows
-from pipeline.evaluate.task_options import decoding_of, share_out
-from pipeline.generate import Request, load_bundle
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.evaluate.scoring import Scorer, windows
+from esolm.pipeline.evaluate.task_options import decoding_of, share_out
+from esolm.pipeline.generate import Request, load_bundle
 
 REQUESTS = [
     ([5, 6, 7], [8, 9, 10, 11]),
@@ -137,9 +137,9 @@ def test_generation_for_a_task(
     monkeypatch.setattr(sys.modules["lm_eval.api.model"], "LM", object, raising=False)
     registry = sys.modules["lm_eval.api.registry"]
     monkeypatch.setattr(registry, "register_model", lambda _: lambda found: found, raising=False)
-    monkeypatch.delitem(sys.modules, "pipeline.evaluate.harness", raising=False)
-    harness = importlib.import_module("pipeline.evaluate.harness")
-    monkeypatch.delitem(sys.modules, "pipeline.evaluate.harness")
+    monkeypatch.delitem(sys.modules, "esolm.pipeline.evaluate.harness", raising=False)
+    harness = importlib.import_module("esolm.pipeline.evaluate.harness")
+    monkeypatch.delitem(sys.modules, "esolm.pipeline.evaluate.harness")
     model = harness.EsoLMHarness(str(make_bundle("esolm_b")))
     fed: list[int] = []
     hook = lambda _, given: fed.append(given[0].shape[1])  # noqa: E731
@@ -160,9 +160,9 @@ def test_generation_for_a_task(
 
 def test_the_harness_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
-    monkeypatch.delitem(sys.modules, "pipeline.evaluate.harness", raising=False)
+    monkeypatch.delitem(sys.modules, "esolm.pipeline.evaluate.harness", raising=False)
     with pytest.raises(ConfigError, match=r"pip install 'esolm\[lm-eval\]'"):
-        import pipeline.evaluate.harness  # noqa: F401
+        import esolm.pipeline.evaluate.harness  # noqa: F401
 
 
 TASK = """
@@ -189,7 +189,7 @@ def test_a_local_task_of_the_harness(
     from lm_eval.api.instance import Instance
     from lm_eval.tasks import TaskManager
 
-    from pipeline.evaluate.harness import EsoLMHarness
+    from esolm.pipeline.evaluate.harness import EsoLMHarness
 
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

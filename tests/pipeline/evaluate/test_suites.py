@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.errors import DataError
-from data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
-from pipeline.errors import ConfigError
-from pipeline.evaluate.detokenize import DETOKENIZERS
-from pipeline.evaluate.rows import ArrayRows
-from pipeline.evaluate.subject import Subject, open_subject
-from pipeline.evaluate.suites import CONFIGS, load_suite, suite_rows
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.evaluate.detokenize import DETOKENIZERS
+from esolm.pipeline.evaluate.rows import ArrayRows
+from esolm.pipeline.evaluate.subject import Subject, open_subject
+from esolm.pipeline.evaluate.suites import CONFIGS, load_suite, suite_rows
 from tests.data_prep.corpus import text_of
 
 NAMES = ["ag_news", "arxiv", "lambada", "lm1b", "ptb", "pubmed", "text8", "wikitext"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
+from esolm.model.config import ModelConfig
 
 VOCAB_SIZE = 420
 
@@ -30,8 +30,8 @@ class RandomSource:
     data_path: Path | None = None
 
     def __post_init__(self) -> None:
-        from model.network import Network
-        from pipeline.parallel.single import single_process
+        from esolm.model.network import Network
+        from esolm.pipeline.parallel.single import single_process
 
         generator = torch.Generator().manual_seed(0)
         network = Network(self.model, single_process())
@@ -83,7 +83,7 @@ def paper_source(tokenizer_directory: Path) -> RandomSource:
 
 @pytest.fixture(scope="session")
 def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from data_prep.tokenizers import save_tokenizer, train_model
+    from esolm.data_prep.tokenizers import save_tokenizer, train_model
 
     directory = tmp_path_factory.mktemp("tokenizer")
     text = "".join(inspect.getsource(module) for module in (json, textwrap, inspect))

@@ -6,16 +6,21 @@ from typing import Any
 import pytest
 import torch
 
-from model.attention import AttentionPattern
-from pipeline.export.bundle.modeling_esolm import PATTERNS, EsoLMForMaskedLM, EsoLMModel, dense_mask
-from pipeline.export.fold import fold
-from pipeline.export.gate_network import (
+from esolm.model.attention import AttentionPattern
+from esolm.pipeline.export.bundle.modeling_esolm import (
+    PATTERNS,
+    EsoLMForMaskedLM,
+    EsoLMModel,
+    dense_mask,
+)
+from esolm.pipeline.export.fold import fold
+from esolm.pipeline.export.gate_network import (
     bundle_logits,
     parity_inputs,
     relative_difference,
     training_logits,
 )
-from pipeline.export.writer import bundle_config, load_model
+from esolm.pipeline.export.writer import bundle_config, load_model
 
 
 def network_of(source: Any, dtype: torch.dtype = torch.float32) -> Any:

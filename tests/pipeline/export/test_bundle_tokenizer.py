@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.tokenizers import load_tokenizer
-from pipeline.export.bundle import tokenization_esolm
-from pipeline.export.bundle.tokenization_esolm import EsoLMTokenizer
-from pipeline.export.gate_reload import EDGE_TEXTS
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.pipeline.export.bundle import tokenization_esolm
+from esolm.pipeline.export.bundle.tokenization_esolm import EsoLMTokenizer
+from esolm.pipeline.export.gate_reload import EDGE_TEXTS
 
 
 @pytest.fixture

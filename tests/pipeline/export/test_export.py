@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipeline.errors import ConfigError, ExportError
-from pipeline.export import export as exporting
-from pipeline.export import gate, gate_network
-from pipeline.export.export import export_source
-from pipeline.export.manifest import verify_bundle
-from pipeline.export.writer import read_model
+from esolm.pipeline.errors import ConfigError, ExportError
+from esolm.pipeline.export import export as exporting
+from esolm.pipeline.export import gate, gate_network
+from esolm.pipeline.export.export import export_source
+from esolm.pipeline.export.manifest import verify_bundle
+from esolm.pipeline.export.writer import read_model
 from tests.pipeline.export.conftest import MODELS, RandomSource
 
 
@@ -130,9 +130,9 @@ def test_documents_of_the_dataset(
     paper_source: Any, tokenizer_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Documents are cut out of the token stream at each eos."""
-    from data_prep.tokenizers import load_tokenizer
-    from pipeline.data import dataset
-    from pipeline.export.gate_reload import _documents
+    from esolm.data_prep.tokenizers import load_tokenizer
+    from esolm.pipeline.data import dataset
+    from esolm.pipeline.export.gate_reload import _documents
 
     tokenizer = load_tokenizer(tokenizer_directory)
     texts = ["import json\n", "", "def f():\n    return 1"]
@@ -223,7 +223,7 @@ def alter_stored_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def alter_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the cache's mask were one slot short."""
-    from pipeline.export.bundle import modeling_esolm
+    from esolm.pipeline.export.bundle import modeling_esolm
 
     monkeypatch.setattr(
         modeling_esolm,
@@ -241,7 +241,7 @@ def alter_code(monkeypatch: pytest.MonkeyPatch) -> None:
     def write(directory: Path, *args: Any) -> None:
         original(directory, *args)
         path = directory / "modeling_esolm.py"
-        path.write_text("import model.network\n" + path.read_text())
+        path.write_text("import esolm.model.network\n" + path.read_text())
 
     monkeypatch.setattr(exporting, "write_bundle", write)
 
@@ -250,7 +250,7 @@ def test_a_wrong_cache_of_blocks_is_found(
     modern_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if a block saw one slot less of what is cached."""
-    from pipeline.export.bundle import modeling_esolm
+    from esolm.pipeline.export.bundle import modeling_esolm
 
     original = modeling_esolm.dense_mask
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import ModelConfig
-from pipeline.errors import ExportError
-from pipeline.export.fold import fold
-from pipeline.export.writer import bundle_config, load_model
+from esolm.model.config import ModelConfig
+from esolm.pipeline.errors import ExportError
+from esolm.pipeline.export.fold import fold
+from esolm.pipeline.export.writer import bundle_config, load_model
 
 
 class Unfolded:

@@ -5,15 +5,15 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from model.inputs import NetworkInput
-from model.network import Network
-from pipeline.errors import ExportError
-from pipeline.export.architecture import from_bundle
-from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
-from pipeline.export.fold import fold
-from pipeline.export.unfold import unfold
-from pipeline.export.writer import bundle_config, load_model
-from pipeline.parallel.single import single_process
+from esolm.model.inputs import NetworkInput
+from esolm.model.network import Network
+from esolm.pipeline.errors import ExportError
+from esolm.pipeline.export.architecture import from_bundle
+from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+from esolm.pipeline.export.fold import fold
+from esolm.pipeline.export.unfold import unfold
+from esolm.pipeline.export.writer import bundle_config, load_model
+from esolm.pipeline.parallel.single import single_process
 from tests.pipeline.export.conftest import RandomSource
 
 
@@ -22,7 +22,7 @@ def bundle_of(source: RandomSource) -> EsoLMForMaskedLM:
 
 
 def test_the_network_computes_what_the_bundle_computes(source: RandomSource) -> None:
-    from model.attention import AttentionPattern
+    from esolm.model.attention import AttentionPattern
 
     bundle = bundle_of(source)
     torch.manual_seed(0)

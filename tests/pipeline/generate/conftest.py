@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.export.bundle.configuration_esolm import EsoLMConfig
-from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
+from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 
 
 def network(**changes: Any) -> Any:

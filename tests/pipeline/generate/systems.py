@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.config import ModelConfig
-from pipeline.export.fold import fold
-from pipeline.export.writer import bundle_config, load_model
+from esolm.model.attention import AttentionPattern
+from esolm.model.config import ModelConfig
+from esolm.pipeline.export.fold import fold
+from esolm.pipeline.export.writer import bundle_config, load_model
 from tests.model.reference import ReferenceNetwork, sees
 from tests.pipeline.export.conftest import RandomSource
 

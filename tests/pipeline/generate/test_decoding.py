@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.objectives.noise import alpha
-from pipeline.export.bundle.drawing_esolm import TokenSampler, keep_nucleus
-from pipeline.export.bundle.generation_esolm import EsoLMGenerationConfig
-from pipeline.export.bundle.two_phase_esolm import diffusion_counts, draw_plan
+from esolm.model.objectives.noise import alpha
+from esolm.pipeline.export.bundle.drawing_esolm import TokenSampler, keep_nucleus
+from esolm.pipeline.export.bundle.generation_esolm import EsoLMGenerationConfig
+from esolm.pipeline.export.bundle.two_phase_esolm import diffusion_counts, draw_plan
 from tests.pipeline.generate.conftest import network as random_network
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.export.bundle.masked_diffusion_esolm import draw_block_plan, draw_passes, due
+from esolm.pipeline.export.bundle.masked_diffusion_esolm import draw_block_plan, draw_passes, due
 from tests.pipeline.generate.systems import MASK_ID, OBJECTIVES, System, counts_of_row
 
 LENGTH = 8

@@ -11,20 +11,20 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
-from pipeline.cli.export import export_command
-from pipeline.cli.generate import generate_command
-from pipeline.errors import ConfigError, ExportError
-from pipeline.export.manifest import write_manifest
-from pipeline.generate import Request, compare, generate, load_bundle
+from esolm.data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
+from esolm.pipeline.cli.export import export_command
+from esolm.pipeline.cli.generate import generate_command
+from esolm.pipeline.errors import ConfigError, ExportError
+from esolm.pipeline.export.manifest import write_manifest
+from esolm.pipeline.generate import Request, compare, generate, load_bundle
 from tests.processes import run_python
 
 
 @pytest.fixture(scope="module")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Bundles of random weights, without a gate."""
-    from pipeline.export.bundle.configuration_esolm import EsoLMConfig
-    from pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+    from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
+    from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 
     tokenizer = tmp_path_factory.mktemp("tokenizer")
     text = inspect.getsource(inspect)
@@ -71,7 +71,7 @@ def test_compare(bundle: Path) -> None:
 
 
 def test_compare_finds_a_wrong_cache(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.export.bundle import modeling_esolm
+    from esolm.pipeline.export.bundle import modeling_esolm
 
     def short(start: int, queries: int, device: Any) -> torch.Tensor:
         return torch.ones(queries, start + queries, dtype=torch.bool).tril(start - 1)
@@ -90,7 +90,7 @@ def test_bad_requests(bundle: Path, tmp_path: Path) -> None:
         generate(loaded, Request(length=2, prompt="a long prompt"))
     with pytest.raises(ConfigError, match="is no bundle"):
         load_bundle(tmp_path)
-    done = run_python("-m", "pipeline", "generate", str(tmp_path / "nowhere"))
+    done = run_python("-m", "esolm", "generate", str(tmp_path / "nowhere"))
     assert done.returncode == 64
     assert "nowhere is no bundle" in done.stderr
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.export.bundle import generation_esolm
+from esolm.pipeline.export.bundle import generation_esolm
 from tests.examples import example_of
 from tests.pipeline.generate.systems import MASK_ID, System
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.export import gate
+from esolm.pipeline.export import gate
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.inputs import NetworkInput
+from esolm.model.inputs import NetworkInput
 from tests.model.reference import sees
 
 VOCAB, HIDDEN, HEADS, BLOCKS, COND, INNER, LENGTH = 13, 32, 4, 2, 8, 128, 12

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import ImportCheckpointError
-from pipeline.importer.importing import import_checkpoint
-from pipeline.importer.recognise import Options
+from esolm.pipeline.errors import ImportCheckpointError
+from esolm.pipeline.importer.importing import import_checkpoint
+from esolm.pipeline.importer.recognise import Options
 from tests.pipeline.importer import published
 from tests.pipeline.importer.published import SYSTEMS
 
@@ -124,8 +124,8 @@ def test_directory_that_is_not_empty(tmp_path: Path) -> None:
 
 
 def test_a_gate_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.errors import ExportError
-    from pipeline.export import gate
+    from esolm.pipeline.errors import ExportError
+    from esolm.pipeline.export import gate
 
     def fail(*_: Any) -> None:
         raise ExportError("reload: no")

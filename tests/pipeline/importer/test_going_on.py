@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.tokenizers import load_tokenizer
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.export.manifest import verify_bundle
-from pipeline.importer.importing import import_checkpoint
-from pipeline.importer.recognise import Options
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.export.manifest import verify_bundle
+from esolm.pipeline.importer.importing import import_checkpoint
+from esolm.pipeline.importer.recognise import Options
 from tests.data_prep.corpus import make_job, run_job, write_jsonl
 from tests.foreign_tokenizers import like_gpt2, saved
 from tests.pipeline.importer import published
@@ -37,13 +37,13 @@ def test_an_imported_run_goes_on(foreign: bool, dataset: Path, tmp_path: Path, q
         "train.micro_batch_size=2",
         "train.precision=fp32",
     ]
-    finished = run_python("-m", "pipeline", "train", str(run / "config.yaml"), *settings)
+    finished = run_python("-m", "esolm", "train", str(run / "config.yaml"), *settings)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert f"at step {first}" in finished.stderr
     assert CheckpointReader(run).manifest.step == first + 2
     bundle = tmp_path / "bundle"
     for command in (["export", str(run), "--out", str(bundle)],
                     ["evaluate", str(bundle), str(dataset), "--samples-limit", "4"]):  # fmt: skip
-        finished = run_python("-m", "pipeline", *command)
+        finished = run_python("-m", "esolm", *command)
         assert finished.returncode == 0, finished.stderr[-3000:]
     assert verify_bundle(bundle)["tokenizer"] == load_tokenizer(tokenizer).info.fingerprint

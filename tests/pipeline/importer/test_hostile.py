@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import ImportCheckpointError
-from pipeline.importer.archive import Archive
-from pipeline.importer.importing import import_checkpoint
-from pipeline.importer.inert import Inert
-from pipeline.importer.recognise import Options
-from pipeline.importer.unpickle import unpickle
+from esolm.pipeline.errors import ImportCheckpointError
+from esolm.pipeline.importer.archive import Archive
+from esolm.pipeline.importer.importing import import_checkpoint
+from esolm.pipeline.importer.inert import Inert
+from esolm.pipeline.importer.recognise import Options
+from esolm.pipeline.importer.unpickle import unpickle
 from tests.pipeline.importer import published
 from tests.pipeline.importer.published import SYSTEMS
 from tests.processes import run_python
@@ -153,7 +153,7 @@ def test_command_refuses_an_exploit(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     torch.save({"state_dict": Call(os.system, f"touch {canary}")}, tmp_path / "a.ckpt")
     out = str(tmp_path / "out")
-    done = run_python("-m", "pipeline", "import", str(tmp_path / "a.ckpt"), "--out", out)
+    done = run_python("-m", "esolm", "import", str(tmp_path / "a.ckpt"), "--out", out)
     assert done.returncode == 64
     assert "system" in done.stderr
     assert "Traceback" not in done.stderr
@@ -214,7 +214,7 @@ def test_tensors_outside_their_storage(
     offset: int, size: tuple[int, ...], stride: tuple[int, ...]
 ) -> None:
     """as_strided would read memory that is not the file's."""
-    from pipeline.importer.inert import Global, Storage, call
+    from esolm.pipeline.importer.inert import Global, Storage, call
 
     rule = Global("torch._utils._rebuild_tensor_v2")
     storage = Storage("0", torch.float32, 4)
@@ -224,7 +224,7 @@ def test_tensors_outside_their_storage(
 
 def test_one_element_in_many_places_is_never_read() -> None:
     """Within its storage, but it could be larger than memory."""
-    from pipeline.importer.inert import Global, Storage, call
+    from esolm.pipeline.importer.inert import Global, Storage, call
 
     rule = Global("torch._utils._rebuild_tensor_v2")
     tensor = call(rule, (Storage("0", torch.float32, 4), 0, (1 << 60,), (0,), False, {}))

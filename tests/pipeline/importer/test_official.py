@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.inputs import NetworkInput
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.export.gate_network import bundle_logits, training_logits
-from pipeline.export.manifest import verify_bundle
-from pipeline.export.writer import read_model
-from pipeline.importer.importing import import_checkpoint
-from pipeline.importer.recognise import Options
+from esolm.model.attention import AttentionPattern
+from esolm.model.inputs import NetworkInput
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.export.gate_network import bundle_logits, training_logits
+from esolm.pipeline.export.manifest import verify_bundle
+from esolm.pipeline.export.writer import read_model
+from esolm.pipeline.importer.importing import import_checkpoint
+from esolm.pipeline.importer.recognise import Options
 from tests.processes import run_python
 
 DATA = Path(__file__).parents[2] / "data"
@@ -64,7 +64,7 @@ def test_logits_of_checkpoint_and_bundle(
 def test_ema_list_is_in_the_order_of_registration(tmp_path: Path, quick: None) -> None:
     """The state dict of this file is sorted by name: its order says nothing."""
     values = json.loads((DATA / "official_tiny_expected.json").read_text())["values"]
-    from pipeline.importer.published import parameters
+    from esolm.pipeline.importer.published import parameters
 
     import_checkpoint(FILE, tmp_path / "imported", Options())
     model = CheckpointReader(tmp_path / "imported").model
@@ -75,7 +75,7 @@ def test_ema_list_is_in_the_order_of_registration(tmp_path: Path, quick: None) -
 @pytest.mark.check
 def test_command_with_the_whole_gate(tmp_path: Path) -> None:
     out = tmp_path / "imported"
-    command = ["-m", "pipeline", "import", str(FILE)]
+    command = ["-m", "esolm", "import", str(FILE)]
     done = run_python(*command, "--out", str(out), "--variant", "B")
     assert done.returncode == 0, done.stderr
     assert "Eso-LM (B), alpha_0 0.25, step 250000" in done.stdout

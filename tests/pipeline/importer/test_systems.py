@@ -13,17 +13,17 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from model.attention import AttentionPattern
-from model.inputs import NetworkInput
-from model.objectives import SampleKeys
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.errors import ImportCheckpointError
-from pipeline.export.export import export
-from pipeline.export.gate_network import bundle_logits, parity_inputs
-from pipeline.export.writer import read_model
-from pipeline.importer.importing import import_checkpoint
-from pipeline.importer.recognise import Options
-from pipeline.run.sections import ObjectiveSection, RunConfig
+from esolm.model.attention import AttentionPattern
+from esolm.model.inputs import NetworkInput
+from esolm.model.objectives import SampleKeys
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.errors import ImportCheckpointError
+from esolm.pipeline.export.export import export
+from esolm.pipeline.export.gate_network import bundle_logits, parity_inputs
+from esolm.pipeline.export.writer import read_model
+from esolm.pipeline.importer.importing import import_checkpoint
+from esolm.pipeline.importer.recognise import Options
+from esolm.pipeline.run.sections import ObjectiveSection, RunConfig
 from tests.model.reference_losses import reference_loss
 from tests.pipeline.importer import published
 from tests.pipeline.importer.published import LENGTH, SYSTEMS, VOCAB, PublishedNetwork, System
@@ -45,8 +45,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
 
 def training_network(reader: CheckpointReader, state: str) -> Any:
     """The training network in float64."""
-    from model.network import Network
-    from pipeline.parallel.single import single_process
+    from esolm.model.network import Network
+    from esolm.pipeline.parallel.single import single_process
 
     network = Network(reader.model, single_process()).double().eval()
     tensors = reader.tensors(state)
@@ -57,8 +57,8 @@ def training_network(reader: CheckpointReader, state: str) -> Any:
 
 
 def objective_of(reader: CheckpointReader) -> Any:
-    from model.objectives import VocabularyIds
-    from pipeline.run.experiment import build_objective
+    from esolm.model.objectives import VocabularyIds
+    from esolm.pipeline.run.experiment import build_objective
 
     config = RunConfig(objective=ObjectiveSection(**reader.objective))
     config.train.seq_len = reader.seq_len

@@ -8,19 +8,19 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from data_prep.tokenizers import load_tokenizer
-from model.attention import AttentionPattern
-from model.objectives import AutoRegressive
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.errors import ConfigError, ExportError, ImportCheckpointError
-from pipeline.evaluate.subject import open_subject
-from pipeline.export.export import export
-from pipeline.export.gate_network import bundle_logits, parity_inputs
-from pipeline.export.manifest import verify_bundle
-from pipeline.export.writer import read_model
-from pipeline.generate import Request, generate, load_bundle
-from pipeline.importer.importing import import_checkpoint
-from pipeline.importer.recognise import Options
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.model.attention import AttentionPattern
+from esolm.model.objectives import AutoRegressive
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.errors import ConfigError, ExportError, ImportCheckpointError
+from esolm.pipeline.evaluate.subject import open_subject
+from esolm.pipeline.export.export import export
+from esolm.pipeline.export.gate_network import bundle_logits, parity_inputs
+from esolm.pipeline.export.manifest import verify_bundle
+from esolm.pipeline.export.writer import read_model
+from esolm.pipeline.generate import Request, generate, load_bundle
+from esolm.pipeline.importer.importing import import_checkpoint
+from esolm.pipeline.importer.recognise import Options
 from tests.data_prep.corpus import make_tokenizer
 from tests.foreign_tokenizers import TEXTS, like_bert, like_gpt2, saved
 from tests.pipeline.importer import published
@@ -118,7 +118,7 @@ def test_another_vocabulary_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_directory_without_a_tokenizer(tmp_path: Path) -> None:
-    from data_prep.errors import DataError
+    from esolm.data_prep.errors import DataError
 
     published.save(tmp_path / "a.ckpt", SYSTEMS["esolm_b"])
     (tmp_path / "empty").mkdir()

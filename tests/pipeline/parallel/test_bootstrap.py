@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.demo import use_cpu_without_enough_gpus
-from pipeline.errors import ConfigError
-from pipeline.parallel import bootstrap
-from pipeline.parallel.bootstrap import check_gpus, device_of, process_info
-from pipeline.parallel.layout import Layout
+from esolm.pipeline.demo import use_cpu_without_enough_gpus
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.parallel import bootstrap
+from esolm.pipeline.parallel.bootstrap import check_gpus, device_of, process_info
+from esolm.pipeline.parallel.layout import Layout
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.parallel.fragments import Fragment
+from esolm.pipeline.parallel.fragments import Fragment
 
 
 def fragment_of(

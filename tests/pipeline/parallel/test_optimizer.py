@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from pipeline.parallel.optimizer import EmaAdamW
-from pipeline.train.schedule import learning_rate
+from esolm.pipeline.parallel.optimizer import EmaAdamW
+from esolm.pipeline.train.schedule import learning_rate
 
 
 def test_equals_the_textbook_update_in_float64() -> None:

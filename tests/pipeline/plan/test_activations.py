@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import ModelConfig
-from model.loss import weighted_loss
-from model.network import Network
-from model.objectives import MDLM, AutoRegressive, Objective, SampleKeys
-from model.recompute import set_recompute
-from pipeline.parallel.layout import Layout
-from pipeline.parallel.single import single_process
-from pipeline.plan.activations import Activations, MicroBatchShape
+from esolm.model.config import ModelConfig
+from esolm.model.loss import weighted_loss
+from esolm.model.network import Network
+from esolm.model.objectives import MDLM, AutoRegressive, Objective, SampleKeys
+from esolm.model.recompute import set_recompute
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.parallel.single import single_process
+from esolm.pipeline.plan.activations import Activations, MicroBatchShape
 from tests.dist.plan_worker import LiveBytes
 from tests.model.conftest import ARCHITECTURES
 

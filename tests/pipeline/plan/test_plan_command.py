@@ -2,15 +2,22 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.cli.main import main
-from pipeline.parallel.layout import Layout
-from pipeline.plan.cost import Machine, bubble_share, gpu_named
-from pipeline.plan.estimate import data_seconds, tensor_seconds
+from esolm.pipeline.cli.main import main
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.plan.cost import Machine, bubble_share, gpu_named
+from esolm.pipeline.plan.estimate import (
+    data_bytes,
+    data_seconds,
+    exposed_seconds,
+    message_seconds,
+    tensor_seconds,
+)
 from tests.model.conftest import small_config
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "run"
@@ -139,14 +146,106 @@ def test_a_search_that_nothing_satisfies_says_what_is_least(
     assert "train.precision is 'fp16'" in errors
 
 
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        (["train.micro_batch_size=256", "--gpu", "H100"], 64),
+        (["train.micro_batch_size=256", "--gpu-memory", "80"], 64),
+        (["train.micro_batch_size=256", "--gpu-memory", "400"], 0),
+        (["train.micro_batch_size=256"], 0),
+        (["train.micro_batch_size=8", "--gpu", "H100"], 0),
+    ],
+)
+def test_a_layout_that_does_not_fit_the_gpu_that_is_named_ends_with_64(
+    settings: list[str],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The plan is printed whole all the same; of a GPU that is assumed there is only a note."""
+    arguments = [PAPER, *WITHOUT_DATA, *settings]
+    found, output, errors = run([*arguments, "--json"], monkeypatch, capsys)
+    assert found == code, errors
+    plan = json.loads(output)
+    big = "train.micro_batch_size=256" in settings
+    assert plan["fits"] == (not big or "400" in settings)
+    assert plan["fits"] == (plan["memory_bytes"] <= 0.9 * plan["gpu_memory_bytes"])
+    need = f"does not fit: needs {plan['memory_bytes'] / 1e9:.1f} GB of 80 GB on H100"
+    assert (need in errors) == (not plan["fits"])
+    found, output, errors = run(arguments, monkeypatch, capsys)
+    assert found == code
+    assert "peak" in output
+    assert (need in errors) == (not plan["fits"])
+
+
+def test_replicas_over_four_nodes_rank_before_a_pipeline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 170 M parameters: a pipeline waits, passes messages, and spares but little reduction."""
+    arguments = [PAPER, "--nodes", "4", *WITHOUT_DATA, "--search"]
+    found = as_json(arguments, monkeypatch, capsys)
+    rows = {row["layout"]: row for row in found["layouts"]}
+    first, second = list(rows)[:2]
+    assert {first, second} == {"TP1 x PP1 x DP32, ZeRO-1", "TP1 x PP1 x DP32, ZeRO-3"}
+    hidden = {layout: row["data_communication_hidden"] for layout, row in rows.items()}
+    assert hidden["TP1 x PP1 x DP32, ZeRO-1"] == 0
+    assert hidden["TP1 x PP1 x DP32, ZeRO-3"] > 0
+    waiting = {layout: row["stage_messages"] > 0 for layout, row in rows.items()}
+    assert waiting == {layout: "PP1" not in layout for layout in rows}
+    assert any(waiting.values())
+
+
+def machine_of(mfu: float = 0.4) -> Machine:
+    return Machine(gpu_named("H100"), gpus_per_node=8, network=50e9, mfu=mfu)
+
+
 def test_communication_by_hand() -> None:
     """Ring volumes: 2 (n - 1) / n of an all-reduce, (n - 1) / n of a gather or a scatter."""
-    machine = Machine(gpu_named("H100"), gpus_per_node=8, network=50e9, mfu=0.4)
-    model = small_config(num_layers=2, hidden_size=12)
+    machine, model = machine_of(), small_config(num_layers=2, hidden_size=12)
     tensor = tensor_seconds(model, Layout(2, 1, 1, 1), machine, "bf16", tokens=100)
     assert tensor == pytest.approx(2 * 4 * 1.0 * 2 * 100 * 12 / 450e9)
     within = data_seconds(1000, Layout(1, 1, 8, 1), machine, "bf16", 4)
-    assert within == pytest.approx(3 * 7 / 8 * 2000 / 450e9)
-    between = data_seconds(1000, Layout(1, 1, 16, 3), machine, "bf16", 4)
-    assert between == pytest.approx(12 * 15 / 16 * 2000 / 50e9)
+    assert within == pytest.approx((2 * 4000 + 2000) * 7 / 8 / 450e9)
+    every_time = data_seconds(1000, Layout(1, 1, 8, 2), machine, "bf16", 4)
+    assert every_time == pytest.approx((4 * 2 * 4000 + 2000) * 7 / 8 / 450e9)
+    between = data_seconds(1000, Layout(4, 1, 16, 3), machine, "bf16", 4)
+    assert between == pytest.approx(4 * (4000 + 2000) * 15 / 16 / (2 * 50e9))
+    message = message_seconds(model, Layout(2, 4, 2, 1), machine, "bf16", tokens=100)
+    assert message == pytest.approx(4 * 2 * 100 * 12 / 50e9)
     assert bubble_share(Layout(1, 4, 1, 1), 5) == 3 / 8
+
+
+def test_zero_3_gathers_again_what_was_used_too_long_ago() -> None:
+    """It keeps what comes back within 10^9 elements, there and back: half of them."""
+    kept = data_bytes(500_000_000, 3, "bf16", 1)
+    assert kept == 6 * 500_000_000
+    assert data_bytes(700_000_000, 3, "bf16", 1) == 6 * 700_000_000 + 2 * 200_000_000
+
+
+@pytest.mark.parametrize(
+    ("members", "stride", "expected"),
+    [
+        (8, 1, 450e9),
+        (4, 2, 450e9),
+        (32, 1, 8 * 50e9),  # a ring for each of the node's GPUs
+        (8, 4, 2 * 50e9),
+        (4, 8, 50e9),
+        (2, 16, 50e9),
+    ],
+)
+def test_rings_between_nodes_use_the_links_of_all_their_members(
+    members: int, stride: int, expected: float
+) -> None:
+    assert machine_of().ring_bandwidth(members, stride) == expected
+
+
+def test_zero_3_waits_only_for_what_computing_cannot_hide() -> None:
+    """Each backward pass ends with its last bucket, however fast the computing leaves it behind."""
+    layout, parameters = Layout(1, 1, 8, 3), 80_000_000
+    bucket = 4 * 50_000_000 * 7 / 8 / 450e9
+    data = data_seconds(parameters, layout, machine_of(), "bf16", 2)
+    few = exposed_seconds(data, 1.0, layout, machine_of(), parameters, 2)
+    assert few == pytest.approx(2 * bucket)
+    assert exposed_seconds(data, 0.0, layout, machine_of(), parameters, 2) == data
+    same = exposed_seconds(data, 1.0, replace(layout, zero=1), machine_of(), parameters, 2)
+    assert same == data

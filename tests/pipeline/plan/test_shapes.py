@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from model.network import Network
-from model.tensors import layer_tensors
-from pipeline.parallel.bootstrap import import_deepspeed
-from pipeline.parallel.single import single_process
-from pipeline.plan.shapes import parameters_by_part, stage_size
-from pipeline.plan.stages import stage_bounds
+from esolm.model.network import Network
+from esolm.model.tensors import layer_tensors
+from esolm.pipeline.parallel.bootstrap import import_deepspeed
+from esolm.pipeline.parallel.single import single_process
+from esolm.pipeline.plan.shapes import parameters_by_part, stage_size
+from esolm.pipeline.plan.stages import stage_bounds
 from tests.model.conftest import ARCHITECTURES, small_config
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import commit
-from pipeline.errors import ConfigError
-from pipeline.run.completion import changed_settings, is_complete
-from pipeline.run.config import load_config
-from pipeline.run.directory import RunDirectory
-from pipeline.run.sections import RunConfig
+from esolm.pipeline.checkpoint import commit
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.completion import changed_settings, is_complete
+from esolm.pipeline.run.config import load_config
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.sections import RunConfig
 from tests.processes import ROOT
 
 CONFIG = ROOT / "configs" / "run" / "demo.yaml"
@@ -35,6 +35,8 @@ def test_a_run_is_complete_when_its_last_checkpoint_is_of_its_last_step(tmp_path
     directory.finish(20)
     assert is_complete(directory, asking(20))
     assert not is_complete(directory, asking(21)), "more steps continue it"
+    run_at(tmp_path, 30)
+    assert not is_complete(directory, asking(40)), "and are resumed after a restart"
 
 
 def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:

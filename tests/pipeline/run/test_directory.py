@@ -1,16 +1,18 @@
 """What a start leaves behind when it is killed in the middle of a write."""
 
 import contextlib
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import EXIT_FAILED, ConfigError, EsolmError
-from pipeline.run.config import load_config
-from pipeline.run.directory import RunDirectory
-from pipeline.run.history import History, read_lines
+from esolm.pipeline.errors import EXIT_FAILED, ConfigError, EsolmError
+from esolm.pipeline.run.config import load_config
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.history import History, read_lines
+from tests.data_prep.corpus import make_tokenizer
 from tests.processes import ROOT
 
 CONFIG = ROOT / "configs" / "run" / "demo.yaml"
@@ -67,7 +69,8 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         return folder
 
     yield mount
-    subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_run_that_cannot_be_written_is_refused_at_its_start(
@@ -107,10 +110,21 @@ def test_the_copy_of_the_tokenizer_is_whole_or_made_again(dataset: Path, tmp_pat
     directory.tokenizer.joinpath("tokenizer.model").write_bytes(whole["tokenizer.model"][:100])
     directory.describe(config, original, {})
     assert contents() == whole
-    directory.tokenizer.joinpath("vocab.txt").write_text("of an imported run")
-    directory.tokenizer.joinpath("tokenizer.json").write_text("another's")
+    flipped = bytearray(whole["tokenizer.model"])
+    flipped[1000] ^= 1
+    directory.tokenizer.joinpath("tokenizer.model").write_bytes(flipped)
     directory.describe(config, original, {})
-    assert contents() != whole, "another tokenizer is left alone"
+    assert contents() == whole, "a damaged copy is made anew"
+    shutil.rmtree(directory.tokenizer)
+    make_tokenizer(directory.tokenizer, vocab_size=450)
+    other = contents()
+    (directory.path / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match="is not the one of the dataset"):
+        directory.describe(config, original, {})
+    assert contents() == other, "another tokenizer is left alone"
+    assert not (directory.path / "config.yaml").exists()
+    shutil.rmtree(directory.tokenizer)
+    directory.describe(config, original, {})
     assert sorted(p.name for p in directory.path.iterdir()) == [
         "config.yaml",
         "env.json",

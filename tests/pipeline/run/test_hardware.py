@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.run.hardware import peak_of
+from esolm.pipeline.run.hardware import peak_of
 
 
 @pytest.mark.parametrize(

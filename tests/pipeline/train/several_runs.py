@@ -6,9 +6,9 @@ Starting a process costs more than these trainings do.
 import os
 import sys
 
-from pipeline.errors import ConfigError
-from pipeline.run.config import load_config
-from pipeline.train.run import train
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.config import load_config
+from esolm.pipeline.train.run import train
 
 if __name__ == "__main__":
     first_port = int(os.environ["MASTER_PORT"])

@@ -1,5 +1,6 @@
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.errors import EsolmError
-from pipeline.parallel.engine import StepResult
-from pipeline.train import guards
-from pipeline.train.guards import SpikeGuard, Standstill
+from esolm.pipeline.errors import EsolmError
+from esolm.pipeline.parallel.engine import StepResult
+from esolm.pipeline.train import guards
+from esolm.pipeline.train.guards import SpikeGuard, Standstill
 
 
 def result(loss: float, norm: float = 1.0) -> StepResult:
@@ -97,6 +98,11 @@ def test_what_is_trained_again_after_a_rollback_is_no_way_forward() -> None:
     standstill.note(5, True)
     with pytest.raises(EsolmError, match="since step 6"):
         standstill.note(6, False)
+
+
+def test_an_engine_without_replicas_has_nothing_to_compare() -> None:
+    """As the example in parallel/build.py: its run would end here, before its last save."""
+    guards.check_replicas(SimpleNamespace(replicas=lambda: iter(())))  # type: ignore[arg-type]
 
 
 def test_replicas_are_compared_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

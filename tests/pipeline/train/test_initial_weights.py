@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from data_prep.tokenizers import load_tokenizer
-from pipeline.checkpoint import commit
-from pipeline.checkpoint.reader import CheckpointReader
-from pipeline.export.fold import fold
-from pipeline.export.manifest import write_manifest
-from pipeline.export.writer import bundle_config, load_model, write_bundle
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.pipeline.checkpoint import commit
+from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.export.fold import fold
+from esolm.pipeline.export.manifest import write_manifest
+from esolm.pipeline.export.writer import bundle_config, load_model, write_bundle
 from tests.dist.ranks import rank_environment
 from tests.pipeline.conftest import RecordedRun
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run.config import load_config
-from pipeline.run.directory import RunDirectory
-from pipeline.run.history import read_lines
-from pipeline.train.metrics import MetricsWriter, Reports
-from pipeline.train.progress import Progress
-from pipeline.train.recorder import Recorder
+from esolm.pipeline.run.config import load_config
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.history import read_lines
+from esolm.pipeline.train.metrics import MetricsWriter, Reports
+from esolm.pipeline.train.progress import Progress
+from esolm.pipeline.train.recorder import Recorder
 from tests.processes import ROOT
 
 CONFIG = ROOT / "configs" / "run" / "demo.yaml"

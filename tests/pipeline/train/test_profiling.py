@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.run.step_range import parse_steps, steps_problems
-from pipeline.train.profiling import StepProfiler
+from esolm.pipeline.run.step_range import parse_steps, steps_problems
+from esolm.pipeline.train.profiling import StepProfiler
 
 
 def test_steps_that_are_asked_for() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from pipeline.data.micro_batch import MicroBatch
-from pipeline.parallel.deepspeed_engine import DeepSpeedEngine
-from pipeline.parallel.engine import StepResult
-from pipeline.run.config import load_config
-from pipeline.train.guards import SpikeGuard
-from pipeline.train.run import train
+from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine
+from esolm.pipeline.parallel.engine import StepResult
+from esolm.pipeline.run.config import load_config
+from esolm.pipeline.train.guards import SpikeGuard
+from esolm.pipeline.train.run import train
 
 REFUSED_CALL = 7
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pipeline.cli.main import app
-from pipeline.errors import ConfigError
-from pipeline.run.config import load_config
-from pipeline.run.directory import RunDirectory
-from pipeline.watch.place import find_step
-from pipeline.watch.replay import replay, row_losses
+from esolm.pipeline.cli.main import app
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.config import load_config
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.watch.place import find_step
+from esolm.pipeline.watch.replay import replay, row_losses
 from tests.pipeline.conftest import RecordedRun
 
 # Step -> which of the computed steps it was: 7 was refused, then 5 to 12 came on later data.

@@ -5,12 +5,12 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from data_prep.tokenizers import load_tokenizer
-from pipeline.cli.main import app
-from pipeline.cli.sample import coloured
-from pipeline.errors import ConfigError
-from pipeline.generate import Request
-from pipeline.watch.samples import PROMPT, Piece, marked, pieces, sample_run
+from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.pipeline.cli.main import app
+from esolm.pipeline.cli.sample import coloured
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.generate import Request
+from esolm.pipeline.watch.samples import PROMPT, Piece, marked, pieces, sample_run
 from tests.pipeline.conftest import RecordedRun
 
 

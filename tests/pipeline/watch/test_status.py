@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli.main import app
-from pipeline.errors import ConfigError
-from pipeline.run.config import load_config, to_yaml
-from pipeline.run.directory import RunDirectory
-from pipeline.run.history import History
-from pipeline.watch.status import run_status
+from esolm.pipeline.cli.main import app
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run import beats
+from esolm.pipeline.run.config import load_config, to_yaml
+from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.history import History
+from esolm.pipeline.watch.status import run_status
 from tests.pipeline.conftest import RecordedRun
 from tests.processes import run_python
 
@@ -91,6 +92,32 @@ def test_a_run_that_lives_then_stalls_then_dies(run: RunDirectory) -> None:
     assert not dead.resumable
 
 
+def test_a_stopped_rank_is_named(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one that beats, nor what an earlier start has left."""
+    monkeypatch.setattr(beats, "BEAT_SECONDS", 0.05)
+    run.beat(2).write_text("node3, process 7\n")
+    monkeypatch.setenv("SLURMD_NODENAME", "node1")
+    run.lock()
+    start(run)
+    log_steps(run, 40)
+    beating = beats.Beat(run, 0)
+    minutes_ago = time.time() - 100
+    for path in (run.path / ".lock", run.beat(0)):
+        os.utime(path, (minutes_ago, minutes_ago))
+    os.utime(run.beat(2), (minutes_ago - 1, minutes_ago - 1))
+    while beats.silence(run.beat(0)) > 50:
+        time.sleep(0.01)
+    assert run_status(run.path).health.state == "running"
+    run.beat(1).write_text("node2, process 6\n")
+    os.utime(run.beat(1), (minutes_ago, minutes_ago))
+    health = run_status(run.path).health
+    assert health.state == "stalled"
+    assert health.reason.startswith("no sign of life from rank 1 (node2, process 6) for 100 s: ")
+    assert "node1" in run.beat(0).read_text()
+    beating.close()
+    assert not run.beat(0).exists()
+
+
 @pytest.mark.parametrize(
     ("code", "reason", "state"),
     [(85, "", "stopped"), (1, "EsolmError: a faulty link", "failed")],
@@ -154,7 +181,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_it_needs_no_torch(recorded_run: RecordedRun) -> None:
     script = (
-        "import sys; from typer.testing import CliRunner; from pipeline.cli.main import app\n"
+        "import sys; from typer.testing import CliRunner; from esolm.pipeline.cli.main import app\n"
         f"assert CliRunner().invoke(app, ['status', {str(recorded_run.path)!r}]).exit_code == 0\n"
         "assert not {'torch', 'transformers', 'deepspeed'} & sys.modules.keys()\n"
     )

@@ -1,0 +1,33 @@
+"""Which of several kernels that compute the same thing this process uses.
+
+PyTorch's plain ones serve everywhere. A run proves the others on its device before it takes them
+(`esolm.pipeline.train.kernels`).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels that are used where the device has them."""
+
+    flex_attention: bool = True
+    """On CUDA, a block mask where the pattern is not causal; else a dense mask."""
+    fused_adamw: bool = True
+    """One kernel for the whole update; else one for each of its operations."""
+    apex_norm: bool = False
+    """NVIDIA apex's LayerNorm and RMSNorm; else PyTorch's."""
+
+
+_in_use = Kernels()
+
+
+def kernels_in_use() -> Kernels:
+    """Returns the choice that holds in this process."""
+    return _in_use
+
+
+def use_kernels(kernels: Kernels) -> None:
+    """Makes a choice hold for networks and optimizers that are built from now on, and for masks."""
+    global _in_use
+    _in_use = kernels

@@ -1,0 +1,49 @@
+"""Files that are read at any place by several threads, of which only some are open at a time."""
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_OPEN_FILES = 256
+
+
+class OpenFile:
+    """A descriptor that is closed when its last user lets go of it, whichever thread that is."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read_into(self, row: npt.NDArray[np.generic], offset: int) -> int:
+        """Fill a row from a byte offset and return the bytes found.
+
+        A method, so that the caller's reference keeps the descriptor open until the read is done.
+        """
+        return os.preadv(self._descriptor, [row.data], offset)
+
+
+class OpenFiles:
+    """The most recently used shards, kept open; safe to use from several threads."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+        self._open: OrderedDict[int, OpenFile] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, number: int) -> OpenFile:
+        with self._lock:
+            file = self._open.get(number)
+            if file is None:
+                file = self._open[number] = OpenFile(self._paths[number])
+                if len(self._open) > MAX_OPEN_FILES:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(number)
+            return file

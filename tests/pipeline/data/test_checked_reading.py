@@ -1,0 +1,51 @@
+"""Tokens are checked while they are read: a changed one is an error that names its place."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.manifest import MEMBER_TOKENS, read_manifest
+from esolm.pipeline.data.dataset import TokenDataset
+
+START = 512
+"""The byte of a tar at which its first member's tokens begin."""
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_checked_and_unchecked_rows_are_the_same(data_path: Path) -> None:
+    checked = TokenDataset(data_path, "train")
+    unchecked = TokenDataset(data_path, "train", checked=False)
+    assert checked.num_tokens > MEMBER_TOKENS, "rows run over the ends of members, too"
+    starts = np.random.default_rng(0).integers(0, checked.num_tokens - 3000, 200)
+    ends = np.cumsum([shard.num_tokens for shard in checked.shards])[:-1]
+    starts = np.concatenate([starts, [0, MEMBER_TOKENS - 1, MEMBER_TOKENS], ends - 1, ends])
+    starts = np.minimum(starts, checked.num_tokens - 3000)
+    for length in (1, 64, 1024, 3000):
+        one, other = (data.read_many(starts, length) for data in (checked, unchecked))
+        assert (one == other).all()
+
+
+def test_a_changed_token_is_named_by_shard_member_and_byte(copy_path: Path) -> None:
+    """It is of the vocabulary, so that nothing else would notice."""
+    shard = read_manifest(copy_path).splits["train"][0]
+    flip(copy_path / shard.name, START + 2 * 5000)
+    data = TokenDataset(copy_path, "train")
+    assert len(data.read(0, 4096)) == 4096, "what is whole is read"
+    byte = START + 2 * 4096
+    with pytest.raises(DataError, match=rf"{shard.name}, member 0, byte {byte}: the next 1024"):
+        data.read(4500, 600)
+    assert len(TokenDataset(copy_path, "train", checked=False).read(4500, 600)) == 600
+
+
+def test_changed_checksums_are_noticed(copy_path: Path) -> None:
+    shard = read_manifest(copy_path).splits["train"][0]
+    flip(copy_path / shard.crc_name, 0)
+    with pytest.raises(DataError, match="are not what was written"):
+        TokenDataset(copy_path, "train").read(0, 10)
