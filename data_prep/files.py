@@ -75,7 +75,12 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record as indented JSON with sorted keys, atomically."""
-    write_atomic(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    write_atomic(path, json_bytes(record))
+
+
+def json_bytes(record: dict[str, Any]) -> bytes:
+    """Return the content of the file that `write_json` writes."""
+    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -84,17 +89,23 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     Raises DataError, whose message ends with the remedy, when the file is missing, damaged or
     unreadable.
     """
+    return read_json_and_bytes(path, remedy)[0]
+
+
+def read_json_and_bytes(path: Path, remedy: str) -> tuple[dict[str, Any], bytes]:
+    """Return the JSON object in a file and the bytes of the file; raises as `read_json` does."""
     try:
-        record = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        record = json.loads(content)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist. {remedy}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}). {remedy}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}). {remedy}") from None
     if not isinstance(record, dict):
         raise DataError(f"{path} does not hold a JSON object. {remedy}")
-    return record
+    return record, content
 
 
 def sha256_of_file(path: Path) -> str:

@@ -122,6 +122,8 @@ def read_marker(data: Path, path: Path) -> TaskRecord:
     """
     marker = read_record(path, DELETE_MARKER)
     try:
+        if path.name != marker_path(data, marker["task"], marker["num_tasks"]).name:
+            raise DataError(f"{path} is the marker of another task. {DELETE_MARKER}")
         expected = task_fingerprint(marker["task"], marker["settings"])
         shards = {
             split: [_read_sidecar(data, name, expected) for name in names]

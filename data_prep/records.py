@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.files import fingerprint_of, read_json, write_json
+from esolm.data_prep.files import fingerprint_of, json_bytes, read_json_and_bytes, write_json
 
 FORMAT_VERSION = 2
 UNSEALED_VERSION = 1
@@ -18,7 +18,11 @@ logger = logging.getLogger(__name__)
 def write_record(path: Path, content: dict[str, Any]) -> None:
     """Write a record in the present format, with its checksum, atomically."""
     content = {"format_version": FORMAT_VERSION, **content}
-    write_json(path, {**content, SEAL: fingerprint_of(content)})
+    write_json(path, _sealed(content))
+
+
+def _sealed(content: dict[str, Any]) -> dict[str, Any]:
+    return {**content, SEAL: fingerprint_of(content)}
 
 
 def read_record(path: Path, remedy: str) -> dict[str, Any]:
@@ -27,7 +31,7 @@ def read_record(path: Path, remedy: str) -> dict[str, Any]:
     Raises DataError, whose message ends with the remedy, when the file is missing, unreadable, of
     another format, or not what was written.
     """
-    content = read_json(path, remedy)
+    content, found = read_json_and_bytes(path, remedy)
     version, seal = content.get("format_version"), content.pop(SEAL, None)
     if version not in (UNSEALED_VERSION, FORMAT_VERSION):
         raise DataError(
@@ -35,7 +39,9 @@ def read_record(path: Path, remedy: str) -> dict[str, Any]:
             f"{FORMAT_VERSION}. Prepare the dataset again, or use the program that wrote it."
         )
     is_unsealed = version == UNSEALED_VERSION and seal is None
-    if not is_unsealed and seal != fingerprint_of(content):
+    # The bytes are compared, for a changed byte may leave the JSON the same: a blank, the case of
+    # an escape, a key that stands there twice.
+    if not is_unsealed and found != json_bytes(_sealed(content)):
         raise DataError(
             f"{path} is not what was written: its content does not give its checksum, so it was "
             f"changed by hand or damaged. {remedy}"

@@ -6,7 +6,13 @@ from pathlib import Path
 
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import HASH_BLOCK_BYTES
-from esolm.data_prep.manifest import TOKENIZER_DIRECTORY, Manifest, repair_advice
+from esolm.data_prep.jobs import read_marker
+from esolm.data_prep.manifest import (
+    TASKS_DIRECTORY,
+    TOKENIZER_DIRECTORY,
+    Manifest,
+    repair_advice,
+)
 from esolm.data_prep.tokenizers import load_tokenizer
 
 
@@ -28,6 +34,7 @@ def verify_dataset(data: Path, manifest: Manifest, on_bytes: Callable[[int], Non
         problem = file_problem(data / name, num_bytes, sha256, on_bytes)
         if problem:
             problems.append(problem)
+    problems += _task_problems(data, manifest)
     problems += tokenizer_problems(data, manifest)
     if problems:
         raise DataError("\n".join([*problems, repair_advice(data)]))
@@ -54,6 +61,29 @@ def file_problem(
     if digest.hexdigest() != sha256:
         return f"{path}: changed, sha256 {sha256} expected, {digest.hexdigest()} found"
     return None
+
+
+def _task_problems(data: Path, manifest: Manifest) -> list[str]:
+    """Say what is wrong with the markers and sidecars, if they still lie in the dataset.
+
+    Reading does not need them, but the next `tokenize` and `merge` rely on them.
+    """
+    problems = []
+    listed = {file for file in files_of(manifest) if file[0].endswith(".tar")}
+    for path in sorted((data / TASKS_DIRECTORY).glob("task-*.json")):
+        try:
+            record = read_marker(data, path)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        shards = [shard for infos in record.shards.values() for shard in infos]
+        others = [s.name for s in shards if (s.name, s.num_bytes, s.sha256) not in listed]
+        if others:
+            problems.append(
+                f"{path}: the manifest was not made from its {', '.join(others)}. Run `esolm prep "
+                f"merge {data}`."
+            )
+    return problems
 
 
 def tokenizer_problems(data: Path, manifest: Manifest) -> list[str]:

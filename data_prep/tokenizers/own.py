@@ -12,7 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.files import fingerprint_of, read_json, write_atomic, write_json
+from esolm.data_prep.files import (
+    fingerprint_of,
+    read_json,
+    sha256_of_file,
+    write_atomic,
+    write_json,
+)
 from esolm.data_prep.tokenizers.protocol import (
     Ids,
     Tokenizer,
@@ -48,10 +54,12 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / MODEL_NAME
-        self._processor = _load_model(self.path)
-        self.vocabulary = _describe(self._processor, self.path)
-        if not (directory / CONFIG_NAME).is_file():
-            _check_record(self.info, self.path.read_bytes(), directory / META_NAME)
+        in_bundle = (directory / CONFIG_NAME).is_file()
+        if not in_bundle:
+            _check_bytes(self.path, directory / META_NAME)
+        self._processor, self.vocabulary = _load_model(self.path)
+        if not in_bundle:
+            _check_record(self.info, directory / META_NAME)
         self._mark_ids = [int(self._processor.piece_to_id(piece)) for piece in MARK_PIECES]
 
     @staticmethod
@@ -149,8 +157,9 @@ def save_tokenizer(model: bytes, directory: Path) -> TokenizerInfo:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / MODEL_NAME
     write_atomic(path, model)
-    info = dataset_info(_describe(_load_model(path), path), path)
-    write_json(directory / META_NAME, {**info.to_record(), MODEL_SHA256: _sha256(model)})
+    info = dataset_info(_load_model(path)[1], path)
+    digest = hashlib.sha256(model).hexdigest()
+    write_json(directory / META_NAME, {**info.to_record(), MODEL_SHA256: digest})
     return info
 
 
@@ -168,7 +177,8 @@ def _parts(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _load_model(path: Path) -> Any:
+def _load_model(path: Path) -> tuple[Any, Vocabulary]:
+    from google.protobuf.message import DecodeError
     from sentencepiece import SentencePieceProcessor
 
     if not path.is_file():
@@ -176,25 +186,40 @@ def _load_model(path: Path) -> Any:
     processor = SentencePieceProcessor()
     try:
         processor.load(str(path))
-    except (RuntimeError, OSError) as error:
+        return processor, _describe(processor, path)
+    # What the library says of a damaged model may itself be no valid text: a UnicodeDecodeError.
+    except (RuntimeError, OSError, ValueError, DecodeError) as error:
         raise DataError(f"{path} is not a SentencePiece model ({error}). {RESTORE}") from error
-    return processor
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _check_bytes(path: Path, record: Path) -> None:
+    """Raise DataError if the model is not byte for byte the one that was recorded.
+
+    This comes before the library sees the model, which does not take every damage for one. Older
+    records do not state the checksum.
+    """
+    if not path.is_file() or not record.is_file():
+        return
+    expected = read_json(record, RESTORE).get(MODEL_SHA256)
+    try:
+        found = sha256_of_file(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). {RESTORE}") from error
+    if expected not in (None, found):
+        _refuse(record, [f"{MODEL_SHA256}: {expected} recorded, {found} found"])
 
 
-def _check_record(info: TokenizerInfo, model: bytes, path: Path) -> None:
-    meta = read_json(path, RESTORE)
-    found = info.to_record()
-    if MODEL_SHA256 in meta:  # older records do not state it
-        found[MODEL_SHA256] = _sha256(model)
+def _check_record(info: TokenizerInfo, path: Path) -> None:
+    meta, found = read_json(path, RESTORE), info.to_record()
     differences = [
-        f"{key}: {meta.get(key)} recorded, {value} found"
-        for key, value in found.items()
-        if meta.get(key) != value
+        f"{key}: {meta.get(key)} recorded, {found.get(key)} found"
+        for key in {**found, **meta}
+        if key != MODEL_SHA256 and meta.get(key) != found.get(key)
     ]
+    _refuse(path, differences)
+
+
+def _refuse(path: Path, differences: list[str]) -> None:
     if differences:
         raise DataError(
             f"{path.parent / MODEL_NAME} is not the model that {META_NAME} describes "
@@ -231,7 +256,8 @@ def _fingerprint(processor: Any) -> str:
     model.ParseFromString(processor.serialized_model_proto())
     pieces = hashlib.sha256()
     for piece in model.pieces:
-        text = piece.piece.encode()
+        # The library gives bytes where a damaged model has a piece that is no text.
+        text = piece.piece.encode() if isinstance(piece.piece, str) else piece.piece
         pieces.update(struct.pack("<IBf", len(text), piece.type, piece.score) + text)
     normalizer = model.normalizer_spec
     return fingerprint_of(

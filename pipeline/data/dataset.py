@@ -65,7 +65,9 @@ class TokenDataset:
         self._files = OpenFiles(self._paths)
         has_checksums = checked and all(shard.crc_name for shard in shards)
         checksums = [self.path / shard.crc_name for shard in shards] if has_checksums else []
-        self._checksums = OpenFiles(checksums) if has_checksums else None
+        # They must be those of the manifest: a shard and its checksums may both be another's.
+        digests = [shard.crc_sha256 for shard in shards]
+        self._checksums = OpenFiles(checksums, digests) if has_checksums else None
         ends = np.cumsum([shard.num_tokens for shard in shards], dtype=np.int64)
         self._shard_starts = np.concatenate([[0], ends])
         self._member_offsets = np.array([s.member_offset for s in shards], dtype=np.int64)

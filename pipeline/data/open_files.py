@@ -8,6 +8,9 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import sha256_of_file
+
 MAX_OPEN_FILES = 256
 
 
@@ -32,8 +35,10 @@ class OpenFile:
 class OpenFiles:
     """The most recently used shards, kept open; safe to use from several threads."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], sha256: list[str] | None = None) -> None:
+        """sha256: what a whole file must have, which is looked at when it is first opened."""
         self._paths = paths
+        self._unproven = dict(enumerate(sha256 or []))
         self._open: OrderedDict[int, OpenFile] = OrderedDict()
         self._lock = Lock()
 
@@ -42,8 +47,21 @@ class OpenFiles:
             file = self._open.get(number)
             if file is None:
                 file = self._open[number] = OpenFile(self._paths[number])
+                self._prove(number)
                 if len(self._open) > MAX_OPEN_FILES:
                     self._open.popitem(last=False)
             else:
                 self._open.move_to_end(number)
             return file
+
+    def _prove(self, number: int) -> None:
+        expected = self._unproven.get(number)
+        if expected is None:
+            return
+        found = sha256_of_file(self._paths[number])
+        if found != expected:
+            del self._open[number]
+            raise DataError(
+                f"{self._paths[number]}: changed, sha256 {expected} expected, {found} found."
+            )
+        del self._unproven[number]

@@ -47,5 +47,21 @@ def test_a_changed_token_is_named_by_shard_member_and_byte(copy_path: Path) -> N
 def test_changed_checksums_are_noticed(copy_path: Path) -> None:
     shard = read_manifest(copy_path).splits["train"][0]
     flip(copy_path / shard.crc_name, 0)
-    with pytest.raises(DataError, match="are not what was written"):
+    data = TokenDataset(copy_path, "train")
+    for _ in range(2):  # the first look is no reason to trust them at the second
+        with pytest.raises(DataError, match=rf"{shard.crc_name}: changed, sha256"):
+            data.read(50_000, 10)
+    assert len(data.read(shard.num_tokens, 10)) == 10, "the next shard's are whole"
+
+
+def test_a_shard_and_its_checksums_may_not_both_be_anothers(copy_path: Path) -> None:
+    """They belong together, and have the sizes that the manifest says."""
+    first, second, *_ = read_manifest(copy_path).splits["train"]
+    size = first.num_bytes
+    for name, other in ((first.name, second.name), (first.crc_name, second.crc_name)):
+        content = (copy_path / other).read_bytes()
+        kept = (copy_path / name).stat().st_size
+        (copy_path / name).write_bytes(content[:kept].ljust(kept, b"\0"))
+    assert (copy_path / first.name).stat().st_size == size
+    with pytest.raises(DataError, match=rf"{first.crc_name}: changed, sha256"):
         TokenDataset(copy_path, "train").read(0, 10)
