@@ -16,17 +16,16 @@ from esolm.data_prep.documents import BadDocuments, Document, SourceFile, iterat
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import fingerprint_of, refuse_taken
 from esolm.data_prep.formats import format_of
+from esolm.data_prep.layout import ShardInfo, token_dtype
 from esolm.data_prep.manifest import (
     MANIFEST_NAME,
     SHARDS_DIRECTORY,
     SPLITS,
     TASKS_DIRECTORY,
     TOKENIZER_DIRECTORY,
-    ShardInfo,
     record_to,
     record_to_shard,
     shard_problems,
-    token_dtype,
 )
 from esolm.data_prep.records import read_record, write_record
 from esolm.data_prep.shards import ShardWriter, shard_prefix

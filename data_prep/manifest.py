@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import fingerprint_of
+from esolm.data_prep.layout import MEMBER_TOKENS, ShardInfo, token_dtype
 from esolm.data_prep.records import UNSEALED_VERSION, read_record, write_record
 from esolm.data_prep.tokenizers import TokenizerInfo
 
@@ -17,58 +18,7 @@ TASKS_DIRECTORY = "tasks"
 TOKENIZER_DIRECTORY = "tokenizer"
 SPLITS = ("train", "valid")
 
-MEMBER_TOKENS = 65_536
-"""The tokens in every member of a tar but its last, which may be shorter."""
-TAR_BLOCK_BYTES = 512
-CHECKED_TOKENS = 1024
-"""The tokens of a member that have a checksum of their own; the last ones may be fewer."""
-CHECKSUM_BYTES = 4
-
 logger = logging.getLogger(__name__)
-
-
-def token_dtype(vocab_size: int) -> str:
-    """Return the numpy type of stored tokens: little-endian, of 16 bits if every id fits."""
-    return "<u2" if vocab_size <= 1 << 16 else "<u4"
-
-
-def member_stride(itemsize: int) -> int:
-    """Return how many bytes lie from the start of one member's tokens to that of the next one's."""
-    return MEMBER_TOKENS * itemsize + TAR_BLOCK_BYTES
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """One tar of tokens and what lies beside it, by names within the dataset.
-
-    Member m holds the tokens from m * 65,536 on; they start at byte
-    `member_offset + m * member_stride` of the tar. The files beside it hold the ends of documents,
-    and the crc32 of every 1,024 tokens, which a dataset of format 1 has not.
-    """
-
-    name: str
-    num_bytes: int
-    sha256: str
-    num_tokens: int
-    num_documents: int
-    member_offset: int
-    member_stride: int
-    ends_name: str
-    ends_bytes: int
-    ends_sha256: str
-    crc_name: str = ""
-    crc_bytes: int = 0
-    crc_sha256: str = ""
-
-    def files(self) -> list[tuple[str, int, str]]:
-        """Return (name, bytes, sha256) of every file of the shard."""
-        files = [
-            (self.name, self.num_bytes, self.sha256),
-            (self.ends_name, self.ends_bytes, self.ends_sha256),
-        ]
-        if self.crc_name:
-            files.append((self.crc_name, self.crc_bytes, self.crc_sha256))
-        return files
 
 
 @dataclass(frozen=True)
@@ -80,10 +30,25 @@ class Manifest:
     splits: dict[str, list[ShardInfo]]
     counts: dict[str, int]
     """How many documents had each outcome: documents (kept), duplicates, empty, bad."""
+    states_former: bool = False
+    """Whether its record was written when the fingerprint did not cover the layout of tokens."""
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 over the hashes of all shards in order and the tokenizer's fingerprint."""
+        """A sha256 over all that decides which tokens are read, shards in order."""
+        if self.states_former:
+            return self.former_fingerprint
+        layout = ("sha256", "num_tokens", "member_offset", "member_stride")
+        shards = {
+            split: [[getattr(shard, name) for name in layout] for shard in infos]
+            for split, infos in self.splits.items()
+        }
+        tokens = {"dtype": self.dtype, "member_tokens": MEMBER_TOKENS, "shards": shards}
+        return fingerprint_of({**tokens, "tokenizer": self.tokenizer.fingerprint})
+
+    @property
+    def former_fingerprint(self) -> str:
+        """The fingerprint of records before, over the hashes of shards and the tokenizer's."""
         shards = {s: [shard.sha256 for shard in infos] for s, infos in self.splits.items()}
         return fingerprint_of({"shards": shards, "tokenizer": self.tokenizer.fingerprint})
 
@@ -168,15 +133,34 @@ def read_manifest(data: Path) -> Manifest:
             splits=splits,
             counts={str(key): int(count) for key, count in record["counts"].items()},
         )
-        stated = record["fingerprint"]
+        if record["fingerprint"] == manifest.former_fingerprint:
+            manifest = replace(manifest, states_former=True)
+        problems = _contradictions(manifest, record)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({type(error).__name__}: {error}). {merge}") from error
-    if manifest.fingerprint != stated:
+    if problems:
         raise DataError(
-            f"{path} states the fingerprint {stated}, but its shards give {manifest.fingerprint}: "
-            f"it was changed by hand or damaged. {merge}"
+            f"{path} contradicts itself ({'; '.join(problems)}): it was changed by hand or "
+            f"damaged. {merge}"
         )
     return manifest
+
+
+def _contradictions(manifest: Manifest, record: dict[str, Any]) -> list[str]:
+    """Name what a record states otherwise than it follows from its shards and tokenizer."""
+    follows = {
+        "fingerprint": manifest.fingerprint,
+        "dtype": token_dtype(manifest.tokenizer.vocab_size),
+        "member_tokens": MEMBER_TOKENS,
+        "num_tokens": {split: manifest.num_tokens(split) for split in manifest.splits},
+    }
+    problems = [
+        f"{key}: {record[key]} stated, {value} by its shards and tokenizer"
+        for key, value in follows.items()
+        if record[key] != value
+    ]
+    shards = [shard for infos in manifest.splits.values() for shard in infos]
+    return problems or [each for shard in shards for each in shard.contradictions(manifest.dtype)]
 
 
 def shard_problems(data: Path, shards: Sequence[ShardInfo]) -> list[str]:

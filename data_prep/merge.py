@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.jobs import COUNTS, TaskRecord, read_marker
+from esolm.data_prep.jobs import COUNTS, DELETE_MARKER, TaskRecord, read_marker
+from esolm.data_prep.layout import token_dtype
 from esolm.data_prep.manifest import (
     SPLITS,
     TASKS_DIRECTORY,
@@ -11,7 +12,6 @@ from esolm.data_prep.manifest import (
     Manifest,
     repair_advice,
     shard_problems,
-    token_dtype,
     write_manifest,
 )
 from esolm.data_prep.tokenizers import load_tokenizer
@@ -35,15 +35,18 @@ def merge_tasks(data: Path) -> Manifest:
     splits = {
         split: [shard for record in records for shard in record.shards[split]] for split in SPLITS
     }
-    problems = shard_problems(data, [shard for shards in splits.values() for shard in shards])
-    if problems:
+    dtype = token_dtype(tokenizer.vocab_size)
+    shards = [shard for infos in splits.values() for shard in infos]
+    if wrong := [each for shard in shards for each in shard.contradictions(dtype)]:
+        raise DataError("\n".join([*wrong, DELETE_MARKER]))
+    if problems := shard_problems(data, shards):
         raise DataError("\n".join([*problems, repair_advice(data)]))
     if not any(splits.values()):
         raise DataError(
             f"{data} holds no tokens: every document was empty or bad. Check the input."
         )
     counts = {name: sum(record.counts[name] for record in records) for name in COUNTS}
-    manifest = Manifest(token_dtype(tokenizer.vocab_size), tokenizer, splits, counts)
+    manifest = Manifest(dtype, tokenizer, splits, counts)
     write_manifest(data, manifest)
     return manifest
 

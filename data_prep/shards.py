@@ -19,14 +19,14 @@ from esolm.data_prep.files import (
     temporary_path,
     write_atomic,
 )
-from esolm.data_prep.manifest import (
+from esolm.data_prep.layout import (
     CHECKED_TOKENS,
     MEMBER_TOKENS,
-    SHARDS_DIRECTORY,
     TAR_BLOCK_BYTES,
     ShardInfo,
     member_stride,
 )
+from esolm.data_prep.manifest import SHARDS_DIRECTORY
 from esolm.data_prep.records import write_record
 
 

@@ -7,12 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from esolm.data_prep.errors import DataError
+from esolm.data_prep.layout import CHECKED_TOKENS, CHECKSUM_BYTES, MEMBER_TOKENS, ShardInfo
 from esolm.data_prep.manifest import (
-    CHECKED_TOKENS,
-    CHECKSUM_BYTES,
-    MEMBER_TOKENS,
     TOKENIZER_DIRECTORY,
-    ShardInfo,
     read_manifest,
     repair_advice,
     shard_problems,
@@ -50,6 +47,7 @@ class TokenDataset:
         if checked and (problems := shard_problems(self.path, shards)):
             raise DataError("\n".join([*problems, repair_advice(self.path)]))
         self.fingerprint = manifest.fingerprint
+        self.former_fingerprint = manifest.former_fingerprint
         self.vocab_size = manifest.tokenizer.vocab_size
         self.mask_id = manifest.tokenizer.mask_id
         self.bos_id = manifest.tokenizer.bos_id

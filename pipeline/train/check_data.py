@@ -7,7 +7,8 @@ import numpy as np
 import torch.distributed as dist
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.manifest import CHECKED_TOKENS, SPLITS, read_manifest, repair_advice
+from esolm.data_prep.layout import CHECKED_TOKENS
+from esolm.data_prep.manifest import SPLITS, read_manifest, repair_advice
 from esolm.data_prep.verify import file_problem, tokenizer_problems
 from esolm.pipeline.data.dataset import TokenDataset
 

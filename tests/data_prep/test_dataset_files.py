@@ -12,7 +12,8 @@ from esolm.data_prep.documents import BadDocuments, iterate_documents
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import sha256_of_file, write_atomic
 from esolm.data_prep.jobs import check_settings, is_finished, prepare_output, run_task
-from esolm.data_prep.manifest import Manifest, read_manifest, token_dtype
+from esolm.data_prep.layout import token_dtype
+from esolm.data_prep.manifest import Manifest, read_manifest
 from esolm.data_prep.merge import merge_tasks
 from esolm.data_prep.progress import ProgressBar
 from esolm.data_prep.records import write_record

@@ -3,18 +3,25 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.jobs import read_marker
-from esolm.data_prep.manifest import read_manifest
+from esolm.data_prep.manifest import read_manifest, write_manifest
 from esolm.data_prep.merge import merge_tasks
+from esolm.data_prep.records import write_record
 from esolm.data_prep.verify import verify_dataset
+from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.reader import SampleReader
 from tests.data_prep.corpus import make_job, run_job, write_jsonl
+
+FORMAT_1 = Path(__file__).parents[1] / "data" / "dataset_format_1"
 
 
 @pytest.fixture
@@ -114,3 +121,78 @@ def test_a_dataset_without_the_records_of_its_tasks_is_whole(data: Path) -> None
     for sidecar in data.glob("shards/*.json"):
         sidecar.unlink()
     assert verify(data)
+
+
+@pytest.mark.parametrize("field", ["num_tokens", "member_offset", "member_stride", "num_bytes"])
+def test_figures_under_a_new_seal_must_still_fit(data: Path, field: str) -> None:
+    """As of a program that knows how records are sealed."""
+    manifest, sidecar = data / "manifest.json", data / "shards" / "train-00000-00000.json"
+    for path, use in ((manifest, read_manifest), (sidecar, merge_tasks)):
+        record = json.loads(path.read_bytes())
+        shard = record["shard"] if path == sidecar else record["splits"]["train"][0]
+        shard[field] += 512
+        if field == "num_tokens" and path == manifest:
+            record["num_tokens"]["train"] += 512
+        write_record(path, {key: record[key] for key in record if key != "checksum"})
+        with pytest.raises(DataError, match=r"contradicts itself|stated"):
+            use(data)
+
+
+def test_a_resume_sees_another_number_of_tokens(data: Path) -> None:
+    """One token less leaves the tar as large as it was."""
+    state = SampleReader(TokenDataset(data, "train"), 64, seed=1).state(0)
+    manifest = read_manifest(data)
+    first, *others = manifest.splits["train"]
+    fewer = [replace(first, num_tokens=first.num_tokens - 1), *others]
+    write_manifest(data, replace(manifest, splits={**manifest.splits, "train": fewer}))
+    reader = SampleReader(TokenDataset(data, "train"), 64, seed=1)
+    with pytest.raises(DataError, match="dataset_fingerprint"):
+        reader.check_state(state)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A dataset that the version of format 1 wrote."""
+    return Path(shutil.copytree(FORMAT_1, tmp_path / "old"))
+
+
+def test_a_checkpoint_of_format_1_goes_on_when_it_is_merged_anew(
+    old: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = SampleReader(TokenDataset(old, "train"), 64, seed=1)
+    assert "is of format 1" in caplog.text
+    assert reader.dataset.fingerprint.startswith("f05858959bc69a76"), "as it always was"
+    assert reader.dataset.num_tokens == 5112
+    assert verify(old) == 4
+    rows, state = reader.read(np.arange(10)), reader.state(10)
+    merge_tasks(old)
+    assert json.loads((old / "manifest.json").read_bytes())["format_version"] == 2
+    again = SampleReader(TokenDataset(old, "train"), 64, seed=1)
+    assert (again.read(np.arange(10)) == rows).all()
+    assert again.dataset.fingerprint != reader.dataset.fingerprint
+    again.check_state(state)
+    assert verify(old) == 4
+
+
+@pytest.mark.parametrize("use", [read_manifest, merge_tasks])
+def test_figures_of_format_1_must_fit(old: Path, use: Callable[[Path], object]) -> None:
+    path = old / "manifest.json" if use is read_manifest else old / "shards/train-00000-00000.json"
+    figures = {b'"num_tokens": 2570': b'"num_tokens": 9570', b": 512,": b": 510,", b"131584": b"1"}
+    for before, after in figures.items():
+        content = path.read_bytes()
+        assert before in content
+        assert accepted(path, [content.replace(before, after)], lambda: use(old)) == []
+
+
+def test_no_changed_bit_of_format_1_is_read_as_other_tokens(old: Path) -> None:
+    random, manifest = Random(0), old / "manifest.json"
+    content, expected = manifest.read_bytes(), TokenDataset(old, "train").read(0, 5112)
+    for place in random.sample(range(len(content)), 300):
+        changed = bytearray(content)
+        changed[place] ^= 1 << random.randrange(8)
+        manifest.write_bytes(changed)
+        try:
+            data = TokenDataset(old, "train")
+        except DataError:
+            continue
+        assert (data.read(0, data.num_tokens) == expected).all(), bytes(changed)[place - 20 : place]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.manifest import MEMBER_TOKENS, read_manifest
+from esolm.data_prep.layout import MEMBER_TOKENS
+from esolm.data_prep.manifest import read_manifest
 from esolm.pipeline.data.dataset import TokenDataset
 
 START = 512
