@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.formats import AUTO, RawDocument, UnusableError, format_of, formats
+from esolm.data_prep.formats import RawDocument, UnusableError
+from esolm.data_prep.known_formats import AUTO, format_of, formats
 
 # The library's test suites hold files in deliberately wrong encodings, and little prose.
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}

@@ -15,7 +15,7 @@ from typing import Any
 from esolm.data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import fingerprint_of, refuse_taken
-from esolm.data_prep.formats import format_of
+from esolm.data_prep.known_formats import format_of
 from esolm.data_prep.layout import ShardInfo, token_dtype
 from esolm.data_prep.manifest import (
     MANIFEST_NAME,

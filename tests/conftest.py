@@ -1,5 +1,7 @@
 """Fixtures that more than one package of tests uses."""
 
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +17,20 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_jsonl(folder / "text.jsonl", 60)
     run_job(make_job(source, tokenizer, folder / "data", valid_fraction=0.2), tokenizer)
     return folder / "data"
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a small file system with options on a folder."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            pytest.skip("needs the right to mount a small file system")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)

@@ -1,7 +1,7 @@
 """Mistakes of a tired person: what was typed, the exit code, and what the one message says.
 
-Each row runs the real command. `{w}` is the workplace that all rows share and none may change, `{t}`
-a folder of the row's own. A message says what is wrong, where, and what to do.
+Each row runs the real command. `{w}` is the workplace that all rows share and none may change,
+`{t}` a folder of the row's own. A message says what is wrong, where, and what to do.
 """
 
 import os
@@ -37,7 +37,7 @@ MISTAKES = {
     # a configuration
     "misspelt key": Mistake(TRAIN + "train.step=5", ("unknown key 'train.step'", "'train.steps'")),
     "number with an exponent": Mistake(TRAIN + "train.steps=1e4", ("train.steps", "write 10000")),
-    "blank for =": Mistake(TRAIN + "train.steps 5", ("'train.steps' is not of the form key=value",)),
+    "blank for =": Mistake(TRAIN + "train.steps 5", ("'train.steps' is not of the form key=",)),
     "tabs": Mistake(
         "train {t}/r.yaml", ("r.yaml", "line 2", "indent with spaces"),
         files={"r.yaml": b"run:\n\tdir: x\n"},
@@ -89,12 +89,12 @@ MISTAKES = {
         TRAIN + "train.seq_len=100000", ("split 'valid'", "make that smaller", "--valid-fraction")
     ),
     "zero=3 with stages": Mistake(
-        TRAIN + "parallel.zero=3 parallel.pp=2 --ranks 2", ("parallel.zero=3", "use parallel.zero=1")
+        TRAIN + "parallel.zero=3 parallel.pp=2 --ranks 2", ("parallel.zero=3", "parallel.zero=1")
     ),
     "ranks that do not divide": Mistake(
         TRAIN + "parallel.tp=2 --ranks 3", ("3 ranks do not divide by parallel.tp 2",)
     ),
-    "no ranks": Mistake(TRAIN + "--ranks 0", ("'--ranks'", "x>=1"), code=2),
+    "no ranks": Mistake(TRAIN + "--ranks 0", ("'--ranks'", "greater than or equal to 1"), code=2),
     "fewer steps than are done": Mistake(
         "train {w}/config.yaml train.steps=5", ("has done 12 steps already", "use another run.dir")
     ),
@@ -120,10 +120,13 @@ MISTAKES = {
     ),
     "a binary file as text": Mistake(
         "prep tokenize {t}/a.txt --tokenizer {w}/tok --out {t}/data",
-        ("a.txt:1: invalid UTF-8 at byte 0", "--on-bad-document skip"), files={"a.txt": b"\xff\xfe"},
+        ("a.txt:1: invalid UTF-8 at byte 0", "--on-bad-document skip"),
+        files={"a.txt": b"\xff\xfe"},
     ),
     "no such key": Mistake(TOKENIZE + "--text-key content", ("no key 'content'", "--text-key")),
-    "no workers": Mistake(TOKENIZE + "--workers 0", ("'--workers'", "x>=1"), code=2),
+    "no workers": Mistake(
+        TOKENIZE + "--workers 0", ("'--workers'", "greater than or equal to 1"), code=2
+    ),
     "a percentage for a fraction": Mistake(
         TOKENIZE + "--valid-fraction 5", ("--valid-fraction is 5.0, must be in [0, 1)",)
     ),
@@ -263,7 +266,7 @@ def unchanged(folder: Path) -> Iterator[None]:
 def prepared(mistake: Mistake, workplace: Path, folder: Path) -> list[str]:
     """Writes a row's files; returns its command line."""
     for name, content in mistake.files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     places = {"{w}": str(workplace), "{t}": str(folder)}
     typed = mistake.typed

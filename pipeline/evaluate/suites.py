@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from esolm.data_prep.documents import BadDocuments, find_files, iterate_documents
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.formats import ANY
+from esolm.data_prep.known_formats import ANY
 from esolm.data_prep.tokenizers import Tokenizer
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.evaluate.detokenize import DETOKENIZERS

@@ -2,8 +2,9 @@
 
 from esolm.pipeline.checkpoint.commit import committed, damaged, step_of
 from esolm.pipeline.errors import ConfigError
-from esolm.pipeline.run.config import stated_settings, stated_value, valid_keys
+from esolm.pipeline.run.config import stated_settings, valid_keys
 from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.environment import stated_value
 from esolm.pipeline.run.sections import RunConfig
 
 # How a run is cut up, kept, watched and fed, not what it computes.

@@ -1,10 +1,6 @@
 """The configuration of a run: defaults <- YAML files <- `key=value` on the command line."""
 
 import difflib
-import os
-import re
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -13,12 +9,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.environment import from_environment, stated_value, with_names
 from esolm.pipeline.run.sections import RunConfig, keys_of
 
 SHIPPED = Path(__file__).parents[2]
 """The folder that holds `configs/`: of a checkout, or of the installed package."""
-
-_VARIABLE = re.compile(r"\$\{oc\.env:\s*(\w+)\s*\}")
 
 Schema = TypeVar("Schema")
 Layer: TypeAlias = dict[Any, Any]
@@ -28,9 +23,7 @@ Layer: TypeAlias = dict[Any, Any]
 def load_config(path: str | Path, overrides: list[str]) -> RunConfig:
     """Resolves a run configuration.
 
-    A path that begins with `configs/` names the file that is shipped, where there is none of the
-    user's.
-
+    A path that begins with `configs/` names the file that is shipped, if the user has none there.
     Raises ConfigError with every unknown key (and the nearest valid one), every value of the wrong
     type and every missing value at once.
     """
@@ -44,7 +37,7 @@ def load_recorded(path: Path) -> RunConfig:
     names the file in every line.
     """
     try:
-        return _resolve(RunConfig, [_with_names(layer) for layer in _layers(path, [])], [])
+        return _resolve(RunConfig, [with_names(layer) for layer in _layers(path, [])], [])
     except ConfigError as error:
         advice = f"{path} is damaged, or not of a run; the next start of the run writes it anew"
         raise ConfigError([*(f"{path}: {each}" for each in error.problems), advice]) from error
@@ -78,19 +71,8 @@ def _resolve(schema: type[Schema], layers: list[Layer], problems: list[str]) -> 
     resolved = OmegaConf.to_object(config)
     assert isinstance(resolved, schema)
     if isinstance(resolved, RunConfig):
-        resolved.from_environment = _from_environment(config, known)
+        resolved.from_environment = from_environment(config, known)
     return resolved
-
-
-def _from_environment(config: DictConfig, known: list[str]) -> dict[str, tuple[str, str]]:
-    """Returns the texts that name variables of the environment, by key, and their values."""
-    texts, found = _plain(config), {}
-    for key in known:
-        text: Any = reduce(getitem, key.split("."), texts)
-        value = OmegaConf.select(config, key)
-        if isinstance(text, str) and isinstance(value, str) and _VARIABLE.search(text):
-            found[key] = text, value
-    return found
 
 
 def stated_settings(path: Path) -> dict[str, Any]:
@@ -112,23 +94,6 @@ def to_yaml(config: RunConfig) -> str:
     for key in config.from_environment:
         OmegaConf.update(content, key, stated_value(config, key))
     return OmegaConf.to_yaml(content)
-
-
-def stated_value(config: RunConfig, key: str) -> Any:
-    """Returns the value of a setting; of one from the environment, the text that names it."""
-    value: Any = reduce(getattr, key.split("."), config)
-    text, then = config.from_environment.get(key, (None, None))
-    return text if text is not None and value == then else value
-
-
-def _with_names(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_names(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_with_names(inner) for inner in value]
-    if isinstance(value, str):
-        return _VARIABLE.sub(lambda m: m[0] if m[1] in os.environ else f"${m[1]}", value)
-    return value
 
 
 def _own_or_shipped(path: Path) -> Path:

@@ -51,6 +51,23 @@ def test_json_without_texts_is_a_bad_document(content: str, tmp_path: Path) -> N
     assert texts(path, policy="skip") == []
 
 
+def test_a_damaged_first_line_costs_no_other(tmp_path: Path) -> None:
+    """The file still holds lines, and is not one bad document."""
+    path = tmp_path / "c4.json"
+    path.write_text('{"text": \n' + LINES)
+    with pytest.raises(DataError, match=r"c4\.json:1: invalid JSON"):
+        texts(path)
+    assert texts(path, policy="skip") == [record["text"] for record in RECORDS]
+
+
+@pytest.mark.parametrize("first", ['{"text": "alone",', "{", '{"more": {"text": "no"},'])
+def test_an_object_over_lines_is_not_taken_for_lines(first: str, tmp_path: Path) -> None:
+    rest = '"text": "alone"\n}' if "alone" not in first else '"id": 1\n}'
+    path = tmp_path / "page.json"
+    path.write_text(f"{first}\n{rest}")
+    assert texts(path) == ["alone"]
+
+
 def test_names_that_say_nothing_are_refused_all_at_once_unless_told(tmp_path: Path) -> None:
     for name in ("part-00000", "_SUCCESS", "data.parquet", "notes.txt"):
         (tmp_path / name).write_text(LINES)

@@ -1,7 +1,6 @@
 """A damaged tokenizer, a full or unwritable disk: one line that says what, where and what to do."""
 
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,23 +9,6 @@ from esolm.data_prep.errors import DataError
 from esolm.data_prep.tokenizers import load_tokenizer
 from tests.data_prep.corpus import make_tokenizer, write_jsonl
 from tests.processes import run_python
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a small file system with options on a folder."""
-    folder = tmp_path / "mounted"
-    folder.mkdir()
-
-    def mount(options: str) -> Path:
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-            pytest.skip("needs the right to mount a small file system")
-        return folder
-
-    yield mount
-    if folder.is_mount():
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def refused(*arguments: str | Path, code: int) -> str:

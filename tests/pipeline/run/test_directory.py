@@ -2,8 +2,7 @@
 
 import contextlib
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,23 +53,6 @@ def test_damaged_lines_of_the_history_are_passed_over(damage: bytes, tmp_path: P
     assert [start.step for start in history.starts()] == [1, 2]
     assert [end.start for end in history.ends()] == [1, 2]
     assert [rollback.step for rollback in history.rollbacks()] == [1, 2]
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a small file system with options on a folder."""
-    folder = tmp_path / "mounted"
-    folder.mkdir()
-
-    def mount(options: str) -> Path:
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-            pytest.skip("needs the right to mount a small file system")
-        return folder
-
-    yield mount
-    if folder.is_mount():
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_run_that_cannot_be_written_is_refused_at_its_start(
