@@ -12,6 +12,7 @@ from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import sha256_of_file
 
 MAX_OPEN_FILES = 256
+ADVICE = "`esolm prep verify` of the dataset names all damage, and how it is repaired."
 
 
 class OpenFile:
@@ -46,8 +47,8 @@ class OpenFiles:
         with self._lock:
             file = self._open.get(number)
             if file is None:
-                file = self._open[number] = OpenFile(self._paths[number])
                 self._prove(number)
+                file = self._open[number] = self._opened(number)
                 if len(self._open) > MAX_OPEN_FILES:
                     self._open.popitem(last=False)
             else:
@@ -58,10 +59,23 @@ class OpenFiles:
         expected = self._unproven.get(number)
         if expected is None:
             return
-        found = sha256_of_file(self._paths[number])
+        try:
+            found = sha256_of_file(self._paths[number])
+        except FileNotFoundError as error:
+            raise self._gone(number) from error
         if found != expected:
-            del self._open[number]
             raise DataError(
-                f"{self._paths[number]}: changed, sha256 {expected} expected, {found} found."
+                f"{self._paths[number]}: changed, sha256 {expected} expected, {found} found. {ADVICE}"
             )
         del self._unproven[number]
+
+    def _opened(self, number: int) -> OpenFile:
+        try:
+            return OpenFile(self._paths[number])
+        except FileNotFoundError as error:
+            raise self._gone(number) from error
+
+    def _gone(self, number: int) -> DataError:
+        return DataError(
+            f"{self._paths[number]} is missing. Put it back, or make it again. {ADVICE}"
+        )

@@ -20,7 +20,7 @@ from esolm.data_prep.merge import merge_tasks
 from esolm.data_prep.verify import verify_dataset
 from esolm.pipeline.data.dataset import TokenDataset
 from tests.damages import DAMAGES
-from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_jsonl
+from tests.data_prep.corpus import make_job, make_tokenizer, run_job, text_of, write_jsonl
 
 FLIPS = 150
 
@@ -115,6 +115,35 @@ def test_damage_to_any_file_is_found(
         except DataError:
             continue
         assert found == expected, name
+
+
+@pytest.mark.parametrize("kinds", ["tar", "tar crc32", "tar crc32 json", "tar crc32 json ends.npy"])
+def test_a_shard_of_another_dataset_is_not_read(kinds: str, tmp_path: Path) -> None:
+    """Files that belong together, of the right sizes, under the right names."""
+    tokenizer, documents = make_tokenizer(tmp_path / "tokenizer"), range(31)
+    made = []
+    for name, order in (("one", documents), ("two", reversed(documents))):
+        source = tmp_path / f"{name}.jsonl"
+        source.write_text("".join(json.dumps({"text": text_of(i)}) + "\n" for i in order))
+        settings = {"num_tasks": 2, "valid_fraction": 0.3}
+        run_job(make_job(source, tokenizer, tmp_path / name, **settings), tokenizer)
+        made.append(tmp_path / name)
+    one, two = ({p.name: p.stat().st_size for p in d.glob("shards/*.tar")} for d in made)
+    assert one == two
+    for kind in kinds.split():
+        shutil.copy(made[1] / f"shards/train-00000-00000.{kind}", made[0] / "shards")
+    for use in (tokens, verify):
+        with pytest.raises(DataError, match="train-00000-00000"):
+            use(made[0])
+
+
+def test_what_a_killed_process_left_is_no_damage(data: Path) -> None:
+    expected = tokens(data)
+    (data / "tokenizer" / "tokenizer.model.0123.tmp").write_bytes(b"part of it")
+    (data / "shards" / "train-00000-00000.tar.0123.tmp").write_bytes(b"the same")
+    merge_tasks(data)
+    assert verify(data)
+    assert tokens(data) == expected
 
 
 def test_what_is_whole_passes_everywhere(data: Path) -> None:

@@ -66,3 +66,11 @@ def test_a_shard_and_its_checksums_may_not_both_be_anothers(copy_path: Path) -> 
     assert (copy_path / first.name).stat().st_size == size
     with pytest.raises(DataError, match=rf"{first.crc_name}: changed, sha256"):
         TokenDataset(copy_path, "train").read(0, 10)
+
+
+@pytest.mark.parametrize("name", ["name", "crc_name"])
+def test_a_file_that_goes_away_in_use_is_named(copy_path: Path, name: str) -> None:
+    data, shard = TokenDataset(copy_path, "train"), read_manifest(copy_path).splits["train"][0]
+    (copy_path / getattr(shard, name)).unlink()
+    with pytest.raises(DataError, match=rf"{getattr(shard, name)} is missing\. Put it back"):
+        data.read(0, 10)
