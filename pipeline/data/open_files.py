@@ -65,7 +65,8 @@ class OpenFiles:
             raise self._gone(number) from error
         if found != expected:
             raise DataError(
-                f"{self._paths[number]}: changed, sha256 {expected} expected, {found} found. {ADVICE}"
+                f"{self._paths[number]}: changed, sha256 {expected} expected, {found} found. "
+                f"{ADVICE}"
             )
         del self._unproven[number]
 
