@@ -35,9 +35,11 @@ def verify_dataset(data: Path, manifest: Manifest, on_bytes: Callable[[int], Non
         if problem:
             problems.append(problem)
     problems += _task_problems(data, manifest)
+    if problems:
+        problems.append(repair_advice(data))
     problems += tokenizer_problems(data, manifest)
     if problems:
-        raise DataError("\n".join([*problems, repair_advice(data)]))
+        raise DataError("\n".join(problems))
     return len(files)
 
 
@@ -95,5 +97,9 @@ def tokenizer_problems(data: Path, manifest: Manifest) -> list[str]:
         return [str(error)]
     if found != manifest.tokenizer:
         expected = manifest.tokenizer.fingerprint
-        return [f"{directory}: fingerprint {expected} expected, {found.fingerprint} found"]
+        return [
+            f"{directory} is not the tokenizer that the tokens were made with: fingerprint "
+            f"{expected} expected, {found.fingerprint} found. Restore it from a copy, or from the "
+            "tokenizer that `esolm prep tokenize` was given."
+        ]
     return []

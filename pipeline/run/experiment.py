@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY
+from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY, read_manifest
+from esolm.data_prep.verify import tokenizer_problems
 from esolm.model.config import ModelConfig
 from esolm.model.objectives import Objective, VocabularyIds, objective_kind
 from esolm.pipeline.checkpoint.commit import committed
@@ -48,11 +49,15 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
 
 
 def open_dataset(config: RunConfig) -> tuple[TokenDataset | None, list[str]]:
-    """Returns the train split (None if it cannot be opened) and what is wrong with the splits."""
+    """Returns the train split (None if it cannot be opened) and what is wrong with the dataset.
+
+    Its tokenizer must be that of the tokens: the run keeps a copy, which its export needs.
+    """
     dataset, problems = None, []
     try:
         dataset = TokenDataset(config.data.path, "train", config.data.verify != "none")
         problems += _split_problems(config, dataset)
+        problems += tokenizer_problems(dataset.path, read_manifest(dataset.path))
     except DataError as error:
         problems.append(str(error))
     return dataset, problems

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.layout import CHECKED_TOKENS
 from esolm.data_prep.manifest import SPLITS, read_manifest, repair_advice
-from esolm.data_prep.verify import file_problem, tokenizer_problems
+from esolm.data_prep.verify import file_problem
 from esolm.pipeline.data.dataset import TokenDataset
 
 SAMPLED_PARTS = 16
@@ -34,7 +34,7 @@ def _problems(
 ) -> list[str]:
     try:
         manifest = read_manifest(data)
-        problems = tokenizer_problems(data, manifest) if rank == 0 else []
+        problems: list[str] = []
         if verify == "sampled":
             problems += _sampled(data, seed, on_bytes, rank, world_size)
         if verify == "full":

@@ -1,11 +1,14 @@
 """What a run checks of its dataset before it trains."""
 
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from esolm.data_prep.manifest import read_manifest
+from esolm.pipeline.cli.main import main
 from esolm.pipeline.train.check_data import _problems
 from tests.data_prep.corpus import make_tokenizer
 from tests.e2e.runs import finish, start, write_config
@@ -49,18 +52,63 @@ def test_ranks_share_the_work(data: Path) -> None:
         assert [len(each) for each in found] == [1, 0]
 
 
-def test_the_tokenizer_is_checked_in_any_case(data: Path, tmp_path: Path) -> None:
-    other = make_tokenizer(tmp_path / "other", vocab_size=450)
-    shutil.rmtree(data / "tokenizer")
-    (found,) = problems(data, "none")
-    assert "tokenizer does not exist" in found
-    shutil.copytree(other, data / "tokenizer")
-    (found,) = problems(data, "none")
-    assert "fingerprint" in found
-    (data / "tokenizer" / "tokenizer.model").write_bytes(b"garbage")
-    (found,) = problems(data, "none")
-    assert "is not a SentencePiece model" in found
-    assert problems(data, "none", rank=1, world_size=2) == []
+def refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+    """The exit code of a start in this process, which must be refused before there is a run."""
+    config = write_config(tmp_path, data)
+    arguments = ["esolm", "train", str(config), "parallel.tp=1", "data.verify=none"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not (tmp_path / "run").exists()
+    return stopped.value.code
+
+
+def missing(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def flipped(folder: Path) -> None:
+    change(folder / "tokenizer.model", 10**9)
+
+
+def garbage(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"garbage")
+
+
+def another(folder: Path) -> None:
+    shutil.rmtree(folder)
+    make_tokenizer(folder, vocab_size=450)
+
+
+def another_kind(folder: Path) -> None:
+    """A file beside it makes another tokenizer of the folder."""
+    (folder / "tokenizer_config.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (missing, "tokenizer does not exist"),
+        (flipped, "is not the model that tokenizer.json describes"),
+        (garbage, "is not a SentencePiece model"),
+        (another, "is not the tokenizer that the tokens were made with: fingerprint"),
+        (another_kind, "looks like a tokenizer directory of transformers"),
+    ],
+)
+def test_a_start_refuses_another_tokenizer_in_one_line(
+    damage: Callable[[Path], None],
+    words: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    damage(data / "tokenizer")
+    assert refused(data, tmp_path, monkeypatch) == 64
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "LOG(" not in line]
+    assert line.startswith(f"error: {data / 'tokenizer'}")
+    assert words in line
 
 
 @pytest.mark.dist
