@@ -99,7 +99,7 @@ def test_a_dataset_of_the_format_before_is_read_with_a_note(
 def test_damage_to_any_file_is_found(
     damage: Callable[[Path], None], whole: Path, tmp_path: Path
 ) -> None:
-    """By `merge` in the records of tasks, by `verify` in all else. What is read is right."""
+    """By `verify`, and in the records of tasks by `merge` as well. What is read is right."""
     expected = tokens(whole)
     names = [p.relative_to(whole) for p in sorted(whole.rglob("*")) if p.is_file()]
     assert {name.suffix for name in names} == {".json", ".tar", ".npy", ".crc32", ".model"}
@@ -110,6 +110,11 @@ def test_damage_to_any_file_is_found(
         is_of_task = name.suffix == ".json" and name.parts[0] in ("tasks", "shards")
         with pytest.raises(DataError, match=f"{name.name}|{name.parts[0]}|not finished"):
             (merge_tasks if is_of_task else verify)(data)
+        if (
+            data.joinpath(name).exists() or name.parts[0] != "tasks"
+        ):  # whole without a task's marker
+            with pytest.raises(DataError, match=name.name.partition(".")[0]):
+                verify(data)
         try:
             found = tokens(data)
         except DataError:
