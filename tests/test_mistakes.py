@@ -311,6 +311,23 @@ def test_a_mistake_gets_one_message_that_helps(
     check(mistake, tmp_path, ended.value.code, capsys.readouterr().err)
 
 
+def test_a_length_beyond_training_is_noted(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be meant, so it is no error."""
+    from esolm.pipeline.cli.main import main
+
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    for length in (32, 33):
+        line = ["generate", str(workplace / "bundle"), "--length", str(length), "--steps", "2"]
+        monkeypatch.setattr("sys.argv", ["esolm", *line])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        noted = "note: --length 33 is beyond the 32 tokens of training" in capsys.readouterr().err
+        assert noted == (length > 32)
+
+
 @pytest.mark.check
 @pytest.mark.dist
 @pytest.mark.parametrize("mistake", SLOWER.values(), ids=list(SLOWER))
