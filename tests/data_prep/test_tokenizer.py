@@ -103,7 +103,7 @@ def test_too_little_text_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Give more text, or a smaller --vocab-size"):
         save_tokenizer(train_model(["too little"], 4000), tmp_path)
     with pytest.raises(DataError, match="another --vocab-size \\(at least about 400"):
-        train_model(["too little"] * 100, 200)
+        train_model(["too little"] * 100, 262)
 
 
 def test_chunks_keep_the_text_and_its_lines() -> None:
