@@ -5,6 +5,8 @@ class EsolmError(Exception):
     """The base of every error that is reported as one message, without a stack trace."""
 
     exit_code = 1
+    told = False
+    """Whether another process of the same run says it already."""
 
 
 class DataError(EsolmError):

@@ -109,7 +109,8 @@ def read_manifest(data: Path) -> Manifest:
     """
     path = data / MANIFEST_NAME
     merge = f"Run `esolm prep merge {data}` (after `esolm prep tokenize ... --out {data}`)."
-    if data.is_dir() and not path.exists() and not (data / TASKS_DIRECTORY).exists():
+    names = {entry.name for entry in data.iterdir()} if data.is_dir() else set[str]()
+    if names and not names & {MANIFEST_NAME, TASKS_DIRECTORY}:
         raise DataError(
             f"{data} is no dataset: it has neither {MANIFEST_NAME} nor {TASKS_DIRECTORY}/. Name "
             "the directory that `esolm prep tokenize` and `esolm prep merge` wrote."

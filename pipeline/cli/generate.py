@@ -47,11 +47,9 @@ def generate_command(
     for name in decoding.ignored_options(loaded, request):
         objective = loaded.model.config.objective
         typer.echo(f"note: {name} means nothing to '{objective}' and is ignored", err=True)
-    trained = loaded.record["seq_len"]
-    if length is not None and length > trained:
-        typer.echo(
-            f"note: --length {length} is more than the {trained} tokens of training", err=True
-        )
+    trained = loaded.record.get("seq_len")
+    if length is not None and trained is not None and length > trained:
+        typer.echo(f"note: --length {length} is beyond the {trained} tokens of training", err=True)
     with decoding.DecodingProgress() as progress:
         result = decoding.generate(loaded, request, streamer=progress)
     comparison = decoding.compare(loaded, request) if compare else None

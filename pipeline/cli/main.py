@@ -93,11 +93,13 @@ def main() -> None:
     try:
         app(prog_name="esolm")
     except EsolmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.told:
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except OSError as error:
         if error.errno not in OF_THE_MACHINE:
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        name = error.filename2 or error.filename  # of a rename, what was to be written
+        where = f"{name}: " if name else ""
         print(f"error: {where}{error.strerror}. {OF_THE_MACHINE[error.errno]}", file=sys.stderr)
         raise SystemExit(EXIT_FAILED) from None

@@ -32,5 +32,7 @@ def from_first_rank(ask: Callable[[], T], group: dist.ProcessGroup | None = None
         raise fault
     found, problem = answer
     if problem is not None:
+        if isinstance(problem, EsolmError):
+            problem.told = dist.get_rank() > 0  # one message is enough
         raise problem
     return found  # type: ignore[no-any-return]

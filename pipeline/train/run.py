@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 
 from esolm.model.flops import flops_per_token
-from esolm.pipeline.errors import EXIT_DONE, EXIT_FAILED
+from esolm.pipeline.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from esolm.pipeline.parallel.bootstrap import (
     ProcessInfo,
     describe_device,
@@ -129,7 +129,11 @@ def _run(trainer: Trainer, history: History) -> int:
 
 
 def _tell_changes(directory: RunDirectory, config: RunConfig) -> None:
-    with_effect, without = changed_settings(directory, config)
+    try:
+        with_effect, without = changed_settings(directory, config)
+    except ConfigError as error:  # the settings of this start count, and are written down now
+        logger.warning("what has changed since the last start cannot be told: %s", error)
+        return
     for change in with_effect:
         logger.warning("changed since the last start: %s", change)
     for change in without:

@@ -20,6 +20,7 @@ from esolm.pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, CheckpointError, Es
 from esolm.pipeline.launch.startup import seconds_since_start
 from esolm.pipeline.parallel.build import build_engine
 from esolm.pipeline.parallel.engine import EngineConfig, StepResult
+from esolm.pipeline.parallel.first_rank import from_first_rank
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import Experiment, optimizer_arguments
 from esolm.pipeline.run.step_range import parse_steps
@@ -72,7 +73,8 @@ class Trainer:
         )
         found = self.checkpointer.resume_point()
         if found is not None:
-            check_same_run(found[1], experiment, self.reader)
+            state = found[1]
+            from_first_rank(lambda: check_same_run(state, experiment, self.reader))
         self.watchdog.progress()
         self.engine = build_engine(engine_config(experiment, device))
         self.watchdog.progress()
