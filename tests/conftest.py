@@ -1,5 +1,6 @@
 """Fixtures that more than one package of tests uses."""
 
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,3 +35,17 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     if folder.is_mount():
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def signals_as_before() -> Iterator[None]:
+    """For tests that run `esolm train` in their own process.
+
+    It ignores stop signals as it leaves, which processes that are started later would inherit.
+    """
+    from esolm.pipeline.launch.stop import STOP_SIGNALS
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -6,7 +6,6 @@ Each row runs the real command. `{w}` is the workplace that all rows share and n
 
 import shlex
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from esolm.pipeline.launch.stop import STOP_SIGNALS
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_jsonl
 from tests.e2e.runs import finish, start, write_config
 from tests.processes import run_python
+
+pytestmark = pytest.mark.usefixtures("signals_as_before")
 
 
 @dataclass(frozen=True)
@@ -290,15 +290,6 @@ def check(mistake: Mistake, folder: Path, code: object, message: str) -> None:
     assert message.lower().count("error: ") == 1, message
     for part in mistake.says:
         assert part.replace("{t}", str(folder)) in message, message
-
-
-@pytest.fixture(autouse=True)
-def _signals_are_heard_afterwards() -> Iterator[None]:
-    """`esolm train` ignores stop signals as it leaves, which later processes would inherit."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=list(MISTAKES))
