@@ -141,9 +141,10 @@ def find_files(
         raise DataError(f"No such file or directory: {', '.join(missing)}. Check the INPUT paths.")
     files: list[SourceFile] = []
     for path in inputs:
-        is_directory = path.is_dir()
-        one = [] if is_directory else [_source_file(path, path.name, told)]
-        files += _walk(path, frozenset(), "", told) if is_directory else one
+        if path.is_dir():
+            files += _walk(path, frozenset(), "", told)
+        else:
+            files.append(_source_file(path, path.name, told))
     _refuse_unknown([source for source in files if not source.format])
     if from_python_stdlib:
         files += python_stdlib_files()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,17 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def probe_writing(directory: Path, num_bytes: int) -> None:
+    """Write a file of so many bytes to the disk and remove it.
+
+    Raises OSError, which names the directory, if the disk does not take it.
+    """
+    with naming(directory), tempfile.NamedTemporaryFile(dir=directory, prefix=".probe_") as file:
+        file.write(bytes(num_bytes))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def fsync_directory(directory: Path) -> None:

@@ -52,6 +52,11 @@ class Manifest:
         shards = {s: [shard.sha256 for shard in infos] for s, infos in self.splits.items()}
         return fingerprint_of({"shards": shards, "tokenizer": self.tokenizer.fingerprint})
 
+    @property
+    def shards(self) -> list[ShardInfo]:
+        """The shards of every split, in order."""
+        return [shard for infos in self.splits.values() for shard in infos]
+
     def num_tokens(self, split: str) -> int:
         """Return the number of tokens of a split, which is 0 if there is no such split."""
         return sum(shard.num_tokens for shard in self.splits.get(split, []))
@@ -160,8 +165,9 @@ def _contradictions(manifest: Manifest, record: dict[str, Any]) -> list[str]:
         for key, value in follows.items()
         if record[key] != value
     ]
-    shards = [shard for infos in manifest.splits.values() for shard in infos]
-    return problems or [each for shard in shards for each in shard.contradictions(manifest.dtype)]
+    return problems or [
+        each for shard in manifest.shards for each in shard.contradictions(manifest.dtype)
+    ]
 
 
 def shard_problems(data: Path, shards: Sequence[ShardInfo]) -> list[str]:

@@ -18,8 +18,7 @@ from esolm.data_prep.tokenizers import load_tokenizer
 
 def files_of(manifest: Manifest) -> list[tuple[str, int, str]]:
     """Return (name, bytes, sha256) of every file of the shards that the manifest lists."""
-    shards = [shard for infos in manifest.splits.values() for shard in infos]
-    return [file for shard in shards for file in shard.files()]
+    return [file for shard in manifest.shards for file in shard.files()]
 
 
 def verify_dataset(data: Path, manifest: Manifest, on_bytes: Callable[[int], None]) -> int:

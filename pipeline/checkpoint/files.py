@@ -7,10 +7,8 @@ to share out. And the index, a pickle, may name nothing but what an index is mad
 """
 
 import math
-import os
 import pickle
 import shutil
-import tempfile
 from copy import copy
 from pathlib import Path
 from queue import Queue
@@ -29,6 +27,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.futures import Future
 
+from esolm.data_prep.files import probe_writing
 from esolm.pipeline.checkpoint.threads import in_threads
 from esolm.pipeline.errors import CheckpointError
 
@@ -88,10 +87,7 @@ class Writer(FileSystemWriter):
 def write_problem(directory: Path) -> str:
     """Says why nothing more can be written into a directory; empty if it can, or has gone."""
     try:
-        with tempfile.NamedTemporaryFile(dir=directory) as file:
-            file.write(bytes(PROBE_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
+        probe_writing(directory, PROBE_BYTES)
         return ""
     except FileNotFoundError:  # another rank has removed it
         return ""

@@ -152,11 +152,6 @@ def _likelihoods(
     alpha_0: str | None,
 ) -> dict[str, Any] | None:
     """The report on rank 0, None on the others."""
-    import warnings
-
-    # It says at import which optional kernels it has not found; nothing here would use them.
-    warnings.filterwarnings("ignore", module="megatron")
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     from esolm.data_prep.progress import phase
     from esolm.pipeline.errors import ConfigError, EsolmError
     from esolm.pipeline.evaluate import clip_search, likelihood, ranks, subject

@@ -34,7 +34,7 @@ class TokenDataset:
         """
         self.path = Path(path)
         self.split = split
-        manifest = read_manifest(self.path)
+        self.manifest = manifest = read_manifest(self.path)
         self.num_tokens = manifest.num_tokens(split)
         if not self.num_tokens:
             sizes = ", ".join(f"{s}: {manifest.num_tokens(s)}" for s in manifest.splits)

@@ -9,7 +9,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.files import write_atomic
+from esolm.data_prep.files import probe_writing, write_atomic
 from esolm.data_prep.tokenizers import load_tokenizer
 from esolm.pipeline.errors import ConfigError, EsolmError
 from esolm.pipeline.run.config import load_recorded, to_yaml
@@ -25,6 +24,7 @@ from esolm.pipeline.run.sections import RunConfig
 
 # `esolm status` holds the lock for an instant while it checks whether a run is alive.
 LOCK_ATTEMPTS, LOCK_PAUSE_SECONDS = 5, 0.1
+PROBE_BYTES = 1 << 16
 REVISION = "REVISION"
 PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "transformers")
 
@@ -72,7 +72,7 @@ class RunDirectory:
         try:
             for folder in (self.path, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
-            _check_writable(self.checkpoints)
+            probe_writing(self.checkpoints, PROBE_BYTES)
             self._lock = (self.path / ".lock").open("a+")
         except OSError as error:
             # What may pass by itself is worth another try, so it is no error of the configuration.
@@ -196,16 +196,6 @@ def _copy_whole(original: Path, copy: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
     shutil.copytree(original, staging)
     staging.rename(copy)
-
-
-def _check_writable(folder: Path) -> None:
-    """Writes and removes a file. Raises OSError, which names the path that could not be written."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe_") as file:
-        try:
-            file.write(bytes(1 << 16))
-            file.flush()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def _take(lock: IO[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY, read_manifest
+from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY
 from esolm.data_prep.verify import tokenizer_problems
 from esolm.model.config import ModelConfig
 from esolm.model.objectives import Objective, VocabularyIds, objective_kind
@@ -57,7 +57,7 @@ def open_dataset(config: RunConfig) -> tuple[TokenDataset | None, list[str]]:
     try:
         dataset = TokenDataset(config.data.path, "train", config.data.verify != "none")
         problems += _split_problems(config, dataset)
-        problems += tokenizer_problems(dataset.path, read_manifest(dataset.path))
+        problems += tokenizer_problems(dataset.path, dataset.manifest)
     except DataError as error:
         problems.append(str(error))
     return dataset, problems

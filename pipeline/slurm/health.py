@@ -26,6 +26,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from esolm.data_prep.files import probe_writing
+
 if TYPE_CHECKING:
     import torch
 
@@ -98,10 +100,7 @@ def write_verdict(reports: Path, node: str, verdict: str, reasons: list[str]) ->
 def disk_problems(folder: Path, least_gb: float) -> list[str]:
     """Whether a folder can be written to and has room."""
     try:
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
-            file.write(b"written by the pre-flight check")
-            file.flush()
-            os.fsync(file.fileno())
+        probe_writing(folder, 1)
         free = shutil.disk_usage(folder).free / 1e9
     except OSError as error:
         return [f"{folder} cannot be written to: {error.strerror}"]

@@ -1,4 +1,4 @@
-"""What is checked of the dataset before a run trains on it: its tokenizer, and as much as asked."""
+"""What `data.verify` has a run read of its dataset before it trains on it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.layout import CHECKED_TOKENS
-from esolm.data_prep.manifest import SPLITS, read_manifest, repair_advice
+from esolm.data_prep.manifest import SPLITS, Manifest, repair_advice
 from esolm.data_prep.verify import file_problem
 from esolm.pipeline.data.dataset import TokenDataset
 
@@ -16,44 +16,49 @@ SAMPLED_PARTS = 16
 """The parts of 1,024 tokens that `sampled` reads of every shard, at random places."""
 
 
-def check_data(path: str, verify: str, seed: int, on_bytes: Callable[[int], None]) -> None:
+def check_data(
+    data: Path, manifest: Manifest, verify: str, seed: int, on_bytes: Callable[[int], None]
+) -> None:
     """Checks a dataset, each rank its share of the shards; collective over all ranks.
 
-    verify: `data.verify`. on_bytes: called with the number of bytes after each read. Raises
-    DataError on every rank, with what all of them found.
+    verify: `data.verify`; `none` and `sizes` ask for nothing here. on_bytes: called with the number
+    of bytes after each read. Raises DataError on every rank, with what all of them found.
     """
-    data, rank, world_size = Path(path), dist.get_rank(), dist.get_world_size()
+    if verify not in ("sampled", "full"):
+        return
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     everywhere: list[list[str]] = [[] for _ in range(world_size)]
-    dist.all_gather_object(everywhere, _problems(data, verify, seed, on_bytes, rank, world_size))
+    mine = share_problems(data, manifest, verify, seed, on_bytes, rank, world_size)
+    dist.all_gather_object(everywhere, mine)
     if problems := [problem for found in everywhere for problem in found]:
         raise DataError("\n".join([*problems, repair_advice(data)]))
 
 
-def _problems(
-    data: Path, verify: str, seed: int, on_bytes: Callable[[int], None], rank: int, world_size: int
-) -> list[str]:
+def share_problems(
+    data: Path, manifest: Manifest, verify: str, seed: int, on_bytes: Callable[[int], None],
+    rank: int, world_size: int,
+) -> list[str]:  # fmt: skip
+    """Says what is wrong with one rank's share of the shards, as far as `verify` looks at it."""
+    problems: list[str] = []
     try:
-        manifest = read_manifest(data)
-        problems: list[str] = []
         if verify == "sampled":
-            problems += _sampled(data, seed, on_bytes, rank, world_size)
+            problems += _sampled(data, manifest, seed, on_bytes, rank, world_size)
         if verify == "full":
-            shards = [shard for split in SPLITS for shard in manifest.splits.get(split, [])]
-            for shard in shards[rank::world_size]:
-                for name, size, sha256 in shard.files():
-                    problem = file_problem(data / name, size, sha256, on_bytes)
-                    problems += [problem] if problem else []
-    except (DataError, OSError) as error:
+            files = [file for shard in manifest.shards[rank::world_size] for file in shard.files()]
+            found = [
+                file_problem(data / name, size, sha256, on_bytes) for name, size, sha256 in files
+            ]
+            problems += filter(None, found)
+    except (DataError, OSError) as error:  # for all ranks to hear, which wait for this one
         return [str(error)]
     return problems
 
 
 def _sampled(
-    data: Path, seed: int, on_bytes: Callable[[int], None], rank: int, world_size: int
-) -> Iterator[str]:
-    for split in SPLITS:
-        if not read_manifest(data).num_tokens(split):
-            continue
+    data: Path, manifest: Manifest, seed: int, on_bytes: Callable[[int], None],
+    rank: int, world_size: int,
+) -> Iterator[str]:  # fmt: skip
+    for split in filter(manifest.num_tokens, SPLITS):
         dataset = TokenDataset(data, split)
         ends = np.cumsum([shard.num_tokens for shard in dataset.shards])
         for number in range(rank, len(ends), world_size):

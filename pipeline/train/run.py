@@ -92,7 +92,10 @@ def _prepare(
 ) -> Trainer:
     """Proves data and kernels, builds the trainer, and writes down what the run is."""
     config, dataset = experiment.config, experiment.dataset
-    check_data(config.data.path, config.data.verify, config.seed, lambda _: watchdog.progress())
+    check_data(
+        dataset.path, dataset.manifest, config.data.verify, config.seed,
+        lambda _: watchdog.progress(),
+    )  # fmt: skip
     dtype = DTYPES[config.train.precision]
     kernels = choose_kernels(prove_kernels(kernels_of(device), device, experiment.model, dtype))
     if info.rank == 0:
