@@ -1,7 +1,7 @@
 """The network and its attention rules once more, in float64 and in loops, without megatron-core."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,31 @@ def sees(
         return False
     both_in_prefix = i < prefix and j < prefix
     return j <= i or (pattern is AttentionPattern.TWO_STREAM_PREFIX and both_in_prefix)
+
+
+@torch.no_grad()
+def stepwise_log_p(
+    logits: Callable[[Tensor, Tensor, Sees], Tensor],
+    tokens: Tensor,
+    order: Sequence[int],
+    prefix: int,
+    mask_id: int,
+) -> Tensor:
+    """log p [L] of the tokens of one row in the order they are written, a token at a time.
+
+    Each sees what was written and itself; so many of those written, at most, see each other.
+    logits: of one row, given (tokens, positions, rule).
+    """
+    found, places = [], torch.tensor(order)
+    for i, place in enumerate(order):
+        clean = min(i, prefix)
+
+        def rule(q: int, k: int, clean: int = clean) -> bool:
+            return k <= q or (q < clean and k < clean)
+
+        fed = torch.cat([tokens[places[:i]], torch.tensor([mask_id])])
+        found.append(logits(fed, places[: i + 1], rule)[i].log_softmax(0)[tokens[place]])
+    return torch.stack(found)
 
 
 class ReferenceNetwork:

@@ -27,7 +27,7 @@ from tests.model.enumeration import (
     EnumeratedModel,
     order_probabilities,
 )
-from tests.model.reference import ReferenceNetwork
+from tests.model.reference import ReferenceNetwork, stepwise_log_p
 
 ALPHAS = [0.0, 0.25, 0.5, 1.0]
 # A sequence on which the orders of the random model disagree.
@@ -128,17 +128,8 @@ def test_order_and_prefix_of_variant_a(model: EnumeratedModel, prefix: int) -> N
     )
     assert float(log_p.sum(1).exp().sum()) == pytest.approx(1.0)
     reference = ReferenceNetwork(model.network.config, dict(model.network.named_parameters()))
-    x, places = CHOSEN[list(order)], torch.tensor(order)
-    for i in range(LENGTH):
-        clean = min(i, prefix)
-
-        def rule(q: int, k: int, clean: int = clean) -> bool:
-            return k <= q or (q < clean and k < clean)
-
-        fed = torch.cat([x[:i], torch.tensor([MASK_ID])])
-        with torch.no_grad():
-            logits = reference.logits(fed, places[: i + 1], rule)
-        expected = float(logits[i].log_softmax(0)[x[i]])
+    by_hand = stepwise_log_p(reference.logits, CHOSEN, order, prefix, MASK_ID)
+    for i, expected in enumerate(by_hand.tolist()):
         assert float(log_p[50, i]) == pytest.approx(expected, abs=1e-9)
     if prefix < 2:
         causal = order_log_likelihood(model.network.all_logits, SEQUENCES, orders, MASK_ID)

@@ -21,27 +21,12 @@ from esolm.pipeline.evaluate.subject import Subject, open_subject
 from esolm.pipeline.parallel.bootstrap import ProcessInfo
 from tests.model.conftest import make_network
 from tests.model.enumeration import LENGTH, MASK_ID, SEQUENCES
-from tests.model.reference import ReferenceNetwork
+from tests.model.reference import ReferenceNetwork, stepwise_log_p
 
 __all__ = ["make_network"]
 
 ALPHA_0, CHOSEN, ROWS, ORDERS = 0.5, SEQUENCES[20], 100, 60
 CPU, ALONE = torch.device("cpu"), ProcessInfo(0, 1, 0)
-
-
-def stepwise(network: ReferenceNetwork, order: tuple[int, ...], prefix: int) -> float:
-    """log p of the chosen row, a token at a time; so many of those written see each other."""
-    x, places, total = CHOSEN[list(order)], torch.tensor(order), 0.0
-    for i in range(LENGTH):
-        clean = min(i, prefix)
-
-        def rule(q: int, k: int, clean: int = clean) -> bool:
-            return k <= q or (q < clean and k < clean)
-
-        fed = torch.cat([x[:i], torch.tensor([MASK_ID])])
-        with torch.no_grad():
-            total += float(network.logits(fed, places[: i + 1], rule)[i].log_softmax(0)[x[i]])
-    return total
 
 
 def exact_likelihood(network: ReferenceNetwork, orders_as: str) -> float:
@@ -52,7 +37,8 @@ def exact_likelihood(network: ReferenceNetwork, orders_as: str) -> float:
             order = front + tuple(i for i in range(LENGTH) if i not in front)
             chance = ALPHA_0**size * (1 - ALPHA_0) ** (LENGTH - size) / math.factorial(size)
             prefix = size if orders_as == "decoder" else 0
-            p += chance * math.exp(stepwise(network, order, prefix))
+            log_p = stepwise_log_p(network.logits, CHOSEN, order, prefix, MASK_ID)
+            p += chance * math.exp(log_p.sum())
     return p
 
 

@@ -29,6 +29,7 @@ from esolm.pipeline.export.gate_network import bundle_logits, training_logits
 from esolm.pipeline.export.writer import read_model
 from esolm.pipeline.importer.importing import import_checkpoint
 from esolm.pipeline.importer.recognise import Options
+from tests.model.reference import stepwise_log_p
 from tests.pipeline.importer import published
 from tests.pipeline.importer.published import HEADS, SYSTEMS, PublishedNetwork
 from tests.pipeline.importer.test_official import DATA, FILE
@@ -224,24 +225,6 @@ def test_losses_and_gradients(tmp_path: Path, quick: None, name: str) -> None:
                 assert difference < 1e-4 * float(gradient.norm()), key
 
 
-def stepwise(network: PublishedNetwork, tokens: Tensor, order: list[int], prefix: int) -> Tensor:
-    """log p of one row under an order, a token at a time: it sees what was written and itself.
-
-    prefix: so many of the written tokens, at most, see each other.
-    """
-    total = torch.zeros((), dtype=torch.float64)
-    for i, place in enumerate(order):
-        clean = min(i, prefix)
-
-        def rule(q: int, k: int, clean: int = clean) -> bool:
-            return k <= q or (q < clean and k < clean)
-
-        fed = torch.cat([tokens[order[:i]], torch.tensor([network.mask_id])])
-        logits = network.logits(fed, torch.tensor(order[: i + 1]), rule)
-        total = total + logits[i].log_softmax(0)[tokens[place]]
-    return total
-
-
 @pytest.mark.parametrize(
     ("name", "as_decoded"),
     [
@@ -258,11 +241,14 @@ def test_likelihood_under_orders(tmp_path: Path, quick: None, name: str, as_deco
     reference, rng = PublishedNetwork(made.ema), np.random.default_rng(0)
     orders = np.stack([np.arange(made.length), *(rng.permutation(made.length) for _ in range(3))])
     prefixes = np.array([0, 3, 6, made.length]) if as_decoded else np.zeros(4, np.int64)
-    with torch.no_grad():
-        expected = [
-            float(stepwise(reference, row, order.tolist(), int(prefix)))
-            for row, order, prefix in zip(made.tokens, orders, prefixes, strict=True)
-        ]
+    expected = [
+        float(
+            stepwise_log_p(
+                reference.logits, row, order.tolist(), int(prefix), reference.mask_id
+            ).sum()
+        )
+        for row, order, prefix in zip(made.tokens, orders, prefixes, strict=True)
+    ]
     for logits in networks(made):
         if as_decoded:
             log_p = prefix_order_log_likelihood(
