@@ -26,46 +26,35 @@ from tests.slurm.runs import (
 
 pytestmark = [pytest.mark.slurm, pytest.mark.check, pytest.mark.timeout(600)]
 
-KILLS = ("rank", "srun", "script")
+VICTIMS = ("rank", "srun", "script")
 
 
 def test_killed_with_every_node_alive(cluster: MiniCluster, dataset: Path, tmp_path: Path) -> None:
     """A rank of two and srun come back by themselves; of a killed batch script status tells."""
-    runs = {name: tmp_path / name / "run" for name in KILLS}
+    runs = {name: tmp_path / name / "run" for name in VICTIMS}
     jobs = {}
     for name, run in runs.items():
         config = write_run(run.parent, dataset, steps=100_000, save_every=5)
         nodes = "slurm.nodes=2" if name == "rank" else "slurm.nodes=1"
         jobs[name] = job_of(submit_run(config, write_profile(run.parent), nodes))
-    reached = {}
-    for name, run in runs.items():
-        wait_for_step(cluster, run, 7)
-        wait_for(cluster, run, lambda run=run: _committed(run) >= 5, "a checkpoint")
-        reached[name] = newest_step(run)
-        if name == "rank":
-            victims.ranks(cluster, jobs[name])[1].kill()
-        elif name == "srun":
-            victims.srun(cluster, jobs[name]).kill()
-        else:
-            victims.batch_script(cluster, jobs[name]).kill()
+    kills = {
+        "rank": lambda job: victims.ranks(cluster, job)[1].kill(),
+        "srun": lambda job: victims.srun(cluster, job).kill(),
+        "script": lambda job: victims.batch_script(cluster, job).kill(),
+    }
     details = {
         "rank": r"exit code 137, signal 9, KILL: .*Error.* \(node\d: task 1: Killed\)",
         "srun": r"srun died of signal 9, KILL",
     }
-    for name, detail in details.items():
-        run = runs[name]
-        wait_for_requeues(cluster, run)
-        seen = []
-        while newest_step(run) <= reached[name] and seen.count("starting") < 1000:
-            seen.append(health(run)["state"])
-        assert set(seen) <= {"waiting", "starting", "running"}, seen
-        assert "starting" in seen or name == "srun", (
-            "it may have started while the first was watched"
-        )
-        assert re.fullmatch(detail, events(run, "requeued")[0].detail), explain(run)
-        wait_for_step(cluster, run, reached[name] + 5)
-        assert int(events(run, "training")[1].detail.split()[2]) >= 5, explain(run)
-        assert cluster.job(jobs[name])["Restarts"] == "1"
+    for name, run in runs.items():
+        wait_for_step(cluster, run, 7)
+        wait_for(cluster, run, lambda run=run: _committed(run) >= 5, "a checkpoint")
+        kills[name](jobs[name])
+        if name in details:
+            _watch_the_return(cluster, run)
+            assert re.fullmatch(details[name], events(run, "requeued")[0].detail), explain(run)
+            assert int(events(run, "training")[1].detail.split()[2]) >= 5, explain(run)
+            assert cluster.job(jobs[name])["Restarts"] == "1"
     cluster.wait_for_state(jobs["script"], "FAILED", timeout=60)
     [status] = chain_status(runs["script"])
     ended = r"ended without a word \(JobLaunchFailure, exit code and signal 0:9\): its batch script"
@@ -115,6 +104,19 @@ def test_the_controller_is_killed_in_the_moment_of_the_requeue(
     cluster.wait_for_state(job, "COMPLETED")
     assert cluster.job(job)["Restarts"] == "1", explain(run)
     assert len(events(run, "requeued")) == 1, explain(run)
+
+
+def _watch_the_return(cluster: MiniCluster, run: Path) -> None:
+    """Until a killed job trains beyond the step it had reached; status follows it there."""
+    wait_for_requeues(cluster, run)
+    reached, seen = newest_step(run), []
+    while len(events(run, "training")) < 2:
+        seen.append(health(run))
+        assert len(seen) < 1000, explain(run)
+    states = {found["state"] for found in seen}
+    assert states <= {"waiting", "starting", "running"}, (seen, explain(run))
+    assert "starting" in states, seen
+    wait_for_step(cluster, run, reached + 5)
 
 
 def _committed(run: Path) -> int:
