@@ -37,7 +37,9 @@ def measure(network: Any, repeats: int, **options: Any) -> tuple[int, float, flo
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _, use_cache in product(range(repeats), (True, False)):
         started = time.perf_counter()
-        output = network.generate(use_cache=use_cache, seed=0, **options)
+        output = network.generate(
+            use_cache=use_cache, seed=0, return_dict_in_generate=True, **options
+        )
         seconds[use_cache].append(time.perf_counter() - started)
         if use_cache:
             cached = output

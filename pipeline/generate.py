@@ -143,8 +143,9 @@ def generate(
     started = time.perf_counter()
     try:
         output = bundle.model.generate(
-            prompt, use_cache=use_cache, streamer=streamer, **request.options()
-        )
+            prompt, use_cache=use_cache, streamer=streamer, return_dict_in_generate=True,
+            **request.options(),
+        )  # fmt: skip
     except ValueError as error:
         raise ConfigError(str(error)) from error
     sequences = output.sequences.cpu()  # waits for a GPU

@@ -100,11 +100,11 @@ def test_nothing_outside_of_its_file_asks_which_objective_it_is() -> None:
 
 def test_every_decoder_that_an_objective_names_is_in_the_bundle() -> None:
     from esolm.model.objectives.registry import SHIPPED
-    from esolm.pipeline.export.bundle.generation_esolm import DECODERS
+    from esolm.pipeline.export.bundle.walks_esolm import WALKS
 
     decodings = [kind.decoding for kind in SHIPPED.values() if kind.decoding is not None]
     named = [decoder for decoding in decodings for decoder in decoding.decoders]
-    assert sorted(named) == sorted(DECODERS)
+    assert sorted(named) == sorted(WALKS)
 
 
 def test_public_python_names_exist() -> None:

@@ -165,7 +165,7 @@ SCHEDULE_OPTIONS = ("alpha_0", "num_steps")
 class Decoding:
     """How text is written from a bundle.
 
-    decoders: keys of the bundle's DECODERS, one for each variant; a test compares the two. options:
+    decoders: keys of the bundle's WALKS, one for each variant; a test compares the two. options:
     those of SCHEDULE_OPTIONS that the decoders heed. fixed_share: the share of tokens that they
     write by diffusion; None if the option `alpha_0` sets it.
     """

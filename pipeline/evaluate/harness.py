@@ -135,5 +135,5 @@ class EsoLMHarness(LM):  # type: ignore[misc]
         ids = torch.tensor([prompt], dtype=torch.int64) if prompt else None
         options = {**decoding.options(), "length": length}
         output = self._bundle.model.generate(ids, **options)
-        tokens: list[int] = output.sequences[0, len(prompt) :].tolist()
+        tokens: list[int] = output[0, len(prompt) :].tolist()
         return tokens

@@ -43,7 +43,7 @@ def main(bundle: Path, work: Path) -> None:
         "config": type(AutoConfig.from_pretrained(bundle, **options)).__name__,
         **compare_texts(bundle, task["texts"], options),
     }
-    sequences = network.double().generate(tensors["prompt"], **task["generate"]).sequences
+    sequences = network.double().generate(tensors["prompt"], **task["generate"])
     result["tokens_differing"] = int((sequences != tensors["sequences"]).sum())
     (work / "result.json").write_text(json.dumps(result))
 

@@ -84,7 +84,7 @@ def _write_task(work: Path, source: Source, stored: Any, texts: list[Text]) -> N
     }
     options = {"alpha_0": 0.5, "num_steps": 4, "length": decoding_length(source), "seed": 0}
     tensors["prompt"] = some_tokens(source.model, 2, 1)
-    tensors["sequences"] = stored.double().generate(tensors["prompt"], **options).sequences
+    tensors["sequences"] = stored.double().generate(tensors["prompt"], **options)
     stored.float()
     save_file(tensors, work / "task.safetensors")
     (work / "task.json").write_text(json.dumps({"texts": texts, "generate": options}))

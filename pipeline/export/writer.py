@@ -23,11 +23,13 @@ CODE = Path(__file__).parent / "bundle"
 CODE_FILES = (
     "configuration_esolm.py",
     "modeling_esolm.py",
+    "attention_esolm.py",
     "generation_esolm.py",
-    "two_phase_esolm.py",
-    "masked_diffusion_esolm.py",
-    "left_to_right_esolm.py",
-    "drawing_esolm.py",
+    "decoding_esolm.py",
+    "requests_esolm.py",
+    "walks_esolm.py",
+    "planning_esolm.py",
+    "sampling_esolm.py",
     "tokenization_esolm.py",
 )
 AUTO_MAP = {
@@ -53,8 +55,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 model = AutoModelForMaskedLM.from_pretrained(PATH, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(PATH, trust_remote_code=True)
-out = model.generate(num_samples=2, length={seq_len}, alpha_0=0.5, num_steps=32, seed=0)
-print(tokenizer.batch_decode(out.sequences), out.nfe)
+ids = model.generate(num_samples=2, length={seq_len}, alpha_0=0.5, num_steps=32, seed=0)
+print(tokenizer.batch_decode(ids))
 ```
 
 `forward(input_ids, position_ids, attention_pattern, prefix_length)` returns logits in every

@@ -58,14 +58,18 @@ def sample_run(path: Path, weights: str, request: Request) -> Samples:
     options = {"length": reader.seq_len, "alpha_0": reader.objective.get("alpha_0", 1.0)}
     try:
         with DecodingProgress() as progress:
-            options = {**options, **request.options(), "streamer": progress}
+            options = {
+                **options,
+                **request.options(),
+                "streamer": progress,
+                "return_dict_in_generate": True,
+            }
             output = model.generate(prompt, **options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    shape = (output.nfe, len(output.sequences))
-    counts = output.counts.reshape(output.nfe, -1).expand(shape).T  # rows may differ in them
-    rows = zip(output.sequences.tolist(), output.order.tolist(), counts.tolist(), strict=True)
-    texts = [pieces(tokenizer, *row, output.num_diffusion) for row in rows]
+    found = (output.sequences, output.order, output.counts.T, output.num_diffusion)
+    rows = zip(*(each.tolist() for each in found), strict=True)
+    texts = [pieces(tokenizer, *row) for row in rows]
     return Samples(reader.step, output.nfe, texts)
 
 

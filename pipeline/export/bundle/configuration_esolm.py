@@ -36,6 +36,7 @@ class EsoLMConfig(PreTrainedConfig):
     mask_token_id: int = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
+    pad_token_id: int | None = None
     objective: str = "esolm"
     variant: str | None = "B"
     alpha_0: float | None = None

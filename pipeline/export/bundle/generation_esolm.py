@@ -1,126 +1,22 @@
 # mypy: ignore-errors
-"""`generate`: which options there are, and which decoder an objective has.
+"""`generate` as users of transformers know it, over the decoder of `decoding_esolm`."""
 
-The contract of a decoder: `plan` lays down, before the first pass, what is written when, as an
-object with `order` [B, L], `counts` of each pass, `num_diffusion`, `prompt_length`; `write` makes
-the passes and returns int64 [B, L]. With a cache or without it writes the same tokens.
-
-To add one of your own, write it in a file of this folder and of `CODE_FILES` in `export/writer.py`;
-put it into DECODERS under what `EsoLMConfig.trained_as` says of its networks; and name it so in
-`decoding` of its objective's entry in the registry. This one writes all tokens in a single pass:
-
-```python
+import secrets
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
-from .generation_esolm import DECODERS, Decoder
-
-
-@dataclass
-class AtOnce:
-    order: Tensor
-    prompt_length: int
-    num_diffusion: int = 1
-
-    @property
-    def counts(self):
-        return [self.order.shape[1] - self.prompt_length]
-
-
-def plan_at_once(config, prompt, settings, generator):
-    return AtOnce(torch.arange(settings.length).expand(len(prompt), -1), prompt.shape[1])
-
-
-@torch.inference_mode()
-def write_at_once(network, prompt, plan, sampler, use_cache, show=None):
-    tokens = prompt.new_full(plan.order.shape, network.config.mask_token_id)
-    tokens[:, : plan.prompt_length] = prompt
-    drawn = sampler(network(tokens, attention_pattern="bidirectional").logits)
-    tokens[:, plan.prompt_length :] = drawn[:, plan.prompt_length :]
-    return tokens
-
-
-DECODERS["at_once"] = Decoder(plan_at_once, write_at_once, has_cache=False)
-```
-"""
-
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
-from .drawing_esolm import TokenSampler
-from .left_to_right_esolm import decode_left_to_right
-from .masked_diffusion_esolm import BlockPlan, decode_blocks, draw_block_plan
-from .two_phase_esolm import DecodingPlan, decode_causal, decode_prefix, draw_plan
+from .decoding_esolm import Batch, Writing, walk_of
+from .requests_esolm import Request, out_of_range, problems_of
 
-
-def plan_two_phases(
-    config: Any, prompt: Tensor, settings: Any, generator: torch.Generator
-) -> DecodingPlan:
-    """A share alpha_0 by diffusion, the rest from left to right."""
-    return _plan(prompt, settings.length, settings.alpha_0, settings.num_steps, generator)
-
-
-def plan_left_to_right(
-    config: Any, prompt: Tensor, settings: Any, generator: torch.Generator
-) -> DecodingPlan:
-    """One token a pass."""
-    return _plan(prompt, settings.length, 0.0, settings.num_steps, generator)
-
-
-def plan_whole(config: Any, prompt: Tensor, settings: Any, generator: torch.Generator) -> BlockPlan:
-    """Diffusion over all of the sequence at once."""
-    length = settings.length
-    return draw_block_plan(prompt, length, length, settings.num_steps, generator)
-
-
-def plan_blocks(
-    config: Any, prompt: Tensor, settings: Any, generator: torch.Generator
-) -> BlockPlan:
-    """Diffusion within blocks of the size that the network was trained with."""
-    if config.block_size is None:
-        raise ValueError("this bundle does not say its block size: export the network again")
-    size = config.block_size
-    return draw_block_plan(prompt, settings.length, size, settings.num_steps, generator)
-
-
-def _plan(
-    prompt: Tensor, length: int, alpha_0: float, num_steps: int, generator: torch.Generator
-) -> DecodingPlan:
-    plan = draw_plan(len(prompt), length, prompt.shape[1], alpha_0, num_steps, generator)
-    return replace(plan, order=plan.order.to(prompt.device))
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """plan: what is written when, drawn before the first pass. write: the passes themselves.
-
-    has_cache: whether there is anything to keep between passes.
-    """
-
-    plan: Callable[..., DecodingPlan | BlockPlan]
-    write: Callable[..., Tensor]
-    has_cache: bool = True
-
-
-DECODERS = {
-    "esolm A": Decoder(plan_two_phases, decode_prefix),
-    "esolm B": Decoder(plan_two_phases, decode_causal),
-    "ar": Decoder(plan_left_to_right, decode_left_to_right),
-    # It reads in both directions throughout.
-    "mdlm": Decoder(plan_whole, decode_blocks, has_cache=False),
-    "bd3lm": Decoder(plan_blocks, decode_blocks),
-}
-"""By `EsoLMConfig.trained_as`."""
+# A text may need slots for tokens in front of it.
+EXTRA_SLOTS = 1
 
 
 class EsoLMGenerationConfig(GenerationConfig):
@@ -129,9 +25,12 @@ class EsoLMGenerationConfig(GenerationConfig):
     alpha_0: share of tokens that an Eso-LM writes by diffusion steps; 1 is pure diffusion, 0 left
     to right. Other networks ignore it.
     num_steps: number of diffusion steps that the schedule is laid out for, under `bd3lm` in each
-    block. An `ar` network ignores it.
-    length: tokens of a sequence, the prompt included. temperature: 0 takes the likeliest token.
-    top_p: nucleus; 1 keeps the whole distribution. seed: None draws a new one each time.
+    block. An `ar` network ignores it. schedule: one of SCHEDULES, see `planning_esolm`.
+    length: tokens of a text, the prompt included; max_new_tokens: without it, None for `length`.
+    temperature: 0 takes the likeliest token. top_p: nucleus; 1 keeps the whole distribution. top_k:
+    the so many likeliest; 0 keeps all. eos: ids that end a text; min_new_tokens: not before so many.
+    guesses: the most tokens that a pass of the sequential phase guesses ahead; the distribution
+    stays what it is. seed: None draws a new one each time.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -139,10 +38,17 @@ class EsoLMGenerationConfig(GenerationConfig):
         # __init__ is not called (transformers' own text-diffusion models do the same).
         self.alpha_0: float = kwargs.pop("alpha_0", 1.0)
         self.num_steps: int = kwargs.pop("num_steps", 64)
+        self.schedule: str = kwargs.pop("schedule", "binomial")
         self.length: int = kwargs.pop("length", 256)
+        self.max_new_tokens: int | None = kwargs.pop("max_new_tokens", None)
+        self.min_new_tokens: int = kwargs.pop("min_new_tokens", 0)
         self.top_p: float = kwargs.pop("top_p", 1.0)
+        self.top_k: int = kwargs.pop("top_k", 0)
         self.temperature: float = kwargs.pop("temperature", 1.0)
+        self.eos_token_id: int | list[int] | None = kwargs.pop("eos_token_id", None)
+        self.guesses: int = kwargs.pop("guesses", 0)
         self.seed: int | None = kwargs.pop("seed", None)
+        self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
         self._commit_hash = kwargs.pop("_commit_hash", None)
         self._from_model_config = kwargs.pop("_from_model_config", None)
         self.transformers_version = kwargs.pop("transformers_version", None)
@@ -152,24 +58,11 @@ class EsoLMGenerationConfig(GenerationConfig):
 
     def validate(self, **_: Any) -> None:
         """Raises ValueError naming every option out of range."""
-        wrong = [
-            f"{name} is {value!r}; it must be a whole number"
-            for name in ("num_steps", "length", "seed")
-            if not isinstance(value := getattr(self, name), Integral)
-            and not (name == "seed" and value is None)
-        ]
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        if not 0.0 <= self.alpha_0 <= 1.0:
-            wrong.append(f"alpha_0 is {self.alpha_0}; it must lie in [0, 1]")
-        if self.num_steps < 1:
-            wrong.append(f"num_steps is {self.num_steps}; it must be at least 1")
-        if self.length < 1:
-            wrong.append(f"length is {self.length}; it must be at least 1")
-        if not 0.0 < self.top_p <= 1.0:
-            wrong.append(f"top_p is {self.top_p}; it must lie in (0, 1]")
-        if not 0.0 <= self.temperature < math.inf:
-            wrong.append(f"temperature is {self.temperature}; it must be finite and not negative")
+        wrong = problems_of(self)
+        for name, least in {"length": 1, "max_new_tokens": 0, "min_new_tokens": 0}.items():
+            value = getattr(self, name)
+            if not (name == "max_new_tokens" and value is None):
+                wrong += out_of_range(name, value, least)
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -179,22 +72,33 @@ class EsoLMGenerationConfig(GenerationConfig):
     def from_model_config(self, *_: Any, **__: Any) -> None:  # transformers then uses defaults
         raise NotImplementedError("generation options do not stand in the model's configuration")
 
+    def request(self, tokens: Any, seed: int, sample: int) -> Request:
+        """One text of the batch. tokens: int64 [L]."""
+        eos = self.eos_token_id
+        return Request(
+            tokens=tokens, alpha_0=self.alpha_0, num_steps=self.num_steps, schedule=self.schedule,
+            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=seed,
+            sample=sample, eos=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+            min_new=self.min_new_tokens, guesses=self.guesses,
+        )  # fmt: skip
+
 
 @dataclass
 class EsoLMGenerationOutput(ModelOutput):
-    """sequences: int64 [B, L] in natural order, the prompt included. nfe: forward passes taken.
+    """sequences: int64 [B, P + N], the prompt as it was given and what was written behind it.
 
-    order: int64 [B, L], natural positions in the order of writing, the prompt first.
-    counts: int64 [nfe], tokens of each row written by each pass; [nfe, B] under `mdlm` and `bd3lm`,
-    whose rows differ. num_diffusion: passes of the diffusion phase, which are the first ones.
-    num_written: tokens of all rows that the passes wrote.
+    Texts that are done with fewer than N tokens are padded. nfe: forward passes taken.
+    order: int64 [B, L], places of each text in the order of writing, what was given first; -1 where
+    it has ended before. counts: int64 [nfe, B], tokens of each text that each pass has written.
+    num_diffusion: int64 [B], passes of the diffusion phase, which are the first ones.
+    num_written: tokens of all texts that the passes wrote.
     """
 
     sequences: Tensor | None = None
     nfe: int | None = None
     order: Tensor | None = None
     counts: Tensor | None = None
-    num_diffusion: int | None = None
+    num_diffusion: Tensor | None = None
     num_written: int | None = None
 
 
@@ -204,14 +108,7 @@ class EsoLMGenerationMixin:
     @property
     def has_cache(self) -> bool:
         """Whether decoding has anything to keep between passes."""
-        return self._decoder.has_cache
-
-    @property
-    def _decoder(self) -> Decoder:
-        trained_as = self.config.trained_as
-        if trained_as not in DECODERS:
-            raise ValueError(f"there is no decoder for networks trained as '{trained_as}'")
-        return DECODERS[trained_as]
+        return walk_of(self.config).has_cache
 
     def adjust_generation_fn(
         self, generation_config, from_auto_class, from_pipeline, path, *_, **loading
@@ -238,74 +135,157 @@ class EsoLMGenerationMixin:
         attention_mask: Tensor | None = None,
         token_type_ids: Any = None,
         **options: Any,
-    ) -> EsoLMGenerationOutput:
-        """Writes sequences of `length` tokens.
+    ) -> Tensor | EsoLMGenerationOutput:
+        """Writes texts.
 
-        input_ids: int64 [B, P], a prompt at the first positions of each row; a single row serves
-        `num_samples` rows. Without one, `num_samples` rows.
-        attention_mask, token_type_ids: what tokenizers return beside the ids. All of a prompt is
-        seen, so a mask must be all ones: rows have equal lengths. Types of tokens mean nothing.
+        input_ids: int64 [B, P], how each text begins; masks in it are gaps to be filled. A single
+        row serves `num_samples` texts. Without it, `num_samples` texts from nothing.
+        attention_mask: [B, P], 0 where a row is padded, on either side; the rest of the row is the
+        prompt. token_type_ids: mean nothing; tokenizers return them beside the ids.
         use_cache: False recomputes everything that is written in every pass: the same tokens.
         It changes nothing where there is no cache (`has_cache`).
-        streamer: gets `put(prompt)`, in the end `put(rest)` and `end()`, and where it has these
-        methods `put_plan(passes)` before the first pass and `put_draft(sequences)` after each one
-        (natural order, unwritten tokens are masks).
+        streamer: gets `put(prompt)`, the text as far as it is whole from the left (of a single one;
+        otherwise all in the end), `end()`, and where it has these methods `put_plan(passes)` before
+        the first pass and `put_draft(sequences)` after each one (unwritten tokens are masks).
         options: fields of EsoLMGenerationConfig that override the model's.
+        Returns the sequences, or with return_dict_in_generate an EsoLMGenerationOutput.
         """
         settings = {**(generation_config or self.generation_config).to_dict(), **options}
         settings = EsoLMGenerationConfig(**settings)
-        generator = torch.Generator()
-        if settings.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(settings.seed)
-        check_unpadded(attention_mask)
-        prompt = self._prompt(input_ids, num_samples, settings.length)
-        plan = self._decoder.plan(self.config, prompt, settings, generator)
-        sampler = TokenSampler(settings.temperature, settings.top_p, generator)
-        show = None
-        if streamer is not None:
-            streamer.put(prompt.cpu())
-            if hasattr(streamer, "put_plan"):
-                streamer.put_plan(len(plan.counts))
-            if hasattr(streamer, "put_draft"):
-                show = lambda draft: streamer.put_draft(draft.cpu())  # noqa: E731
-        sequences = self._decoder.write(self, prompt, plan, sampler, use_cache, show).clone()
-        if streamer is not None:
-            streamer.put(sequences[:, prompt.shape[1] :].cpu())
-            streamer.end()
-        counts = torch.tensor(plan.counts, dtype=torch.int64)
-        return EsoLMGenerationOutput(
-            sequences=sequences,
-            nfe=len(counts),
-            order=plan.order,
-            counts=counts,
-            num_diffusion=plan.num_diffusion,
-            num_written=sequences.numel() - prompt.numel(),
-        )
+        prompts = Prompts(self.config, self.device, input_ids, attention_mask, num_samples)
+        seed = secrets.randbits(63) if settings.seed is None else settings.seed
+        rows = prompts.rows(settings.length, settings.max_new_tokens)
+        requests = [settings.request(row, seed, sample) for sample, row in enumerate(rows)]
+        slots = max(map(len, rows)) + EXTRA_SLOTS + 3 * settings.guesses
+        batch = Batch(self, len(rows), slots, use_cache)
+        writings = [batch.add(request) for request in requests]
+        told = Streaming(streamer, prompts, batch, writings)
+        nfe = 0
+        while batch.step():
+            nfe += 1
+            told.after_a_pass()
+        sequences = prompts.joined(batch, writings)
+        told.end(sequences)
+        if not settings.return_dict_in_generate:
+            return sequences
+        return output_of(sequences, writings, nfe)
 
-    def _prompt(self, input_ids: Tensor | None, num_samples: int, length: int) -> Tensor:
-        """int64 [B, P]. A network that predicts no first token needs one: bos, without a prompt."""
-        config = self.config
+
+class Prompts:
+    """The prompts of a batch, without their padding, and with what is written behind them."""
+
+    def __init__(
+        self, config: Any, device: Any, input_ids: Any, attention_mask: Any, num_samples: int
+    ) -> None:
+        """Raises ValueError if they are none."""
         if not isinstance(num_samples, Integral) or num_samples < 1:
             raise ValueError(f"num_samples is {num_samples!r}; it must be a whole number from 1 on")
         if input_ids is None:
-            input_ids = torch.zeros(num_samples, 0, dtype=torch.int64, device=self.device)
-        check_prompt(input_ids, config.vocab_size, config.mask_token_id)
+            input_ids = torch.zeros(num_samples, 0, dtype=torch.int64)
+        check_ids(input_ids)
+        if config.first_is_given and not input_ids.shape[1]:
+            if config.bos_token_id is None:
+                raise ValueError("this network predicts no first token: give a prompt")
+            input_ids = input_ids.new_full((len(input_ids), 1), config.bos_token_id)
+        shown = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        shown = torch.as_tensor(shown).bool()
+        if shown.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(shown.shape)}; {tuple(input_ids.shape)} is due"
+            )
         if len(input_ids) == 1:
-            input_ids = input_ids.expand(num_samples, -1)
+            input_ids, shown = input_ids.expand(num_samples, -1), shown.expand(num_samples, -1)
         elif num_samples not in (1, len(input_ids)):
             raise ValueError(
                 f"the prompt has {len(input_ids)} rows and num_samples is {num_samples}; give one "
                 "row, or as many rows as samples"
             )
-        if config.first_is_given and not input_ids.shape[1]:
-            if config.bos_token_id is None:
-                raise ValueError("this network predicts no first token: give a prompt")
-            input_ids = input_ids.new_full((len(input_ids), 1), config.bos_token_id)
-        if input_ids.shape[1] > length:
-            raise ValueError(f"the prompt has {input_ids.shape[1]} tokens, length is {length}")
-        return input_ids.to(self.device)
+        self._mask_id, self._device = config.mask_token_id, device
+        self.ids, self.shown = input_ids.cpu(), shown.cpu()
+        eos = config.eos_token_id
+        self._pad_id = next(id for id in (config.pad_token_id, eos, 0) if id is not None)
+
+    def rows(self, length: int, max_new_tokens: int | None) -> list[np.ndarray]:
+        """The texts, int64 [L] each: the prompt, and masks for what is to be written."""
+        found = []
+        for ids, shown in zip(self.ids, self.shown, strict=True):
+            prompt = ids[shown].numpy()
+            total = length if max_new_tokens is None else len(prompt) + max_new_tokens
+            if len(prompt) > total:
+                raise ValueError(f"the prompt has {len(prompt)} tokens, length is {total}")
+            found.append(np.pad(prompt, (0, total - len(prompt)), constant_values=self._mask_id))
+        return found
+
+    def joined(self, batch: Batch, writings: list[Writing]) -> Tensor:
+        """int64 [B, P + N]: the prompts with their padding, then what was written, padded."""
+        texts = [torch.from_numpy(batch.tokens(writing)) for writing in writings]
+        sizes = self.shown.sum(1).tolist()
+        ends = [len(text) if w.ends_at is None else w.ends_at
+                for w, text in zip(writings, texts, strict=True)]  # fmt: skip
+        most = max(max(end - size for end, size in zip(ends, sizes, strict=True)), 0)
+        found = torch.full((len(texts), self.ids.shape[1] + most), self._pad_id)
+        found[:, : self.ids.shape[1]] = self.ids
+        for row, text, size, end, shown in zip(found, texts, sizes, ends, self.shown, strict=True):
+            row[: self.ids.shape[1]][shown] = text[:size]
+            row[self.ids.shape[1] :][: max(end - size, 0)] = text[size:end]
+        return found.to(self._device)
+
+
+class Streaming:
+    """Tells a streamer what `generate` promises it."""
+
+    def __init__(
+        self, streamer: Any, prompts: Prompts, batch: Batch, writings: list[Writing]
+    ) -> None:
+        self._streamer, self._prompts = streamer, prompts
+        self._batch, self._writings = batch, writings
+        self._put = prompts.ids.shape[1]
+        if streamer is not None:
+            streamer.put(prompts.ids)
+        if hasattr(streamer, "put_plan"):
+            streamer.put_plan(max(len(writing.walk.plan.counts) for writing in writings))
+
+    def after_a_pass(self) -> None:
+        if self._streamer is None:
+            return
+        is_single = len(self._writings) == 1
+        if not is_single and not hasattr(self._streamer, "put_draft"):
+            return
+        draft = self._prompts.joined(self._batch, self._writings).cpu()
+        if hasattr(self._streamer, "put_draft"):
+            self._streamer.put_draft(draft)
+        if is_single:
+            gaps = (draft[0] == self._batch.mask_id).nonzero()
+            self._tell(draft[:, : int(gaps[0]) if len(gaps) else draft.shape[1]])
+
+    def _tell(self, whole: Tensor) -> None:
+        if whole.shape[1] > self._put:
+            self._streamer.put(whole[:, self._put :])
+            self._put = whole.shape[1]
+
+    def end(self, sequences: Tensor) -> None:
+        if self._streamer is not None:
+            self._tell(sequences.cpu())
+            self._streamer.end()
+
+
+def output_of(sequences: Tensor, writings: list[Writing], nfe: int) -> EsoLMGenerationOutput:
+    """What the passes did."""
+    counts = torch.zeros(nfe, len(writings), dtype=torch.int64)
+    order = torch.full((len(writings), max(w.request.length for w in writings)), -1)
+    for row, writing in enumerate(writings):
+        sizes = [len(places) for places in writing.history]
+        counts[: len(sizes), row] = torch.tensor(sizes, dtype=torch.int64)
+        places = np.concatenate([writing.given_places, *writing.history])
+        order[row, : len(places)] = torch.from_numpy(places)
+    return EsoLMGenerationOutput(
+        sequences=sequences,
+        nfe=nfe,
+        order=order.to(sequences.device),
+        counts=counts,
+        num_diffusion=torch.tensor([writing.walk.plan.num_diffusion for writing in writings]),
+        num_written=int(counts.sum()),
+    )
 
 
 def check_unpadded(attention_mask: Any) -> None:
@@ -317,8 +297,8 @@ def check_unpadded(attention_mask: Any) -> None:
         )
 
 
-def check_prompt(input_ids: Any, vocab_size: int, mask_id: int) -> None:
-    """Raises ValueError unless it is int [B, P] of written tokens, B at least 1."""
+def check_ids(input_ids: Any) -> None:
+    """Raises ValueError unless it is int [B, P], B at least 1."""
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or not len(input_ids):
         found = (
             tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
@@ -326,9 +306,3 @@ def check_prompt(input_ids: Any, vocab_size: int, mask_id: int) -> None:
         raise ValueError(f"the prompt is {found}; give a tensor of shape [batch, tokens]")
     if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
         raise ValueError(f"the prompt is of {input_ids.dtype}; give token ids as int64")
-    if ((input_ids < 0) | (input_ids >= vocab_size)).any():
-        raise ValueError(f"the prompt has ids outside of the vocabulary, 0 to {vocab_size - 1}")
-    if (input_ids == mask_id).any():
-        raise ValueError(
-            f"the prompt has the mask id {mask_id}: a prompt is written text at the first positions"
-        )

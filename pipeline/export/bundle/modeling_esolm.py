@@ -1,10 +1,11 @@
 # mypy: ignore-errors
-"""The Eso-LM network: every attention pattern by name, and an exact cache for decoding.
+"""The Eso-LM network: every attention pattern by name, and the ragged passes of decoding.
 
 Shape letters: B batch, S tokens fed, L output positions (S, or S/2 in a two-stream pattern),
-D hidden, H heads, K head dim, V vocabulary, N cache slots.
+D hidden, H heads, K head dim, V vocabulary; in a ragged pass T tokens of all texts, M wanted ones.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,70 +16,9 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
+from .attention_esolm import PATTERNS, CachedRows, WholeRows, dense_mask
 from .configuration_esolm import EsoLMConfig
 from .generation_esolm import EsoLMGenerationConfig, EsoLMGenerationMixin, check_unpadded
-
-PATTERNS = (
-    "bidirectional",
-    "causal",
-    "prefix",
-    "two_stream",
-    "two_stream_prefix",
-    "block_two_stream",
-)
-# What `block_two_stream` becomes when the noised stream is one block, the last: decoding needs it.
-BLOCK_CAUSAL = "block_causal"
-CACHEABLE = ("causal", "prefix", BLOCK_CAUSAL)
-
-
-def visible(
-    pattern: str, q: Tensor, k: Tensor, length: int, prefix: Tensor, block_size: int
-) -> Tensor:
-    """Bool: query index q may see key index k (integer tensors that broadcast).
-
-    In two-stream patterns the noised stream z comes first, the clean stream x second, each of
-    `length` tokens; elsewhere `length` is not used. Source: arXiv 2506.01928, sections 3-4.
-    """
-    if pattern == "bidirectional":
-        return (q >= 0) & (k >= 0)
-    if pattern == "causal":
-        return k <= q
-    if pattern == "prefix":
-        return (k <= q) | ((q < prefix) & (k < prefix))
-    if pattern == BLOCK_CAUSAL:
-        return k // block_size <= q // block_size
-    q_clean, k_clean = q >= length, k >= length
-    i, j = q % length, k % length
-    both_in_prefix = (i < prefix) & (j < prefix)
-    if pattern == "block_two_stream":
-        i, j = i // block_size, j // block_size
-    seen = (~q_clean & ~k_clean & (i == j)) | (~q_clean & k_clean & (j < i))
-    seen = seen | (q_clean & k_clean & (j <= i))
-    if pattern == "two_stream_prefix":
-        seen = seen | (q_clean & k_clean & both_in_prefix)
-    return seen
-
-
-def dense_mask(
-    pattern: str, seq_len: int, prefix_length: Tensor, block_size: int, start: int = 0
-) -> Tensor:
-    """The pattern as bool [B, 1, S, start + S]; prefix_length: int [B].
-
-    start: tokens in front of the S that are fed, which only answer.
-    """
-    index = torch.arange(start + seq_len, device=prefix_length.device)
-    q, k = index[None, None, start:, None], index[None, None, None, :]
-    prefix = prefix_length[:, None, None, None]
-    seen = visible(pattern, q, k, max(seq_len // 2, 1), prefix, block_size)
-    return seen.expand(len(prefix_length), 1, seq_len, start + seq_len)
-
-
-def cached_mask(start: int, num_queries: int, device: torch.device) -> Tensor | None:
-    """Causal, aligned to the bottom right: query i sees slots 0 .. start + i. None: sees all."""
-    if num_queries == 1:
-        return None
-    seen = torch.ones(num_queries, start + num_queries, dtype=torch.bool, device=device)
-    return seen.tril(diagonal=start)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -104,29 +44,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = at_least_float32(x).chunk(2, dim=-1)
     rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return rotated.to(x.dtype)
-
-
-class KeyValueCache:
-    """Keys and values in generation order, allocated once.
-
-    A forward pass writes its slots from `start` on. Slots of clean tokens stay; those of masks
-    are overwritten by the next pass, which starts where the clean tokens end.
-    """
-
-    def __init__(
-        self, config: EsoLMConfig, batch: int, slots: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        row = (config.num_attention_heads, slots, config.head_dim)
-        shape = (config.num_hidden_layers, 2, batch, *row)
-        self.layers = torch.empty(shape, dtype=dtype, device=device).unbind(0)
-
-    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores [B, H, S, K] at `start`; returns all that is visible, [B, H, start + S, K]."""
-        end = start + keys.shape[2]
-        stored_keys, stored_values = self.layers[layer][..., :end, :]
-        stored_keys[:, :, start:] = keys
-        stored_values[:, :, start:] = values
-        return stored_keys, stored_values
 
 
 class EsoLMNorm(nn.Module):
@@ -160,22 +77,14 @@ class EsoLMAttention(nn.Module):
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self,
-        hidden_BSD: Tensor,
-        angles: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        is_causal: bool,
-        cache: KeyValueCache | None,
-        start: int,
-    ) -> Tensor:
-        batch, seq_len, size = hidden_BSD.shape
-        qkv = self.qkv(hidden_BSD).view(batch, seq_len, -1, 3, self.head_dim)
-        q, k = rotate(qkv[:, :, :, :2], *angles).transpose(1, 2).unbind(3)
-        v = qkv[:, :, :, 2].transpose(1, 2)
-        if cache is not None:
-            k, v = cache.write(self.layer, start, k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
-        return self.out(out.transpose(1, 2).reshape(batch, seq_len, size))
+        self, hidden: Tensor, angles: tuple[Tensor, Tensor], attend: Callable[..., Tensor],
+        wanted: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """[..., D] -> [..., D]. wanted: int64 [M], the only ones of [T, D] that are answered."""
+        qkv = self.qkv(hidden).unflatten(-1, (-1, 3, self.head_dim))
+        q, k = rotate(qkv[..., :2, :], *angles).unbind(-2)
+        out = attend(self.layer, q, k, qkv[..., 2, :], wanted is not None).flatten(-2)
+        return self.out(out if wanted is None else out[wanted])
 
 
 class EsoLMFeedForward(nn.Module):
@@ -203,9 +112,13 @@ class EsoLMBlock(nn.Module):
         self.attention = EsoLMAttention(config, layer)
         self.mlp = EsoLMFeedForward(config)
 
-    def forward(self, hidden_BSD: Tensor, *attention_args) -> Tensor:
-        hidden_BSD = hidden_BSD + self.attention(self.norm1(hidden_BSD), *attention_args)
-        return hidden_BSD + self.mlp(self.norm2(hidden_BSD))
+    def forward(
+        self, hidden: Tensor, angles: tuple[Tensor, Tensor], attend: Callable[..., Tensor],
+        wanted: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        answered = self.attention(self.norm1(hidden), angles, attend, wanted)
+        hidden = answered + (hidden if wanted is None else hidden[wanted])
+        return hidden + self.mlp(self.norm2(hidden))
 
 
 class EsoLMPreTrainedModel(PreTrainedModel):
@@ -242,42 +155,45 @@ class EsoLMModel(EsoLMPreTrainedModel):
         attention_pattern: str = "causal",
         prefix_length: Tensor | int | None = None,
         block_size: int | None = None,
-        cache: KeyValueCache | None = None,
-        start: int = 0,
         logits_to_keep: int | Tensor = 0,
     ) -> BaseModelOutput:
         """Normalised hidden states [B, L, D] of the output positions; see EsoLMForMaskedLM."""
-        streams = self._check(input_ids, attention_pattern, cache)
+        streams = self._check(input_ids, attention_pattern)
         seq_len = input_ids.shape[1]
         if position_ids is None:
-            natural = torch.arange(start, start + seq_len // streams, device=input_ids.device)
+            natural = torch.arange(seq_len // streams, device=input_ids.device)
             position_ids = natural.repeat(streams)
         position_ids = expanded("position_ids", position_ids, input_ids)
-        is_causal = attention_pattern == "causal" and start == 0
         mask = None
-        if attention_pattern == "causal":
-            mask = cached_mask(start, seq_len, input_ids.device) if start else None
-        elif attention_pattern != "bidirectional":
+        if attention_pattern not in ("bidirectional", "causal"):
             if prefix_length is None:
                 prefix_length = input_ids.new_zeros(input_ids.shape[0])
             prefix_length = expanded("prefix_length", prefix_length, input_ids[:, 0])
             block_size = block_size or self.config.block_size or 1
-            mask = dense_mask(attention_pattern, seq_len, prefix_length, block_size, start)
+            mask = dense_mask(attention_pattern, seq_len, prefix_length, block_size)
+        attend = WholeRows(mask, is_causal=attention_pattern == "causal")
         angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_base)
         hidden = self.embed_tokens(input_ids)
         for block in self.layers:
-            hidden = block(hidden, angles, mask, is_causal, cache, start)
+            hidden = block(hidden, angles, attend)
         hidden = hidden[:, : seq_len // streams]
-        hidden = self.norm(kept(hidden, logits_to_keep))
-        return BaseModelOutput(last_hidden_state=hidden)
+        return BaseModelOutput(last_hidden_state=self.norm(kept(hidden, logits_to_keep)))
+
+    def decode(
+        self, input_ids: Tensor, position_ids: Tensor, attend: CachedRows, wanted: Tensor
+    ) -> Tensor:
+        """Normalised hidden states [M, D] of the wanted ones, int64 [M], of the tokens [T] fed."""
+        angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_base)
+        hidden = self.embed_tokens(input_ids)
+        for block in self.layers[:-1]:
+            hidden = block(hidden, angles, attend)
+        return self.norm(self.layers[-1](hidden, angles, attend, wanted))
 
     @staticmethod
-    def _check(input_ids: Tensor, pattern: str, cache: KeyValueCache | None) -> int:
+    def _check(input_ids: Tensor, pattern: str) -> int:
         """The number of streams of the pattern."""
-        if pattern not in (*PATTERNS, BLOCK_CAUSAL):
+        if pattern not in PATTERNS:
             raise ValueError(f"attention_pattern '{pattern}' is unknown; choose of {PATTERNS}")
-        if cache is not None and pattern not in CACHEABLE:
-            raise ValueError(f"a cache goes with attention patterns {CACHEABLE}, not '{pattern}'")
         streams = 2 if "two_stream" in pattern else 1
         if input_ids.shape[1] % streams:
             raise ValueError(f"'{pattern}' takes two streams, not {input_ids.shape[1]} tokens")
@@ -324,8 +240,6 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         attention_pattern: str = "causal",
         prefix_length: Tensor | int | None = None,
         block_size: int | None = None,
-        cache: KeyValueCache | None = None,
-        start: int = 0,
         logits_to_keep: int | Tensor = 0,
         attention_mask: Tensor | None = None,
     ) -> MaskedLMOutput:
@@ -334,24 +248,29 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         input_ids, position_ids: int64 [B, S]. Positions are natural ones, gathered by the order
         in which the tokens are fed, [S] if all rows share them; by default 0, 1, 2, ... in each
         stream.
-        attention_pattern: one of PATTERNS, or `block_causal`. In two-stream patterns the noised
-        stream comes first, the clean one second, and only the noised one has logits (L = S / 2).
+        attention_pattern: one of PATTERNS. In two-stream patterns the noised stream comes first, the
+        clean one second, and only the noised one has logits (L = S / 2).
         prefix_length: int64 [B], number of clean tokens in front (prefix patterns), or one number.
         block_size: tokens of a block (block patterns); None: the network's own, 1 if it has none.
-        cache, start: the tokens go to the cache's slots from `start` on, and see slots as if all
-        of them were fed. `start` must not lie inside a prefix or a block.
         logits_to_keep: only the last so many positions, 0 means all; or int64 [B, L], which ones.
         attention_mask: as in `generate`, all ones; ValueError if it has zeros.
         """
         check_unpadded(attention_mask)
         hidden = self.model(
-            input_ids, position_ids, attention_pattern, prefix_length, block_size,
-            cache, start, logits_to_keep,
-        ).last_hidden_state  # fmt: skip
+            input_ids, position_ids, attention_pattern, prefix_length, block_size, logits_to_keep
+        ).last_hidden_state
+        return MaskedLMOutput(logits=self._logits(hidden))
+
+    def decode(
+        self, input_ids: Tensor, position_ids: Tensor, attend: CachedRows, wanted: Tensor
+    ) -> Tensor:
+        """A pass of `decoding_esolm`: logits [M, V] of those wanted, int64 [M], of T tokens fed.
+
+        input_ids, position_ids: int64 [T], of all texts one after the other. attend: who sees what.
+        """
+        return self._logits(self.model.decode(input_ids, position_ids, attend, wanted))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
         logits = at_least_float32(self.lm_head(hidden))
         logits[..., self.config.mask_token_id] = float("-inf")
-        return MaskedLMOutput(logits=logits)
-
-    def new_cache(self, batch: int, slots: int) -> KeyValueCache:
-        """An empty cache for `slots` tokens of each of `batch` rows."""
-        return KeyValueCache(self.config, batch, slots, self.dtype, self.device)
+        return logits

@@ -1,0 +1,191 @@
+# mypy: ignore-errors
+"""Who sees whom, and the keys and values that decoding keeps.
+
+Shape letters: B rows, S tokens of a row, T tokens of a pass (all rows), H heads, K head dim.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PATTERNS = (
+    "bidirectional",
+    "causal",
+    "prefix",
+    "two_stream",
+    "two_stream_prefix",
+    "block_two_stream",
+)
+# What `block_two_stream` becomes when the noised stream is one block, the last: decoding needs it.
+BLOCK_CAUSAL = "block_causal"
+# Clean tokens, the last of which are guesses, then masks that check and prolong these guesses.
+GUESSED = "guessed"
+SEEN_FROM_THE_FRONT = ("bidirectional", "causal", "prefix", BLOCK_CAUSAL, GUESSED)
+
+
+def visible(
+    pattern: str, q: Tensor, k: Tensor, length: int, prefix: Tensor | int, block_size: int
+) -> Tensor:
+    """Bool: query index q may see key index k (integer tensors that broadcast).
+
+    In two-stream patterns the noised stream z comes first, the clean stream x second, each of
+    `length` tokens; elsewhere `length` is not used. Source: arXiv 2506.01928, sections 3-4.
+    Under `guessed` the first `prefix` tokens are clean, the last `block_size` of them guesses; mask
+    i behind them sees itself, what is certain, and the first i guesses.
+    """
+    if pattern == "bidirectional":
+        return (q >= 0) & (k >= 0)
+    if pattern == "causal":
+        return k <= q
+    if pattern == "prefix":
+        return (k <= q) | ((q < prefix) & (k < prefix))
+    if pattern == BLOCK_CAUSAL:
+        return k // block_size <= q // block_size
+    if pattern == GUESSED:
+        seen_guesses = (q - prefix).clamp(max=block_size)
+        by_mask = (k < prefix - block_size + seen_guesses) | (k == q)
+        return torch.where(q < prefix, k <= q, by_mask)
+    q_clean, k_clean = q >= length, k >= length
+    i, j = q % length, k % length
+    both_in_prefix = (i < prefix) & (j < prefix)
+    if pattern == "block_two_stream":
+        i, j = i // block_size, j // block_size
+    seen = (~q_clean & ~k_clean & (i == j)) | (~q_clean & k_clean & (j < i))
+    seen = seen | (q_clean & k_clean & (j <= i))
+    if pattern == "two_stream_prefix":
+        seen = seen | (q_clean & k_clean & both_in_prefix)
+    return seen
+
+
+def dense_mask(pattern: str, seq_len: int, prefix_length: Tensor, block_size: int) -> Tensor:
+    """The pattern as bool [B, 1, S, S]; prefix_length: int [B]."""
+    index = torch.arange(seq_len, device=prefix_length.device)
+    q, k = index[None, None, :, None], index[None, None, None, :]
+    prefix = prefix_length[:, None, None, None]
+    seen = visible(pattern, q, k, max(seq_len // 2, 1), prefix, block_size)
+    return seen.expand(len(prefix_length), 1, seq_len, seq_len)
+
+
+class WholeRows:
+    """Attention within rows of equal length, all of whose tokens are fed."""
+
+    def __init__(self, mask: Tensor | None, is_causal: bool) -> None:
+        self.mask, self.is_causal = mask, is_causal
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, _: bool = False) -> Tensor:
+        """[B, S, H, K] each, and returned."""
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, is_causal=self.is_causal)
+        return out.transpose(1, 2)
+
+
+class SlotCache:
+    """Keys and values of `rows` texts of up to `slots` tokens each, allocated once.
+
+    A pass writes the slots of what it feeds. Those of clean tokens stay; those of masks are
+    overwritten by the next pass, which begins where the clean tokens end.
+    """
+
+    def __init__(
+        self, config: Any, rows: int, slots: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (rows, config.num_attention_heads, slots, config.head_dim)
+        layers = torch.empty(config.num_hidden_layers, 2, *shape, dtype=dtype, device=device)
+        self.layers = layers.unbind(0)
+        self.rows, self.slots = rows, slots
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(layer.numel() * layer.element_size() for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How the tokens of a row see its slots: a pattern of SEEN_FROM_THE_FRONT and its numbers."""
+
+    pattern: str
+    prefix: int = 0
+    block_size: int = 1
+
+    def mask(self, start: int, width: int, device: torch.device) -> Tensor | None:
+        """Bool [width, start + width] for the tokens in slots from `start` on; None: all see all."""
+        is_alone = width == 1 and self.pattern == "causal"
+        return None if is_alone or self.pattern == "bidirectional" else _mask(
+            self.pattern, self.prefix, self.block_size, start, width, device
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _mask(
+    pattern: str, prefix: int, block_size: int, start: int, width: int, device: torch.device
+) -> Tensor:
+    index = torch.arange(start + width, device=device)
+    return visible(pattern, index[start:, None], index, 1, prefix, block_size)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring rows that feed equally many tokens to the same slots and see them alike.
+
+    row, count: the first row and how many. token: index of their first token in the pass. start,
+    width: the slots that each feeds. wanted: how many of its last tokens give logits; None: others.
+    """
+
+    row: int
+    count: int
+    token: int
+    start: int
+    width: int
+    sight: Sight
+    wanted: int | None
+
+
+class CachedRows:
+    """Attention of a ragged pass: every token sees the slots of its own row."""
+
+    def __init__(self, cache: SlotCache, groups: list[Group]) -> None:
+        device = cache.layers[0].device
+        self._cache = cache
+        self._groups = [(group, *_allowed(group, device)) for group in groups]
+
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, only_wanted: bool = False
+    ) -> Tensor:
+        """[T, H, K] each, and returned. only_wanted: other tokens than these may stay zero."""
+        out = torch.zeros_like(q)
+        for group, mask, is_causal in self._groups:
+            fed = slice(group.token, group.token + group.count * group.width)
+            asks, keys, values, answers = (
+                x[fed].unflatten(0, (group.count, group.width)).transpose(1, 2)
+                for x in (q, k, v, out)
+            )
+            end = group.start + group.width
+            rows = self._cache.layers[layer][:, group.row : group.row + group.count, :, :end]
+            rows[0, :, :, group.start :] = keys
+            rows[1, :, :, group.start :] = values
+            if only_wanted and group.wanted is not None and group.wanted < group.width:
+                asks, answers = asks[:, :, -group.wanted :], answers[:, :, -group.wanted :]
+                mask, is_causal = _allowed(group, q.device, group.wanted)
+            answers.copy_(
+                F.scaled_dot_product_attention(
+                    asks, rows[0], rows[1], attn_mask=mask, is_causal=is_causal
+                )
+            )
+        return out
+
+
+def _allowed(
+    group: Group, device: torch.device, last: int | None = None
+) -> tuple[Tensor | None, bool]:
+    """The mask of the group's last tokens (all), and whether it is the plain causal one."""
+    last = last or group.width
+    if group.sight.pattern == "causal" and last == group.width and not group.start:
+        return None, True
+    if group.sight.pattern == "causal" and last == 1:
+        return None, False
+    mask = group.sight.mask(group.start, group.width, device)
+    return (None if mask is None else mask[-last:]), False

@@ -1,0 +1,262 @@
+# mypy: ignore-errors
+"""The decoder of every network: a batch of texts, each at its own point, one pass at a time.
+
+Texts enter and leave between passes, and differ in length, prompt, schedule and phase. What is
+written in one does not depend on the others. `generate`, the server and the evaluation use this.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .attention_esolm import CachedRows, Group, SlotCache
+from .requests_esolm import Request
+from .sampling_esolm import TRIES, Purpose, Rules, draw, random_numbers
+from .walks_esolm import WALKS, Feed
+
+
+class Writing:
+    """A text on its way.
+
+    history: the places that each pass has written, int64 arrays. ends_at: so many tokens are the
+    text, if it has ended before its length. row: of the batch, -1 when it has left.
+    """
+
+    def __init__(self, request: Request, config: Any, use_cache: bool) -> None:
+        """Raises ValueError if this cannot be written."""
+        self.request, self.given = request, request.check(config)
+        is_given = self.given != config.mask_token_id
+        free, walk = (~is_given).nonzero()[0], walk_of(config)
+        self.walk = walk(config, is_given, walk.plan_for(config, free, request), use_cache)
+        self.uniforms = random_numbers(request.seed, request.sample, Purpose.TOKENS).random(
+            (request.length, TRIES)
+        )
+        self.history: list[np.ndarray] = []
+        self.ends_at: int | None = None
+        self.row = -1
+        self._is_given = is_given
+        self._first_free = int(free[0]) if len(free) else request.length
+
+    @property
+    def given_places(self) -> np.ndarray:
+        """Those that were written from the start."""
+        return self._is_given.nonzero()[0]
+
+    @property
+    def is_done(self) -> bool:
+        return self.walk.is_over or self.ends_at is not None
+
+    @property
+    def slots(self) -> int:
+        """Slots of the cache that it needs."""
+        return len(self.walk.places)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether what is written decides where the text ends."""
+        return bool(self.request.eos) or self.request.stop is not None
+
+    def look_for_the_end(self, tokens: np.ndarray, mask_id: int) -> None:
+        """tokens: int64 [L], as far as they are written."""
+        gaps = (tokens == mask_id).nonzero()[0]
+        whole = int(gaps[0]) if len(gaps) else len(tokens)
+        ends = np.isin(tokens[:whole], self.request.eos) & ~self._is_given[:whole]
+        if ends.any():
+            whole = self.ends_at = int(ends.argmax()) + 1
+        if self.request.stop is not None and whole > self._first_free:
+            found = self.request.stop(tokens[:whole].tolist())
+            self.ends_at = self.ends_at if found is None else found
+
+    def is_too_early(self, places: np.ndarray) -> np.ndarray:
+        """Bool: at which places the text must not end."""
+        return places < (self._first_free + self.request.min_new if self.request.eos else 0)
+
+
+def walk_of(config: Any) -> type:
+    """How a network writes. Raises ValueError if nobody knows."""
+    if config.trained_as not in WALKS:
+        raise ValueError(f"there is no decoder for networks trained as '{config.trained_as}'")
+    return WALKS[config.trained_as]
+
+
+class Pass:
+    """One forward pass over several texts, as flat indices; all of it is known to the host.
+
+    cells: of all tokens fed, row * slots + cell. wanted: which of these tokens give logits. places:
+    of these, by text. counts: how many of these each text has.
+    """
+
+    def __init__(self, writings: list[Writing], slots: int) -> None:
+        self.writings = writings
+        self.feeds = [writing.walk.feed() for writing in writings]
+        starts = np.cumsum([0, *(len(feed.cells) for feed in self.feeds)])
+        self.num_tokens = int(starts[-1])
+        self.cells = np.concatenate(
+            [f.cells + w.row * slots for w, f in zip(writings, self.feeds, strict=True)]
+        )
+        self.wanted = np.concatenate(
+            [feed.wanted + first for feed, first in zip(self.feeds, starts, strict=False)]
+        )
+        self.places = [w.walk.places[f.targets] for w, f in zip(writings, self.feeds, strict=True)]
+        self.counts = [len(places) for places in self.places]
+        self.groups = list(_groups(writings, self.feeds, starts.tolist()))
+
+    def each(self, values: list[Any]) -> np.ndarray:
+        """One value for each text, repeated for each of its logits."""
+        return np.repeat(values, self.counts)
+
+
+def _groups(writings: list[Writing], feeds: list[Feed], starts: list[int]) -> Iterator[Group]:
+    """Neighbours that feed alike, together."""
+    found: Group | None = None
+    for writing, feed, token in zip(writings, feeds, starts, strict=False):
+        width, wanted = len(feed.cells), len(feed.wanted)
+        is_last = np.array_equal(feed.wanted, np.arange(width - wanted, width))
+        alike = (feed.start, width, feed.sight, wanted if is_last else None)
+        if found is not None:
+            others = (found.start, found.width, found.sight, found.wanted)
+            if alike == others and writing.row == found.row + found.count:
+                found = replace(found, count=found.count + 1)
+                continue
+            yield found
+        found = Group(writing.row, 1, token, *alike)
+    if found is not None:
+        yield found
+
+
+class Batch:
+    """Texts that are written together. rows: how many at most; slots: tokens of each, at most."""
+
+    def __init__(self, network: Any, rows: int, slots: int, use_cache: bool = True) -> None:
+        self.network, self.slots, self.use_cache = network, slots, use_cache
+        self.mask_id = network.config.mask_token_id
+        self._cache = SlotCache(network.config, rows, slots, network.dtype, network.device)
+        self._tokens = torch.full((rows, slots), self.mask_id, device=network.device)
+        self._positions = torch.zeros_like(self._tokens)
+        self._rows: list[Writing | None] = [None] * rows
+
+    @property
+    def free_rows(self) -> int:
+        return self._rows.count(None)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the cache."""
+        return self._cache.num_bytes
+
+    def add(self, request: Request) -> Writing:
+        """Raises ValueError if this cannot be written, RuntimeError if no row is free."""
+        writing = Writing(request, self.network.config, self.use_cache)
+        if writing.slots > self.slots:
+            raise ValueError(f"{writing.slots} slots are due, and a row has {self.slots}")
+        if None not in self._rows:
+            raise RuntimeError("no row is free")
+        writing.row = self._rows.index(None)
+        self._rows[writing.row] = writing
+        cells = np.full(self.slots, self.mask_id)
+        cells[: len(writing.walk.front)] = writing.walk.front
+        cells[writing.walk.cells] = writing.given
+        self._tokens[writing.row] = self._tensor(cells)
+        self._place(writing)
+        return writing
+
+    def remove(self, writing: Writing) -> None:
+        """Its row is free again; what it has written is lost."""
+        self._rows[writing.row] = None
+        writing.row = -1
+
+    def tokens(self, writing: Writing) -> np.ndarray:
+        """int64 [L], in the order of the text; the mask id where nothing is written."""
+        return self._tokens[writing.row].cpu().numpy()[writing.walk.cells]
+
+    @torch.inference_mode()
+    def step(self) -> list[Writing]:
+        """One pass for every text that is not done. Returns these."""
+        writings = [each for each in self._rows if each is not None and not each.is_done]
+        if not writings:
+            return []
+        one = Pass(writings, self.slots)
+        logits = self._logits(one)
+        uniforms = [w.uniforms[places] for w, places in zip(writings, one.places, strict=True)]
+        drawn = draw(logits, self._rules(one), self._tensor(np.concatenate(uniforms)))
+        kept = _most_certain(one, logits, drawn)
+        cells = []
+        for writing, feed, places, some in zip(writings, one.feeds, one.places, kept, strict=True):
+            cells.append(writing.walk.wrote(feed, some) + writing.row * self.slots)
+            writing.history.append(places if some is None else places[some])
+            if some is not None:
+                self._place(writing)
+        self._write(one, drawn, kept, np.concatenate(cells))
+        for writing in writings:
+            if writing.is_read:
+                writing.look_for_the_end(self.tokens(writing), self.mask_id)
+        return writings
+
+    def _logits(self, one: Pass) -> Tensor:
+        """[M, V], at least float32, of what is wanted; what must not be drawn is -inf."""
+        fed = self._tensor(np.pad(one.cells, (0, padding(one.num_tokens))))
+        logits = self.network.decode(
+            self._tokens.view(-1)[fed],
+            self._positions.view(-1)[fed],
+            CachedRows(self._cache, one.groups),
+            self._tensor(np.pad(one.wanted, (0, padding(len(one.wanted))))),
+        )[: len(one.wanted)]
+        first = 0
+        for writing, places in zip(one.writings, one.places, strict=True):
+            early = first + writing.is_too_early(places).nonzero()[0]
+            if len(early):
+                logits[self._tensor(early)[:, None], list(writing.request.eos)] = -torch.inf
+            first += len(places)
+        return logits
+
+    def _rules(self, one: Pass) -> Rules:
+        requests = [writing.request for writing in one.writings]
+        return Rules(
+            self._tensor(one.each([float(request.temperature) for request in requests])),
+            self._tensor(one.each([float(request.top_p) for request in requests])),
+            self._tensor(one.each([int(request.top_k) for request in requests])),
+        )
+
+    def _write(
+        self, one: Pass, drawn: Tensor, kept: list[np.ndarray | None], cells: np.ndarray
+    ) -> None:
+        """What was drawn and kept goes into the cells."""
+        if any(some is not None for some in kept):
+            firsts = np.cumsum([0, *one.counts])
+            index = [
+                first + (np.arange(count) if some is None else some)
+                for first, count, some in zip(firsts, one.counts, kept, strict=False)
+            ]
+            drawn = drawn[self._tensor(np.concatenate(index))]
+        self._tokens.view(-1)[self._tensor(cells)] = drawn
+
+    def _place(self, writing: Writing) -> None:
+        positions = writing.walk.positions
+        self._positions[writing.row, : len(positions)] = self._tensor(positions)
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.network.device, non_blocking=True)
+
+
+def _most_certain(one: Pass, logits: Tensor, drawn: Tensor) -> list[np.ndarray | None]:
+    """Which of its tokens each text keeps, in order; None: all."""
+    kept: list[np.ndarray | None] = []
+    firsts = np.cumsum([0, *one.counts]).tolist()
+    for feed, first, end in zip(one.feeds, firsts, firsts[1:], strict=False):
+        if feed.keep is None:
+            kept.append(None)
+            continue
+        own = logits[first:end]
+        score = own.gather(1, drawn[first:end, None])[:, 0] - own.logsumexp(-1)
+        best = score.argsort(descending=True, stable=True)[: feed.keep]
+        kept.append(best.sort().values.cpu().numpy())
+    return kept
+
+
+def padding(count: int) -> int:
+    """Rows to add to a matrix product of so many: two or three take longer than four."""
+    return -count % 4 if 1 < count < 16 else 0
