@@ -24,7 +24,6 @@ PATTERNS = (
 BLOCK_CAUSAL = "block_causal"
 # Clean tokens, the last of which are guesses, then masks that check and prolong these guesses.
 GUESSED = "guessed"
-SEEN_FROM_THE_FRONT = ("bidirectional", "causal", "prefix", BLOCK_CAUSAL, GUESSED)
 
 
 def visible(
@@ -105,18 +104,17 @@ class SlotCache:
 
 @dataclass(frozen=True)
 class Sight:
-    """How the tokens of a row see its slots: a pattern of SEEN_FROM_THE_FRONT and its numbers."""
+    """How the tokens of a row see its slots: a pattern of one stream, and its numbers."""
 
     pattern: str
     prefix: int = 0
     block_size: int = 1
 
     def mask(self, start: int, width: int, device: torch.device) -> Tensor | None:
-        """Bool [width, start + width] for the tokens in slots from `start` on; None: all see all."""
-        is_alone = width == 1 and self.pattern == "causal"
-        return None if is_alone or self.pattern == "bidirectional" else _mask(
-            self.pattern, self.prefix, self.block_size, start, width, device
-        )  # fmt: skip
+        """Bool [width, start + width], for tokens in slots from `start` on; None: all see all."""
+        if self.pattern == "bidirectional":
+            return None
+        return _mask(self.pattern, self.prefix, self.block_size, start, width, device)
 
 
 @lru_cache(maxsize=256)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .attention_esolm import CachedRows, Group, SlotCache
-from .requests_esolm import Request
-from .sampling_esolm import TRIES, Purpose, Rules, draw, random_numbers
+from .requests_esolm import TextRequest
+from .sampling_esolm import TRIES, Rules, Stream, draw, random_numbers
 from .walks_esolm import WALKS, Feed
 
 
@@ -26,13 +26,13 @@ class Writing:
     text, if it has ended before its length. row: of the batch, -1 when it has left.
     """
 
-    def __init__(self, request: Request, config: Any, use_cache: bool) -> None:
+    def __init__(self, request: TextRequest, config: Any, use_cache: bool) -> None:
         """Raises ValueError if this cannot be written."""
         self.request, self.given = request, request.check(config)
         is_given = self.given != config.mask_token_id
         free, walk = (~is_given).nonzero()[0], walk_of(config)
         self.walk = walk(config, is_given, walk.plan_for(config, free, request), use_cache)
-        self.uniforms = random_numbers(request.seed, request.sample, Purpose.TOKENS).random(
+        self.uniforms = random_numbers(request.seed, request.sample, Stream.TOKENS).random(
             (request.length, TRIES)
         )
         self.history: list[np.ndarray] = []
@@ -148,7 +148,7 @@ class Batch:
         """Of the cache."""
         return self._cache.num_bytes
 
-    def add(self, request: Request) -> Writing:
+    def add(self, request: TextRequest) -> Writing:
         """Raises ValueError if this cannot be written, RuntimeError if no row is free."""
         writing = Writing(request, self.network.config, self.use_cache)
         if writing.slots > self.slots:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
 from .decoding_esolm import Batch, Writing, walk_of
-from .requests_esolm import Request, out_of_range, problems_of
+from .requests_esolm import TextRequest, out_of_range, problems_of
 
 # A text may need slots for tokens in front of it.
 EXTRA_SLOTS = 1
@@ -28,7 +28,7 @@ class EsoLMGenerationConfig(GenerationConfig):
     block. An `ar` network ignores it. schedule: one of SCHEDULES, see `planning_esolm`.
     length: tokens of a text, the prompt included; max_new_tokens: without it, None for `length`.
     temperature: 0 takes the likeliest token. top_p: nucleus; 1 keeps the whole distribution. top_k:
-    the so many likeliest; 0 keeps all. eos: ids that end a text; min_new_tokens: not before so many.
+    the so many likeliest; 0 keeps all. eos_token_id: what ends a text, not before min_new_tokens.
     guesses: the most tokens that a pass of the sequential phase guesses ahead; the distribution
     stays what it is. seed: None draws a new one each time.
     """
@@ -72,13 +72,13 @@ class EsoLMGenerationConfig(GenerationConfig):
     def from_model_config(self, *_: Any, **__: Any) -> None:  # transformers then uses defaults
         raise NotImplementedError("generation options do not stand in the model's configuration")
 
-    def request(self, tokens: Any, seed: int, sample: int) -> Request:
+    def request(self, tokens: Any, seed: int, sample: int) -> TextRequest:
         """One text of the batch. tokens: int64 [L]."""
-        eos = self.eos_token_id
-        return Request(
+        eos = [] if self.eos_token_id is None else self.eos_token_id
+        return TextRequest(
             tokens=tokens, alpha_0=self.alpha_0, num_steps=self.num_steps, schedule=self.schedule,
             temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=seed,
-            sample=sample, eos=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+            sample=sample, eos=(eos,) if isinstance(eos, int) else tuple(eos),
             min_new=self.min_new_tokens, guesses=self.guesses,
         )  # fmt: skip
 

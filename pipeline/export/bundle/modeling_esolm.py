@@ -248,8 +248,8 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         input_ids, position_ids: int64 [B, S]. Positions are natural ones, gathered by the order
         in which the tokens are fed, [S] if all rows share them; by default 0, 1, 2, ... in each
         stream.
-        attention_pattern: one of PATTERNS. In two-stream patterns the noised stream comes first, the
-        clean one second, and only the noised one has logits (L = S / 2).
+        attention_pattern: one of PATTERNS. In two-stream patterns the noised stream comes first,
+        the clean one second, and only the noised one has logits (L = S / 2).
         prefix_length: int64 [B], number of clean tokens in front (prefix patterns), or one number.
         block_size: tokens of a block (block patterns); None: the network's own, 1 if it has none.
         logits_to_keep: only the last so many positions, 0 means all; or int64 [B, L], which ones.

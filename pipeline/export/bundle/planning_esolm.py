@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .sampling_esolm import Purpose, random_numbers
+from .sampling_esolm import Stream, random_numbers
 
 SCHEDULES = ("binomial", "fixed", "strided", "confidence")
 # alpha_1 = ALPHA_FLOOR * alpha_0, as in training.
@@ -20,7 +20,7 @@ ALPHA_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
-class Plan:
+class WritingPlan:
     """places: int64 [F], free places in the order of writing. counts: tokens of each pass.
 
     The first num_diffusion passes belong to the diffusion phase. by_confidence: these passes choose
@@ -37,7 +37,7 @@ class Plan:
 
 def plan_two_phases(
     free: np.ndarray, alpha_0: float, num_steps: int, schedule: str, seed: int, sample: int
-) -> Plan:
+) -> WritingPlan:
     """A share alpha_0 by diffusion, the rest from left to right, one token a pass.
 
     The samples of one seed share their counts and differ in their orders.
@@ -46,9 +46,9 @@ def plan_two_phases(
         places, counts = strided(free, num_steps)
         counts = counts[: round(alpha_0 * len(counts))]
     else:
-        places = random_numbers(seed, sample, Purpose.ORDER).permutation(free)
+        places = random_numbers(seed, sample, Stream.ORDER).permutation(free)
         if schedule == "binomial":
-            draws = random_numbers(seed, 0, Purpose.COUNTS)
+            draws = random_numbers(seed, 0, Stream.COUNTS)
             counts = diffusion_counts(len(free), alpha_0, num_steps, draws)
         else:
             counts = even_counts(round(alpha_0 * len(free)), num_steps)
@@ -56,14 +56,14 @@ def plan_two_phases(
     places[written:].sort()
     by_confidence = schedule == "confidence"
     num_diffusion, rest = len(counts), [1] * (len(free) - written)
-    return Plan(places, counts + rest, num_diffusion, by_confidence, alpha_0 > 0)
+    return WritingPlan(places, counts + rest, num_diffusion, by_confidence, alpha_0 > 0)
 
 
 def plan_blocks(
     free: np.ndarray, block_size: int, num_steps: int, schedule: str, seed: int, sample: int
-) -> Plan:
+) -> WritingPlan:
     """Diffusion within one block after the other; num_steps: of each. Each sample on its own."""
-    draws = random_numbers(seed, sample, Purpose.ORDER)
+    draws = random_numbers(seed, sample, Stream.ORDER)
     places, counts = [free[:0]], []
     for block in np.split(free, np.flatnonzero(np.diff(free // block_size)) + 1):
         if schedule == "binomial":
@@ -80,7 +80,7 @@ def plan_blocks(
         else:
             places.append(draws.permutation(block))
             counts += even_counts(len(block), num_steps)
-    return Plan(np.concatenate(places), counts, len(counts), schedule == "confidence")
+    return WritingPlan(np.concatenate(places), counts, len(counts), schedule == "confidence")
 
 
 def diffusion_counts(

@@ -13,7 +13,7 @@ from .planning_esolm import SCHEDULES
 
 
 @dataclass(frozen=True)
-class Request:
+class TextRequest:
     """One text.
 
     tokens: the ids that are given, the mask id where something is to be written. seed, sample: all

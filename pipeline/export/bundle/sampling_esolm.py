@@ -19,7 +19,7 @@ BLOCK = 256
 ROWS_AT_ONCE = 64
 
 
-class Purpose(IntEnum):
+class Stream(IntEnum):
     """What a stream of random numbers is for."""
 
     COUNTS = 0
@@ -29,9 +29,9 @@ class Purpose(IntEnum):
     ACCEPTANCE = 4
 
 
-def random_numbers(seed: int, sample: int, purpose: Purpose, part: int = 0) -> np.random.Generator:
+def random_numbers(seed: int, sample: int, purpose: Stream, part: int = 0) -> np.random.Generator:
     """The stream of one text: a function of these numbers alone (Philox)."""
-    key = np.array([seed % 2**64, (sample * len(Purpose) + purpose) % 2**64], dtype=np.uint64)
+    key = np.array([seed % 2**64, (sample * len(Stream) + purpose) % 2**64], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, part]))
 
 

@@ -13,7 +13,7 @@ put it into WALKS under what `EsoLMConfig.trained_as` says of its networks; and 
 import numpy as np
 
 from .attention_esolm import Sight
-from .planning_esolm import Plan
+from .planning_esolm import WritingPlan
 from .walks_esolm import WALKS, Feed, Walk
 
 
@@ -22,7 +22,7 @@ class AtOnce(Walk):
 
     @classmethod
     def plan_for(cls, config, free, request):
-        return Plan(free, [len(free)], 1)
+        return WritingPlan(free, [len(free)], 1)
 
     def feed(self):
         cells = self.cells[self.plan.places]
@@ -39,7 +39,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .attention_esolm import BLOCK_CAUSAL, Sight
-from .planning_esolm import Plan, plan_blocks, plan_two_phases
+from .planning_esolm import WritingPlan, plan_blocks, plan_two_phases
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Walk:
     has_cache: ClassVar[bool] = True
     front: tuple[int, ...] = ()
 
-    def __init__(self, config: Any, given: np.ndarray, plan: Plan, use_cache: bool) -> None:
+    def __init__(self, config: Any, given: np.ndarray, plan: WritingPlan, use_cache: bool) -> None:
         """given: bool [L], the places of the text that are written from the start."""
         self.config, self.plan = config, plan
         self.places = self.positions = self.lay_out(given)
@@ -80,7 +80,7 @@ class Walk:
         self._keeps = use_cache and self.has_cache
 
     @classmethod
-    def plan_for(cls, config: Any, free: np.ndarray, request: Any) -> Plan:
+    def plan_for(cls, config: Any, free: np.ndarray, request: Any) -> WritingPlan:
         """What is written when; free: int64 [F], places. Raises ValueError if that cannot be."""
         raise NotImplementedError
 
@@ -133,7 +133,7 @@ class TwoPhases(Walk):
     """
 
     @classmethod
-    def plan_for(cls, config: Any, free: np.ndarray, request: Any) -> Plan:
+    def plan_for(cls, config: Any, free: np.ndarray, request: Any) -> WritingPlan:
         return plan_two_phases(
             free, request.alpha_0, request.num_steps, request.schedule, request.seed, request.sample
         )
@@ -179,7 +179,7 @@ class TwoPhasesBehindPrefix(TwoPhases):
     a network without a diffusion phase has only ever read from left to right.
     """
 
-    def __init__(self, config: Any, given: np.ndarray, plan: Plan, use_cache: bool) -> None:
+    def __init__(self, config: Any, given: np.ndarray, plan: WritingPlan, use_cache: bool) -> None:
         super().__init__(config, given, plan, use_cache)
         self._prefix = self.written if plan.has_diffusion else 0
 
@@ -199,7 +199,7 @@ class TwoPhasesBehindPrefix(TwoPhases):
 class LeftToRight(Walk):
     """`ar`: each token is predicted from the one before it."""
 
-    def __init__(self, config: Any, given: np.ndarray, plan: Plan, use_cache: bool) -> None:
+    def __init__(self, config: Any, given: np.ndarray, plan: WritingPlan, use_cache: bool) -> None:
         super().__init__(config, given, plan, use_cache)
         if config.prepend_token_id is not None:
             self.front = (config.prepend_token_id,)
@@ -208,9 +208,9 @@ class LeftToRight(Walk):
             self.written += 1
 
     @classmethod
-    def plan_for(cls, config: Any, free: np.ndarray, request: Any) -> Plan:
+    def plan_for(cls, config: Any, free: np.ndarray, request: Any) -> WritingPlan:
         refuse_gaps(free, request.length, 1)
-        return Plan(free, [1] * len(free), 0)
+        return WritingPlan(free, [1] * len(free), 0)
 
     def feed(self) -> Feed:
         cells = np.arange(self.cached, self.written)
@@ -234,7 +234,7 @@ class Blocks(Walk):
     block].
     """
 
-    def __init__(self, config: Any, given: np.ndarray, plan: Plan, use_cache: bool) -> None:
+    def __init__(self, config: Any, given: np.ndarray, plan: WritingPlan, use_cache: bool) -> None:
         super().__init__(config, given, plan, use_cache)
         self._size = self.block_size(config, len(given))
         self._first = 0  # of the plan's places, what is not written yet
@@ -246,7 +246,7 @@ class Blocks(Walk):
         return config.block_size
 
     @classmethod
-    def plan_for(cls, config: Any, free: np.ndarray, request: Any) -> Plan:
+    def plan_for(cls, config: Any, free: np.ndarray, request: Any) -> WritingPlan:
         size = cls.block_size(config, request.length)
         if request.length % size:
             raise ValueError(

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from esolm.pipeline.export.bundle.two_phase_esolm import diffusion_counts
+from esolm.pipeline.export.bundle.planning_esolm import diffusion_counts
 from tests.model.enumeration import LENGTH, MASK_ID, SEQUENCES
 from tests.pipeline.generate.conftest import network
+from tests.pipeline.generate.systems import written_by
 
 STEPS = 3
 ROWS = 3000
@@ -76,14 +78,14 @@ def test_rows_follow_the_exact_distribution(model: Any, alpha_0: float) -> None:
     """Chi-square over all sequences, summed over several draws of the counts."""
     chi_square, degrees, seen = 0.0, 0, set()
     for seed in range(6 if alpha_0 > 0 else 2):
-        output = model.generate(
-            num_samples=ROWS, length=LENGTH, alpha_0=alpha_0, num_steps=STEPS, seed=seed
+        output = written_by(
+            model, num_samples=ROWS, length=LENGTH, alpha_0=alpha_0, num_steps=STEPS, seed=seed
         )
-        counts = tuple(output.counts.tolist())
-        generator = torch.Generator().manual_seed(seed)
-        diffusion = diffusion_counts(LENGTH, alpha_0, STEPS, generator)
-        assert counts == (*diffusion, *[1] * (LENGTH - sum(diffusion)))
-        seen.add(counts)
+        counts = tuple(output.counts[:, 0].tolist())
+        assert (output.counts == output.counts[:, :1]).all()
+        diffusion = counts[: output.num_diffusion[0]]
+        assert counts[len(diffusion) :] == (1,) * (LENGTH - sum(diffusion))
+        seen.add((counts, int(output.num_diffusion[0])))
         expected = ROWS * exact(model, sum(diffusion), counts)
         assert float(expected.sum()) == pytest.approx(ROWS)
         cells = (output.sequences * 3 ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
@@ -129,7 +131,7 @@ def test_counts_follow_their_exact_distribution(alpha_0: float) -> None:
     for counts, chance in compositions(LENGTH, alphas):
         expected[counts] += chance
     assert sum(expected.values()) == pytest.approx(1.0)
-    draws, generator = 5000, torch.Generator().manual_seed(0)
+    draws, generator = 5000, np.random.Generator(np.random.Philox(0))
     found = Counter(
         tuple(diffusion_counts(LENGTH, alpha_0, STEPS, generator)) for _ in range(draws)
     )

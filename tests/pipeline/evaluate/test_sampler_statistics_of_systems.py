@@ -15,6 +15,7 @@ from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
 from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 from tests.model.enumeration import LENGTH, MASK_ID, SEQUENCES
 from tests.pipeline.evaluate.test_sampler_statistics import is_plausible
+from tests.pipeline.generate.systems import written_by
 
 ROWS = 10_000
 
@@ -86,7 +87,7 @@ def exact_in_blocks(network: Any, size: int, num_steps: int, given: int = 0) -> 
 def test_masked_diffusion(size: int, num_steps: int) -> None:
     name = "mdlm" if size == LENGTH else "bd3lm"
     network = random_network(objective=name, variant=None, block_size=size)
-    output = network.generate(num_samples=ROWS, length=LENGTH, num_steps=num_steps, seed=1)
+    output = written_by(network, num_samples=ROWS, length=LENGTH, num_steps=num_steps, seed=1)
     assert is_plausible(*chi_square(output.sequences, exact_in_blocks(network, size, num_steps)))
 
 
@@ -95,7 +96,7 @@ def test_first_token_given() -> None:
     network = random_network(
         objective="bd3lm", variant=None, block_size=2, keep_first=True, bos_token_id=2
     )
-    output = network.generate(num_samples=ROWS, length=LENGTH, num_steps=3, seed=1)
+    output = written_by(network, num_samples=ROWS, length=LENGTH, num_steps=3, seed=1)
     exact = exact_in_blocks(network, 2, 3, given=1)
     starts = SEQUENCES[:, 0] == 2
     p = torch.where(starts, exact, 0.0)
@@ -140,12 +141,17 @@ def test_eso_lm_a(alpha_0: float, num_steps: int) -> None:
     network = random_network(objective="esolm", variant="A")
     value, degrees, seen = 0.0, 0, set()
     for seed in range(5 if alpha_0 > 0 else 2):
-        output = network.generate(
-            num_samples=ROWS, length=LENGTH, alpha_0=alpha_0, num_steps=num_steps, seed=seed
+        output = written_by(
+            network,
+            num_samples=ROWS,
+            length=LENGTH,
+            alpha_0=alpha_0,
+            num_steps=num_steps,
+            seed=seed,
         )
-        counts = tuple(output.counts.tolist())
-        seen.add(counts)
-        num_random = sum(counts[: output.num_diffusion])
+        counts = tuple(output.counts[:, 0].tolist())
+        seen.add((counts, int(output.num_diffusion[0])))
+        num_random = sum(counts[: output.num_diffusion[0]])
         found, freedom = chi_square(output.sequences, exact_of_a(network, num_random, counts))
         value, degrees = value + found, degrees + freedom
     assert is_plausible(value, degrees), (value, degrees)

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from esolm.model.attention import AttentionPattern
-from esolm.pipeline.export.bundle.modeling_esolm import (
+from esolm.pipeline.export.bundle.attention_esolm import (
     PATTERNS,
-    EsoLMForMaskedLM,
-    EsoLMModel,
+    CachedRows,
+    Group,
+    Sight,
+    SlotCache,
     dense_mask,
 )
+from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM, EsoLMModel
 from esolm.pipeline.export.fold import fold
 from esolm.pipeline.export.gate_network import (
     bundle_logits,
@@ -74,29 +77,49 @@ def test_masks_equal_loops(pattern: str, length: int, block: int) -> None:
 
 
 @pytest.mark.parametrize("pieces", [[9], [1] * 9, [4, 1, 3, 1]])
-def test_cached_forward_equals_causal(source: Any, pieces: list[int]) -> None:
+def test_passes_in_pieces_equal_causal_rows(source: Any, pieces: list[int]) -> None:
+    """Two rows of a cache of three, whose slots are filled piece by piece."""
     bundle = network_of(source, torch.float64)
     tokens = torch.randint(source.model.vocab_size, (2, 9))
     positions = torch.stack([torch.randperm(9), torch.randperm(9)])
+    cache, start = SlotCache(bundle.config, 3, 12, bundle.dtype, bundle.device), 0
     with torch.no_grad():
         expected = bundle(tokens, positions).logits
-        cache, start = bundle.new_cache(2, 9), 0
         for size in pieces:
-            span = slice(start, start + size)
-            logits = bundle(tokens[:, span], positions[:, span], cache=cache, start=start).logits
-            torch.testing.assert_close(logits, expected[:, span], rtol=0, atol=1e-12)
+            span, wanted = slice(start, start + size), torch.arange(2 * size)
+            groups = [Group(1, 2, 0, start, size, Sight("causal"), size)]
+            fed = tokens[:, span].flatten(), positions[:, span].flatten()
+            logits = bundle.decode(*fed, CachedRows(cache, groups), wanted)
+            torch.testing.assert_close(
+                logits.view(2, size, -1), expected[:, span], rtol=0, atol=1e-12
+            )
             start += size
 
 
-def test_masks_in_the_cache_are_overwritten(paper_source: Any) -> None:
+@pytest.mark.parametrize("pattern", ["bidirectional", "causal", "prefix", "block_causal"])
+def test_rows_that_see_differently_in_one_pass(paper_source: Any, pattern: str) -> None:
+    """One row under the pattern, the other causal; only some tokens are asked for."""
     bundle = network_of(paper_source, torch.float64)
-    tokens = torch.randint(4, paper_source.model.vocab_size, (1, 6))
-    masks = torch.full((1, 3), paper_source.model.mask_id)
+    tokens = torch.randint(4, paper_source.model.vocab_size, (2, 8))
+    cache = SlotCache(bundle.config, 2, 8, bundle.dtype, bundle.device)
+    groups = [
+        Group(0, 1, 0, 0, 8, Sight(pattern, prefix=5, block_size=4), None),
+        Group(1, 1, 8, 0, 8, Sight("causal"), 3),
+    ]
+    wanted = torch.tensor([2, 7, 13, 14, 15])
     with torch.no_grad():
-        cache = bundle.new_cache(1, 6)
-        bundle(torch.cat([tokens[:, :3], masks], dim=1), cache=cache, start=0)
-        logits = bundle(tokens[:, 3:], cache=cache, start=3).logits
-        torch.testing.assert_close(logits, bundle(tokens).logits[:, 3:], rtol=0, atol=1e-12)
+        found = bundle.decode(
+            tokens.flatten(), torch.arange(8).repeat(2), CachedRows(cache, groups), wanted
+        )
+        if pattern == "block_causal":
+            both = torch.cat([tokens[:1], tokens[:1]], dim=1)
+            # In the two-stream pattern a block of the noised stream sees earlier clean ones.
+            first = bundle(both, attention_pattern="block_two_stream", block_size=4).logits
+        else:
+            first = bundle(tokens[:1], attention_pattern=pattern, prefix_length=5).logits
+        second = bundle(tokens[1:]).logits
+    expected = torch.cat([first[0, [2, 7]], second[0, 5:]])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_default_positions_and_kept_logits(paper_source: Any) -> None:
@@ -133,8 +156,6 @@ def test_unknown_pattern_and_odd_streams_are_refused(modern_source: Any) -> None
         bundle(tokens, attention_pattern="diagonal")
     with pytest.raises(ValueError, match="two streams, not 3 tokens"):
         bundle(tokens, attention_pattern="two_stream")
-    with pytest.raises(ValueError, match="cache goes with"):
-        bundle(tokens, attention_pattern="bidirectional", cache=bundle.new_cache(1, 3))
 
 
 def test_saved_and_reloaded_by_transformers(source: Any, tmp_path: Path) -> None:

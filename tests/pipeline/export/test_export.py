@@ -221,17 +221,22 @@ def alter_stored_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "write_bundle", write)
 
 
-def alter_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the cache's mask were one slot short."""
-    from esolm.pipeline.export.bundle import modeling_esolm
+def blind_to_the_first_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    from esolm.pipeline.export.bundle import attention_esolm
 
-    monkeypatch.setattr(
-        modeling_esolm,
-        "cached_mask",
-        lambda start, queries, device: torch.ones(queries, start + queries, dtype=torch.bool).tril(
-            start - 1
-        ),
-    )
+    original = attention_esolm._mask
+
+    def short(*arguments: Any) -> torch.Tensor:
+        mask = original(*arguments)
+        is_cached = arguments[3] > 0
+        return mask & (torch.arange(mask.shape[-1]) > 0) if is_cached else mask
+
+    monkeypatch.setattr(attention_esolm, "_mask", short)
+
+
+def alter_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if one slot of what is cached were not seen."""
+    blind_to_the_first_slot(monkeypatch)
 
 
 def alter_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,15 +255,7 @@ def test_a_wrong_cache_of_blocks_is_found(
     modern_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if a block saw one slot less of what is cached."""
-    from esolm.pipeline.export.bundle import modeling_esolm
-
-    original = modeling_esolm.dense_mask
-
-    def short(pattern: str, seq_len: int, prefix: Any, block_size: int, start: int = 0) -> Any:
-        mask = original(pattern, seq_len, prefix, block_size, start)
-        return mask & (torch.arange(mask.shape[-1]) > 0) if start else mask
-
-    monkeypatch.setattr(modeling_esolm, "dense_mask", short)
+    blind_to_the_first_slot(monkeypatch)
     modern_source.objective = {"name": "bd3lm", "block_size": 4}
     with pytest.raises(ExportError, match=r"decoding: .* tokens differ"):
         export_source(modern_source, tmp_path / "bundle", dtype="fp32")

@@ -95,8 +95,6 @@ class System:
         )
 
 
-def counts_of_row(output: Any, row: int) -> list[int]:
-    """Tokens of one row written by each pass."""
-    counts = output.counts if output.counts.dim() == 1 else output.counts[:, row]
-    found: list[int] = counts.tolist()
-    return found
+def written_by(model: Any, *arguments: Any, **options: Any) -> Any:
+    """What `generate` tells of itself beside the text."""
+    return model.generate(*arguments, return_dict_in_generate=True, **options)

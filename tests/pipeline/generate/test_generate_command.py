@@ -71,12 +71,16 @@ def test_compare(bundle: Path) -> None:
 
 
 def test_compare_finds_a_wrong_cache(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from esolm.pipeline.export.bundle import modeling_esolm
+    from esolm.pipeline.export.bundle import attention_esolm
 
-    def short(start: int, queries: int, device: Any) -> torch.Tensor:
-        return torch.ones(queries, start + queries, dtype=torch.bool).tril(start - 1)
+    original = attention_esolm._mask
 
-    monkeypatch.setattr(modeling_esolm, "cached_mask", short)
+    def short(*arguments: Any) -> torch.Tensor:
+        mask = original(*arguments)
+        is_cached = arguments[3] > 0
+        return mask & (torch.arange(mask.shape[-1]) > 0) if is_cached else mask
+
+    monkeypatch.setattr(attention_esolm, "_mask", short)
     request = Request(length=24, alpha_0=0.5, num_steps=4, num_samples=4)
     with pytest.raises(ExportError, match="tokens differ between cached and uncached"):
         compare(load_bundle(bundle), request)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from esolm.data_prep import progress
 from esolm.pipeline.cli.generate import generate_command
 from esolm.pipeline.generate import DecodingProgress
-from tests.pipeline.generate.systems import OBJECTIVES, System
+from tests.pipeline.generate.systems import OBJECTIVES, System, written_by
 from tests.pipeline.generate.test_generate_command import make_bundle
 from tests.terminal import run_at_terminal
 
@@ -31,9 +31,9 @@ def test_every_pass_of_every_decoder_is_counted(
 ) -> None:
     made = System(name)
     with DecodingProgress() as shown:
-        output = made.model.generate(
-            made.prompt(2, given), alpha_0=alpha_0, num_steps=3, length=16, num_samples=2,
-            streamer=shown,
+        output = written_by(
+            made.model, made.prompt(2, given), alpha_0=alpha_0, num_steps=3, length=16,
+            num_samples=2, streamer=shown,
         )  # fmt: skip
     lines = capsys.readouterr().err.splitlines()
     counted = [line.split(", ")[0] for line in lines]

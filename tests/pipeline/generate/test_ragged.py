@@ -1,0 +1,121 @@
+"""Texts of every kind that enter and leave one batch are written as if each were alone."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from esolm.pipeline.export.bundle.decoding_esolm import Batch
+from esolm.pipeline.export.bundle.planning_esolm import SCHEDULES
+from esolm.pipeline.export.bundle.requests_esolm import TextRequest
+from tests.pipeline.generate.systems import MASK_ID, OBJECTIVES, System
+
+LENGTH = 24
+
+
+@cache
+def network(name: str, dtype: torch.dtype) -> Any:
+    return System(name, dtype).model
+
+
+def some_request(name: str, draws: np.random.Generator) -> TextRequest:
+    """Another length, prompt, gaps, schedule, sampler, seed and end each time."""
+    length = 4 * int(draws.integers(1, LENGTH // 4 + 1))
+    tokens = draws.integers(MASK_ID, size=length)
+    if name in ("esolm_a", "esolm_b", "mdlm"):
+        tokens[draws.random(length) < draws.choice([0.3, 0.9, 1.0])] = MASK_ID
+    else:
+        tokens[int(draws.integers(1, length + 1)) :] = MASK_ID
+    return TextRequest(
+        tokens=tokens,
+        alpha_0=float(draws.choice([0.0, 0.3, 0.7, 1.0])),
+        num_steps=int(draws.integers(1, 9)),
+        schedule=str(draws.choice(SCHEDULES)),
+        temperature=float(draws.choice([0.0, 0.7, 1.0, 1.3])),
+        top_p=float(draws.choice([0.5, 0.9, 1.0])),
+        top_k=int(draws.choice([0, 0, 3])),
+        seed=int(draws.integers(1000)),
+        sample=int(draws.integers(3)),
+        eos=(0,) if draws.random() < 0.3 else (),
+        min_new=int(draws.integers(4)),
+    )
+
+
+def alone(model: Any, request: TextRequest, use_cache: bool = True) -> tuple[list[int], list[Any]]:
+    """What it writes, and what each pass wrote."""
+    batch = Batch(model, 1, LENGTH + 1, use_cache)
+    writing = batch.add(request)
+    while batch.step():
+        pass
+    return batch.tokens(writing).tolist(), [places.tolist() for places in writing.history]
+
+
+def together(
+    model: Any, requests: list[TextRequest], draws: np.random.Generator, rows: int
+) -> list[tuple[list[int], list[Any]]]:
+    """Each enters when a row is free and chance wills it, and leaves when it is done."""
+    batch, waiting, found = Batch(model, rows, LENGTH + 1), list(enumerate(requests)), {}
+    running: dict[int, Any] = {}
+    while waiting or running:
+        while waiting and batch.free_rows and (not running or draws.random() < 0.5):
+            number, request = waiting.pop(0)
+            running[number] = batch.add(request)
+        batch.step()
+        for number, writing in list(running.items()):
+            if writing.is_done:
+                passes = [places.tolist() for places in writing.history]
+                found[number] = (batch.tokens(writing).tolist(), passes)
+                batch.remove(running.pop(number))
+    return [found[number] for number in range(len(requests))]
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_ragged_equals_alone_equals_uncached(name: str) -> None:
+    """In fp32, with 30 batches of every system."""
+    model, draws = network(name, torch.float32), np.random.default_rng(0)
+    for _ in range(30):
+        requests = [some_request(name, draws) for _ in range(int(draws.integers(2, 7)))]
+        found = together(model, requests, draws, rows=int(draws.integers(1, 5)))
+        for request, (tokens, passes) in zip(requests, found, strict=True):
+            assert (tokens, passes) == alone(model, request)
+            assert (tokens, passes) == alone(model, request, use_cache=False)
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_what_is_given_is_never_changed(name: str) -> None:
+    model, draws = network(name, torch.float64), np.random.default_rng(1)
+    for _ in range(30):
+        request = some_request(name, draws)
+        tokens, passes = alone(model, request)
+        given = np.asarray(request.tokens) != MASK_ID
+        assert (np.asarray(tokens)[given] == np.asarray(request.tokens)[given]).all()
+        written = sorted(place for places in passes for place in places)
+        assert set(written).isdisjoint(given.nonzero()[0].tolist())
+        if not request.eos:
+            assert written == (~given).nonzero()[0].tolist()
+
+
+def test_a_gap_before_what_is_given_is_refused_where_it_would_not_be_seen() -> None:
+    tokens = [1, MASK_ID, 2, 3, 4, MASK_ID, MASK_ID, 5]
+    for name in ("ar", "bd3lm"):
+        with pytest.raises(ValueError, match="place 1 would not know of what is given at 7"):
+            alone(network(name, torch.float64), TextRequest(tokens))
+    within_a_block = [1, MASK_ID, 2, 3, MASK_ID, MASK_ID, MASK_ID, 5]
+    with pytest.raises(ValueError, match="place 1 would not know"):
+        alone(network("bd3lm", torch.float64), TextRequest(within_a_block))
+    last_block = [1, 2, 2, 3, MASK_ID, MASK_ID, MASK_ID, 5]
+    assert alone(network("bd3lm", torch.float64), TextRequest(last_block))[0][-1] == 5
+
+
+def test_the_batch_says_what_it_has_no_room_for() -> None:
+    batch = Batch(network("esolm_b", torch.float64), 1, 8)
+    with pytest.raises(ValueError, match="9 slots are due, and a row has 8"):
+        batch.add(TextRequest([MASK_ID] * 9))
+    writing = batch.add(TextRequest([MASK_ID] * 8))
+    with pytest.raises(RuntimeError, match="no row is free"):
+        batch.add(TextRequest([MASK_ID]))
+    batch.remove(writing)
+    assert batch.free_rows == 1
+    assert batch.step() == []
