@@ -26,6 +26,7 @@ CODE_FILES = (
     "attention_esolm.py",
     "generation_esolm.py",
     "decoding_esolm.py",
+    "guessing_esolm.py",
     "requests_esolm.py",
     "walks_esolm.py",
     "planning_esolm.py",

@@ -7,6 +7,7 @@ written in one does not depend on the others. `generate`, the server and the eva
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .attention_esolm import CachedRows, Group, SlotCache
+from .guessing_esolm import Guesses
 from .requests_esolm import TextRequest
 from .sampling_esolm import TRIES, Rules, Stream, draw, random_numbers
 from .walks_esolm import WALKS, Feed
@@ -35,6 +37,9 @@ class Writing:
         self.uniforms = random_numbers(request.seed, request.sample, Stream.TOKENS).random(
             (request.length, TRIES)
         )
+        if request.guesses and not walk.can_guess:
+            raise ValueError(f"a network trained as '{config.trained_as}' takes no guesses")
+        self.guesses = Guesses(request) if request.guesses else None
         self.history: list[np.ndarray] = []
         self.ends_at: int | None = None
         self.row = -1
@@ -53,7 +58,25 @@ class Writing:
     @property
     def slots(self) -> int:
         """Slots of the cache that it needs."""
-        return len(self.walk.places)
+        return len(self.walk.places) + self.request.guesses
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether the next pass checks guesses and makes others."""
+        return self.guesses is not None and not self.walk.is_diffusing
+
+    def feed(self) -> Feed:
+        """What the next pass feeds."""
+        if self.is_guessing:
+            return self.walk.feed_ahead(self.guesses.tokens, self.guesses.ahead)
+        return self.walk.feed()
+
+    def wrote(self, feed: Feed, places: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
+        """A pass was made. kept: which of its places it wrote. Returns the cells of these."""
+        self.history.append(places if kept is None else places[kept])
+        if feed.told is not None:
+            return self.walk.wrote_ahead(len(kept))
+        return self.walk.wrote(feed, kept)
 
     @property
     def is_read(self) -> bool:
@@ -86,23 +109,29 @@ def walk_of(config: Any) -> type:
 class Pass:
     """One forward pass over several texts, as flat indices; all of it is known to the host.
 
-    cells: of all tokens fed, row * slots + cell. wanted: which of these tokens give logits. places:
-    of these, by text. counts: how many of these each text has.
+    cells: of all tokens fed, row * slots + cell. told: the ids of those that the cells do not hold,
+    -1 of the others. wanted: which of these tokens give logits. places: of these, by text. counts:
+    how many of these each text has; spans: where its logits are.
     """
 
     def __init__(self, writings: list[Writing], slots: int) -> None:
         self.writings = writings
-        self.feeds = [writing.walk.feed() for writing in writings]
+        self.feeds = [writing.feed() for writing in writings]
         starts = np.cumsum([0, *(len(feed.cells) for feed in self.feeds)])
         self.num_tokens = int(starts[-1])
         self.cells = np.concatenate(
             [f.cells + w.row * slots for w, f in zip(writings, self.feeds, strict=True)]
+        )
+        self.told = np.concatenate(
+            [np.full(len(f.cells), -1) if f.told is None else f.told for f in self.feeds]
         )
         self.wanted = np.concatenate(
             [feed.wanted + first for feed, first in zip(self.feeds, starts, strict=False)]
         )
         self.places = [w.walk.places[f.targets] for w, f in zip(writings, self.feeds, strict=True)]
         self.counts = [len(places) for places in self.places]
+        ends = np.cumsum([0, *self.counts]).tolist()
+        self.spans = [slice(first, end) for first, end in pairwise(ends)]
         self.groups = list(_groups(writings, self.feeds, starts.tolist()))
 
     def each(self, values: list[Any]) -> np.ndarray:
@@ -181,36 +210,66 @@ class Batch:
             return []
         one = Pass(writings, self.slots)
         logits = self._logits(one)
-        uniforms = [w.uniforms[places] for w, places in zip(writings, one.places, strict=True)]
-        drawn = draw(logits, self._rules(one), self._tensor(np.concatenate(uniforms)))
-        kept = _most_certain(one, logits, drawn)
-        cells = []
-        for writing, feed, places, some in zip(writings, one.feeds, one.places, kept, strict=True):
-            cells.append(writing.walk.wrote(feed, some) + writing.row * self.slots)
-            writing.history.append(places if some is None else places[some])
-            if some is not None:
-                self._place(writing)
+        drawn = self._draw(one, logits)
+        kept = list(self._kept(one, logits, drawn))
+        cells = [
+            writing.wrote(feed, places, some) + writing.row * self.slots
+            for writing, feed, places, some in zip(
+                writings, one.feeds, one.places, kept, strict=True
+            )
+        ]
         self._write(one, drawn, kept, np.concatenate(cells))
-        for writing in writings:
+        for writing, feed in zip(writings, one.feeds, strict=True):
+            if feed.keep is not None:
+                self._place(writing)
             if writing.is_read:
                 writing.look_for_the_end(self.tokens(writing), self.mask_id)
         return writings
 
+    def _draw(self, one: Pass, logits: Tensor) -> Tensor:
+        """int64 [M], of those texts that do not guess."""
+        uniforms = [w.uniforms[p] for w, p in zip(one.writings, one.places, strict=True)]
+        given = logits, self._rules(one), self._tensor(np.concatenate(uniforms))
+        guessing = [feed.told is not None for feed in one.feeds]
+        if not any(guessing):
+            return draw(*given)
+        drawn = logits.new_zeros(len(logits), dtype=torch.int64)
+        others = self._tensor((~one.each(guessing)).nonzero()[0])
+        drawn[others] = draw(*(each[others] for each in given))
+        return drawn
+
+    def _kept(self, one: Pass, logits: Tensor, drawn: Tensor) -> Iterator[np.ndarray | None]:
+        """Which of its tokens each text keeps, in order; None: all. Those that guess draw here."""
+        for writing, feed, places, span in zip(
+            one.writings, one.feeds, one.places, one.spans, strict=True
+        ):
+            if feed.told is not None:
+                uniforms = self._tensor(writing.uniforms[places, 0])
+                tokens = writing.guesses.settle(logits[span], places.tolist(), uniforms)
+                drawn[span][: len(tokens)] = torch.tensor(tokens, device=drawn.device)
+                yield np.arange(len(tokens))
+            elif feed.keep is not None:
+                yield _most_certain(logits[span], drawn[span], feed.keep)
+            else:
+                yield None
+
     def _logits(self, one: Pass) -> Tensor:
         """[M, V], at least float32, of what is wanted; what must not be drawn is -inf."""
         fed = self._tensor(np.pad(one.cells, (0, padding(one.num_tokens))))
+        tokens = self._tokens.view(-1)[fed]
+        told = (one.told >= 0).nonzero()[0]
+        if len(told):
+            tokens[self._tensor(told)] = self._tensor(one.told[told])
         logits = self.network.decode(
-            self._tokens.view(-1)[fed],
+            tokens,
             self._positions.view(-1)[fed],
             CachedRows(self._cache, one.groups),
             self._tensor(np.pad(one.wanted, (0, padding(len(one.wanted))))),
         )[: len(one.wanted)]
-        first = 0
-        for writing, places in zip(one.writings, one.places, strict=True):
-            early = first + writing.is_too_early(places).nonzero()[0]
+        for writing, places, span in zip(one.writings, one.places, one.spans, strict=True):
+            early = span.start + writing.is_too_early(places).nonzero()[0]
             if len(early):
                 logits[self._tensor(early)[:, None], list(writing.request.eos)] = -torch.inf
-            first += len(places)
         return logits
 
     def _rules(self, one: Pass) -> Rules:
@@ -226,10 +285,9 @@ class Batch:
     ) -> None:
         """What was drawn and kept goes into the cells."""
         if any(some is not None for some in kept):
-            firsts = np.cumsum([0, *one.counts])
             index = [
-                first + (np.arange(count) if some is None else some)
-                for first, count, some in zip(firsts, one.counts, kept, strict=False)
+                span.start + (np.arange(span.stop - span.start) if some is None else some)
+                for span, some in zip(one.spans, kept, strict=True)
             ]
             drawn = drawn[self._tensor(np.concatenate(index))]
         self._tokens.view(-1)[self._tensor(cells)] = drawn
@@ -242,19 +300,12 @@ class Batch:
         return torch.from_numpy(values).to(self.network.device, non_blocking=True)
 
 
-def _most_certain(one: Pass, logits: Tensor, drawn: Tensor) -> list[np.ndarray | None]:
-    """Which of its tokens each text keeps, in order; None: all."""
-    kept: list[np.ndarray | None] = []
-    firsts = np.cumsum([0, *one.counts]).tolist()
-    for feed, first, end in zip(one.feeds, firsts, firsts[1:], strict=False):
-        if feed.keep is None:
-            kept.append(None)
-            continue
-        own = logits[first:end]
-        score = own.gather(1, drawn[first:end, None])[:, 0] - own.logsumexp(-1)
-        best = score.argsort(descending=True, stable=True)[: feed.keep]
-        kept.append(best.sort().values.cpu().numpy())
-    return kept
+def _most_certain(logits: Tensor, drawn: Tensor, count: int) -> np.ndarray:
+    """Which of the drawn tokens [M] have the highest probability, in order."""
+    # All other tokens' weight beside its own: in this form the surest differ, too.
+    others = (logits - logits.gather(1, drawn[:, None])).exp_().scatter_(1, drawn[:, None], 0.0)
+    best = others.sum(-1, dtype=torch.float64).argsort(stable=True)[:count]
+    return best.sort().values.cpu().numpy()
 
 
 def padding(count: int) -> int:

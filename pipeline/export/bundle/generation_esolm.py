@@ -29,8 +29,8 @@ class EsoLMGenerationConfig(GenerationConfig):
     length: tokens of a text, the prompt included; max_new_tokens: without it, None for `length`.
     temperature: 0 takes the likeliest token. top_p: nucleus; 1 keeps the whole distribution. top_k:
     the so many likeliest; 0 keeps all. eos_token_id: what ends a text, not before min_new_tokens.
-    guesses: the most tokens that a pass of the sequential phase guesses ahead; the distribution
-    stays what it is. seed: None draws a new one each time.
+    guesses: tokens that a pass of the sequential phase guesses ahead; the distribution stays what
+    it is. adaptive: fewer where they do not hold. seed: None draws a new one each time.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -47,6 +47,7 @@ class EsoLMGenerationConfig(GenerationConfig):
         self.temperature: float = kwargs.pop("temperature", 1.0)
         self.eos_token_id: int | list[int] | None = kwargs.pop("eos_token_id", None)
         self.guesses: int = kwargs.pop("guesses", 0)
+        self.adaptive: bool = kwargs.pop("adaptive", False)
         self.seed: int | None = kwargs.pop("seed", None)
         self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
         self._commit_hash = kwargs.pop("_commit_hash", None)
@@ -79,7 +80,7 @@ class EsoLMGenerationConfig(GenerationConfig):
             tokens=tokens, alpha_0=self.alpha_0, num_steps=self.num_steps, schedule=self.schedule,
             temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=seed,
             sample=sample, eos=(eos,) if isinstance(eos, int) else tuple(eos),
-            min_new=self.min_new_tokens, guesses=self.guesses,
+            min_new=self.min_new_tokens, guesses=self.guesses, adaptive=self.adaptive,
         )  # fmt: skip
 
 
@@ -156,7 +157,7 @@ class EsoLMGenerationMixin:
         seed = secrets.randbits(63) if settings.seed is None else settings.seed
         rows = prompts.rows(settings.length, settings.max_new_tokens)
         requests = [settings.request(row, seed, sample) for sample, row in enumerate(rows)]
-        slots = max(map(len, rows)) + EXTRA_SLOTS + 3 * settings.guesses
+        slots = max(map(len, rows)) + EXTRA_SLOTS + settings.guesses
         batch = Batch(self, len(rows), slots, use_cache)
         writings = [batch.add(request) for request in requests]
         told = Streaming(streamer, prompts, batch, writings)

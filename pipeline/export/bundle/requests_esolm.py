@@ -22,7 +22,8 @@ class TextRequest:
     eos: ids that end the text where they are written; it is done once all in front of one is.
     min_new: so many tokens from the first written place on are none of eos. stop: is given all
     tokens up to the first place that is not written, and says how many of them are the text, or
-    None if it goes on. guesses: the most that a pass guesses ahead in the sequential phase.
+    None if it goes on. guesses: how many tokens a pass guesses ahead in the sequential phase, see
+    `guessing_esolm`; adaptive: fewer where they do not hold.
     """
 
     tokens: Sequence[int]
@@ -38,6 +39,7 @@ class TextRequest:
     min_new: int = 0
     stop: Callable[[list[int]], int | None] | None = None
     guesses: int = 0
+    adaptive: bool = False
 
     @property
     def length(self) -> int:

@@ -38,7 +38,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .attention_esolm import BLOCK_CAUSAL, Sight
+from .attention_esolm import BLOCK_CAUSAL, GUESSED, Sight
 from .planning_esolm import WritingPlan, plan_blocks, plan_two_phases
 
 
@@ -49,7 +49,8 @@ class Feed:
     start: the slot that the first token goes to, the others follow. cells: int64 [w], which are
     read, masks where nothing is written. sight: which slots each sees. wanted: int64 [m], which of
     the w give logits; targets: int64 [m], the cells that these are for. keep: how many of them are
-    written, the most certain ones; None: all.
+    written, the most certain ones; None: all. told: int64 [w], ids that are fed whatever the cells
+    hold, -1 where it is what they hold; None: nowhere.
     """
 
     start: int
@@ -58,6 +59,7 @@ class Feed:
     wanted: np.ndarray
     targets: np.ndarray
     keep: int | None = None
+    told: np.ndarray | None = None
 
 
 class Walk:
@@ -69,6 +71,7 @@ class Walk:
     """
 
     has_cache: ClassVar[bool] = True
+    can_guess: ClassVar[bool] = False
     front: tuple[int, ...] = ()
 
     def __init__(self, config: Any, given: np.ndarray, plan: WritingPlan, use_cache: bool) -> None:
@@ -90,7 +93,7 @@ class Walk:
 
     @property
     def is_over(self) -> bool:
-        return self.number == len(self.plan.counts)
+        return self.written == len(self.places)
 
     @property
     def count(self) -> int:
@@ -98,9 +101,13 @@ class Walk:
         return self.plan.counts[self.number]
 
     @property
+    def is_diffusing(self) -> bool:
+        return self.number < self.plan.num_diffusion
+
+    @property
     def chooses(self) -> bool:
         """Whether the next pass writes the most certain of its tokens."""
-        return self.plan.by_confidence and self.number < self.plan.num_diffusion
+        return self.plan.by_confidence and self.is_diffusing
 
     @property
     def cells(self) -> np.ndarray:
@@ -132,6 +139,8 @@ class TwoPhases(Walk):
     valid. A pass feeds [what the last one wrote | its own masks].
     """
 
+    can_guess = True
+
     @classmethod
     def plan_for(cls, config: Any, free: np.ndarray, request: Any) -> WritingPlan:
         return plan_two_phases(
@@ -152,6 +161,29 @@ class TwoPhases(Walk):
             targets=targets,
             keep=self.count if self.chooses else None,
         )
+
+    def feed_ahead(self, guesses: list[int], ahead: int) -> Feed:
+        """A pass of the sequential phase that checks guesses and makes others; see there."""
+        certain = np.arange(self.cached, self.written)
+        targets = np.arange(self.written, len(self.places))[: len(guesses) + 1 + ahead]
+        front = len(certain) + len(guesses)
+        mask_id = self.config.mask_token_id
+        return Feed(
+            start=self.cached,
+            cells=np.concatenate([certain, targets[: len(guesses)], targets]),
+            sight=Sight(GUESSED, self.written + len(guesses), len(guesses)),
+            wanted=front + np.arange(len(targets)),
+            targets=targets,
+            told=np.array([-1] * len(certain) + guesses + [mask_id] * len(targets)),
+        )
+
+    def wrote_ahead(self, count: int) -> np.ndarray:
+        """Such a pass was made and wrote so many tokens, the last of which it did not feed."""
+        cells = np.arange(self.written, self.written + count)
+        self.keep_slots(self.written + count - 1)
+        self.written += count
+        self.number += 1
+        return cells
 
     def sight(self) -> Sight:
         return Sight("causal")
@@ -179,6 +211,8 @@ class TwoPhasesBehindPrefix(TwoPhases):
     a network without a diffusion phase has only ever read from left to right.
     """
 
+    can_guess = False
+
     def __init__(self, config: Any, given: np.ndarray, plan: WritingPlan, use_cache: bool) -> None:
         super().__init__(config, given, plan, use_cache)
         self._prefix = self.written if plan.has_diffusion else 0
@@ -188,7 +222,7 @@ class TwoPhasesBehindPrefix(TwoPhases):
         return Sight("causal") if self.cached else Sight("prefix", self._prefix)
 
     def wrote(self, feed: Feed, kept: np.ndarray | None) -> np.ndarray:
-        is_diffusion = self.number < self.plan.num_diffusion
+        is_diffusion = self.is_diffusing
         cells = super().wrote(feed, kept)
         if is_diffusion:
             self._prefix = self.written

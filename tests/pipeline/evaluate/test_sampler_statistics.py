@@ -47,12 +47,28 @@ def is_plausible(chi_square: float, degrees: int) -> bool:
     return chi_square < degrees + 4 * (2 * degrees) ** 0.5
 
 
+def distance(sequences: Tensor, expected: Tensor) -> tuple[float, int]:
+    """Chi-square over the 81 sequences and its degrees of freedom."""
+    cells = (sequences * 3 ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
+    found = cells.bincount(minlength=len(SEQUENCES)).double()
+    rare = expected < 5  # too few for the approximation: one cell together
+    observed = torch.cat([found[~rare], found[rare].sum()[None]])
+    mean = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    assert not found[expected == 0].any()
+    possible = mean > 0
+    value = ((observed - mean)[possible] ** 2 / mean[possible]).sum()
+    return float(value), int(possible.sum()) - 1
+
+
 @cache
 def log_p_of_plan(model: Any, order: tuple[int, ...], counts: tuple[int, ...]) -> Tensor:
-    """log p of each of the 81 sequences, by one pass over everything for each step."""
+    """log p of each of the 81 sequences, by one pass over everything for each step.
+
+    What the counts do not cover is given, in front of the order.
+    """
     labels = SEQUENCES[:, list(order)]
     total = torch.zeros(len(labels), dtype=torch.float64)
-    written = 0
+    written = len(order) - sum(counts)
     for count in counts:
         end = written + count
         fed = labels[:, :end].clone()
@@ -88,14 +104,8 @@ def test_rows_follow_the_exact_distribution(model: Any, alpha_0: float) -> None:
         seen.add((counts, int(output.num_diffusion[0])))
         expected = ROWS * exact(model, sum(diffusion), counts)
         assert float(expected.sum()) == pytest.approx(ROWS)
-        cells = (output.sequences * 3 ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
-        found = cells.bincount(minlength=len(SEQUENCES)).double()
-        rare = expected < 5  # too few for the approximation: one cell together
-        observed = torch.cat([found[~rare], found[rare].sum()[None]])
-        mean = torch.cat([expected[~rare], expected[rare].sum()[None]])
-        possible = mean > 0
-        chi_square += float(((observed - mean)[possible] ** 2 / mean[possible]).sum())
-        degrees += int(possible.sum()) - 1
+        found, freedom = distance(output.sequences, expected)
+        chi_square, degrees = chi_square + found, degrees + freedom
     assert is_plausible(chi_square, degrees), (chi_square, degrees)
     assert len(seen) > (alpha_0 > 0)
 
@@ -107,6 +117,54 @@ def test_the_model_is_no_trivial_one(model: Any) -> None:
     for one, other in itertools.combinations((one_by_one, at_once, left_to_right), 2):
         difference = float(((one - other) ** 2 / other).sum())
         assert ROWS * difference > 500
+
+
+@pytest.mark.parametrize("alpha_0", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize(("guesses", "adaptive"), [(1, False), (2, False), (3, True)])
+def test_guesses_leave_the_distribution(
+    model: Any, alpha_0: float, guesses: int, adaptive: bool
+) -> None:
+    """Fewer passes, some of which write several tokens, and the same chances."""
+    chi_square, degrees, saved = 0.0, 0, 0
+    for seed in range(4):
+        options = {"length": LENGTH, "alpha_0": alpha_0, "num_steps": STEPS, "seed": seed}
+        plain = written_by(model, **options)
+        counts, num_random = tuple(plain.counts[:, 0].tolist()), 0
+        num_random = sum(counts[: plain.num_diffusion[0]])
+        output = written_by(model, num_samples=ROWS, guesses=guesses, adaptive=adaptive, **options)
+        expected = ROWS * exact(model, num_random, counts)
+        found, freedom = distance(output.sequences, expected)
+        chi_square, degrees = chi_square + found, degrees + freedom
+        saved += int((output.counts > 1).sum())
+    assert is_plausible(chi_square, degrees), (chi_square, degrees)
+    assert saved > ROWS / 2
+
+
+@pytest.mark.parametrize("schedule", ["binomial", "fixed", "strided"])
+@pytest.mark.parametrize("guesses", [0, 2])
+def test_gaps_are_filled_with_their_conditional_distribution(
+    model: Any, schedule: str, guesses: int
+) -> None:
+    """Given is the third token; by every schedule, in one batch of many seeds and samples."""
+    prompt = torch.tensor([[MASK_ID, MASK_ID, 1, MASK_ID]])
+    options = {
+        "length": LENGTH, "alpha_0": 0.5, "num_steps": 2, "schedule": schedule, "seed": 3,
+        "guesses": guesses,
+    }  # fmt: skip
+    plain = written_by(model, prompt, **{**options, "guesses": 0})
+    counts = tuple(plain.counts[:, 0].tolist())
+    num_random = sum(counts[: plain.num_diffusion[0]])
+    output = written_by(model, prompt, num_samples=ROWS, **options)
+    free = (0, 1, 3)
+    if schedule == "strided":  # the order is fixed: two sub-contexts, side by side
+        fronts = [tuple(plain.order[0, 1 : 1 + num_random].tolist())]
+    else:
+        fronts = list(itertools.permutations(free, num_random))
+    orders = [(2, *front, *(i for i in free if i not in front)) for front in fronts]
+    p = torch.stack([log_p_of_plan(model, order, counts).exp() for order in orders]).mean(0)
+    p = torch.where(SEQUENCES[:, 2] == 1, p, 0.0)
+    assert float(p.sum()) == pytest.approx(1.0)
+    assert is_plausible(*distance(output.sequences, ROWS * p))
 
 
 def compositions(

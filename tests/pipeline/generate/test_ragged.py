@@ -13,6 +13,7 @@ from esolm.pipeline.export.bundle.requests_esolm import TextRequest
 from tests.pipeline.generate.systems import MASK_ID, OBJECTIVES, System
 
 LENGTH = 24
+SLOTS = LENGTH + 1 + 3
 
 
 @cache
@@ -40,12 +41,14 @@ def some_request(name: str, draws: np.random.Generator) -> TextRequest:
         sample=int(draws.integers(3)),
         eos=(0,) if draws.random() < 0.3 else (),
         min_new=int(draws.integers(4)),
+        guesses=int(draws.integers(4)) if name == "esolm_b" else 0,
+        adaptive=bool(draws.integers(2)),
     )
 
 
 def alone(model: Any, request: TextRequest, use_cache: bool = True) -> tuple[list[int], list[Any]]:
     """What it writes, and what each pass wrote."""
-    batch = Batch(model, 1, LENGTH + 1, use_cache)
+    batch = Batch(model, 1, SLOTS, use_cache)
     writing = batch.add(request)
     while batch.step():
         pass
@@ -56,7 +59,7 @@ def together(
     model: Any, requests: list[TextRequest], draws: np.random.Generator, rows: int
 ) -> list[tuple[list[int], list[Any]]]:
     """Each enters when a row is free and chance wills it, and leaves when it is done."""
-    batch, waiting, found = Batch(model, rows, LENGTH + 1), list(enumerate(requests)), {}
+    batch, waiting, found = Batch(model, rows, SLOTS), list(enumerate(requests)), {}
     running: dict[int, Any] = {}
     while waiting or running:
         while waiting and batch.free_rows and (not running or draws.random() < 0.5):
@@ -107,6 +110,14 @@ def test_a_gap_before_what_is_given_is_refused_where_it_would_not_be_seen() -> N
         alone(network("bd3lm", torch.float64), TextRequest(within_a_block))
     last_block = [1, 2, 2, 3, MASK_ID, MASK_ID, MASK_ID, 5]
     assert alone(network("bd3lm", torch.float64), TextRequest(last_block))[0][-1] == 5
+
+
+def test_only_networks_that_see_all_in_order_take_guesses() -> None:
+    for name in ("esolm_a", "mdlm", "bd3lm", "ar"):
+        with pytest.raises(ValueError, match="takes no guesses"):
+            alone(
+                network(name, torch.float64), TextRequest([1, MASK_ID, MASK_ID, MASK_ID], guesses=2)
+            )
 
 
 def test_the_batch_says_what_it_has_no_room_for() -> None:
