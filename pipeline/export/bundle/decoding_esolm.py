@@ -304,7 +304,9 @@ def _most_certain(logits: Tensor, drawn: Tensor, count: int) -> np.ndarray:
     """Which of the drawn tokens [M] have the highest probability, in order."""
     # All other tokens' weight beside its own: in this form the surest differ, too.
     others = (logits - logits.gather(1, drawn[:, None])).exp_().scatter_(1, drawn[:, None], 0.0)
-    best = others.sum(-1, dtype=torch.float64).argsort(stable=True)[:count]
+    # Masks alone are all alike: of equals the first one is taken, not the one of a lucky rounding.
+    doubt = (others.sum(-1, dtype=torch.float64).log() * 1000).round()
+    best = doubt.argsort(stable=True)[:count]
     return best.sort().values.cpu().numpy()
 
 
