@@ -146,44 +146,49 @@ class CachedRows:
     """Attention of a ragged pass: every token sees the slots of its own row."""
 
     def __init__(self, cache: SlotCache, groups: list[Group]) -> None:
-        device = cache.layers[0].device
         self._cache = cache
-        self._groups = [(group, *_allowed(group, device)) for group in groups]
+        self._groups = [(group, *_allowed(group, cache.layers[0])) for group in groups]
+        self._of_wanted = [
+            (group, *_allowed(group, cache.layers[0], group.wanted)) for group in groups
+        ]
 
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, only_wanted: bool = False
     ) -> Tensor:
         """[T, H, K] each, and returned. only_wanted: other tokens than these may stay zero."""
-        out = torch.zeros_like(q)
-        for group, mask, is_causal in self._groups:
+        layer_cache, out = self._cache.layers[layer], None
+        for group, mask, is_causal in self._of_wanted if only_wanted else self._groups:
             fed = slice(group.token, group.token + group.count * group.width)
-            asks, keys, values, answers = (
-                x[fed].unflatten(0, (group.count, group.width)).transpose(1, 2)
-                for x in (q, k, v, out)
+            asks, keys, values = (
+                x[fed].unflatten(0, (group.count, group.width)).transpose(1, 2) for x in (q, k, v)
             )
             end = group.start + group.width
-            rows = self._cache.layers[layer][:, group.row : group.row + group.count, :, :end]
+            rows = layer_cache[:, group.row : group.row + group.count, :, :end]
             rows[0, :, :, group.start :] = keys
             rows[1, :, :, group.start :] = values
-            if only_wanted and group.wanted is not None and group.wanted < group.width:
-                asks, answers = asks[:, :, -group.wanted :], answers[:, :, -group.wanted :]
-                mask, is_causal = _allowed(group, q.device, group.wanted)
-            answers.copy_(
-                F.scaled_dot_product_attention(
-                    asks, rows[0], rows[1], attn_mask=mask, is_causal=is_causal
-                )
-            )
+            last = (only_wanted and group.wanted) or group.width
+            answers = F.scaled_dot_product_attention(
+                asks[:, :, -last:], rows[0], rows[1], attn_mask=mask, is_causal=is_causal
+            ).transpose(1, 2)
+            if len(self._groups) == 1 and fed.stop == len(q) and last == group.width:
+                return answers.flatten(0, 1)
+            out = torch.zeros_like(q) if out is None else out
+            out[fed].unflatten(0, (group.count, group.width))[:, -last:] = answers
         return out
 
 
-def _allowed(
-    group: Group, device: torch.device, last: int | None = None
-) -> tuple[Tensor | None, bool]:
-    """The mask of the group's last tokens (all), and whether it is the plain causal one."""
+def _allowed(group: Group, like: Tensor, last: int | None = None) -> tuple[Tensor | None, bool]:
+    """What to add to the scores of the group's last tokens (all), and whether it is plain causal.
+
+    As numbers, as the kernel would make them of a bool mask in every layer.
+    """
     last = last or group.width
     if group.sight.pattern == "causal" and last == group.width and not group.start:
         return None, True
     if group.sight.pattern == "causal" and last == 1:
         return None, False
-    mask = group.sight.mask(group.start, group.width, device)
-    return (None if mask is None else mask[-last:]), False
+    mask = group.sight.mask(group.start, group.width, like.device)
+    if mask is None:
+        return None, False
+    added = torch.zeros(last, mask.shape[1], dtype=like.dtype, device=like.device)
+    return added.masked_fill_(~mask[-last:], float("-inf")), False

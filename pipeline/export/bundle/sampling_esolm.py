@@ -66,17 +66,16 @@ def _draw(logits: Tensor, rules: Rules, uniforms: Tensor) -> Tensor:
         return logits.argmax(-1)
     weights = weights_of(logits, rules)
     tokens = inverted(weights, uniforms[:, 0])
-    inside = ~(rules.top_p < 1) | _inside(weights, tokens, rules.top_p)
-    for number in range(1, TRIES - 1):
-        if bool(inside.all()):
+    rows = (rules.top_p < 1).nonzero()[:, 0]
+    for number in range(1, TRIES):
+        if len(rows):
+            rows = rows[~_inside(weights[rows], tokens[rows], rules.top_p[rows])]
+        if not len(rows):
             break
-        rows = (~inside).nonzero()[:, 0]
-        tokens[rows] = inverted(weights[rows], uniforms[rows, number])
-        inside[rows] = _inside(weights[rows], tokens[rows], rules.top_p[rows])
-    if not bool(inside.all()):
-        rows = (~inside).nonzero()[:, 0]
-        nuclei = keep_nucleus(weights[rows], rules.top_p[rows])
-        tokens[rows] = inverted(nuclei, uniforms[rows, TRIES - 1])
+        left = weights[rows]
+        if number == TRIES - 1:
+            left = keep_nucleus(left, rules.top_p[rows])
+        tokens[rows] = inverted(left, uniforms[rows, number])
     return torch.where(greedy, logits.argmax(-1), tokens) if bool(greedy.any()) else tokens
 
 
