@@ -117,12 +117,19 @@ def probabilities_of(logits: Tensor, rules: Rules) -> Tensor:
 
 def inverted(weights: Tensor, uniforms: Tensor) -> Tensor:
     """The token at which the sum of the weights [M, V'] passes a share `uniforms` [M] of it all."""
-    blocks = weights.unflatten(-1, (-1, BLOCK))
-    sums = blocks.sum(-1, dtype=torch.float64)
+    blocks, sums = weights.unflatten(-1, (-1, BLOCK)), in_blocks(weights)
     block, rest = _passed(sums, uniforms * sums.sum(-1))
     index = block[:, None, None].expand(-1, 1, BLOCK)
     within, _ = _passed(blocks.gather(1, index)[:, 0].double(), rest)
     return block * BLOCK + within
+
+
+def in_blocks(weights: Tensor) -> Tensor:
+    """The sums of the blocks, float64 [M, V' / BLOCK].
+
+    Within a block they are added as they are: a float64 copy of all would cost more than the draw.
+    """
+    return weights.unflatten(-1, (-1, BLOCK)).sum(-1).double()
 
 
 def _passed(parts: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,8 +144,8 @@ def _passed(parts: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def _inside(weights: Tensor, tokens: Tensor, top_p: Tensor) -> Tensor:
     """Bool [M]: whether all likelier tokens together stay below top_p."""
     own = weights.gather(1, tokens[:, None])
-    likelier = torch.where(weights > own, weights, 0.0).sum(-1, dtype=torch.float64)
-    return likelier < top_p * weights.sum(-1, dtype=torch.float64)
+    likelier = in_blocks(torch.where(weights > own, weights, 0.0)).sum(-1)
+    return likelier < top_p * in_blocks(weights).sum(-1)
 
 
 def keep_nucleus(weights: Tensor, top_p: Tensor) -> Tensor:
