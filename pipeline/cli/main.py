@@ -18,6 +18,7 @@ from esolm.pipeline.cli.plan import plan_command
 from esolm.pipeline.cli.prep import app as prep_app
 from esolm.pipeline.cli.replay import replay_command
 from esolm.pipeline.cli.sample import sample_command
+from esolm.pipeline.cli.serve import serve_command
 from esolm.pipeline.cli.status import status_command
 from esolm.pipeline.cli.submit import cancel_command, submit_command
 from esolm.pipeline.cli.train import train_command
@@ -40,6 +41,7 @@ app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)
 app.command("import")(import_command)
 app.command("generate")(generate_command)
+app.command("serve")(serve_command)
 app.command("submit")(submit_command)
 app.command("cancel")(cancel_command)
 

@@ -179,7 +179,10 @@ class Batch:
 
     def add(self, request: TextRequest) -> Writing:
         """Raises ValueError if this cannot be written, RuntimeError if no row is free."""
-        writing = Writing(request, self.network.config, self.use_cache)
+        return self.enter(Writing(request, self.network.config, self.use_cache))
+
+    def enter(self, writing: Writing) -> Writing:
+        """Gives it a row. Raises ValueError or RuntimeError if there is none for it."""
         if writing.slots > self.slots:
             raise ValueError(f"{writing.slots} slots are due, and a row has {self.slots}")
         if None not in self._rows:

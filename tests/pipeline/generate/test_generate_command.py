@@ -20,7 +20,7 @@ from esolm.pipeline.generate import Request, compare, generate, load_bundle
 from tests.processes import run_python
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Bundles of random weights, without a gate."""
     from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig

@@ -1,0 +1,45 @@
+"""`esolm serve`: a bundle behind an address."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve_command(
+    bundle: Annotated[Path, typer.Argument(help="A directory written by esolm export.")],
+    host: Annotated[
+        str, typer.Option(help="Where to listen; 0.0.0.0 is every network of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    rows: Annotated[int, typer.Option(min=1, help="Texts that are written at a time.")] = 16,
+    queue: Annotated[int, typer.Option(min=0, help="Texts that may wait for a row.")] = 64,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a text; by default those of training.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a text may take.")] = 300.0,
+    name: Annotated[
+        str | None, typer.Option(help="As clients see it; by default the folder's name.")
+    ] = None,
+) -> None:
+    """Serve a bundle to OpenAI clients, curl and a browser, many requests in one batch.
+
+    Needs the extra esolm[serve]. With ESOLM_API_KEY set, clients must show that key. SIGTERM and
+    Ctrl-C let running requests finish; a second one does not. docs/serving.md has the interface.
+
+    Example:
+
+        esolm serve bundles/demo --port 8000
+    """
+    from esolm.pipeline.errors import ConfigError
+
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'esolm[serve]'") from None
+    from esolm.pipeline.serve.server import serve
+    from esolm.pipeline.serve.service import Limits
+
+    serve(bundle, host, port, Limits(rows, queue, max_length, timeout), name)

@@ -1,0 +1,128 @@
+"""The routes, and what stands before them: the key, the size of a body."""
+
+import hmac
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from esolm.pipeline.serve import errors
+from esolm.pipeline.serve.completions import Completion
+from esolm.pipeline.serve.errors import ApiError
+from esolm.pipeline.serve.infill import Infill
+from esolm.pipeline.serve.schemas import (
+    CompletionRequest,
+    InfillRequest,
+    TextOfTokens,
+    TokensOfText,
+)
+from esolm.pipeline.serve.service import Service
+from esolm.pipeline.serve.sse import stream, unless_gone
+
+MAX_BODY_BYTES = 4 << 20
+OPEN_PATHS = ("/", "/health", "/ready", "/metrics", "/docs", "/openapi.json")
+PAGE = Path(__file__).parent / "page" / "index.html"
+
+
+class BodyLimit:
+    """Refuses bodies over MAX_BODY_BYTES, whether or not they say their length."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads the body, and hands it on if it is small enough."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        read: list[Message] = []
+        size = int(stated) if stated.isdigit() else 0
+        while size <= MAX_BODY_BYTES:
+            read.append(await receive())
+            size = max(size, sum(len(message.get("body", b"")) for message in read))
+            if not read[-1].get("more_body"):
+                break
+        if size > MAX_BODY_BYTES:
+            await too_large()(scope, receive, send)
+            return
+
+        async def again() -> Message:
+            return read.pop(0) if read else await receive()
+
+        await self._app(scope, again, send)
+
+
+def too_large() -> JSONResponse:
+    """The answer to such a body."""
+    message = f"the body has more than {MAX_BODY_BYTES >> 20} MiB"
+    return errors.answer(ApiError(413, message))
+
+
+def make_app(service: Service, api_key: str | None) -> FastAPI:
+    """The application. api_key: what clients must show, if anything."""
+    app = FastAPI(title="esolm serve", redoc_url=None)
+    errors.install(app)
+    app.add_middleware(BodyLimit)
+
+    @app.middleware("http")
+    async def key(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        shown = request.headers.get("authorization", "").removeprefix("Bearer ")
+        is_open = api_key is None or request.url.path in OPEN_PATHS
+        if not is_open and not hmac.compare_digest(shown.encode(), (api_key or "").encode()):
+            return errors.answer(ApiError(401, "show the key: Authorization: Bearer KEY"))
+        return await go_on(request)
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(body: CompletionRequest, request: Request) -> Response | dict[str, Any]:
+        work = Completion(service, body)
+        return await (stream(work.chunks()) if body.stream else unless_gone(request, work.whole))
+
+    @app.post("/v1/infill", response_model=None)
+    async def infill(body: InfillRequest, request: Request) -> Response | dict[str, Any]:
+        work = Infill(service, body)
+        return await (stream(work.chunks()) if body.stream else unless_gone(request, work.whole))
+
+    _add_small_routes(app, service)
+    return app
+
+
+def _add_small_routes(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize")
+    async def tokenize(body: TextOfTokens) -> dict[str, Any]:
+        service.check_model(body.model)
+        ids = service.ids(body.prompt, "prompt")
+        return {"tokens": ids, "count": len(ids), "max_model_len": service.max_length}
+
+    @app.post("/detokenize")
+    async def detokenize(body: TokensOfText) -> dict[str, Any]:
+        service.check_model(body.model)
+        service.check_ids(body.tokens, "tokens")
+        return {"prompt": service.tokenizer.decode(body.tokens)}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [service.card()]}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        if service.engine.is_draining:
+            raise ApiError(503, "the server is shutting down")
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_model=None)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", response_model=None)
+    async def page() -> Response:
+        if not PAGE.is_file():
+            raise ApiError(404, "this installation has no page; the interface is at /docs")
+        return FileResponse(PAGE)

@@ -1,0 +1,209 @@
+"""One thread that writes all texts of the server together; they enter and leave between passes."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from esolm.pipeline.export.bundle.decoding_esolm import Batch, Writing
+
+
+@dataclass(frozen=True)
+class PassDone:
+    """What one pass has written of a text: ids at places. number: from 1 on."""
+
+    number: int
+    phase: str
+    places: list[int]
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """ids: the text as far as it counts. reason: `length` or `stop`. passes: forward passes."""
+
+    ids: list[int]
+    reason: str
+    passes: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """status: of HTTP. message: for the user."""
+
+    status: int
+    message: str
+
+
+Event = PassDone | Finished | Failed
+
+
+class QueueFullError(Exception):
+    """No more texts can wait."""
+
+
+class DrainingError(Exception):
+    """The server writes to the end what it has begun, and begins nothing."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A text in the engine. tell: is called with every event, by the engine's thread."""
+
+    writing: Writing
+    tell: Callable[[Event], None]
+    deadline: float
+    is_cancelled: bool = False
+    entered: float = field(default_factory=time.monotonic)
+
+
+class Engine:
+    """rows: texts at a time. queue: how many may wait. seconds: the most that one may take."""
+
+    def __init__(self, model: Any, rows: int, slots: int, queue: int, seconds: float) -> None:
+        self.model, self.rows, self.slots = model, rows, slots
+        self._queue, self._seconds = queue, seconds
+        self._batch = Batch(model, rows, slots)
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._changed = threading.Condition()
+        self._is_draining = self._is_over = False
+        self.passes = 0
+        self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the keys and values."""
+        return int(self._batch.num_bytes)
+
+    @property
+    def num_running(self) -> int:
+        """Texts that are being written."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Texts that wait for a row."""
+        return len(self._waiting)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._is_draining
+
+    def submit(self, writings: list[Writing], tells: list[Callable[[Event], None]]) -> list[Job]:
+        """All of them or none. Raises QueueFullError or DrainingError."""
+        deadline = time.monotonic() + self._seconds
+        jobs = [Job(w, tell, deadline) for w, tell in zip(writings, tells, strict=True)]
+        with self._changed:
+            if self._is_draining:
+                raise DrainingError
+            free = self.rows - len(self._running)
+            if len(self._waiting) + len(jobs) > self._queue + free:
+                raise QueueFullError
+            self._waiting.extend(jobs)
+            self._changed.notify()
+        return jobs
+
+    def cancel(self, jobs: list[Job]) -> None:
+        """They leave before the next pass; nothing more is told of them."""
+        with self._changed:
+            for job in jobs:
+                job.is_cancelled = True
+            self._changed.notify()
+
+    def drain(self) -> None:
+        """Takes nothing more."""
+        with self._changed:
+            self._is_draining = True
+            self._changed.notify()
+
+    def wait_until_idle(self, seconds: float | None = None) -> bool:
+        """Whether nothing is running or waiting any more after so many seconds."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while self._waiting or self._running:
+            if end is not None and time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def close(self) -> None:
+        """Ends the thread; what is not finished is lost."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._running or self._is_over)
+                if self._is_over:
+                    return
+                self._drop()
+                self._admit()
+            if self._running:
+                self._step()
+
+    def _drop(self) -> None:
+        """Those that were cancelled or have had their time."""
+        now = time.monotonic()
+        for job in [*self._running, *self._waiting]:
+            if job.is_cancelled:
+                self._leave(job)
+            elif now > job.deadline:
+                self._leave(job, Failed(408, f"the text took longer than {self._seconds:g} s"))
+
+    def _admit(self) -> None:
+        """First come, first served."""
+        while self._waiting and self._batch.free_rows:
+            job = self._waiting.popleft()
+            self._batch.enter(job.writing)
+            self._running.append(job)
+
+    def _step(self) -> None:
+        try:
+            self._batch.step()
+        except Exception as error:  # of whatever kind: the server goes on, these texts do not
+            for job in list(self._running):
+                self._leave(job, Failed(500, f"a forward pass failed: {error}"))
+            raise_in_log(error)
+            return
+        self.passes += 1
+        with self._changed:
+            for job in list(self._running):
+                self._tell(job)
+
+    def _tell(self, job: Job) -> None:
+        """What the last pass did. A text that was complete from the start had none."""
+        writing = job.writing
+        tokens = self._batch.tokens(writing)
+        number = len(writing.history)
+        if number and not job.is_cancelled:
+            places = writing.history[-1]
+            is_diffusion = number <= writing.walk.plan.num_diffusion
+            phase = "diffusion" if is_diffusion else "sequential"
+            job.tell(PassDone(number, phase, places.tolist(), tokens[places].tolist()))
+        if writing.is_done:
+            end = len(tokens) if writing.ends_at is None else writing.ends_at
+            reason = "length" if writing.ends_at is None else "stop"
+            self._leave(job, Finished(tokens[:end].tolist(), reason, number))
+
+    def _leave(self, job: Job, event: Event | None = None) -> None:
+        if job in self._running:
+            self._running.remove(job)
+            self._batch.remove(job.writing)
+        else:
+            self._waiting.remove(job)
+        if event is not None and not job.is_cancelled:
+            job.tell(event)
+
+
+def raise_in_log(error: Exception) -> None:
+    """The trace goes where the server's own messages go."""
+    import logging
+
+    logging.getLogger("uvicorn.error").error("a forward pass failed", exc_info=error)

@@ -1,0 +1,103 @@
+"""What requests may hold; everything else is refused by name."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_STOPS = 16
+MAX_GUESSES = 16
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1 << 20)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+StreamMode = Literal["prefix", "draft", "events"]
+
+
+class Strict(BaseModel):
+    """Neither unknown fields nor numbers as text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Sampling(Strict):
+    """How a text is written; None stands for the bundle's default."""
+
+    model: str | None = None
+    alpha_0: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    steps: int | None = Field(None, ge=1, le=1 << 20)
+    schedule: Literal["binomial", "fixed", "strided", "confidence"] | None = None
+    temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(None, ge=0)
+    guesses: int | None = Field(None, ge=0, le=MAX_GUESSES)
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    stream: bool | None = False
+    user: str | None = None
+
+
+class StreamOptions(Strict):
+    """As of OpenAI."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class CompletionRequest(Sampling):
+    """`/v1/completions`, as OpenAI's, and the fields of `Sampling`."""
+
+    prompt: str | list[str] | Ids | list[Ids] = ""
+    suffix: str | None = None
+    max_tokens: int | None = Field(16, ge=0)
+    min_tokens: int | None = Field(0, ge=0)
+    n: int | None = Field(1, ge=1, le=128)
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    echo: bool | None = False
+    stream_mode: StreamMode = "prefix"
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool = False
+    # Taken where they ask for nothing.
+    best_of: int | None = Field(1, ge=1, le=1)
+    logprobs: int | None = Field(None, ge=0, le=0)
+    presence_penalty: float | None = Field(0, ge=0, le=0)
+    frequency_penalty: float | None = Field(0, ge=0, le=0)
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+
+class Gap(Strict):
+    """So many tokens to be written."""
+
+    gap: int = Field(ge=1, le=1 << 20)
+
+
+class InfillRequest(Sampling):
+    """`/v1/infill`: text and gaps."""
+
+    segments: list[str | Gap] = Field(min_length=1, max_length=10_000)
+    stream_mode: StreamMode = "events"
+
+
+class TextOfTokens(Strict):
+    """`/tokenize`."""
+
+    model: str | None = None
+    prompt: str
+
+
+class TokensOfText(Strict):
+    """`/detokenize`."""
+
+    model: str | None = None
+    tokens: Ids
+
+
+def asked(request: Sampling) -> dict[str, Any]:
+    """The fields of generation that a request sets, by the bundle's names."""
+    names = {
+        "alpha_0": "alpha_0", "steps": "num_steps", "schedule": "schedule",
+        "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "guesses": "guesses",
+    }  # fmt: skip
+    found = {own: getattr(request, field) for field, own in names.items()}
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,183 @@
+"""What the routes share: the bundle, its engine, and how a request becomes texts to be written."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from esolm.data_prep.tokenizers import Tokenizer
+from esolm.pipeline.export.bundle.decoding_esolm import Writing
+from esolm.pipeline.export.bundle.requests_esolm import TextRequest
+from esolm.pipeline.generate import Bundle
+from esolm.pipeline.serve.engine import (
+    DrainingError,
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    QueueFullError,
+)
+from esolm.pipeline.serve.errors import ApiError
+from esolm.pipeline.serve.metrics import Metrics
+from esolm.pipeline.serve.schemas import MAX_GUESSES, Sampling, asked
+
+RETRY_SECONDS = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """rows: texts at a time. queue: how many may wait. max_length, seconds: the most of one text.
+
+    max_length: None for the tokens of training.
+    """
+
+    rows: int = 16
+    queue: int = 64
+    max_length: int | None = None
+    seconds: float = 300.0
+
+
+@dataclass(frozen=True)
+class Text:
+    """One to be written. tokens: ids, the mask id where something is to be written."""
+
+    tokens: list[int]
+    sample: int = 0
+    eos: tuple[int, ...] = ()
+    min_new: int = 0
+    stop: Any = None
+
+
+class Service:
+    """A bundle that is served. name: as clients see it."""
+
+    def __init__(self, bundle: Bundle, name: str, limits: Limits) -> None:
+        """Raises ApiError if the bundle has no tokenizer."""
+        self.bundle, self.name, self.limits = bundle, name, limits
+        self.config, self._created = bundle.model.config, int(time.time())
+        self.max_length: int = limits.max_length or self.config.seq_len
+        slots = self.max_length + 1 + MAX_GUESSES
+        self.engine = Engine(bundle.model, limits.rows, slots, limits.queue, limits.seconds)
+        self.metrics = Metrics(self.engine, name)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises ApiError if the bundle has none."""
+        if self.bundle.tokenizer is None:
+            raise ApiError(400, "this bundle carries no tokenizer: give token ids")
+        return self.bundle.tokenizer
+
+    def card(self) -> dict[str, Any]:
+        """What is known of the network."""
+        return {
+            "id": self.name, "object": "model", "created": self._created, "owned_by": "esolm",
+            "max_model_len": self.max_length, "objective": self.config.trained_as,
+            "seq_len": self.config.seq_len, "defaults": self._defaults(),
+        }  # fmt: skip
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ApiError if a request asks for another network."""
+        if name is not None and name != self.name:
+            raise ApiError(404, f"there is no model '{name}' here, only '{self.name}'", "model")
+
+    def ids(self, text: str, param: str) -> list[int]:
+        """Tokens of a text. Its literal '<mask>' and the like are ordinary text."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ApiError(400, f"{param}: no valid Unicode: {error.reason}", param) from None
+        return list(self.tokenizer.encode(text))
+
+    def check_ids(self, ids: list[int], param: str) -> None:
+        """Raises ApiError for ids that no prompt may hold."""
+        for token in ids:
+            if token >= self.config.vocab_size:
+                raise ApiError(
+                    400,
+                    f"{param}: {token} is outside of the vocabulary, 0 to "
+                    f"{self.config.vocab_size - 1}",
+                    param,
+                )
+            if token == self.config.mask_token_id:
+                raise ApiError(400, f"{param}: {token} is the mask, which is no text", param)
+
+    def check_length(self, tokens: int, param: str) -> None:
+        """Raises ApiError if a text can never fit."""
+        if tokens > self.max_length:
+            message = f"{param}: {tokens} tokens in all, and a text has {self.max_length} at most"
+            raise ApiError(400, message, param)
+
+    def writings(self, request: Sampling, texts: list[Text], param: str) -> list[Writing]:
+        """Raises ApiError if one cannot be written."""
+        settings = {**self._defaults(), **asked(request)}
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        try:
+            return [
+                Writing(
+                    TextRequest(
+                        tokens=text.tokens, seed=seed, sample=text.sample, eos=text.eos,
+                        min_new=text.min_new, stop=text.stop, adaptive=True, **settings,
+                    ),
+                    self.config,
+                    use_cache=True,
+                )
+                for text in texts
+            ]  # fmt: skip
+        except ValueError as error:
+            raise ApiError(400, str(error), param) from None
+
+    def _defaults(self) -> dict[str, Any]:
+        given = self.bundle.model.generation_config
+        names = ("alpha_0", "num_steps", "schedule", "temperature", "top_p", "top_k", "guesses")
+        return {name: getattr(given, name) for name in names}
+
+    @contextmanager
+    def begun(self, writings: list[Writing]) -> Iterator["Events"]:
+        """Puts them into the engine; whoever leaves early takes them out again."""
+        events = Events(len(writings))
+        tells: list[Callable[[Event], None]] = [
+            partial(events.put_from_thread, number) for number in range(len(writings))
+        ]
+        try:
+            jobs = self.engine.submit(writings, tells)
+        except QueueFullError:
+            raise ApiError(
+                429, "the server is full; try again in a moment", retry_after=RETRY_SECONDS
+            ) from None
+        except DrainingError:
+            raise ApiError(503, "the server is shutting down", retry_after=10) from None
+        self.metrics.begun(writings)
+        try:
+            yield events
+        finally:
+            self.engine.cancel(jobs)
+            self.metrics.ended(jobs, events.finished)
+
+
+class Events:
+    """What happens to the texts of one request, in the order in which it does."""
+
+    def __init__(self, count: int) -> None:
+        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._open = count
+        self.finished: list[Finished] = []
+
+    def put_from_thread(self, number: int, event: Event) -> None:
+        """number: of the text."""
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, event))
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
+        """Until all are finished. Raises ApiError when one fails."""
+        while self._open:
+            number, event = await self._queue.get()
+            if isinstance(event, Failed):
+                raise ApiError(event.status, event.message)
+            if isinstance(event, Finished):
+                self._open -= 1
+                self.finished.append(event)
+            yield number, event

@@ -1,0 +1,59 @@
+"""Server-sent events, and answers that end when the client does."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from esolm.pipeline.serve.errors import ApiError, body_of
+
+DONE = "data: [DONE]\n\n"
+CLIENT_GONE = 499
+
+
+def line(content: dict[str, Any]) -> str:
+    """One event."""
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+async def stream(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
+    """The chunks as they come. What fails before the first one is an answer of its own."""
+    first = await anext(chunks, None)
+
+    async def lines() -> AsyncIterator[str]:
+        async with aclosing(chunks):  # type: ignore[type-var]  # every generator has aclose
+            try:
+                if first is not None:
+                    yield line(first)
+                async for chunk in chunks:
+                    yield line(chunk)
+            except ApiError as error:
+                yield line(body_of(error.status, error.message, error.param))
+            yield DONE
+
+    return StreamingResponse(lines(), media_type="text/event-stream",
+                             headers={"Cache-Control": "no-cache"})  # fmt: skip
+
+
+async def unless_gone(
+    request: Request, work: Callable[[], Awaitable[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Its result. When the client goes away, the work is given up."""
+    task = asyncio.ensure_future(work())
+    watch = asyncio.ensure_future(_disconnected(request))
+    await asyncio.wait([task, watch], return_when=asyncio.FIRST_COMPLETED)
+    watch.cancel()
+    if task.done():
+        return task.result()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    raise ApiError(CLIENT_GONE, "the client has gone")
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,61 @@
+"""`/v1/infill`: what is given stays, and the stream tells each pass."""
+
+import pytest
+
+from tests.pipeline.serve.conftest import Server
+from tests.pipeline.serve.test_completions import events_of
+
+SEGMENTS = ["def f(x):\n    ", {"gap": 6}, " + x\n", {"gap": 3}, "end"]
+
+
+@pytest.mark.parametrize("schedule", ["binomial", "fixed", "strided", "confidence"])
+def test_gaps_are_filled(server: Server, schedule: str) -> None:
+    body = {"segments": SEGMENTS, "seed": 3, "alpha_0": 0.5, "steps": 3, "schedule": schedule}
+    answer = server.post("/v1/infill", **body).json()
+    segments = answer["segments"]
+    assert [each["given"] for each in segments] == [True, False, True, False, True]
+    assert [segments[i]["text"] for i in (0, 2, 4)] == [SEGMENTS[i] for i in (0, 2, 4)]
+    assert answer["text"] == "".join(each["text"] for each in segments)
+    assert answer["usage"]["completion_tokens"] == 9
+    written = [token for token in answer["tokens"] if not token["given"]]
+    assert len(written) == 9
+    assert {token["phase"] for token in written} == {"diffusion", "sequential"}
+    assert max(token["pass"] for token in written) == answer["passes"]
+    assert server.post("/v1/infill", **body).json()["text"] == answer["text"]
+
+
+def test_the_stream_of_passes(server: Server) -> None:
+    body = {"segments": SEGMENTS, "seed": 3, "alpha_0": 0.5, "steps": 3}
+    start, *passes, end = events_of(server, "/v1/infill", **body)
+    assert start["object"] == "infill.start"
+    assert start["seed"] == 3
+    assert len(passes) == end["passes"] == start["passes"]
+    shown = {token["position"]: token["id"] for token in start["tokens"]}
+    for number, each in enumerate(passes, start=1):
+        assert (each["object"], each["pass"]) == ("infill.pass", number)
+        new = {token["position"]: token["id"] for token in each["tokens"]}
+        assert shown.keys().isdisjoint(new)
+        shown |= new
+    assert sorted(shown) == list(range(start["length"]))
+    assert [token["id"] for token in end["tokens"]] == [shown[i] for i in range(start["length"])]
+    whole = server.post("/v1/infill", **body).json()
+    assert end["text"] == whole["text"]
+
+
+def test_other_modes_of_the_stream(server: Server) -> None:
+    body = {"segments": SEGMENTS, "seed": 3, "alpha_0": 0.5, "steps": 3}
+    whole = server.post("/v1/infill", **body).json()["text"]
+    *drafts, end = events_of(server, "/v1/infill", **body, stream_mode="draft")
+    assert {each["object"] for each in drafts} == {"infill.draft"}
+    assert drafts[-1]["text"] == end["text"] == whole
+    *parts, end = events_of(server, "/v1/infill", **body, stream_mode="prefix")
+    assert "".join(part["text"] for part in parts) == end["text"] == whole
+
+
+def test_guesses_fill_in_fewer_passes(server: Server) -> None:
+    body = {"segments": [{"gap": 200}], "seed": 3, "alpha_0": 0.0}
+    plain = server.post("/v1/infill", **body).json()
+    ahead = server.post("/v1/infill", **body, guesses=4).json()
+    assert plain["passes"] == 200
+    assert ahead["passes"] < 200
+    assert ahead["usage"] == plain["usage"]
