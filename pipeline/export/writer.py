@@ -31,6 +31,9 @@ CODE_FILES = (
     "walks_esolm.py",
     "planning_esolm.py",
     "sampling_esolm.py",
+    "habits_esolm.py",
+    "infilling_esolm.py",
+    "likelihood_esolm.py",
     "tokenization_esolm.py",
 )
 AUTO_MAP = {

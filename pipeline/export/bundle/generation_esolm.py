@@ -2,7 +2,8 @@
 """`generate` as users of transformers know it, over the decoder of `decoding_esolm`."""
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -13,6 +14,9 @@ from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
 from .decoding_esolm import Batch, Writing, walk_of
+from .habits_esolm import of_plain, translated
+from .infilling_esolm import Infilled, infill
+from .likelihood_esolm import log_likelihood
 from .requests_esolm import TextRequest, out_of_range, problems_of
 
 # A text may need slots for tokens in front of it.
@@ -49,6 +53,7 @@ class EsoLMGenerationConfig(GenerationConfig):
         self.guesses: int = kwargs.pop("guesses", 0)
         self.adaptive: bool = kwargs.pop("adaptive", False)
         self.seed: int | None = kwargs.pop("seed", None)
+        self.pad_token_id: int | None = kwargs.pop("pad_token_id", None)
         self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
         self._commit_hash = kwargs.pop("_commit_hash", None)
         self._from_model_config = kwargs.pop("_from_model_config", None)
@@ -126,6 +131,55 @@ class EsoLMGenerationMixin:
             except OSError:
                 return  # the directory has none: the defaults stay
 
+    def _settings(self, given: GenerationConfig | None, options: Any) -> EsoLMGenerationConfig:
+        """The model's own, then those of a configuration, then single ones."""
+        found = self.generation_config.to_dict()
+        if isinstance(given, EsoLMGenerationConfig):
+            found = given.to_dict()
+        elif given is not None:
+            found |= of_plain(given)
+        if "eos_token_id" not in found and self.config.eos_token_id is not None:
+            found["eos_token_id"] = self.config.eos_token_id
+        return EsoLMGenerationConfig(**{**found, **translated(options)})
+
+    def infill(
+        self,
+        segments: list[Any],
+        tokenizer: Any = None,
+        choose: str = "likeliest",
+        generation_config: GenerationConfig | None = None,
+        **options: Any,
+    ) -> Infilled:
+        """Fills gaps; a given token is never changed.
+
+        segments: texts or lists of ids, and gaps: a length, or a tuple (least, most). Of a range
+        the likeliest length is taken, by log-likelihood per token of the whole text from left to
+        right, all lengths being written in one batch; or, with choose="drawn", a random one.
+        options: as of `generate`; nothing ends a text before its end.
+        """
+        settings = self._settings(generation_config, options)
+        settings.eos_token_id = None
+        seed = secrets.randbits(63) if settings.seed is None else settings.seed
+        return infill(self, segments, tokenizer, choose, seed, settings)
+
+    def log_likelihood(
+        self,
+        ids: Tensor,
+        order: Tensor | None = None,
+        given: Tensor | None = None,
+        num_orders: int = 1,
+        alpha_0: float | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """log p of texts in nats, float64 [B]: exact, for networks that have one.
+
+        ids: int64 [B, L]. order: int64 [L] or [B, L], places in the order of writing; None: from
+        left to right. given: bool [L] or [B, L], tokens that are not asked for. num_orders: above 1
+        the mean of p over so many orders as the decoder draws them at alpha_0 (the network's own).
+        Raises ValueError where the network has no such likelihood.
+        """
+        return log_likelihood(self, ids, order, given, num_orders, alpha_0, seed)
+
     def generate(
         self,
         input_ids: Tensor | None = None,
@@ -148,15 +202,22 @@ class EsoLMGenerationMixin:
         streamer: gets `put(prompt)`, the text as far as it is whole from the left (of a single one;
         otherwise all in the end), `end()`, and where it has these methods `put_plan(passes)` before
         the first pass and `put_draft(sequences)` after each one (unwritten tokens are masks).
-        options: fields of EsoLMGenerationConfig that override the model's.
+        options: fields of EsoLMGenerationConfig that override the model's, and what transformers
+        calls so: max_length, do_sample, num_return_sequences, stop_strings with a tokenizer.
         Returns the sequences, or with return_dict_in_generate an EsoLMGenerationOutput.
         """
-        settings = {**(generation_config or self.generation_config).to_dict(), **options}
-        settings = EsoLMGenerationConfig(**settings)
+        tokenizer, stops = options.pop("tokenizer", None), options.pop("stop_strings", None)
+        input_ids, attention_mask = repeated(
+            options.pop("num_return_sequences", None) or 1, input_ids, attention_mask
+        )
+        settings = self._settings(generation_config, options)
         prompts = Prompts(self.config, self.device, input_ids, attention_mask, num_samples)
         seed = secrets.randbits(63) if settings.seed is None else settings.seed
         rows = prompts.rows(settings.length, settings.max_new_tokens)
-        requests = [settings.request(row, seed, sample) for sample, row in enumerate(rows)]
+        requests = [
+            replace(settings.request(row, seed, sample), stop=stop_at(tokenizer, stops, size))
+            for sample, (row, size) in enumerate(zip(rows, prompts.sizes, strict=True))
+        ]
         slots = max(map(len, rows)) + EXTRA_SLOTS + settings.guesses
         batch = Batch(self, len(rows), slots, use_cache)
         writings = [batch.add(request) for request in requests]
@@ -170,6 +231,30 @@ class EsoLMGenerationMixin:
         if not settings.return_dict_in_generate:
             return sequences
         return output_of(sequences, writings, nfe)
+
+
+def repeated(count: int, *rows: Tensor | None) -> list[Tensor | None]:
+    """Each row so many times."""
+    if count == 1:
+        return list(rows)
+    return [None if each is None else each.repeat_interleave(count, dim=0) for each in rows]
+
+
+def stop_at(
+    tokenizer: Any, stops: str | list[str] | None, first: int
+) -> Callable[[list[int]], int | None] | None:
+    """How the decoder sees a stop string in what is written from token `first` on."""
+    if not stops:
+        return None
+    if tokenizer is None:
+        raise ValueError("stop_strings needs the tokenizer: generate(..., tokenizer=tokenizer)")
+    stops = [stops] if isinstance(stops, str) else list(stops)
+
+    def look(ids: list[int]) -> int | None:
+        text = tokenizer.decode(ids)[len(tokenizer.decode(ids[:first])) :]
+        return len(ids) if any(stop in text for stop in stops) else None
+
+    return look
 
 
 class Prompts:
@@ -206,6 +291,11 @@ class Prompts:
         eos = config.eos_token_id
         self._pad_id = next(id for id in (config.pad_token_id, eos, 0) if id is not None)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each prompt."""
+        return self.shown.sum(1).tolist()
+
     def rows(self, length: int, max_new_tokens: int | None) -> list[np.ndarray]:
         """The texts, int64 [L] each: the prompt, and masks for what is to be written."""
         found = []
@@ -220,7 +310,7 @@ class Prompts:
     def joined(self, batch: Batch, writings: list[Writing]) -> Tensor:
         """int64 [B, P + N]: the prompts with their padding, then what was written, padded."""
         texts = [torch.from_numpy(batch.tokens(writing)) for writing in writings]
-        sizes = self.shown.sum(1).tolist()
+        sizes = self.sizes
         ends = [len(text) if w.ends_at is None else w.ends_at
                 for w, text in zip(writings, texts, strict=True)]  # fmt: skip
         most = max(max(end - size for end, size in zip(ends, sizes, strict=True)), 0)

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     TOKENS = 2
     GUESSES = 3
     ACCEPTANCE = 4
+    LENGTHS = 5
 
 
 def random_numbers(seed: int, sample: int, purpose: Stream, part: int = 0) -> np.random.Generator:
