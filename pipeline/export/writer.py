@@ -26,6 +26,8 @@ CODE_FILES = (
     "attention_esolm.py",
     "generation_esolm.py",
     "decoding_esolm.py",
+    "writing_esolm.py",
+    "prompts_esolm.py",
     "guessing_esolm.py",
     "requests_esolm.py",
     "walks_esolm.py",

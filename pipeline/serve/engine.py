@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from esolm.pipeline.export.bundle.decoding_esolm import Batch, Writing
+from esolm.pipeline.export.bundle.decoding_esolm import Batch
+from esolm.pipeline.export.bundle.writing_esolm import Writing
 
 
 @dataclass(frozen=True)

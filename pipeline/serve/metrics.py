@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from esolm.pipeline.export.bundle.decoding_esolm import Writing
+from esolm.pipeline.export.bundle.writing_esolm import Writing
 from esolm.pipeline.serve.engine import Engine, Finished, Job
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from esolm.data_prep.tokenizers import Tokenizer
-from esolm.pipeline.export.bundle.decoding_esolm import Writing
 from esolm.pipeline.export.bundle.requests_esolm import TextRequest
+from esolm.pipeline.export.bundle.writing_esolm import Writing
 from esolm.pipeline.generate import Bundle
 from esolm.pipeline.serve.engine import (
     DrainingError,

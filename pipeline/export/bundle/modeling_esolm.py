@@ -18,7 +18,8 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
 from .attention_esolm import PATTERNS, CachedRows, WholeRows, dense_mask
 from .configuration_esolm import EsoLMConfig
-from .generation_esolm import EsoLMGenerationConfig, EsoLMGenerationMixin, check_unpadded
+from .generation_esolm import EsoLMGenerationConfig, EsoLMGenerationMixin
+from .prompts_esolm import check_unpadded
 
 
 def at_least_float32(x: Tensor) -> Tensor:
