@@ -40,6 +40,10 @@ class Request:
     seed: int | None = 0
     num_samples: int = 1
     prompt: str = ""
+    schedule: str | None = None
+    top_k: int | None = None
+    max_new_tokens: int | None = None
+    guesses: int | None = None
 
     def options(self) -> dict[str, Any]:
         """Returns the keyword arguments for the bundle's `generate`."""
@@ -103,6 +107,32 @@ class DecodingProgress:
 
     def end(self) -> None:
         """The last pass has been counted."""
+
+
+class PrintedText:
+    """Prints a text as far as it is whole from the left: a streamer of `generate`."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        if bundle.tokenizer is None:
+            raise ConfigError(f"{bundle.path} carries no tokenizer: there is no text to stream")
+        self._tokenizer, self._shown = bundle.tokenizer, ""
+        self._ids: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        print(flush=True)
+
+    def put(self, tokens: Tensor) -> None:
+        """Takes the prompt, then what is written; half a character waits for its other half."""
+        self._ids += tokens[0].tolist()
+        text = self._tokenizer.decode_with_specials(self._ids).rstrip("\ufffd")
+        print(text[len(self._shown) :], end="", flush=True)
+        self._shown = text
+
+    def end(self) -> None:
+        """All is printed."""
 
 
 def load_bundle(path: Path) -> Bundle:

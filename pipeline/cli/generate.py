@@ -1,9 +1,12 @@
 """`esolm generate`: text from a bundle."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from esolm.pipeline.generate import Bundle, Request
 
 
 def generate_command(
@@ -15,44 +18,108 @@ def generate_command(
     steps: Annotated[
         int | None, typer.Option(help="Diffusion steps; of a BD3-LM, in each block.")
     ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="binomial (as trained), fixed, strided, or confidence (biased)."),
+    ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens of a sample, prompt included.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens behind the prompt, in place of --length.")
+    ] = None,
     prompt: Annotated[str, typer.Option(help="How every sample begins.")] = "",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with a prompt on each line, or JSON lines with a field 'prompt'; "
+            "- is standard input.",
+            allow_dash=True,
+        ),
+    ] = None,
+    infill: Annotated[
+        str | None,
+        typer.Option(help="Text with gaps: [[5]] is five tokens, [[3-8]] the likeliest of 3 to 8."),
+    ] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus; 1 keeps all tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="So many likeliest tokens; 0: all.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
+    guesses: Annotated[
+        int | None,
+        typer.Option(help="Tokens guessed ahead in the sequential phase; the text's chances stay."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     num_samples: Annotated[int, typer.Option(min=1, help="Samples, written as one batch.")] = 1,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print a single text as it becomes whole.")
+    ] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also time decoding without the cache.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; a line for each of --prompts.")
+    ] = False,
 ) -> None:
     """Write text with the decoder of the network's objective, and its exact key/value cache.
 
     What is not given is taken from the bundle's generation_config.json. --alpha-0 means nothing to
     MDLM, BD3-LM and AR, --steps nothing to AR: they are ignored, with a note.
 
-    Example:
+    Examples:
 
         esolm generate bundles/demo --prompt "def " --alpha-0 0.5 --steps 32 --length 256 --compare
+
+        esolm generate bundles/demo --infill "def f(x):[[8]]return [[1-4]]"
+
+        esolm generate bundles/demo --prompts prompts.txt --max-new-tokens 64 --json
     """
+    from esolm.pipeline import generate as decoding
+    from esolm.pipeline.errors import ConfigError
+
+    many = {"--prompt": bool(prompt), "--prompts": prompts is not None, "--infill": bool(infill)}
+    if sum(many.values()) > 1:
+        given = " and ".join(name for name, is_given in many.items() if is_given)
+        raise ConfigError(f"{given} were given: name one of them")
+    request = decoding.Request(
+        alpha_0, steps, length, top_p, temperature, seed, num_samples, prompt, schedule, top_k,
+        max_new_tokens, guesses,
+    )  # fmt: skip
+    loaded = decoding.load_bundle(bundle)
+    for note in _notes(loaded, request):
+        typer.echo(f"note: {note}", err=True)
+    if infill:
+        _fill(loaded, request, infill, as_json)
+    elif prompts is not None:
+        _write_all(loaded, request, prompts, as_json)
+    else:
+        _write(loaded, request, stream, compare, as_json)
+
+
+def _notes(bundle: "Bundle", request: "Request") -> list[str]:
+    """What is given and means nothing, or is beyond what was trained."""
+    from esolm.pipeline.generate import ignored_options
+
+    objective, trained = bundle.model.config.objective, bundle.record.get("seq_len")
+    names = ignored_options(bundle, request)
+    notes = [f"{name} means nothing to '{objective}' and is ignored" for name in names]
+    if request.length is not None and trained is not None and request.length > trained:
+        notes.append(f"--length {request.length} is beyond the {trained} tokens of training")
+    return notes
+
+
+def _write(
+    bundle: "Bundle", request: "Request", stream: bool, compare: bool, as_json: bool
+) -> None:
     import json
     from dataclasses import asdict
 
     from esolm.pipeline import generate as decoding
+    from esolm.pipeline.errors import ConfigError
 
-    request = decoding.Request(
-        alpha_0, steps, length, top_p, temperature, seed, num_samples, prompt
-    )
-    loaded = decoding.load_bundle(bundle)
-    for name in decoding.ignored_options(loaded, request):
-        objective = loaded.model.config.objective
-        typer.echo(f"note: {name} means nothing to '{objective}' and is ignored", err=True)
-    trained = loaded.record.get("seq_len")
-    if length is not None and trained is not None and length > trained:
-        typer.echo(f"note: --length {length} is beyond the {trained} tokens of training", err=True)
-    with decoding.DecodingProgress() as progress:
-        result = decoding.generate(loaded, request, streamer=progress)
-    comparison = decoding.compare(loaded, request) if compare else None
+    if stream and (request.num_samples > 1 or as_json):
+        raise ConfigError("--stream shows a single text: leave out --num-samples and --json")
+    shown: Any = decoding.PrintedText(bundle) if stream else decoding.DecodingProgress()
+    with shown as streamer:
+        result = decoding.generate(bundle, request, streamer=streamer)
+    comparison = decoding.compare(bundle, request) if compare else None
     if as_json:
         record = {
             "texts": result.texts, "nfe": result.nfe, "seconds": result.seconds,
@@ -61,8 +128,8 @@ def generate_command(
         }  # fmt: skip
         typer.echo(json.dumps(record, ensure_ascii=False))
         return
-    for number, text in enumerate(result.texts, start=1):
-        typer.echo(f"--- sample {number} of {num_samples}\n{text}")
+    for number, text in enumerate([] if stream else result.texts, start=1):
+        typer.echo(f"--- sample {number} of {request.num_samples}\n{text}")
     typer.echo(f"--- {result.nfe} forward passes (NFE), {result.tokens_per_second:,.0f} tokens/s")
     if comparison:
         typer.echo(
@@ -72,3 +139,32 @@ def generate_command(
         )
     elif compare:
         typer.echo("no cache to compare: this network reads in both directions in every pass")
+
+
+def _fill(bundle: "Bundle", request: "Request", text: str, as_json: bool) -> None:
+    import json
+    from dataclasses import replace
+
+    from esolm.pipeline.generate_many import fill
+
+    for number in range(request.num_samples):
+        filled = fill(bundle, replace(request, seed=(request.seed or 0) + number), text)
+        if as_json:
+            typer.echo(json.dumps(filled.__dict__, ensure_ascii=False))
+            continue
+        typer.echo(f"--- sample {number + 1} of {request.num_samples}\n{filled.text}")
+        gaps = ", ".join(map(str, filled.lengths))
+        typer.echo(f"--- {filled.nfe} forward passes (NFE), tokens of the gaps: {gaps}")
+
+
+def _write_all(bundle: "Bundle", request: "Request", path: Path, as_json: bool) -> None:
+    import json
+
+    from esolm.pipeline.generate_many import read_prompts, write_all
+
+    texts = read_prompts(path)
+    for number, (prompt, text) in enumerate(write_all(bundle, request, texts), start=1):
+        if as_json:
+            typer.echo(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
+        else:
+            typer.echo(f"--- prompt {number} of {len(texts)}\n{prompt}{text}")

@@ -1,0 +1,89 @@
+"""`esolm generate` with many prompts, gaps and a stream, as a user types it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from esolm.pipeline.cli.generate import generate_command
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.generate import Request, generate, load_bundle
+from esolm.pipeline.generate_many import fill, read_prompts, write_all
+from tests.pipeline.generate.test_generate_command import make_bundle
+
+__all__ = ["make_bundle"]
+
+
+@pytest.fixture(scope="module")
+def bundle(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle()
+
+
+def invoke(*arguments: object, given: str | None = None) -> Result:
+    app = typer.Typer()
+    app.command()(generate_command)
+    shown = CliRunner().invoke(app, list(map(str, arguments)), input=given)
+    assert shown.exit_code == 0, shown.output + repr(shown.exception)
+    return shown
+
+
+def test_prompts_are_written_as_if_each_were_alone(bundle: Path) -> None:
+    """More than there are rows, of other lengths; prompt i is sample i of the seed."""
+    loaded = load_bundle(bundle)
+    prompts = ["def f" + "x" * number for number in range(20)]
+    request = Request(alpha_0=0.5, num_steps=4, max_new_tokens=9, seed=3)
+    found = list(write_all(loaded, request, prompts))
+    assert [prompt for prompt, _ in found] == prompts
+    first = generate(loaded, Request(0.5, 4, seed=3, max_new_tokens=9, prompt=prompts[0]))
+    assert prompts[0] + found[0][1] == first.texts[0]
+    assert len({text for _, text in found}) > 15
+
+
+def test_prompts_from_a_file_and_from_standard_input(bundle: Path, tmp_path: Path) -> None:
+    lines, objects = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    lines.write_text("def f(\nimport os")
+    objects.write_text('{"prompt": "def f("}\n{"prompt": "import os", "id": 7}\n')
+    options = ("--max-new-tokens", 6, "--json")
+    by_lines = invoke(bundle, "--prompts", lines, *options).stdout
+    assert [json.loads(line)["prompt"] for line in by_lines.splitlines()] == ["def f(", "import os"]
+    assert invoke(bundle, "--prompts", objects, *options).stdout == by_lines
+    assert invoke(bundle, "--prompts", "-", *options, given=lines.read_text()).stdout == by_lines
+    objects.write_text('{"prompt": "x"}\n{"text": "y"}\n')
+    with pytest.raises(ConfigError, match=r"prompts\.jsonl, line 2: no JSON object with a field"):
+        read_prompts(objects)
+    with pytest.raises(ConfigError, match="no-such-file"):
+        read_prompts(tmp_path / "no-such-file")
+
+
+def test_gaps_on_the_command_line(bundle: Path) -> None:
+    text = "def f(x):[[4]] return [[1-3]]x"
+    shown = invoke(bundle, "--infill", text, "--json", "--seed", 2, "--num-samples", 2).stdout
+    one, other = map(json.loads, shown.splitlines())
+    assert one != other
+    loaded = load_bundle(bundle)
+    for seed, found in ((2, one), (3, other)):
+        assert found["lengths"][0] == 4
+        assert 1 <= found["lengths"][1] <= 3
+        first, second = found["parts"]
+        assert found["text"] == f"def f(x):{first} return {second}x"
+        assert fill(loaded, Request(seed=seed), text).__dict__ == found
+    with pytest.raises(ConfigError, match="no gap among the segments"):
+        fill(loaded, Request(), "no gap")
+
+
+def test_a_stream_shows_the_same_text(bundle: Path) -> None:
+    options = (bundle, "--prompt", "def f", "--length", 40, "--alpha-0", 0.3)
+    streamed = invoke(*options, "--stream").stdout
+    [whole] = json.loads(invoke(*options, "--json").stdout)["texts"]
+    assert streamed.startswith(whole.rstrip("\ufffd"))
+
+
+def test_options_that_exclude_each_other(bundle: Path) -> None:
+    app = typer.Typer()
+    app.command()(generate_command)
+    shown = CliRunner().invoke(app, [str(bundle), "--prompt", "x", "--infill", "y [[3]]"])
+    assert isinstance(shown.exception, ConfigError)
+    assert "--prompt and --infill were given: name one" in str(shown.exception)
