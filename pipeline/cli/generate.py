@@ -63,7 +63,7 @@ def generate_command(
     What is not given is taken from the bundle's generation_config.json. --alpha-0 means nothing to
     MDLM, BD3-LM and AR, --steps nothing to AR: they are ignored, with a note.
 
-    Examples:
+    Example:
 
         esolm generate bundles/demo --prompt "def " --alpha-0 0.5 --steps 32 --length 256 --compare
 

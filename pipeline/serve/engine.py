@@ -50,7 +50,7 @@ class DrainingError(Exception):
 
 
 @dataclass(eq=False)
-class Job:
+class Ticket:
     """A text in the engine. tell: is called with every event, by the engine's thread."""
 
     writing: Writing
@@ -60,15 +60,15 @@ class Job:
     entered: float = field(default_factory=time.monotonic)
 
 
-class Engine:
+class DecodingEngine:
     """rows: texts at a time. queue: how many may wait. seconds: the most that one may take."""
 
     def __init__(self, model: Any, rows: int, slots: int, queue: int, seconds: float) -> None:
         self.model, self.rows, self.slots = model, rows, slots
         self._queue, self._seconds = queue, seconds
         self._batch = Batch(model, rows, slots)
-        self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
+        self._waiting: deque[Ticket] = deque()
+        self._running: list[Ticket] = []
         self._changed = threading.Condition()
         self._is_draining = self._is_over = False
         self.passes = 0
@@ -95,25 +95,25 @@ class Engine:
         """Whether nothing new is taken."""
         return self._is_draining
 
-    def submit(self, writings: list[Writing], tells: list[Callable[[Event], None]]) -> list[Job]:
+    def submit(self, writings: list[Writing], tells: list[Callable[[Event], None]]) -> list[Ticket]:
         """All of them or none. Raises QueueFullError or DrainingError."""
         deadline = time.monotonic() + self._seconds
-        jobs = [Job(w, tell, deadline) for w, tell in zip(writings, tells, strict=True)]
+        tickets = [Ticket(w, tell, deadline) for w, tell in zip(writings, tells, strict=True)]
         with self._changed:
             if self._is_draining:
                 raise DrainingError
             free = self.rows - len(self._running)
-            if len(self._waiting) + len(jobs) > self._queue + free:
+            if len(self._waiting) + len(tickets) > self._queue + free:
                 raise QueueFullError
-            self._waiting.extend(jobs)
+            self._waiting.extend(tickets)
             self._changed.notify()
-        return jobs
+        return tickets
 
-    def cancel(self, jobs: list[Job]) -> None:
+    def cancel(self, tickets: list[Ticket]) -> None:
         """They leave before the next pass; nothing more is told of them."""
         with self._changed:
-            for job in jobs:
-                job.is_cancelled = True
+            for ticket in tickets:
+                ticket.is_cancelled = True
             self._changed.notify()
 
     def drain(self) -> None:
@@ -152,55 +152,55 @@ class Engine:
     def _drop(self) -> None:
         """Those that were cancelled or have had their time."""
         now = time.monotonic()
-        for job in [*self._running, *self._waiting]:
-            if job.is_cancelled:
-                self._leave(job)
-            elif now > job.deadline:
-                self._leave(job, Failed(408, f"the text took longer than {self._seconds:g} s"))
+        for ticket in [*self._running, *self._waiting]:
+            if ticket.is_cancelled:
+                self._leave(ticket)
+            elif now > ticket.deadline:
+                self._leave(ticket, Failed(408, f"the text took longer than {self._seconds:g} s"))
 
     def _admit(self) -> None:
         """First come, first served."""
         while self._waiting and self._batch.free_rows:
-            job = self._waiting.popleft()
-            self._batch.enter(job.writing)
-            self._running.append(job)
+            ticket = self._waiting.popleft()
+            self._batch.enter(ticket.writing)
+            self._running.append(ticket)
 
     def _step(self) -> None:
         try:
             self._batch.step()
         except Exception as error:  # of whatever kind: the server goes on, these texts do not
-            for job in list(self._running):
-                self._leave(job, Failed(500, f"a forward pass failed: {error}"))
+            for ticket in list(self._running):
+                self._leave(ticket, Failed(500, f"a forward pass failed: {error}"))
             raise_in_log(error)
             return
         self.passes += 1
         with self._changed:
-            for job in list(self._running):
-                self._tell(job)
+            for ticket in list(self._running):
+                self._tell(ticket)
 
-    def _tell(self, job: Job) -> None:
+    def _tell(self, ticket: Ticket) -> None:
         """What the last pass did. A text that was complete from the start had none."""
-        writing = job.writing
+        writing = ticket.writing
         tokens = self._batch.tokens(writing)
         number = len(writing.history)
-        if number and not job.is_cancelled:
+        if number and not ticket.is_cancelled:
             places = writing.history[-1]
             is_diffusion = number <= writing.walk.plan.num_diffusion
             phase = "diffusion" if is_diffusion else "sequential"
-            job.tell(PassDone(number, phase, places.tolist(), tokens[places].tolist()))
+            ticket.tell(PassDone(number, phase, places.tolist(), tokens[places].tolist()))
         if writing.is_done:
             end = len(tokens) if writing.ends_at is None else writing.ends_at
             reason = "length" if writing.ends_at is None else "stop"
-            self._leave(job, Finished(tokens[:end].tolist(), reason, number))
+            self._leave(ticket, Finished(tokens[:end].tolist(), reason, number))
 
-    def _leave(self, job: Job, event: Event | None = None) -> None:
-        if job in self._running:
-            self._running.remove(job)
-            self._batch.remove(job.writing)
+    def _leave(self, ticket: Ticket, event: Event | None = None) -> None:
+        if ticket in self._running:
+            self._running.remove(ticket)
+            self._batch.remove(ticket.writing)
         else:
-            self._waiting.remove(job)
-        if event is not None and not job.is_cancelled:
-            job.tell(event)
+            self._waiting.remove(ticket)
+        if event is not None and not ticket.is_cancelled:
+            ticket.tell(event)
 
 
 def raise_in_log(error: Exception) -> None:

@@ -7,7 +7,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from esolm.pipeline.export.bundle.writing_esolm import Writing
-from esolm.pipeline.serve.engine import Engine, Finished, Job
+from esolm.pipeline.serve.engine import DecodingEngine, Finished, Ticket
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -15,7 +15,7 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 class Now(Collector):
     """What holds at the moment of asking."""
 
-    def __init__(self, engine: Engine, model: str) -> None:
+    def __init__(self, engine: DecodingEngine, model: str) -> None:
         self._engine, self._model = engine, model
 
     def collect(self) -> list[GaugeMetricFamily]:
@@ -39,7 +39,7 @@ class Now(Collector):
 class Metrics:
     """Counts what begins and ends."""
 
-    def __init__(self, engine: Engine, model: str) -> None:
+    def __init__(self, engine: DecodingEngine, model: str) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(Now(engine, model))
         labels, registry = ["model_name"], self.registry
@@ -59,11 +59,11 @@ class Metrics:
         """A request has come in."""
         self._prompt.labels(self._model).inc(sum(len(each.given_places) for each in writings))
 
-    def ended(self, jobs: list[Job], finished: list[Finished]) -> None:
+    def ended(self, tickets: list[Ticket], finished: list[Finished]) -> None:
         """A request is over, with these of its texts whole."""
-        self._seconds.labels(self._model).observe(time.monotonic() - jobs[0].entered)
+        self._seconds.labels(self._model).observe(time.monotonic() - tickets[0].entered)
         self._new.labels(self._model).inc(
-            sum(len(places) for job in jobs for places in job.writing.history)
+            sum(len(places) for ticket in tickets for places in ticket.writing.history)
         )
         for each in finished:
             self._success.labels(self._model, each.reason).inc()

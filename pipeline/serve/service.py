@@ -14,8 +14,8 @@ from esolm.pipeline.export.bundle.requests_esolm import TextRequest
 from esolm.pipeline.export.bundle.writing_esolm import Writing
 from esolm.pipeline.generate import Bundle
 from esolm.pipeline.serve.engine import (
+    DecodingEngine,
     DrainingError,
-    Engine,
     Event,
     Failed,
     Finished,
@@ -61,7 +61,7 @@ class Service:
         self.config, self._created = bundle.model.config, int(time.time())
         self.max_length: int = limits.max_length or self.config.seq_len
         slots = self.max_length + 1 + MAX_GUESSES
-        self.engine = Engine(bundle.model, limits.rows, slots, limits.queue, limits.seconds)
+        self.engine = DecodingEngine(bundle.model, limits.rows, slots, limits.queue, limits.seconds)
         self.metrics = Metrics(self.engine, name)
 
     @property
@@ -143,7 +143,7 @@ class Service:
             partial(events.put_from_thread, number) for number in range(len(writings))
         ]
         try:
-            jobs = self.engine.submit(writings, tells)
+            tickets = self.engine.submit(writings, tells)
         except QueueFullError:
             raise ApiError(
                 429, "the server is full; try again in a moment", retry_after=RETRY_SECONDS
@@ -154,8 +154,8 @@ class Service:
         try:
             yield events
         finally:
-            self.engine.cancel(jobs)
-            self.metrics.ended(jobs, events.finished)
+            self.engine.cancel(tickets)
+            self.metrics.ended(tickets, events.finished)
 
 
 class Events:
