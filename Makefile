@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check slurm slurm-packages lint format docs bench drill install
+.PHONY: help demo test check slurm slurm-packages browser lint format docs bench drill install
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -30,13 +30,20 @@ slurm-packages:
 	        --no-install-recommends slurm-wlm munge shellcheck; } >/dev/null \
 	        || echo "slurm-wlm, munge, shellcheck: not installed, the Slurm tests will skip"; fi
 
+browser:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    ! which chromium chromedriver >/dev/null; then \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+	        --no-install-recommends chromium chromium-driver; } >/dev/null \
+	        || echo "chromium: not installed, the tests of the page will skip"; fi
+
 # Ranks and clusters use every core by themselves: what starts them runs one test at a time.
 WORKERS := -n 2 --dist loadfile
 test: $(STAMP) slurm-packages  ## before every change, ten minutes on two cores: units, each kind of layout, a Slurm chain, kills
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m "not (dist or slurm or check or slow)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(dist or slurm) and not (check or slow)" --durations 15
 
-check: $(STAMP) slurm-packages  ## the rest of the tests, which `make test` leaves out for their length
+check: $(STAMP) slurm-packages browser  ## the rest of the tests, which `make test` leaves out for their length
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m "check and not (dist or slurm or slow)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "check and (dist or slurm) and not slow" --durations 15
 

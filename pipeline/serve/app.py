@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from esolm.pipeline.serve import errors
@@ -24,7 +25,7 @@ from esolm.pipeline.serve.sse import stream, unless_gone
 
 MAX_BODY_BYTES = 4 << 20
 OPEN_PATHS = ("/", "/health", "/ready", "/metrics", "/docs", "/openapi.json")
-PAGE = Path(__file__).parent / "page" / "index.html"
+PAGE = Path(__file__).parent / "page"
 
 
 class BodyLimit:
@@ -71,7 +72,8 @@ def make_app(service: Service, api_key: str | None) -> FastAPI:
     @app.middleware("http")
     async def key(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
         shown = request.headers.get("authorization", "").removeprefix("Bearer ")
-        is_open = api_key is None or request.url.path in OPEN_PATHS
+        path = request.url.path
+        is_open = api_key is None or path in OPEN_PATHS or path.startswith("/page/")
         if not is_open and not hmac.compare_digest(shown.encode(), (api_key or "").encode()):
             return errors.answer(ApiError(401, "show the key: Authorization: Bearer KEY"))
         return await go_on(request)
@@ -123,6 +125,6 @@ def _add_small_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/", response_model=None)
     async def page() -> Response:
-        if not PAGE.is_file():
-            raise ApiError(404, "this installation has no page; the interface is at /docs")
-        return FileResponse(PAGE)
+        return FileResponse(PAGE / "index.html")
+
+    app.mount("/page", StaticFiles(directory=PAGE))

@@ -10,7 +10,7 @@ from esolm.pipeline.serve.engine import Event, Finished, PassDone
 from esolm.pipeline.serve.errors import ApiError
 from esolm.pipeline.serve.schemas import CompletionRequest
 from esolm.pipeline.serve.service import Service, Text
-from esolm.pipeline.serve.texts import Draft, cut, safe, stop_at
+from esolm.pipeline.serve.texts import Draft, cut, piece, safe, stop_at
 
 
 @dataclass
@@ -149,9 +149,8 @@ class Completion:
         head = self._head(f"text_completion.{'draft' if mode == 'draft' else 'pass'}")
         if mode == "draft":
             return {**head, "choices": [self._choice(choice, choice.text)]}
-        decode = self.service.tokenizer.decode
         tokens = [
-            {"position": place, "id": token, "text": decode([token])}
+            {"position": place, "id": token, "text": piece(self.service.tokenizer, token)}
             for place, token in zip(event.places, event.ids, strict=True)
         ]
         passed = {"index": choice.index, "pass": event.number, "phase": event.phase}

@@ -9,7 +9,7 @@ from esolm.pipeline.serve.engine import Event, PassDone
 from esolm.pipeline.serve.errors import ApiError
 from esolm.pipeline.serve.schemas import Gap, InfillRequest
 from esolm.pipeline.serve.service import Service, Text
-from esolm.pipeline.serve.texts import Draft
+from esolm.pipeline.serve.texts import Draft, piece
 
 
 class Infill:
@@ -92,7 +92,7 @@ class Infill:
     def _token(self, place: int) -> dict[str, Any]:
         token = self.draft.tokens[place]
         assert token is not None, "only what is written is told"
-        return {"position": place, "id": token, "text": self.service.tokenizer.decode([token])}
+        return {"position": place, "id": token, "text": piece(self.service.tokenizer, token)}
 
     def _answer(self, kind: str) -> dict[str, Any]:
         tokens = []

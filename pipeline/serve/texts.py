@@ -47,6 +47,12 @@ class Draft:
         return found
 
 
+def piece(tokenizer: Tokenizer, token: int) -> str:
+    """Text of a token by itself, as it stands in the middle of a text."""
+    anchor = list(tokenizer.encode("a"))
+    return tokenizer.decode([*anchor, token])[len(tokenizer.decode(anchor)) :]
+
+
 def stop_at(
     tokenizer: Tokenizer, stops: list[str], first: int
 ) -> Callable[[list[int]], int | None] | None:
