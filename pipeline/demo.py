@@ -4,13 +4,17 @@ Every step is a command that you can type yourself; it is printed before it runs
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +82,8 @@ def run_demo(out: Path, text: list[Path] | None, settings: list[str]) -> dict[st
     esolm("export", str(run), "--out", str(bundle))
     heading("5. The bundle writes text: in parallel steps first, then left to right")
     sampled = sample(bundle)
+    heading("6. The bundle behind an address fills a gap")
+    filled = fill_a_gap(bundle)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     validations = [line["valid_loss"] for line in metrics if "valid_loss" in line]
     speeds = sorted(line["tokens_per_second"] for line in metrics if "tokens_per_second" in line)
@@ -92,6 +98,7 @@ def run_demo(out: Path, text: list[Path] | None, settings: list[str]) -> dict[st
         "gate": "passed",
         "gate_checks": sorted(record["gate"]),
         "cached_ratio": round(sampled["compare"]["ratio"], 2),
+        "filled": filled,
     }
 
 
@@ -141,6 +148,45 @@ def sample(bundle: Path) -> dict[str, Any]:
     answer = subprocess.run(announce(measured), check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return result
+
+
+def fill_a_gap(bundle: Path) -> str | None:
+    """Asks `esolm serve` for the middle of a text; None where its extra is not installed."""
+    if importlib.util.find_spec("fastapi") is None:
+        console.print("left out: pip install 'esolm[serve]'", markup=False)
+        return None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(announce(("serve", str(bundle), "--port", str(port))))
+    try:
+        address = f"http://127.0.0.1:{port}"
+        while not answers(f"{address}/ready"):
+            if process.poll() is not None:
+                sys.exit(f"demo stopped: the server ended with exit code {process.returncode}")
+            time.sleep(0.1)
+        body = json.dumps({"segments": ["def ", {"gap": 12}, "return"], "alpha_0": 0.5, "seed": 0})
+        headers = {"Content-Type": "application/json"}
+        asked = urllib.request.Request(f"{address}/v1/infill", body.encode(), headers)
+        console.print(f"[bold]$ curl {address}/v1/infill -d '{body}'[/]", highlight=False)
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            text: str = json.load(answer)["text"]
+    finally:
+        process.terminate()
+        code = process.wait(60)
+    if code:
+        sys.exit(f"demo stopped: the server ended with exit code {code}")
+    console.print(text, markup=False)
+    return text
+
+
+def answers(address: str) -> bool:
+    """Whether a server is there, and says so."""
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except urllib.error.URLError:
+        return False
 
 
 def prepared_tokens(data: Path) -> int:
