@@ -24,6 +24,8 @@ CODE_FILES = (
     "configuration_esolm.py",
     "modeling_esolm.py",
     "attention_esolm.py",
+    "layers_esolm.py",
+    "reading_esolm.py",
     "generation_esolm.py",
     "decoding_esolm.py",
     "writing_esolm.py",
