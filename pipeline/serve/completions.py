@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from esolm.pipeline.export.bundle.prompts_esolm import stop_at
 from esolm.pipeline.serve.engine import Event, Finished, PassDone
 from esolm.pipeline.serve.errors import ApiError
 from esolm.pipeline.serve.schemas import CompletionRequest
 from esolm.pipeline.serve.service import Service, Text
-from esolm.pipeline.serve.texts import Draft, cut, piece, safe, stop_at
+from esolm.pipeline.serve.texts import Draft, cut, piece, safe
 
 
 @dataclass
@@ -105,7 +106,7 @@ class Completion:
             sample=index,
             eos=eos,
             min_new=request.min_tokens or 0,
-            stop=stop_at(service.tokenizer, request.stops, len(prompt)) if request.stops else None,
+            stop=stop_at(service.tokenizer, request.stops, len(prompt)),
         )
         known = [None if token == config.mask_token_id else token for token in text.tokens]
         draft = Draft(service.tokenizer, known)

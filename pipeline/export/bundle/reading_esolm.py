@@ -18,7 +18,7 @@ from .attention_esolm import BLOCK_CAUSAL, PATTERNS, dense_mask, visible
 
 
 @dataclass(frozen=True)
-class Reading:
+class RowsRead:
     """ids, positions: int64 [B, S], as they are fed. mask: bool [B, 1, S, S], or None.
 
     length: the first so many have outputs. places: int64 [B, S], which token is fed where, if that
@@ -47,7 +47,7 @@ def reading_of(
     prefix: Any,
     block_size: int | None,
     attention_mask: Tensor | None,
-) -> Reading:
+) -> RowsRead:
     """Raises ValueError for what cannot be read; the arguments are those of `forward`."""
     shown, places = shown_of(attention_mask, ids), None
     if pattern is None and positions is not None:
@@ -71,7 +71,7 @@ def reading_of(
         prefix = expanded("prefix_length", 0 if prefix is None else prefix, ids[:, 0])
         mask = mask_of(pattern, ids, prefix, block_size or config.block_size or 1, shown)
     is_causal = pattern == "causal" and mask is None
-    return Reading(ids, positions, mask, is_causal, ids.shape[1] // streams, places)
+    return RowsRead(ids, positions, mask, is_causal, ids.shape[1] // streams, places)
 
 
 OWN_PATTERNS = {
