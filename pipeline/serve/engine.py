@@ -1,5 +1,6 @@
 """One thread that writes all texts of the server together; they enter and leave between passes."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -144,10 +145,25 @@ class DecodingEngine:
                 self._changed.wait_for(lambda: self._waiting or self._running or self._is_over)
                 if self._is_over:
                     return
-                self._drop()
-                self._admit()
-            if self._running:
-                self._step()
+            try:
+                self._turn()
+            except Exception as error:  # of whatever kind: the server goes on, these texts do not
+                logging.getLogger("uvicorn.error").error("a pass failed", exc_info=error)
+                with self._changed:
+                    for ticket in [*self._running, *self._waiting]:
+                        self._leave(ticket, Failed(500, f"a forward pass failed: {error}"))
+
+    def _turn(self) -> None:
+        """Who leaves, who enters, and one pass for all who are there."""
+        with self._changed:
+            self._drop()
+            self._admit()
+        if self._running:
+            self._batch.step()
+            self.passes += 1
+            with self._changed:
+                for ticket in list(self._running):
+                    self._tell(ticket)
 
     def _drop(self) -> None:
         """Those that were cancelled or have had their time."""
@@ -161,22 +177,8 @@ class DecodingEngine:
     def _admit(self) -> None:
         """First come, first served."""
         while self._waiting and self._batch.free_rows:
-            ticket = self._waiting.popleft()
-            self._batch.enter(ticket.writing)
-            self._running.append(ticket)
-
-    def _step(self) -> None:
-        try:
-            self._batch.step()
-        except Exception as error:  # of whatever kind: the server goes on, these texts do not
-            for ticket in list(self._running):
-                self._leave(ticket, Failed(500, f"a forward pass failed: {error}"))
-            raise_in_log(error)
-            return
-        self.passes += 1
-        with self._changed:
-            for ticket in list(self._running):
-                self._tell(ticket)
+            self._batch.enter(self._waiting[0].writing)
+            self._running.append(self._waiting.popleft())
 
     def _tell(self, ticket: Ticket) -> None:
         """What the last pass did. A text that was complete from the start had none."""
@@ -201,10 +203,3 @@ class DecodingEngine:
             self._waiting.remove(ticket)
         if event is not None and not ticket.is_cancelled:
             ticket.tell(event)
-
-
-def raise_in_log(error: Exception) -> None:
-    """The trace goes where the server's own messages go."""
-    import logging
-
-    logging.getLogger("uvicorn.error").error("a forward pass failed", exc_info=error)

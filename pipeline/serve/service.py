@@ -26,6 +26,8 @@ from esolm.pipeline.serve.metrics import Metrics
 from esolm.pipeline.serve.schemas import MAX_GUESSES, Sampling, asked
 
 RETRY_SECONDS = 1
+# No tokenizer has pieces longer than this on average, and texts are tokenised while others wait.
+CHARACTERS_PER_TOKEN = 256
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Service:
         self.bundle, self.name, self.limits = bundle, name, limits
         self.config, self._created = bundle.model.config, int(time.time())
         self.max_length: int = limits.max_length or self.config.seq_len
-        slots = self.max_length + 1 + MAX_GUESSES
+        block = self.config.block_size or 1
+        slots = -(-self.max_length // block) * block + 1 + MAX_GUESSES
         self.engine = DecodingEngine(bundle.model, limits.rows, slots, limits.queue, limits.seconds)
         self.metrics = Metrics(self.engine, name)
 
@@ -86,6 +89,9 @@ class Service:
 
     def ids(self, text: str, param: str) -> list[int]:
         """Tokens of a text. Its literal '<mask>' and the like are ordinary text."""
+        if len(text) > CHARACTERS_PER_TOKEN * self.max_length:
+            message = f"{param}: {len(text)} characters, and a text has {self.max_length} tokens"
+            raise ApiError(400, f"{message} at most", param)
         try:
             text.encode()
         except UnicodeEncodeError as error:
