@@ -79,6 +79,17 @@ class InfillRequest(Sampling):
     stream_mode: StreamMode = "events"
 
 
+class ScoreRequest(Strict):
+    """`/v1/score`: log p of texts, each behind `given`."""
+
+    model: str | None = None
+    text: str | Annotated[list[str], Field(min_length=1, max_length=64)]
+    given: str = ""
+    num_orders: int = Field(1, ge=1, le=128)
+    alpha_0: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    seed: int = Field(0, ge=0, lt=1 << 63)
+
+
 class TextOfTokens(Strict):
     """`/tokenize`."""
 
