@@ -32,7 +32,7 @@ def write(model: Any, request: TextRequest) -> tuple[Any, float]:
 def main() -> None:
     """Prints one row per setting."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?", default=Path("runs/demo/bundle"))
     parser.add_argument("--prompt", default="")
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=32)
@@ -41,6 +41,9 @@ def main() -> None:
     parser.add_argument("--guesses", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--seeds", type=int, default=6)
     args = parser.parse_args()
+    if not args.bundle.exists():
+        print(f"{args.bundle} is not there: `make demo` makes one")
+        return
     bundle = load_bundle(args.bundle)
     prompt = list(bundle.tokenizer.encode(args.prompt)) if bundle.tokenizer else []
     tokens = prompt + [bundle.model.config.mask_token_id] * (args.length - len(prompt))
