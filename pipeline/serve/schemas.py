@@ -53,9 +53,9 @@ class CompletionRequest(Sampling):
     stream_mode: StreamMode = "prefix"
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
+    logprobs: int | None = Field(None, ge=0, le=20)
     # Taken where they ask for nothing.
     best_of: int | None = Field(1, ge=1, le=1)
-    logprobs: int | None = Field(None, ge=0, le=0)
     presence_penalty: float | None = Field(0, ge=0, le=0)
     frequency_penalty: float | None = Field(0, ge=0, le=0)
     logit_bias: dict[str, float] | None = Field(None, max_length=0)

@@ -50,3 +50,31 @@ def test_refused(server: Server, body: dict[str, object], param: str) -> None:
     answer = server.post("/v1/score", **body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param
+
+
+def test_logprobs_of_a_given_text_are_its_likelihood(server: Server) -> None:
+    """As harnesses ask for it: echo, nothing written."""
+    bundle = load_bundle(server.bundle)
+    ids = list(bundle.tokenizer.encode("def f(x): return x"))
+    body = {"prompt": ids, "echo": True, "max_tokens": 0, "logprobs": 3}
+    [choice] = server.completion(**body).json()["choices"]
+    found = choice["logprobs"]
+    assert "".join(found["tokens"]) == choice["text"] == "def f(x): return x"
+    alone = float(bundle.model.log_likelihood(torch.tensor([ids])))
+    assert sum(found["token_logprobs"]) == pytest.approx(alone, abs=1e-4)
+    assert all(len(best) <= 3 for best in found["top_logprobs"])
+    for token, value, best in zip(
+        found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True
+    ):
+        assert value <= max(best.values()) + 1e-6
+        assert best.get(token, value) == pytest.approx(value)
+    assert found["text_offset"] == [
+        sum(map(len, found["tokens"][:i])) for i in range(len(found["tokens"]))
+    ]
+
+
+def test_logprobs_of_what_was_written(server: Server) -> None:
+    body = {"prompt": "x = ", "max_tokens": 9, "logprobs": 1, "seed": 2, "alpha_0": 0.5}
+    [choice] = server.completion(**body, ignore_eos=True).json()["choices"]
+    assert len(choice["logprobs"]["tokens"]) == 9
+    assert all(value < 0 for value in choice["logprobs"]["token_logprobs"])
