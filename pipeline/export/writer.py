@@ -81,10 +81,12 @@ LIKELIHOOD = (
 
 def card_of(model: Any, source: Source) -> str:
     """The text that a bundle's README begins with; what its network cannot do has no example."""
-    trained_as = model.config.trained_as
+    from esolm.pipeline.export.bundle.likelihood_esolm import has_likelihood
+    from esolm.pipeline.export.bundle.writing_esolm import walk_of
+
     block = model.config.block_size
-    examples = INFILLING if trained_as.startswith(("esolm", "mdlm")) else ""
-    examples += LIKELIHOOD if trained_as.startswith(("esolm", "ar")) else ""
+    examples = INFILLING if walk_of(model.config).fills_gaps else ""
+    examples += LIKELIHOOD if has_likelihood(model.config) else ""
     return CARD.format(
         title=f"Network trained with the objective {source.objective['name']}",
         parameters=sum(p.numel() for p in model.parameters()),

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from esolm.pipeline.export.bundle.likelihood_esolm import has_likelihood
 from esolm.pipeline.export.bundle.prompts_esolm import stop_at
 from esolm.pipeline.serve.engine import Event, Finished, PassDone
 from esolm.pipeline.serve.errors import ApiError
-from esolm.pipeline.serve.logprobs import logprobs_of, refuses
+from esolm.pipeline.serve.logprobs import logprobs_of
 from esolm.pipeline.serve.schemas import CompletionRequest
 from esolm.pipeline.serve.service import Service, Text
 from esolm.pipeline.serve.texts import Draft, cut, piece, safe
@@ -65,7 +66,7 @@ class Completion:
         service.check_model(request.model)
         self.id, self.created = f"cmpl-{uuid4().hex}", int(time.time())
         if request.logprobs is not None:
-            self._check_logprobs(service.config.trained_as)
+            self._check_logprobs()
         prompts = [self._ids(prompt) for prompt in _prompts(request)]
         suffix = service.ids(request.suffix, "suffix") if request.suffix else []
         texts, self.choices = [], []
@@ -79,8 +80,10 @@ class Completion:
         self.writings = service.writings(request, texts, "prompt")
         self._prompt_tokens = sum(map(len, prompts))
 
-    def _check_logprobs(self, trained_as: str) -> None:
-        if refuses(trained_as):
+    def _check_logprobs(self) -> None:
+        config = self.service.config
+        if not has_likelihood(config):
+            trained_as = config.trained_as
             message = f"logprobs: a network trained as '{trained_as}' has no exact likelihood"
             raise ApiError(400, message, "logprobs")
         if self.request.stream or self.request.suffix:

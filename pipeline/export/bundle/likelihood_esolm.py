@@ -11,6 +11,32 @@ from torch import Tensor
 from .sampling_esolm import Stream, random_numbers
 
 
+def has_likelihood(config: Any) -> bool:
+    """Whether a network gives the exact likelihood of a text from left to right."""
+    return config.trained_as == "ar" or config.trained_as.startswith("esolm")
+
+
+@torch.inference_mode()
+def left_to_right_log_p(network: Any, ids: Tensor) -> Tensor:
+    """log p of every token at every place given those to its left, float32 [B, L, V].
+
+    NaN at a first place that the network never predicts.
+    """
+    config = network.config
+    if config.trained_as != "ar":
+        masks = torch.full_like(ids, config.mask_token_id)
+        logits = network(torch.cat([masks, ids], dim=1), attention_pattern="two_stream").logits
+        return logits.float().log_softmax(-1)
+    front, fed = config.prepend_token_id, ids[:, :-1]
+    if front is not None:
+        fed = torch.cat([ids.new_full((len(ids), 1), front), fed], dim=1)
+    found = torch.full((*ids.shape, config.vocab_size), torch.nan, device=ids.device)
+    if fed.shape[1]:
+        logits = network(fed, attention_pattern="causal").logits
+        found[:, -fed.shape[1] :] = logits.float().log_softmax(-1)
+    return found
+
+
 @torch.no_grad()
 def log_likelihood(
     network: Any, ids: Tensor, order: Any = None, given: Any = None, num_orders: int = 1,
@@ -29,7 +55,7 @@ def log_likelihood(
         _refuse(order is not None or num_orders > 1, network, "one order only, left to right")
         return _left_to_right(network, ids, given)
     is_b = network.config.trained_as == "esolm B"
-    _refuse(not network.config.trained_as.startswith("esolm"), network, "no exact likelihood")
+    _refuse(not has_likelihood(network.config), network, "no exact likelihood")
     _refuse(
         not is_b and (order is not None or num_orders > 1), network,
         "an exact likelihood from left to right here, under other orders by esolm evaluate",

@@ -72,6 +72,8 @@ class Walk:
 
     has_cache: ClassVar[bool] = True
     can_guess: ClassVar[bool] = False
+    # Whether what is written knows of what is given behind it.
+    fills_gaps: ClassVar[bool] = False
     front: tuple[int, ...] = ()
 
     def __init__(self, config: Any, given: np.ndarray, plan: WritingPlan, use_cache: bool) -> None:
@@ -140,6 +142,7 @@ class TwoPhases(Walk):
     """
 
     can_guess = True
+    fills_gaps = True
 
     @classmethod
     def plan_for(cls, config: Any, free: np.ndarray, request: Any) -> WritingPlan:
@@ -321,6 +324,7 @@ class Whole(Blocks):
     """MDLM (arXiv 2406.07524, section 4): all of the text is one block, and nothing can be kept."""
 
     has_cache = False
+    fills_gaps = True
 
     @classmethod
     def block_size(cls, config: Any, length: int) -> int:

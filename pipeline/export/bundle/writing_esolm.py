@@ -8,7 +8,7 @@ import numpy as np
 from .guessing_esolm import Guesses
 from .requests_esolm import TextRequest
 from .sampling_esolm import TRIES, Stream, random_numbers
-from .walks_esolm import WALKS, Feed
+from .walks_esolm import WALKS, Feed, Walk
 
 
 class Writing:
@@ -89,7 +89,7 @@ class Writing:
         return places < (self._first_free + self.request.min_new if self.request.eos else 0)
 
 
-def walk_of(config: Any) -> type:
+def walk_of(config: Any) -> type[Walk]:
     """How a network writes. Raises ValueError if nobody knows."""
     if config.trained_as not in WALKS:
         raise ValueError(f"there is no decoder for networks trained as '{config.trained_as}'")
