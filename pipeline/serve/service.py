@@ -60,7 +60,8 @@ class Service:
         self.bundle, self.name, self.limits = bundle, name, limits
         self.config, self._created = bundle.model.config, int(time.time())
         self.max_length: int = limits.max_length or self.config.seq_len
-        slots = self.max_length + 1 + MAX_GUESSES
+        block = self.config.block_size or 1  # of which a text has a whole number
+        slots = -(-self.max_length // block) * block + 1 + MAX_GUESSES
         self.engine = DecodingEngine(bundle.model, limits.rows, slots, limits.queue, limits.seconds)
         self.metrics = Metrics(self.engine, name)
 
@@ -169,7 +170,8 @@ class Events:
 
     def put_from_thread(self, number: int, event: Event) -> None:
         """number: of the text."""
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, event))
+        if not self._loop.is_closed():  # as it is when a second signal has ended the server
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, event))
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
         """Until all are finished. Raises ApiError when one fails."""
