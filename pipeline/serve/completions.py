@@ -61,7 +61,9 @@ class Completion:
         self.service, self.request = service, request
         service.check_model(request.model)
         self.id, self.created = f"cmpl-{uuid4().hex}", int(time.time())
-        prompts = [self._ids(prompt) for prompt in _prompts(request)]
+        given = _prompts(request)
+        service.check_count(len(given) * self._n, "n" if self._n > 1 else "prompt")
+        prompts = [self._ids(prompt) for prompt in given]
         suffix = service.ids(request.suffix, "suffix") if request.suffix else []
         texts, self.choices = [], []
         for number, prompt in enumerate(prompts):
@@ -69,8 +71,6 @@ class Completion:
                 text, choice = self._text(prompt, suffix, index)
                 texts.append(text)
                 self.choices.append(choice)
-        if len(texts) > service.limits.rows + service.limits.queue:
-            raise ApiError(400, f"n: {len(texts)} texts at once are too many", "n")
         self.writings = service.writings(request, texts, "prompt")
         self._prompt_tokens = sum(map(len, prompts))
 

@@ -4,10 +4,11 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from esolm.data_prep.tokenizers import Tokenizer
 from esolm.pipeline.export.bundle.requests_esolm import TextRequest
@@ -26,6 +27,7 @@ from esolm.pipeline.serve.metrics import Metrics
 from esolm.pipeline.serve.schemas import MAX_GUESSES, Sampling, asked
 
 RETRY_SECONDS = 1
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,12 @@ class Service:
         slots = -(-self.max_length // block) * block + 1 + MAX_GUESSES
         self.engine = DecodingEngine(bundle.model, limits.rows, slots, limits.queue, limits.seconds)
         self.metrics = Metrics(self.engine, name)
+        # One: tokenizers of transformers do not bear to be used by several threads.
+        self._aside = ThreadPoolExecutor(1, "preparing")
+
+    async def aside(self, work: Callable[..., Result], *given: Any) -> Result:
+        """Work that takes long for large requests, which nothing else shall wait for."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work, *given)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -111,6 +119,11 @@ class Service:
         if tokens > self.max_length:
             message = f"{param}: {tokens} tokens in all, and a text has {self.max_length} at most"
             raise ApiError(400, message, param)
+
+    def check_count(self, texts: int, param: str) -> None:
+        """Raises ApiError for more texts than the server ever takes."""
+        if texts > self.limits.rows + self.limits.queue:
+            raise ApiError(400, f"{param}: {texts} texts at once are too many", param)
 
     def writings(self, request: Sampling, texts: list[Text], param: str) -> list[Writing]:
         """Raises ApiError if one cannot be written."""
