@@ -117,10 +117,12 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocab-size", type=int, default=50_258)
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--uncached", action="store_true", help="time exact recomputation, too")
     args = parser.parse_args()
     network = random_network(args.hidden_size, args.layers, args.vocab_size)
+    network = network.to({"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype])
     print(f"{torch.get_num_threads()} threads; CPU seconds (seconds)")
     print("| length | alpha_0 | steps | batch | top_p | guesses | NFE | decoding | bare linears "
           "| ratio | uncached | ratio |")  # fmt: skip

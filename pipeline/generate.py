@@ -15,7 +15,7 @@ from esolm.model.objectives import objective_kind
 from esolm.model.objectives.base import SCHEDULE_OPTIONS
 from esolm.pipeline.errors import ConfigError, ExportError
 from esolm.pipeline.export.manifest import NAME, verify_bundle
-from esolm.pipeline.export.writer import read_model
+from esolm.pipeline.export.writer import DTYPES, read_model
 
 
 @dataclass(frozen=True)
@@ -135,20 +135,24 @@ class PrintedText:
         """All is printed."""
 
 
-def load_bundle(path: Path) -> Bundle:
+def load_bundle(path: Path, dtype: str | None = None) -> Bundle:
     """Checks that every byte of a bundle is as exported, and loads it, on the GPU if there is one.
 
-    On a CPU it computes in fp32, whatever it was stored in. The code that runs is this
-    repository's, not the copy in the bundle. Raises ExportError if a file was altered, ConfigError
-    if there is no bundle, and DataError if its tokenizer cannot be loaded.
+    dtype: fp32 or bf16; without it a CPU computes in fp32, a GPU in what it was stored in. The code
+    that runs is this repository's, not the copy in the bundle. Raises ExportError if a file was
+    altered, ConfigError if there is no bundle, and DataError if its tokenizer cannot be loaded.
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"the dtype is '{dtype}'; choose of {', '.join(DTYPES)}")
     if not (path / NAME).is_file():
         raise ConfigError(f"{path} is no bundle: it has no {NAME}; make one with esolm export")
     with phase(f"read {path}"):
         record = verify_bundle(path)
         tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
         device = decoding_device()
-        model = read_model(path, torch.float32 if device.type == "cpu" else None).to(device)
+        if dtype is None and device.type == "cpu":
+            dtype = "fp32"
+        model = read_model(path, None if dtype is None else DTYPES[dtype]).to(device)
     return Bundle(path, model, tokenizer, record)
 
 

@@ -37,15 +37,25 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.fixture
-def signals_as_before() -> Iterator[None]:
-    """For tests that run `esolm train` in their own process.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-    It ignores stop signals as it leaves, which processes that are started later would inherit.
+
+@pytest.fixture(scope="session")
+def signals_of_the_session() -> tuple[dict[int, object], set[int]]:
+    """What stop signals do in this process, and which are held back, before any test."""
+    handlers = {int(number): signal.getsignal(number) for number in STOP_SIGNALS}
+    return handlers, signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before(signals_of_the_session: tuple[dict[int, object], set[int]]) -> Iterator[None]:
+    """`esolm train` ignores stop signals as it leaves; processes started later would inherit that.
+
+    Fixtures of a wider scope run it, too, so what counts is what was before all of them.
     """
-    from esolm.pipeline.launch.stop import STOP_SIGNALS
-
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handlers, held = signals_of_the_session
     yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)

@@ -17,8 +17,6 @@ from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_json
 from tests.e2e.runs import finish, start, write_config
 from tests.processes import run_python
 
-pytestmark = pytest.mark.usefixtures("signals_as_before")
-
 
 @dataclass(frozen=True)
 class Mistake:

@@ -46,6 +46,9 @@ def generate_command(
         int | None,
         typer.Option(help="Tokens guessed ahead in the sequential phase; the text's chances stay."),
     ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="fp32 or bf16; by default fp32 on a CPU.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     num_samples: Annotated[int, typer.Option(min=1, help="Samples, written as one batch.")] = 1,
     stream: Annotated[
@@ -82,7 +85,7 @@ def generate_command(
         alpha_0, steps, length, top_p, temperature, seed, num_samples, prompt, schedule, top_k,
         max_new_tokens, guesses,
     )  # fmt: skip
-    loaded = decoding.load_bundle(bundle)
+    loaded = decoding.load_bundle(bundle, dtype)
     for note in _notes(loaded, request):
         typer.echo(f"note: {note}", err=True)
     if infill:

@@ -18,6 +18,9 @@ def serve_command(
         int | None, typer.Option(min=1, help="Tokens of a text; by default those of training.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a text may take.")] = 300.0,
+    dtype: Annotated[
+        str | None, typer.Option(help="fp32 or bf16; by default fp32 on a CPU.")
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="As clients see it; by default the folder's name.")
     ] = None,
@@ -42,4 +45,4 @@ def serve_command(
     from esolm.pipeline.serve.server import serve
     from esolm.pipeline.serve.service import Limits
 
-    serve(bundle, host, port, Limits(rows, queue, max_length, timeout), name)
+    serve(bundle, host, port, Limits(rows, queue, max_length, timeout), name, dtype)

@@ -14,7 +14,7 @@ from torch import Tensor
 from esolm.model.objectives import Orders, objective_kind
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.export.bundle.attention_esolm import WholeRows
-from esolm.pipeline.export.bundle.modeling_esolm import at_least_float32, rotary_angles
+from esolm.pipeline.export.bundle.layers_esolm import at_least_float32, rotary_angles
 
 
 @dataclass(frozen=True)

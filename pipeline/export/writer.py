@@ -24,6 +24,8 @@ CODE_FILES = (
     "configuration_esolm.py",
     "modeling_esolm.py",
     "attention_esolm.py",
+    "layers_esolm.py",
+    "reading_esolm.py",
     "generation_esolm.py",
     "decoding_esolm.py",
     "writing_esolm.py",
@@ -50,6 +52,7 @@ DEFAULT_STEPS = 64
 
 CARD = """---
 library_name: transformers
+pipeline_tag: text-generation
 tags: [text-diffusion, eso-lm]
 ---
 # {title}
@@ -57,18 +60,41 @@ tags: [text-diffusion, eso-lm]
 {parameters:,} parameters, {dtype}, trained on sequences of {seq_len} tokens to step {step}.
 
 ```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForMaskedLM.from_pretrained(PATH, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(PATH, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(PATH, trust_remote_code=True)
-ids = model.generate(num_samples=2, length={seq_len}, alpha_0=0.5, num_steps=32, seed=0)
+given = tokenizer(["Once", "There was"], padding=True, return_tensors="pt")
+ids = model.generate(**given, {new_tokens}, seed=0)
 print(tokenizer.batch_decode(ids))
-```
+{examples}```
 
 `forward(input_ids, position_ids, attention_pattern, prefix_length)` returns logits in every
-attention pattern by name. `export.json` holds the results of the checks that this bundle passed and
-the sha256 of every file.
+attention pattern by name; with `labels` it returns a loss, so `Trainer` and PEFT fine-tune it.
+`export.json` holds the results of the checks that this bundle passed and the sha256 of every file.
 """
+INFILLING = 'print(model.infill(["There", 6, "end"], tokenizer=tokenizer, seed=0).text)\n'
+LIKELIHOOD = (
+    'print(model.log_likelihood(tokenizer("There was", return_tensors="pt")["input_ids"]))\n'
+)
+
+
+def card_of(model: Any, source: Source) -> str:
+    """The text that a bundle's README begins with; what its network cannot do has no example."""
+    trained_as = model.config.trained_as
+    block = model.config.block_size
+    examples = INFILLING if trained_as.startswith(("esolm", "mdlm")) else ""
+    examples += LIKELIHOOD if trained_as.startswith(("esolm", "ar")) else ""
+    return CARD.format(
+        title=f"Network trained with the objective {source.objective['name']}",
+        parameters=sum(p.numel() for p in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        seq_len=source.seq_len,
+        step=source.step,
+        # A text of blocks is whole blocks long.
+        new_tokens="max_new_tokens=16" if block is None else f"length={8 * block}",
+        examples=examples,
+    )
 
 
 def bundle_config(
@@ -164,14 +190,7 @@ def write_bundle(directory: Path, source: Source, model: Any, tokenizer: Tokeniz
     if tokenizer is not None:
         _check_vocabulary(tokenizer, source.model)
         tokenizer.save_for_bundle(directory)
-    card = CARD.format(
-        title=f"Network trained with the objective {source.objective['name']}",
-        parameters=sum(p.numel() for p in model.parameters()),
-        dtype=str(model.dtype).removeprefix("torch."),
-        seq_len=source.seq_len,
-        step=source.step,
-    )
-    (directory / "README.md").write_text(card)
+    (directory / "README.md").write_text(card_of(model, source))
 
 
 def _generation_config(source: Source) -> Any:

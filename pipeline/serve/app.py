@@ -17,9 +17,11 @@ from esolm.pipeline.serve.infill import Infill
 from esolm.pipeline.serve.schemas import (
     CompletionRequest,
     InfillRequest,
+    ScoreRequest,
     TextOfTokens,
     TokensOfText,
 )
+from esolm.pipeline.serve.score import score
 from esolm.pipeline.serve.service import Service
 from esolm.pipeline.serve.sse import stream, unless_gone
 
@@ -92,6 +94,10 @@ def make_app(service: Service, api_key: str | None) -> FastAPI:
         if body.stream:
             return await stream(request, work.chunks())
         return await unless_gone(request, work.whole())
+
+    @app.post("/v1/score")
+    async def score_texts(body: ScoreRequest) -> dict[str, Any]:
+        return await score(service, body)
 
     _add_small_routes(app, service)
     return app

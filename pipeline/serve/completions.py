@@ -1,16 +1,19 @@
 """`/v1/completions`: what clients of OpenAI's interface ask for."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from esolm.pipeline.export.bundle.prompts_esolm import stop_at
 from esolm.pipeline.serve.engine import Event, Finished, PassDone
 from esolm.pipeline.serve.errors import ApiError
+from esolm.pipeline.serve.logprobs import logprobs_of, refuses
 from esolm.pipeline.serve.schemas import CompletionRequest
 from esolm.pipeline.serve.service import Service, Text
-from esolm.pipeline.serve.texts import Draft, cut, piece, safe, stop_at
+from esolm.pipeline.serve.texts import Draft, cut, piece, safe
 
 
 @dataclass
@@ -61,6 +64,8 @@ class Completion:
         self.service, self.request = service, request
         service.check_model(request.model)
         self.id, self.created = f"cmpl-{uuid4().hex}", int(time.time())
+        if request.logprobs is not None:
+            self._check_logprobs(service.config.trained_as)
         given = _prompts(request)
         service.check_count(len(given) * self._n, "n" if self._n > 1 else "prompt")
         prompts = [self._ids(prompt) for prompt in given]
@@ -73,6 +78,13 @@ class Completion:
                 self.choices.append(choice)
         self.writings = service.writings(request, texts, "prompt")
         self._prompt_tokens = sum(map(len, prompts))
+
+    def _check_logprobs(self, trained_as: str) -> None:
+        if refuses(trained_as):
+            message = f"logprobs: a network trained as '{trained_as}' has no exact likelihood"
+            raise ApiError(400, message, "logprobs")
+        if self.request.stream or self.request.suffix:
+            raise ApiError(400, "logprobs: not of streams, nor with a suffix", "logprobs")
 
     @property
     def _n(self) -> int:
@@ -105,7 +117,7 @@ class Completion:
             sample=index,
             eos=eos,
             min_new=request.min_tokens or 0,
-            stop=stop_at(service.tokenizer, request.stops, len(prompt)) if request.stops else None,
+            stop=stop_at(service.tokenizer, request.stops, len(prompt)),
         )
         known = [None if token == config.mask_token_id else token for token in text.tokens]
         draft = Draft(service.tokenizer, known)
@@ -120,7 +132,16 @@ class Completion:
         for choice in self.choices:
             front = choice.draft.text(0, choice.start) if self.request.echo else ""
             choices.append(self._choice(choice, front + choice.text))
+            if self.request.logprobs is not None:
+                choices[-1]["logprobs"] = await asyncio.to_thread(self._logprobs, choice)
         return {**self._head("text_completion"), "choices": choices, "usage": self._usage()}
+
+    def _logprobs(self, choice: Choice) -> dict[str, list[Any]]:
+        ids = [token for token in choice.draft.tokens[: choice.end] if token is not None]
+        first = 0 if self.request.echo else choice.start
+        service = self.service
+        most = self.request.logprobs or 0
+        return logprobs_of(service.bundle.model, service.tokenizer, ids, first, most)
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The answer as it comes about, by the mode of the stream."""

@@ -170,7 +170,7 @@ class DecodingEngine:
             self._running.append(ticket)
             try:
                 self._batch.enter(ticket.writing)
-            except Exception as error:  # of whatever kind: as of a pass
+            except Exception as error:  # of whatever kind; the others go on
                 self._fail([ticket], error)
 
     def _step(self) -> None:

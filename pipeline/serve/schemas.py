@@ -38,11 +38,17 @@ class Sampling(Strict):
     user: str | None = None
 
 
-def unsupported(value: Any) -> Any:
-    """Raises an error unless a field asks for nothing."""
-    if value:
-        raise PydanticCustomError("unsupported", "is not supported by this server: leave it out")
-    return value
+def only(*neutral: Any) -> AfterValidator:
+    """Refuses a field that asks for something, which these values do not."""
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in neutral:
+            raise PydanticCustomError(
+                "unsupported", "is not supported by this server: leave it out"
+            )
+        return value
+
+    return AfterValidator(check)
 
 
 class StreamOptions(Strict):
@@ -65,11 +71,11 @@ class CompletionRequest(Sampling):
     stream_mode: StreamMode = "prefix"
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
-    best_of: int | None = Field(1, ge=1, le=1)
-    logprobs: Annotated[int | None, AfterValidator(unsupported)] = None
-    presence_penalty: Annotated[float | None, AfterValidator(unsupported)] = None
-    frequency_penalty: Annotated[float | None, AfterValidator(unsupported)] = None
-    logit_bias: Annotated[dict[str, float] | None, AfterValidator(unsupported)] = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+    best_of: Annotated[int | None, only(1)] = None
+    presence_penalty: Annotated[float | None, only(0)] = None
+    frequency_penalty: Annotated[float | None, only(0)] = None
+    logit_bias: Annotated[dict[str, float] | None, only({})] = None
 
     @property
     def stops(self) -> list[str]:
@@ -88,6 +94,17 @@ class InfillRequest(Sampling):
 
     segments: list[str | Gap] = Field(min_length=1, max_length=10_000, fail_fast=True)
     stream_mode: StreamMode = "events"
+
+
+class ScoreRequest(Strict):
+    """`/v1/score`: log p of texts, each behind `given`."""
+
+    model: str | None = None
+    text: str | Annotated[list[str], Field(min_length=1, max_length=64, fail_fast=True)]
+    given: str = ""
+    num_orders: int = Field(1, ge=1, le=128)
+    alpha_0: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    seed: int = Field(0, ge=0, lt=1 << 63)
 
 
 class TextOfTokens(Strict):

@@ -37,9 +37,11 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(path: Path, host: str, port: int, limits: Limits, name: str | None = None) -> None:
+def serve(
+    path: Path, host: str, port: int, limits: Limits, name: str | None, dtype: str | None
+) -> None:
     """Until it is told to end. Raises ConfigError, ExportError or DataError for a bad bundle."""
-    bundle = load_bundle(path)
+    bundle = load_bundle(path, dtype)
     if bundle.tokenizer is None:
         raise ConfigError(f"{path} carries no tokenizer: export it again with --tokenizer DIR")
     service = Service(bundle, name or path.resolve().name, limits)

@@ -28,6 +28,8 @@ from esolm.pipeline.serve.schemas import MAX_GUESSES, Sampling, asked
 
 RETRY_SECONDS = 1
 Result = TypeVar("Result")
+# No tokenizer has pieces longer than this on average, and texts are tokenised while others wait.
+CHARACTERS_PER_TOKEN = 256
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ class Service:
 
     def ids(self, text: str, param: str) -> list[int]:
         """Tokens of a text. Its literal '<mask>' and the like are ordinary text."""
+        if len(text) > CHARACTERS_PER_TOKEN * self.max_length:
+            message = f"{param}: {len(text)} characters, and a text has {self.max_length} tokens"
+            raise ApiError(400, f"{message} at most", param)
         try:
             text.encode()
         except UnicodeEncodeError as error:

@@ -1,6 +1,5 @@
-"""Between text and tokens: prompts, gaps, stop strings, and text as far as it is whole."""
+"""Between tokens and text: segments, stop strings, and text as far as it is whole."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from esolm.data_prep.tokenizers import Tokenizer
@@ -51,20 +50,6 @@ def piece(tokenizer: Tokenizer, token: int) -> str:
     """Text of a token by itself, as it stands in the middle of a text."""
     anchor = list(tokenizer.encode("a"))
     return tokenizer.decode([*anchor, token])[len(tokenizer.decode(anchor)) :]
-
-
-def stop_at(
-    tokenizer: Tokenizer, stops: list[str], first: int
-) -> Callable[[list[int]], int | None] | None:
-    """How the decoder knows that a stop string is there. first: where the written text begins."""
-    if not stops:
-        return None
-
-    def look(ids: list[int]) -> int | None:
-        text = tokenizer.decode(ids)[len(tokenizer.decode(ids[:first])) :]
-        return len(ids) if any(stop in text for stop in stops) else None
-
-    return look
 
 
 def cut(text: str, stops: list[str]) -> str:

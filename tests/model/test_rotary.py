@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from esolm.model.rotary import rotary_angles, rotary_frequencies, rotate
-from esolm.pipeline.export.bundle import modeling_esolm
+from esolm.pipeline.export.bundle import layers_esolm
 
 
 @pytest.mark.parametrize("base", [10000.0, 500.0])
@@ -31,7 +31,7 @@ def test_frequencies_are_the_published_ones_to_the_last_bit(head_dim: int) -> No
     angles = positions[..., None] * published
     for found in (
         rotary_angles(positions, head_dim, 10000.0),
-        modeling_esolm.rotary_angles(positions, head_dim, 10000.0),
+        layers_esolm.rotary_angles(positions, head_dim, 10000.0),
     ):
         for values, expected in zip(found, (angles.cos(), angles.sin()), strict=True):
             assert torch.equal(values.flatten(), expected.flatten())

@@ -95,7 +95,6 @@ class SlotCache:
         shape = (rows, config.num_attention_heads, slots, config.head_dim)
         layers = torch.empty(config.num_hidden_layers, 2, *shape, dtype=dtype, device=device)
         self.layers = layers.unbind(0)
-        self.rows, self.slots = rows, slots
 
     @property
     def num_bytes(self) -> int:

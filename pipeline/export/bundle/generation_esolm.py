@@ -131,6 +131,10 @@ class EsoLMGenerationMixin:
             except OSError:
                 return  # the directory has none: the defaults stay
 
+    def prepare_inputs_for_generation(self, *_: Any, **__: Any) -> None:
+        """PEFT wants to wrap this step of transformers' own loop, which does not run here."""
+        raise NotImplementedError("Eso-LM decoding makes its own passes")
+
     def _settings(self, given: GenerationConfig | None, options: Any) -> EsoLMGenerationConfig:
         """The model's own, then those of a configuration, then single ones."""
         found = self.generation_config.to_dict()

@@ -140,15 +140,6 @@ class Streaming:
             self._streamer.end()
 
 
-def check_unpadded(attention_mask: Any) -> None:
-    """Raises ValueError if the mask has zeros: the network has seen no padding in training."""
-    if attention_mask is not None and not torch.as_tensor(attention_mask).bool().all():
-        raise ValueError(
-            "attention_mask has zeros, so rows are padded; pad nothing: give one prompt at a time, "
-            "or rows of equal lengths"
-        )
-
-
 def check_ids(input_ids: Any) -> None:
     """Raises ValueError unless it is int [B, P], B at least 1."""
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or not len(input_ids):

@@ -1,4 +1,5 @@
 // The page of `esolm serve`: fills gaps through /v1/infill and shows every pass.
+import { Api } from "./api.js";
 import { Panel } from "./panel.js";
 
 const byId = (id) => document.getElementById(id);
@@ -8,10 +9,15 @@ const SETTINGS = [
   { name: "steps", label: "steps", type: "range", min: 1, max: 128, step: 1, value: 8 },
   { name: "temperature", label: "temperature", type: "range", min: 0, max: 2, step: 0.05, value: 1 },
   { name: "top_p", label: "top-p", type: "range", min: 0.05, max: 1, step: 0.05, value: 1 },
+  { name: "top_k", label: "top-k, 0: all", type: "number", min: 0, step: 1, value: 0 },
   { name: "guesses", label: "speculation", type: "range", min: 0, max: 8, step: 1, value: 0 },
   { name: "schedule", label: "schedule", options: ["binomial", "fixed", "strided", "confidence"] },
   { name: "seed", label: "seed", type: "number", min: 0, step: 1, value: 0 },
 ];
+// What means nothing to a network is not shown.
+const OF_SOME = ["alpha_0", "steps", "guesses", "schedule"];
+const HEEDED = { "esolm A": ["alpha_0", "steps", "schedule"], "esolm B": OF_SOME,
+  mdlm: ["steps", "schedule"], bd3lm: ["steps", "schedule"], ar: [] };
 
 function build(fieldset) {
   for (const setting of SETTINGS) {
@@ -50,42 +56,37 @@ function segmentsOf(text) {
     .map((part) => (GAP.test(part) ? { gap: Number(part.match(GAP)[1]) } : part));
 }
 
-function headers() {
-  const key = byId("key").value;
-  return { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
-}
-
-async function* events(body, signal) {
-  const answer = await fetch("v1/infill", {
-    method: "POST", headers: headers(), body: JSON.stringify(body), signal,
-  });
-  if (answer.status === 401) byId("key-row").hidden = false;
-  if (!answer.ok) throw new Error((await answer.json()).error.message);
-  let rest = "";
-  for await (const piece of answer.body.pipeThrough(new TextDecoderStream())) {
-    const lines = (rest + piece).split("\n\n");
-    rest = lines.pop();
-    for (const line of lines) {
-      const data = line.slice("data: ".length);
-      if (data === "[DONE]") return;
-      const event = JSON.parse(data);
-      if (event.error) throw new Error(event.error.message);
-      yield event;
-    }
-  }
-}
-
 async function fill(panel, fieldset, signal) {
   const body = { segments: segmentsOf(byId("text").value), ...settingsOf(fieldset),
     stream: true, stream_mode: "events" };
   panel.clear();
-  for await (const event of events(body, signal)) panel.take(event);
+  for await (const event of api.infill(body, signal)) {
+    signal.throwIfAborted(); // what had already arrived belongs to nobody
+    panel.take(event);
+  }
 }
 
 const panels = ["a", "b"].map((name) => new Panel(byId(`panel-${name}`), byId("panel")));
 const fieldsets = ["a", "b"].map((name) => byId(`settings-${name}`));
 fieldsets.forEach(build);
+const api = new Api(() => byId("key").value);
 let running = null;
+
+// Says what went wrong beside the button; a missing key gets its field.
+function tell(error) {
+  byId("error").textContent = error.message;
+  if (error.status !== 401) return;
+  byId("key-row").hidden = false;
+  byId("key").focus();
+}
+
+async function introduce() {
+  const model = await api.model();
+  byId("model").textContent = `${model.id}, ${model.objective}`;
+  const heeded = HEEDED[model.objective];
+  for (const name of heeded ? OF_SOME : []) for (const fieldset of fieldsets)
+    fieldset.querySelector(`[name=${name}]`).closest(".setting").hidden = !heeded.includes(name);
+}
 
 byId("two").addEventListener("change", (event) => { fieldsets[1].hidden = !event.target.checked; });
 byId("gap").addEventListener("click", () => {
@@ -106,20 +107,14 @@ byId("form").addEventListener("submit", async (event) => {
   try {
     await Promise.all(used.map((i) => fill(panels[i], fieldsets[i], own.signal)));
     byId("said").textContent = `Done: ${panels[0].text}`;
+    if (!byId("model").textContent) await introduce(); // the key was missing before
   } catch (error) {
-    own.abort();
-    const stopped = error.name === "AbortError";
-    byId("error").textContent = stopped ? "stopped" : error.message;
+    own.abort(); // the other side as well
+    if (running !== own) return; // a newer request speaks now
     byId("said").textContent = "";
+    tell(error.name === "AbortError" ? new Error("stopped") : error);
   }
   if (running === own) byId("stop").disabled = true;
 });
 
-try {
-  const { data } = await (await fetch("v1/models", { headers: headers() })).json();
-  byId("model").textContent = `${data[0].id}, ${data[0].objective}`;
-  for (const fieldset of fieldsets) if (!data[0].objective.endsWith("B"))
-    fieldset.querySelector("[name=guesses]").closest(".setting").hidden = true;
-} catch {
-  byId("key-row").hidden = false; // without its key the server does not say what it serves
-}
+await introduce().catch(tell);

@@ -5,6 +5,7 @@ export class Panel {
     element.append(template.content.cloneNode(true));
     this.out = element.querySelector(".out");
     this.slider = element.querySelector(".slider");
+    this.place = element.querySelector(".shown");
     this.figures = element.querySelector(".figures");
     this.slider.addEventListener("input", () => this.show(Number(this.slider.value)));
     this.text = "";
@@ -16,6 +17,7 @@ export class Panel {
     this.hide(false);
     this.cells = [];
     this.passes = [];
+    this.slider.max = "0";
     this.text = "";
     this.started = performance.now();
     this.out.replaceChildren();
@@ -58,6 +60,7 @@ export class Panel {
       .flatMap((pass) => pass.tokens.map((token) => this.cells[token.position])) : this.cells;
     for (const cell of changed) this.draw(cell, number);
     this.shown = number;
+    this.place.textContent = `${number} of ${this.passes.length}`;
     this.slider.setAttribute("aria-valuetext", `pass ${number} of ${this.passes.length}`);
   }
 

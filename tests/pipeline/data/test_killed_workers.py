@@ -17,11 +17,11 @@ from tests.processes import environment
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents enough to keep two workers busy for some seconds, 40 MB."""
+    """Documents enough to keep two workers busy on a slow machine, too, 160 MB."""
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     texts = [text_of(i, 2000) for i in range(20)]
     path.write_text(
-        "".join(json.dumps({"text": f"{i} {texts[i % 20]}"}) + "\n" for i in range(4000))
+        "".join(json.dumps({"text": f"{i} {texts[i % 20]}"}) + "\n" for i in range(16000))
     )
     return path
 

@@ -36,7 +36,8 @@ def stepwise(model: Any, context: list[int], continuation: list[int]) -> float:
         else:
             fed = torch.tensor([[*written, config.mask_token_id]])
         with torch.no_grad():
-            total += float(model(fed).logits[0, -1].log_softmax(-1)[token])
+            logits = model(fed, attention_pattern="causal").logits
+            total += float(logits[0, -1].log_softmax(-1)[token])
         written.append(token)
     return total
 

@@ -48,12 +48,6 @@ def test_refused(esolm: Any, prompt: Any, options: dict[str, Any], message: str)
         esolm.generate(prompt, **{**SHORT, **options})
 
 
-def test_forward_refuses_padding() -> None:
-    with pytest.raises(ValueError, match=r"attention_mask has zeros.*one prompt"):
-        logits(PROMPT, attention_mask=torch.tensor([[0, 1, 1]]))
-    assert torch.equal(logits(PROMPT, attention_mask=torch.ones_like(PROMPT)), logits(PROMPT))
-
-
 def test_one_row_serves_all_samples(esolm: Any) -> None:
     output = written_by(esolm, PROMPT, num_samples=3, **SHORT)
     assert torch.equal(output.sequences[:, :3], PROMPT.repeat(3, 1))

@@ -87,3 +87,16 @@ def test_options_that_exclude_each_other(bundle: Path) -> None:
     shown = CliRunner().invoke(app, [str(bundle), "--prompt", "x", "--infill", "y [[3]]"])
     assert isinstance(shown.exception, ConfigError)
     assert "--prompt and --infill were given: name one" in str(shown.exception)
+
+
+def test_another_dtype(bundle: Path) -> None:
+    """bf16 draws nearly the same: its logits are rounded, its sampler is not."""
+    assert str(load_bundle(bundle, "bf16").model.dtype) == "torch.bfloat16"
+    options = (bundle, "--prompt", "def f", "--length", 60, "--json", "--seed", 3)
+    one, other = (
+        json.loads(invoke(*options, "--dtype", dtype).stdout)["texts"][0]
+        for dtype in ("fp32", "bf16")
+    )
+    assert one[:5] == other[:5] == "def f"
+    with pytest.raises(ConfigError, match="the dtype is 'int4'; choose of bf16, fp32"):
+        load_bundle(bundle, "int4")

@@ -123,6 +123,8 @@ def test_replay_goes_back_through_the_passes(page: Page) -> None:
     assert page.count("blank") == 20
     slider.send_keys(Keys.ARROW_RIGHT)
     assert 0 < page.count("blank") < 20
+    shown = page.all("#panel-a .shown")[0]
+    assert shown.text == f"1 of {page.figures()['passes']}"
     slider.send_keys(Keys.END)
     assert page.count("blank") == 0
     assert (
@@ -192,6 +194,56 @@ def test_errors_are_shown(page: Page) -> None:
     assert page.id("error").text == ""
 
 
+def test_a_second_filling_takes_the_place_of_the_first(page: Page) -> None:
+    page.write("x[[3000]]")
+    page.set("alpha_0", 0)
+    page.id("run").click()
+    page.wait_for(lambda: page.count("sequential") > 3)
+    page.write("y[[3]]")
+    page.fill()
+    page.server.wait_until_idle()
+    assert page.id("error").text == ""
+    assert page.all("#panel-a .out")[0].get_attribute("textContent").startswith("y")
+    assert not page.id("stop").is_enabled()
+
+
+def test_a_server_that_goes_away_is_no_short_text(
+    driver: Chrome, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    with serving(make_bundle(seq_len=4096), tmp_path) as server:
+        page = Page(driver, server)
+        page.write("x[[3000]]")
+        page.set("alpha_0", 0)
+        page.id("run").click()
+        page.wait_for(lambda: page.count("sequential") > 3)
+        server.process.kill()
+        page.wait_for(lambda: page.id("error").text != "")
+        assert page.count("blank") > 0
+        assert page.id("said").get_attribute("textContent") == ""
+        page.id("run").click()
+        page.wait_for(lambda: "does not answer" in page.id("error").text)
+
+
+@pytest.mark.parametrize(
+    ("objective", "shown"),
+    [("mdlm", {"steps", "schedule"}), ("ar", set[str]())],
+)
+def test_only_settings_that_mean_something_are_shown(
+    driver: Chrome,
+    make_bundle: Callable[..., Path],
+    tmp_path: Path,
+    objective: str,
+    shown: set[str],
+) -> None:
+    with serving(make_bundle(objective=objective), tmp_path) as server:
+        page = Page(driver, server)
+        some = ("alpha_0", "steps", "schedule", "guesses")
+        assert {name for name in some if page.id(f"settings-a-{name}").is_displayed()} == shown
+        assert page.id("settings-a-temperature").is_displayed()
+        page.write("x = [[3]]")
+        page.fill()
+
+
 def test_narrow_and_dark(page: Page) -> None:
     def colour() -> str:
         return str(page.driver.execute_script("return getComputedStyle(document.body).color"))
@@ -220,9 +272,12 @@ def test_a_key_is_asked_for(
         while not field.is_displayed():
             assert time.monotonic() < end
             time.sleep(0.02)
+        assert "show the key" in driver.find_element(By.ID, "error").text
+        assert driver.switch_to.active_element == field
         field.send_keys("secret")
         driver.find_element(By.ID, "run").click()
         said = driver.find_element(By.ID, "said")
         while not said.get_attribute("textContent").startswith("Done"):
             assert time.monotonic() < end, driver.find_element(By.ID, "error").text
             time.sleep(0.02)
+        assert driver.find_element(By.ID, "model").text

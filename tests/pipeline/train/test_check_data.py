@@ -87,7 +87,6 @@ def another_kind(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text("{}")
 
 
-@pytest.mark.usefixtures("signals_as_before")
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

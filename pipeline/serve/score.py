@@ -1,0 +1,47 @@
+"""`/v1/score`: the likelihood of given texts."""
+
+import asyncio
+import math
+from typing import Any
+
+import torch
+
+from esolm.pipeline.serve.errors import ApiError
+from esolm.pipeline.serve.schemas import ScoreRequest
+from esolm.pipeline.serve.service import Service
+
+
+async def score(service: Service, request: ScoreRequest) -> dict[str, Any]:
+    """The answer; the network works in another thread. Raises ApiError."""
+    service.check_model(request.model)
+    texts = [request.text] if isinstance(request.text, str) else request.text
+    given = service.ids(request.given, "given") if request.given else []
+    scores = []
+    for text in texts:
+        ids = service.ids(text, "text")
+        if not ids:
+            raise ApiError(400, "text: it has no tokens", "text")
+        service.check_length(len(given) + len(ids), "text")
+        try:
+            log_p = await asyncio.to_thread(_log_p, service, request, given, ids)
+        except ValueError as error:
+            raise ApiError(400, str(error), "num_orders") from None
+        num_bytes = len(text.encode())
+        scores.append({
+            "log_likelihood": log_p,
+            "tokens": len(ids),
+            "nats_per_token": -log_p / len(ids),
+            "bits_per_byte": -log_p / math.log(2) / num_bytes,
+        })  # fmt: skip
+    return {"object": "score", "model": service.name, "scores": scores}
+
+
+def _log_p(service: Service, request: ScoreRequest, given: list[int], ids: list[int]) -> float:
+    tokens = torch.tensor([given + ids])
+    front = torch.arange(tokens.shape[1]) < len(given)
+    model = service.bundle.model
+    log_p = model.log_likelihood(
+        tokens.to(model.device), given=front, num_orders=request.num_orders,
+        alpha_0=request.alpha_0, seed=request.seed,
+    )  # fmt: skip
+    return float(log_p)
