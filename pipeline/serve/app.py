@@ -96,8 +96,9 @@ def make_app(service: Service, api_key: str | None) -> FastAPI:
         return await unless_gone(request, work.whole())
 
     @app.post("/v1/score")
-    async def score_texts(body: ScoreRequest) -> dict[str, Any]:
-        return await score(service, body)
+    async def score_texts(body: ScoreRequest, request: Request) -> dict[str, Any]:
+        with service.scoring():
+            return await unless_gone(request, score(service, body))
 
     _add_small_routes(app, service)
     return app

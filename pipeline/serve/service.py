@@ -68,12 +68,33 @@ class Service:
         slots = -(-self.max_length // block) * block + 1 + MAX_GUESSES
         self.engine = DecodingEngine(bundle.model, limits.rows, slots, limits.queue, limits.seconds)
         self.metrics = Metrics(self.engine, name)
-        # One: tokenizers of transformers do not bear to be used by several threads.
+        # One thread each: tokenizers of transformers do not bear to be used by several, and
+        # likelihoods of several texts at once would take memory away from the decoding.
         self._aside = ThreadPoolExecutor(1, "preparing")
+        self._likelihoods = ThreadPoolExecutor(1, "likelihoods")
+        self._num_scoring = 0
 
     async def aside(self, work: Callable[..., Result], *given: Any) -> Result:
         """Work that takes long for large requests, which nothing else shall wait for."""
         return await asyncio.get_running_loop().run_in_executor(self._aside, work, *given)
+
+    async def likelihood(self, work: Callable[..., Result], *given: Any) -> Result:
+        """A likelihood by the network, one at a time."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._likelihoods, work, *given)
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """While a request asks for likelihoods alone. Raises ApiError if too many do."""
+        if self.engine.is_draining:
+            raise ending()
+        if self._num_scoring > self.limits.queue:
+            raise full()
+        self._num_scoring += 1
+        try:
+            yield
+        finally:
+            self._num_scoring -= 1
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -164,17 +185,25 @@ class Service:
         try:
             tickets = self.engine.submit(writings, tells)
         except QueueFullError:
-            raise ApiError(
-                429, "the server is full; try again in a moment", retry_after=RETRY_SECONDS
-            ) from None
+            raise full() from None
         except DrainingError:
-            raise ApiError(503, "the server is shutting down", retry_after=10) from None
+            raise ending() from None
         self.metrics.begun(writings)
         try:
             yield events
         finally:
             self.engine.cancel(tickets)
             self.metrics.ended(tickets, events.finished)
+
+
+def full() -> ApiError:
+    """The answer where no more can wait."""
+    return ApiError(429, "the server is full; try again in a moment", retry_after=RETRY_SECONDS)
+
+
+def ending() -> ApiError:
+    """The answer of a server that drains."""
+    return ApiError(503, "the server is shutting down", retry_after=10)
 
 
 class Events:

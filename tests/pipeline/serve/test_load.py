@@ -130,6 +130,8 @@ def test_key_time_limit_and_drain(make_bundle: Callable[..., Path], tmp_path: Pa
         server.wait_for(lambda: httpx.get(f"{server.url}/ready").status_code == 503, 5)
         refused = ask(prompt="x")
         assert refused.status_code == 503
+        score = httpx.post(f"{server.url}/v1/score", json={"text": "x"}, headers=headers)
+        assert score.status_code == 503
         thread.join()
         assert answers[0].status_code == 200
         assert server.process.wait(20) == 0
