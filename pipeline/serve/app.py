@@ -43,10 +43,11 @@ class BodyLimit:
             return
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         read: list[Message] = []
-        size = int(stated) if stated.isdigit() else 0
+        size, arrived = int(stated) if stated.isdigit() else 0, 0
         while size <= MAX_BODY_BYTES:
             read.append(await receive())
-            size = max(size, sum(len(message.get("body", b"")) for message in read))
+            arrived += len(read[-1].get("body", b""))
+            size = max(size, arrived)
             if not read[-1].get("more_body"):
                 break
         if size > MAX_BODY_BYTES:
@@ -82,17 +83,22 @@ def make_app(service: Service, api_key: str | None) -> FastAPI:
 
     @app.post("/v1/completions", response_model=None)
     async def completions(body: CompletionRequest, request: Request) -> Response | dict[str, Any]:
-        work = Completion(service, body)
-        return await (stream(work.chunks()) if body.stream else unless_gone(request, work.whole))
+        work = await service.aside(Completion, service, body)
+        if body.stream:
+            return await stream(request, work.chunks())
+        return await unless_gone(request, work.whole())
 
     @app.post("/v1/infill", response_model=None)
     async def infill(body: InfillRequest, request: Request) -> Response | dict[str, Any]:
-        work = Infill(service, body)
-        return await (stream(work.chunks()) if body.stream else unless_gone(request, work.whole))
+        work = await service.aside(Infill, service, body)
+        if body.stream:
+            return await stream(request, work.chunks())
+        return await unless_gone(request, work.whole())
 
     @app.post("/v1/score")
-    async def score_texts(body: ScoreRequest) -> dict[str, Any]:
-        return await score(service, body)
+    async def score_texts(body: ScoreRequest, request: Request) -> dict[str, Any]:
+        with service.scoring():
+            return await unless_gone(request, score(service, body))
 
     _add_small_routes(app, service)
     return app
@@ -102,14 +108,14 @@ def _add_small_routes(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize")
     async def tokenize(body: TextOfTokens) -> dict[str, Any]:
         service.check_model(body.model)
-        ids = service.ids(body.prompt, "prompt")
+        ids = await service.aside(service.ids, body.prompt, "prompt")
         return {"tokens": ids, "count": len(ids), "max_model_len": service.max_length}
 
     @app.post("/detokenize")
     async def detokenize(body: TokensOfText) -> dict[str, Any]:
         service.check_model(body.model)
-        service.check_ids(body.tokens, "tokens")
-        return {"prompt": service.tokenizer.decode(body.tokens)}
+        await service.aside(service.check_ids, body.tokens, "tokens")
+        return {"prompt": await service.aside(service.tokenizer.decode, body.tokens)}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """`/v1/completions`: what clients of OpenAI's interface ask for."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -34,9 +33,10 @@ class Choice:
         if isinstance(event, PassDone):
             self.draft.put(event.places, event.ids)
         if isinstance(event, Finished):
-            self.reason = event.reason
-            if event.reason == "stop":
-                self.end = min(self.end, len(event.ids))
+            # What ends in the suffix, or in the rest of a block, is as long as it was to be.
+            is_stopped = event.reason == "stop" and len(event.ids) <= self.end
+            self.reason = "stop" if is_stopped else "length"
+            self.end = min(self.end, len(event.ids))
 
     @property
     def text(self) -> str:
@@ -67,7 +67,9 @@ class Completion:
         self.id, self.created = f"cmpl-{uuid4().hex}", int(time.time())
         if request.logprobs is not None:
             self._check_logprobs()
-        prompts = [self._ids(prompt) for prompt in _prompts(request)]
+        given = _prompts(request)
+        service.check_count(len(given) * self._n, "n" if self._n > 1 else "prompt")
+        prompts = [self._ids(prompt) for prompt in given]
         suffix = service.ids(request.suffix, "suffix") if request.suffix else []
         texts, self.choices = [], []
         for number, prompt in enumerate(prompts):
@@ -75,8 +77,6 @@ class Completion:
                 text, choice = self._text(prompt, suffix, index)
                 texts.append(text)
                 self.choices.append(choice)
-        if len(texts) > service.limits.rows + service.limits.queue:
-            raise ApiError(400, f"n: {len(texts)} texts at once are too many", "n")
         self.writings = service.writings(request, texts, "prompt")
         self._prompt_tokens = sum(map(len, prompts))
 
@@ -120,11 +120,16 @@ class Completion:
             sample=index,
             eos=eos,
             min_new=request.min_tokens or 0,
-            stop=stop_at(service.tokenizer, request.stops, len(prompt)),
+            stop=self._stop(len(prompt), len(prompt) + new),
         )
         known = [None if token == config.mask_token_id else token for token in text.tokens]
         draft = Draft(service.tokenizer, known)
         return text, Choice(index, draft, len(prompt), len(prompt) + new, request.stops)
+
+    def _stop(self, first: int, end: int) -> Callable[[list[int]], int | None] | None:
+        """Looks for stop strings in what is written; those of the suffix are given."""
+        look = stop_at(self.service.tokenizer, self.request.stops, first)
+        return None if look is None else lambda ids: look(ids[:end])
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
@@ -136,7 +141,7 @@ class Completion:
             front = choice.draft.text(0, choice.start) if self.request.echo else ""
             choices.append(self._choice(choice, front + choice.text))
             if self.request.logprobs is not None:
-                choices[-1]["logprobs"] = await asyncio.to_thread(self._logprobs, choice)
+                choices[-1]["logprobs"] = await self.service.likelihood(self._logprobs, choice)
         return {**self._head("text_completion"), "choices": choices, "usage": self._usage()}
 
     def _logprobs(self, choice: Choice) -> dict[str, list[Any]]:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from esolm.pipeline.export.bundle.decoding_esolm import Batch
 from esolm.pipeline.export.bundle.writing_esolm import Writing
 
@@ -126,11 +128,13 @@ class DecodingEngine:
     def wait_until_idle(self, seconds: float | None = None) -> bool:
         """Whether nothing is running or waiting any more after so many seconds."""
         end = None if seconds is None else time.monotonic() + seconds
-        while self._waiting or self._running:
+        while True:
+            with self._changed:  # between both, a text is in neither
+                if not self._waiting and not self._running:
+                    return True
             if end is not None and time.monotonic() > end:
                 return False
             time.sleep(0.01)
-        return True
 
     def close(self) -> None:
         """Ends the thread; what is not finished is lost."""
@@ -145,25 +149,10 @@ class DecodingEngine:
                 self._changed.wait_for(lambda: self._waiting or self._running or self._is_over)
                 if self._is_over:
                     return
-            try:
-                self._turn()
-            except Exception as error:  # of whatever kind: the server goes on, these texts do not
-                logging.getLogger("uvicorn.error").error("a pass failed", exc_info=error)
-                with self._changed:
-                    for ticket in [*self._running, *self._waiting]:
-                        self._leave(ticket, Failed(500, f"a forward pass failed: {error}"))
-
-    def _turn(self) -> None:
-        """Who leaves, who enters, and one pass for all who are there."""
-        with self._changed:
-            self._drop()
-            self._admit()
-        if self._running:
-            self._batch.step()
-            self.passes += 1
-            with self._changed:
-                for ticket in list(self._running):
-                    self._tell(ticket)
+                self._drop()
+                self._admit()
+            if self._running:
+                self._step()
 
     def _drop(self) -> None:
         """Those that were cancelled or have had their time."""
@@ -177,13 +166,37 @@ class DecodingEngine:
     def _admit(self) -> None:
         """First come, first served."""
         while self._waiting and self._batch.free_rows:
-            self._batch.enter(self._waiting[0].writing)
-            self._running.append(self._waiting.popleft())
+            ticket = self._waiting.popleft()
+            self._running.append(ticket)
+            try:
+                self._batch.enter(ticket.writing)
+            except Exception as error:  # of whatever kind; the others go on
+                self._fail([ticket], error)
 
-    def _tell(self, ticket: Ticket) -> None:
+    def _step(self) -> None:
+        tickets = list(self._running)
+        try:
+            self._batch.step()
+            # Reading waits for the device, so its errors may come up only here.
+            texts = [self._batch.tokens(ticket.writing) for ticket in tickets]
+        except Exception as error:  # of whatever kind: the server goes on, these texts do not
+            with self._changed:
+                self._fail(tickets, error)
+            return
+        self.passes += 1
+        with self._changed:
+            for ticket, tokens in zip(tickets, texts, strict=True):
+                self._tell(ticket, tokens)
+
+    def _fail(self, tickets: list[Ticket], error: Exception) -> None:
+        """The trace goes where the server's own messages go, the message to the clients."""
+        logging.getLogger("uvicorn.error").error("a forward pass failed", exc_info=error)
+        for ticket in tickets:
+            self._leave(ticket, Failed(500, f"a forward pass failed: {error}"))
+
+    def _tell(self, ticket: Ticket, tokens: np.ndarray) -> None:
         """What the last pass did. A text that was complete from the start had none."""
         writing = ticket.writing
-        tokens = self._batch.tokens(writing)
         number = len(writing.history)
         if number and not ticket.is_cancelled:
             places = writing.history[-1]
@@ -196,10 +209,10 @@ class DecodingEngine:
             self._leave(ticket, Finished(tokens[:end].tolist(), reason, number))
 
     def _leave(self, ticket: Ticket, event: Event | None = None) -> None:
-        if ticket in self._running:
-            self._running.remove(ticket)
+        for place in (self._running, self._waiting):
+            if ticket in place:
+                place.remove(ticket)
+        if ticket.writing.row >= 0:
             self._batch.remove(ticket.writing)
-        else:
-            self._waiting.remove(ticket)
         if event is not None and not ticket.is_cancelled:
             ticket.tell(event)

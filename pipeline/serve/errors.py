@@ -39,16 +39,42 @@ def answer(error: ApiError) -> JSONResponse:
     return JSONResponse(content, error.status, headers)
 
 
-def of_validation(problems: Sequence[Any]) -> ApiError:
-    """The first problem of those that pydantic found."""
-    first = problems[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', '')}")
-    # Parts of a union name the alternatives that did not fit: only the field itself is of use.
-    param = place[0] if place else None
-    message = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
-    return ApiError(400, f"{'.'.join(place) or 'body'}: {message}", param)
+def of_validation(problems: Sequence[Any], body: Any) -> ApiError:
+    """What is wrong with the body, as pydantic found it."""
+    if problems[0]["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {problems[0].get('ctx', {}).get('error', '')}")
+    # Of a union each alternative has its own problems. The one that was meant does not fail by its
+    # type, or got furthest.
+    found = [(_place(each, body), each) for each in problems]
+    place, best = max(found, key=lambda each: (not _is_of_type(each[1]), len(each[0])))
+    alike = [each for at, each in found if at == place and _is_of_type(each) == _is_of_type(best)]
+    messages = list(dict.fromkeys(_message(each) for each in alike))
+    said = " or ".join([messages[0], *(each.removeprefix("should be ") for each in messages[1:])])
+    return ApiError(400, f"{'.'.join(place) or 'body'}: {said}", place[0] if place else None)
+
+
+def _is_of_type(problem: Any) -> bool:
+    return str(problem["type"]).endswith("_type")
+
+
+def _message(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "unknown field"
+    if str(problem["type"]).startswith("model_"):
+        return "should be an object"
+    return str(problem["msg"]).removeprefix("Input ")
+
+
+def _place(problem: Any, body: Any) -> tuple[str, ...]:
+    """Where in the body: names and numbers, without pydantic's names of alternatives."""
+    *front, last = [part for part in problem["loc"] if part != "body"] or [None]
+    found: list[str] = []
+    for part in [*front, last]:
+        is_there = part in body if isinstance(body, dict) else isinstance(body, list)
+        if is_there and (isinstance(body, dict) or isinstance(part, int)):
+            found.append(str(part))
+            body = body[part]
+    return (*found, str(last)) if problem["type"] == "missing" and last is not None else (*found,)
 
 
 def install(app: FastAPI) -> None:
@@ -60,7 +86,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(of_validation(error.errors()))
+        return answer(of_validation(error.errors(), error.body))
+
+    @app.exception_handler(Exception)
+    async def fault(_: Request, error: Exception) -> JSONResponse:
+        return answer(ApiError(500, f"a fault of the server: {type(error).__name__}"))
 
     @app.exception_handler(HTTPException)
     async def plain(_: Request, error: HTTPException) -> JSONResponse:

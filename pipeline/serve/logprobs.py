@@ -11,6 +11,9 @@ import torch
 from esolm.data_prep.tokenizers import Tokenizer
 from esolm.pipeline.export.bundle.likelihood_esolm import left_to_right_log_p
 
+# The text of a token depends on those just before it: on a character's other bytes, on a space.
+TOKENS_IN_FRONT = 16
+
 
 def logprobs_of(
     model: Any, tokenizer: Tokenizer, ids: list[int], first: int, most: int
@@ -20,21 +23,26 @@ def logprobs_of(
     found: dict[str, list[Any]] = {
         "tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": [],
     }  # fmt: skip
-    start = len(tokenizer.decode(ids[:first]))
+    offset = 0
     for place in range(first, len(ids)):
-        row, before = log_p[place], len(tokenizer.decode(ids[:place]))
-        text = tokenizer.decode(ids[: place + 1])[before:]
+        row, front = log_p[place], ids[max(place - TOKENS_IN_FRONT, 0) : place]
         known = not bool(row.isnan().any())
         best = row.topk(most) if known and most else None
-        found["tokens"].append(text)
+        found["tokens"].append(_behind(tokenizer, front, ids[place]))
         found["token_logprobs"].append(float(row[ids[place]]) if known else None)
         found["top_logprobs"].append(
             None
             if best is None
             else {
-                tokenizer.decode([*ids[:place], token])[before:]: value
+                _behind(tokenizer, front, token): value
                 for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
             }
         )
-        found["text_offset"].append(before - start)
+        found["text_offset"].append(offset)
+        offset += len(found["tokens"][-1])
     return found
+
+
+def _behind(tokenizer: Tokenizer, front: list[int], token: int) -> str:
+    """Text that a token adds."""
+    return tokenizer.decode([*front, token])[len(tokenizer.decode(front)) :]

@@ -2,11 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 MAX_STOPS = 16
 MAX_GUESSES = 16
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1 << 20)]
+MAX_PROMPTS = 1024
+# A plan goes through every step before the first pass.
+MAX_STEPS = 10_000
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1 << 20, fail_fast=True)]
+Several = Field(max_length=MAX_PROMPTS, fail_fast=True)
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 StreamMode = Literal["prefix", "draft", "events"]
 
@@ -22,7 +27,7 @@ class Sampling(Strict):
 
     model: str | None = None
     alpha_0: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    steps: int | None = Field(None, ge=1, le=1 << 20)
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     schedule: Literal["binomial", "fixed", "strided", "confidence"] | None = None
     temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
@@ -31,6 +36,19 @@ class Sampling(Strict):
     seed: int | None = Field(None, ge=0, lt=1 << 63)
     stream: bool | None = False
     user: str | None = None
+
+
+def only(*neutral: Any) -> AfterValidator:
+    """Refuses a field that asks for something, which these values do not."""
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in neutral:
+            raise PydanticCustomError(
+                "unsupported", "is not supported by this server: leave it out"
+            )
+        return value
+
+    return AfterValidator(check)
 
 
 class StreamOptions(Strict):
@@ -43,7 +61,7 @@ class StreamOptions(Strict):
 class CompletionRequest(Sampling):
     """`/v1/completions`, as OpenAI's, and the fields of `Sampling`."""
 
-    prompt: str | list[str] | Ids | list[Ids] = ""
+    prompt: str | Annotated[list[str], Several] | Ids | Annotated[list[Ids], Several] = ""
     suffix: str | None = None
     max_tokens: int | None = Field(16, ge=0)
     min_tokens: int | None = Field(0, ge=0)
@@ -54,11 +72,10 @@ class CompletionRequest(Sampling):
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
     logprobs: int | None = Field(None, ge=0, le=20)
-    # Taken where they ask for nothing.
-    best_of: int | None = Field(1, ge=1, le=1)
-    presence_penalty: float | None = Field(0, ge=0, le=0)
-    frequency_penalty: float | None = Field(0, ge=0, le=0)
-    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    best_of: Annotated[int | None, only(1)] = None
+    presence_penalty: Annotated[float | None, only(0)] = None
+    frequency_penalty: Annotated[float | None, only(0)] = None
+    logit_bias: Annotated[dict[str, float] | None, only({})] = None
 
     @property
     def stops(self) -> list[str]:
@@ -75,7 +92,7 @@ class Gap(Strict):
 class InfillRequest(Sampling):
     """`/v1/infill`: text and gaps."""
 
-    segments: list[str | Gap] = Field(min_length=1, max_length=10_000)
+    segments: list[str | Gap] = Field(min_length=1, max_length=10_000, fail_fast=True)
     stream_mode: StreamMode = "events"
 
 
@@ -83,7 +100,7 @@ class ScoreRequest(Strict):
     """`/v1/score`: log p of texts, each behind `given`."""
 
     model: str | None = None
-    text: str | Annotated[list[str], Field(min_length=1, max_length=64)]
+    text: str | Annotated[list[str], Field(min_length=1, max_length=64, fail_fast=True)]
     given: str = ""
     num_orders: int = Field(1, ge=1, le=128)
     alpha_0: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)

@@ -1,6 +1,5 @@
 """`/v1/score`: the likelihood of given texts."""
 
-import asyncio
 import math
 from typing import Any
 
@@ -12,18 +11,19 @@ from esolm.pipeline.serve.service import Service
 
 
 async def score(service: Service, request: ScoreRequest) -> dict[str, Any]:
-    """The answer; the network works in another thread. Raises ApiError."""
+    """The answer; the network works in a thread of its own. Raises ApiError."""
     service.check_model(request.model)
     texts = [request.text] if isinstance(request.text, str) else request.text
-    given = service.ids(request.given, "given") if request.given else []
-    scores = []
-    for text in texts:
-        ids = service.ids(text, "text")
+    given = await service.aside(service.ids, request.given, "given") if request.given else []
+    ids_of_texts = [await service.aside(service.ids, text, "text") for text in texts]
+    for ids in ids_of_texts:
         if not ids:
             raise ApiError(400, "text: it has no tokens", "text")
         service.check_length(len(given) + len(ids), "text")
+    scores = []
+    for text, ids in zip(texts, ids_of_texts, strict=True):
         try:
-            log_p = await asyncio.to_thread(_log_p, service, request, given, ids)
+            log_p = await service.likelihood(_log_p, service, request, given, ids)
         except ValueError as error:
             raise ApiError(400, str(error), "num_orders") from None
         num_bytes = len(text.encode())

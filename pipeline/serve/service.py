@@ -4,10 +4,11 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from esolm.data_prep.tokenizers import Tokenizer
 from esolm.pipeline.export.bundle.requests_esolm import TextRequest
@@ -26,6 +27,7 @@ from esolm.pipeline.serve.metrics import Metrics
 from esolm.pipeline.serve.schemas import MAX_GUESSES, Sampling, asked
 
 RETRY_SECONDS = 1
+Result = TypeVar("Result")
 # No tokenizer has pieces longer than this on average, and texts are tokenised while others wait.
 CHARACTERS_PER_TOKEN = 256
 
@@ -62,10 +64,37 @@ class Service:
         self.bundle, self.name, self.limits = bundle, name, limits
         self.config, self._created = bundle.model.config, int(time.time())
         self.max_length: int = limits.max_length or self.config.seq_len
-        block = self.config.block_size or 1
+        block = self.config.block_size or 1  # of which a text has a whole number
         slots = -(-self.max_length // block) * block + 1 + MAX_GUESSES
         self.engine = DecodingEngine(bundle.model, limits.rows, slots, limits.queue, limits.seconds)
         self.metrics = Metrics(self.engine, name)
+        # One thread each: tokenizers of transformers do not bear to be used by several, and
+        # likelihoods of several texts at once would take memory away from the decoding.
+        self._aside = ThreadPoolExecutor(1, "preparing")
+        self._likelihoods = ThreadPoolExecutor(1, "likelihoods")
+        self._num_scoring = 0
+
+    async def aside(self, work: Callable[..., Result], *given: Any) -> Result:
+        """Work that takes long for large requests, which nothing else shall wait for."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work, *given)
+
+    async def likelihood(self, work: Callable[..., Result], *given: Any) -> Result:
+        """A likelihood by the network, one at a time."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._likelihoods, work, *given)
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """While a request asks for likelihoods alone. Raises ApiError if too many do."""
+        if self.engine.is_draining:
+            raise ending()
+        if self._num_scoring > self.limits.queue:
+            raise full()
+        self._num_scoring += 1
+        try:
+            yield
+        finally:
+            self._num_scoring -= 1
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -117,6 +146,11 @@ class Service:
             message = f"{param}: {tokens} tokens in all, and a text has {self.max_length} at most"
             raise ApiError(400, message, param)
 
+    def check_count(self, texts: int, param: str) -> None:
+        """Raises ApiError for more texts than the server ever takes."""
+        if texts > self.limits.rows + self.limits.queue:
+            raise ApiError(400, f"{param}: {texts} texts at once are too many", param)
+
     def writings(self, request: Sampling, texts: list[Text], param: str) -> list[Writing]:
         """Raises ApiError if one cannot be written."""
         settings = {**self._defaults(), **asked(request)}
@@ -151,17 +185,25 @@ class Service:
         try:
             tickets = self.engine.submit(writings, tells)
         except QueueFullError:
-            raise ApiError(
-                429, "the server is full; try again in a moment", retry_after=RETRY_SECONDS
-            ) from None
+            raise full() from None
         except DrainingError:
-            raise ApiError(503, "the server is shutting down", retry_after=10) from None
+            raise ending() from None
         self.metrics.begun(writings)
         try:
             yield events
         finally:
             self.engine.cancel(tickets)
             self.metrics.ended(tickets, events.finished)
+
+
+def full() -> ApiError:
+    """The answer where no more can wait."""
+    return ApiError(429, "the server is full; try again in a moment", retry_after=RETRY_SECONDS)
+
+
+def ending() -> ApiError:
+    """The answer of a server that drains."""
+    return ApiError(503, "the server is shutting down", retry_after=10)
 
 
 class Events:
@@ -175,7 +217,8 @@ class Events:
 
     def put_from_thread(self, number: int, event: Event) -> None:
         """number: of the text."""
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, event))
+        if not self._loop.is_closed():  # as it is when a second signal has ended the server
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, event))
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
         """Until all are finished. Raises ApiError when one fails."""

@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -13,6 +13,7 @@ from esolm.pipeline.serve.errors import ApiError, body_of
 
 DONE = "data: [DONE]\n\n"
 CLIENT_GONE = 499
+Result = TypeVar("Result")
 
 
 def line(content: dict[str, Any]) -> str:
@@ -20,9 +21,9 @@ def line(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-async def stream(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
+async def stream(request: Request, chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
     """The chunks as they come. What fails before the first one is an answer of its own."""
-    first = await anext(chunks, None)
+    first = await unless_gone(request, anext(chunks, None))
 
     async def lines() -> AsyncIterator[str]:
         async with aclosing(chunks):  # type: ignore[type-var]  # every generator has aclose
@@ -39,18 +40,18 @@ async def stream(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
                              headers={"Cache-Control": "no-cache"})  # fmt: skip
 
 
-async def unless_gone(
-    request: Request, work: Callable[[], Awaitable[dict[str, Any]]]
-) -> dict[str, Any]:
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
     """Its result. When the client goes away, the work is given up."""
-    task = asyncio.ensure_future(work())
+    task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnected(request))
-    await asyncio.wait([task, watch], return_when=asyncio.FIRST_COMPLETED)
-    watch.cancel()
-    if task.done():
-        return task.result()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    try:
+        await asyncio.wait([task, watch], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
     raise ApiError(CLIENT_GONE, "the client has gone")
 
 

@@ -5,11 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -79,6 +81,30 @@ def serving(bundle: Path, folder: Path, *options: str, key: str | None = None) -
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             raise
+
+
+@contextmanager
+def serving_here(service: Any) -> Iterator[httpx.Client]:
+    """A service behind an address of this process, so that a test can reach into it."""
+    import uvicorn
+
+    from esolm.pipeline.serve.app import make_app
+
+    config = uvicorn.Config(make_app(service, None), port=0, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+        service.engine.close()
 
 
 def _answers(server: Server) -> bool:

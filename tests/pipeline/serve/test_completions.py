@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from esolm.pipeline.generate import load_bundle
+from esolm.pipeline.serve.completions import Choice
+from esolm.pipeline.serve.engine import Finished
+from esolm.pipeline.serve.texts import Draft
 from tests.pipeline.serve.conftest import Server
 
 MASK = 3
@@ -120,6 +123,25 @@ def test_stop_strings(server: Server) -> None:
     assert stopped["finish_reason"] == "stop"
     chunks = events_of(server, "/v1/completions", **options, stop=stop)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == stopped["text"]
+
+
+def test_a_stop_string_in_the_suffix_is_none(server: Server) -> None:
+    body = {"prompt": "def f", "suffix": "#~#~ return", "max_tokens": 5, "seed": 2, "alpha_0": 0.0}
+    free = server.completion(**body).json()["choices"]
+    assert "#~#" not in free[0]["text"]
+    assert server.completion(**body, stop="#~#").json()["choices"] == free
+    stopped = server.completion(**body, stop=free[0]["text"][2]).json()["choices"][0]
+    assert stopped["finish_reason"] == "stop"
+    assert free[0]["text"].startswith(stopped["text"])
+
+
+def test_what_ends_behind_its_place_is_of_full_length(bundle: Any) -> None:
+    """As an end in the rest of a block, which nobody has asked for."""
+    choice = Choice(0, Draft(bundle.tokenizer, [5, 6, 7, 8, 9, 10, 11]), 2, 5, [])
+    choice.take(Finished([5, 6, 7, 8, 9, 10, 11], "stop", 3))
+    assert (choice.reason, choice.end) == ("length", 5)
+    choice.take(Finished([5, 6, 7], "stop", 3))
+    assert (choice.reason, choice.end) == ("stop", 3)
 
 
 def test_sixteen_at_once_are_each_as_if_alone(server: Server, bundle: Any) -> None:

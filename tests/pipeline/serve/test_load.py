@@ -2,11 +2,14 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.pipeline.serve.conftest import Server, serving
 from tests.processes import run_python
@@ -28,6 +31,42 @@ def test_a_client_that_leaves_frees_its_row(server: Server) -> None:
         raise AssertionError("4,000 tokens in half a second")
     server.wait_until_idle()
     assert server.completion(prompt="x", max_tokens=2).status_code == 200
+
+
+def test_a_stream_that_leaves_while_it_waits(server: Server) -> None:
+    """Before its first chunk, behind texts that take all rows."""
+    address = f"{server.url}/v1/completions"
+    with ExitStack() as stack:
+        for _ in range(4):
+            answer = stack.enter_context(
+                httpx.stream("POST", address, json={**LONG, "stream": True}, timeout=60)
+            )
+            lines = stack.enter_context(closing(answer.iter_lines()))
+            next(lines)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(address, json={**LONG, "stream": True}, timeout=0.3)
+        server.wait_for(lambda: server.figure("vllm:num_requests_waiting") == 0, 5)
+        assert server.figure("vllm:num_requests_running") == 4
+    server.wait_until_idle()
+
+
+def test_large_requests_hold_up_nobody(server: Server) -> None:
+    """While one is read and planned, others are answered."""
+    large = {"prompt": "x", "max_tokens": 2, "n": 9, "steps": 10_000, "alpha_0": 1.0}
+    bodies = [{"prompt": "x y " * 1_000_000}, {"prompt": [""] * 300_000}, large]
+    for body in bodies:
+        answers: list[httpx.Response] = []
+        thread = threading.Thread(
+            target=lambda body=body, answers=answers: answers.append(server.completion(**body))
+        )
+        thread.start()
+        slowest = 0.0
+        while thread.is_alive():
+            began = time.monotonic()
+            httpx.get(f"{server.url}/health", timeout=60)
+            slowest = max(slowest, time.monotonic() - began)
+        assert answers[0].status_code in (200, 400)
+        assert slowest < 2.0, body.keys()
 
 
 def test_a_full_queue_sends_away(server: Server) -> None:
@@ -91,6 +130,8 @@ def test_key_time_limit_and_drain(make_bundle: Callable[..., Path], tmp_path: Pa
         server.wait_for(lambda: httpx.get(f"{server.url}/ready").status_code == 503, 5)
         refused = ask(prompt="x")
         assert refused.status_code == 503
+        score = httpx.post(f"{server.url}/v1/score", json={"text": "x"}, headers=headers)
+        assert score.status_code == 503
         thread.join()
         assert answers[0].status_code == 200
         assert server.process.wait(20) == 0

@@ -1,6 +1,8 @@
 """`/v1/score` against the bundle's own likelihood."""
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -78,3 +80,26 @@ def test_logprobs_of_what_was_written(server: Server) -> None:
     [choice] = server.completion(**body, ignore_eos=True).json()["choices"]
     assert len(choice["logprobs"]["tokens"]) == 9
     assert all(value < 0 for value in choice["logprobs"]["token_logprobs"])
+
+
+def test_many_scores_at_once(server: Server) -> None:
+    """They take turns, and are sent away like texts when too many wait."""
+    with ThreadPoolExecutor(24) as pool:
+        found = list(
+            pool.map(lambda _: server.post("/v1/score", text="a b " * 100, num_orders=9), range(24))
+        )
+    assert {answer.status_code for answer in found} == {200, 429}
+    scores = {answer.json()["scores"][0]["log_likelihood"] for answer in found if answer.is_success}
+    assert len(scores) == 1
+    refused = next(answer for answer in found if answer.status_code == 429)
+    assert refused.headers["Retry-After"] == "1"
+
+
+def test_logprobs_of_a_long_text(server: Server) -> None:
+    """As many as a text may have tokens."""
+    began = time.monotonic()
+    ids = [5 + place % 400 for place in range(4000)]
+    body = {"prompt": ids, "echo": True, "max_tokens": 0, "logprobs": 20}
+    [choice] = server.completion(**body).json()["choices"]
+    assert len(choice["logprobs"]["tokens"]) == 4000
+    assert time.monotonic() - began < 30

@@ -1,0 +1,82 @@
+"""A pass that fails costs the texts of that pass, and nothing else."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from esolm.pipeline.generate import load_bundle
+from esolm.pipeline.serve.service import Limits, Service
+from tests.pipeline.serve.conftest import serving_here
+
+POISON = [417] * 8
+
+
+def failing_at(network: Any, prompt: list[int]) -> None:
+    """Makes every pass fail that reads the prompt, as one does that runs out of memory."""
+    decode = network.decode
+
+    def fail(tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if (tokens == prompt[0]).sum() >= len(prompt):
+            raise torch.OutOfMemoryError("no memory is left")
+        return decode(tokens, *rest)
+
+    network.decode = fail
+
+
+def test_a_pass_that_fails(make_bundle: Callable[..., Path]) -> None:
+    bundle = load_bundle(make_bundle(seq_len=2000))
+    body = {"prompt": [5, 6, 7], "max_tokens": 12, "seed": 3, "alpha_0": 0.5, "steps": 4}
+    options = {"max_new_tokens": 12, "seed": 3, "alpha_0": 0.5, "num_steps": 4}
+    expected = bundle.model.generate(torch.tensor([[5, 6, 7]]), **options)[0].tolist()
+    failing_at(bundle.model, POISON)
+    service = Service(bundle, "net", Limits(rows=2, queue=4))
+    beside: list[httpx.Response] = []
+    with serving_here(service) as client:
+        long = {**body, "max_tokens": 1900, "alpha_0": 0.0}
+        thread = threading.Thread(
+            target=lambda: beside.append(client.post("/v1/completions", json=long))
+        )
+        thread.start()
+        while service.engine.passes < 5:
+            assert thread.is_alive()
+        for _ in range(3):  # more often than there are rows
+            failed = client.post("/v1/completions", json={**body, "prompt": POISON})
+            assert failed.status_code == 500
+            error = failed.json()["error"]
+            assert error["type"] == "server_error"
+            assert error["message"] == "a forward pass failed: no memory is left"
+        thread.join()
+        assert beside[0].status_code == 500  # it was in the first of these passes
+        answer = client.post("/v1/completions", json=body).json()
+        front = len(bundle.tokenizer.decode([5, 6, 7]))
+        assert answer["choices"][0]["text"] == bundle.tokenizer.decode(expected)[front:]
+        assert service.engine.num_running == 0
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_the_last_block_may_stand_out(make_bundle: Callable[..., Path], size: int) -> None:
+    """A BD3-LM writes whole blocks, also where the longest text ends within one."""
+    path = make_bundle(objective="bd3lm", variant=None, block_size=size, seq_len=100)
+    service = Service(load_bundle(path), "net", Limits(rows=2))
+    with serving_here(service) as client:
+        for body in ({"max_tokens": 98, "prompt": [5, 6]}, {"max_tokens": 2, "prompt": [5]}):
+            answer = client.post("/v1/completions", json={**body, "steps": 4})
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["usage"]["completion_tokens"] == body["max_tokens"]
+
+
+def test_a_text_that_finds_no_place(make_bundle: Callable[..., Path]) -> None:
+    """Which is a fault of this project: it is told, and the next one is served."""
+    service = Service(load_bundle(make_bundle(seq_len=100)), "net", Limits(rows=1))
+    service.max_length = 1000  # the rows were made for fewer
+    with serving_here(service) as client:
+        failed = client.post("/v1/completions", json={"prompt": [5], "max_tokens": 500})
+        assert failed.status_code == 500
+        assert "501 slots are due, and a row has 117" in failed.json()["error"]["message"]
+        answer = client.post("/v1/completions", json={"prompt": [5], "max_tokens": 50})
+        assert answer.status_code == 200
