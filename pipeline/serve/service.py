@@ -160,7 +160,7 @@ class Service:
                 Writing(
                     TextRequest(
                         tokens=text.tokens, seed=seed, sample=text.sample, eos=text.eos,
-                        min_new=text.min_new, stop=text.stop, adaptive=True, **settings,
+                        min_new=text.min_new, stop=text.stop, **settings,
                     ),
                     self.config,
                     use_cache=True,

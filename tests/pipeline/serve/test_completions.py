@@ -42,9 +42,10 @@ def test_equal_to_generate(server: Server, client: openai.OpenAI, bundle: Any) -
     for alpha_0, seed in ((0.0, 1), (0.5, 2), (1.0, 3)):
         answer = client.completions.create(
             model=server.bundle.name, prompt="def f(", max_tokens=20, n=2, seed=seed,
-            extra_body={"alpha_0": alpha_0, "steps": 6},
+            extra_body={"alpha_0": alpha_0, "steps": 6, "guesses": 3},
         )  # fmt: skip
-        expected = written(bundle, "def f(", 20, 2, alpha_0=alpha_0, num_steps=6, seed=seed)
+        options = {"alpha_0": alpha_0, "num_steps": 6, "guesses": 3}
+        expected = written(bundle, "def f(", 20, 2, seed=seed, **options)
         assert [choice.text for choice in answer.choices] == expected
         assert [choice.finish_reason for choice in answer.choices] == ["length"] * 2
         assert answer.usage is not None
