@@ -25,6 +25,7 @@ CODE_FILES = (
     "modeling_esolm.py",
     "attention_esolm.py",
     "layers_esolm.py",
+    "linears_esolm.py",
     "reading_esolm.py",
     "generation_esolm.py",
     "decoding_esolm.py",
