@@ -18,7 +18,7 @@ from .attention_esolm import CachedRows, Group, SlotCache
 from .linears_esolm import packed
 from .requests_esolm import TextRequest
 from .sampling_esolm import Rules, draw
-from .walks_esolm import Feed
+from .walk_esolm import Feed
 from .writing_esolm import Writing
 
 
