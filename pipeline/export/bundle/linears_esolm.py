@@ -15,6 +15,8 @@ from torch import Tensor, nn
 # The number of tokens that the layout is made for; it is as good for any other.
 TOKENS = 32
 INT8_MAX = 127
+# A row of zeros has this scale, whose reciprocal is still a number.
+SMALLEST = 1e-30
 
 
 class PackedLinear(nn.Linear):
@@ -47,8 +49,9 @@ class Int8Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
         scale = scale_of(rows)
-        # As uint8 around 128: the kernel is slow with signed tokens.
-        rounded = (rows / scale).round_().add_(INT8_MAX + 1).to(torch.uint8)
+        # As uint8 around 128, since the kernel is slow with signed tokens; what `to` cuts off is
+        # made up for by a half.
+        rounded = (rows * scale.reciprocal()).add_(INT8_MAX + 1.5).to(torch.uint8)
         out = torch.ops.onednn.qlinear_pointwise(
             rounded, 1.0, INT8_MAX + 1, self.packed, self.scales, self.zeros, None, 1.0, 0,
             torch.float32, "none", [], "",
@@ -68,7 +71,7 @@ def become(module: nn.Module, other: nn.Module) -> None:
 
 def scale_of(rows: Tensor) -> Tensor:
     """[N, 1]: what one step of int8 stands for, so that the largest number of a row fits."""
-    return rows.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(rows.dtype).tiny) / INT8_MAX
+    return rows.abs().amax(-1, keepdim=True).clamp_(min=SMALLEST).div_(INT8_MAX)
 
 
 def packed(network: nn.Module) -> nn.Module:
