@@ -71,11 +71,11 @@ class EsoLMModel(EsoLMPreTrainedModel):
             attention_mask,
         )  # fmt: skip
         attend = WholeRows(reading.mask, is_causal=reading.is_causal)
-        angles = rotary_angles(reading.positions, self.config.head_dim, self.config.rope_base)
+        angles = rotary_angles(reading.positions, self.config)
         hidden = self.embed_tokens(reading.ids)
         states = [hidden]
-        for block in self.layers:
-            hidden = block(hidden, angles, attend)
+        for block, turned in zip(self.layers, angles, strict=True):
+            hidden = block(hidden, turned, attend)
             states.append(hidden)
         hidden = self.norm(kept(reading.in_place(hidden), logits_to_keep))
         told = None
@@ -87,11 +87,11 @@ class EsoLMModel(EsoLMPreTrainedModel):
         self, input_ids: Tensor, position_ids: Tensor, attend: CachedRows, wanted: Tensor
     ) -> Tensor:
         """Normalised hidden states [M, D] of the wanted ones, int64 [M], of the tokens [T] fed."""
-        angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_base)
+        angles = rotary_angles(position_ids, self.config)
         hidden = self.embed_tokens(input_ids)
-        for block in self.layers[:-1]:
-            hidden = block(hidden, angles, attend)
-        return self.norm(self.layers[-1](hidden, angles, attend, wanted))
+        for block, turned in zip(self.layers[:-1], angles[:-1], strict=True):
+            hidden = block(hidden, turned, attend)
+        return self.norm(self.layers[-1](hidden, angles[-1], attend, wanted))
 
 
 def kept(hidden_BSD: Tensor, positions: int | Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
             input_ids, position_ids, attention_pattern, prefix_length, block_size, logits_to_keep,
             attention_mask, bool(output_hidden_states),
         )  # fmt: skip
-        logits = self._logits(found.last_hidden_state)
+        logits = self.logits_of(found.last_hidden_state)
         loss = None if labels is None else self._loss(input_ids, logits, labels)
         output = MaskedLMOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
         return output.to_tuple() if return_dict is False else output
@@ -186,7 +186,7 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
 
         input_ids, position_ids: int64 [T], of all texts one after the other. attend: who sees what.
         """
-        return self._logits(self.model.decode(input_ids, position_ids, attend, wanted))
+        return self.logits_of(self.model.decode(input_ids, position_ids, attend, wanted))
 
     def in_int8(self) -> "EsoLMForMaskedLM":
         """A twin for decoding on a CPU: its linear layers are int8, and it shares the rest.
@@ -195,7 +195,10 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         """
         return in_int8(self)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """Of normalised hidden states [..., D]: [..., V], at least float32."""
         logits = at_least_float32(self.lm_head(hidden))
+        if self.config.logit_softcap:
+            logits = (logits / self.config.logit_softcap).tanh() * self.config.logit_softcap
         logits[..., self.config.mask_token_id] = float("-inf")
         return logits

@@ -99,11 +99,13 @@ def test_everything_that_is_wrong_is_reported_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["parallel.tp=5", "train.precision=fp16", "objective.kappa=2", "data.path=nowhere"]
+    settings.append("model.num_kv_heads=4")
     code, _, errors = run([PAPER, "--nodes", "2", *settings], monkeypatch, capsys)
     assert code == 64
     for part in (
         "16 ranks do not divide by parallel.tp 5",
         "model.num_heads 12 does not divide by parallel.tp 5",
+        "model.num_kv_heads 4 neither divides by parallel.tp 5 nor divides it",
         "train.precision is 'fp16'",
         "objective.kappa",
         "nowhere/manifest.json does not exist",
