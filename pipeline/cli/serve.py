@@ -24,10 +24,13 @@ def serve_command(
     name: Annotated[
         str | None, typer.Option(help="As clients see it; by default the folder's name.")
     ] = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Processes that serve it, on a GPU each where there are any.")
+    ] = 1,
 ) -> None:
     """Serve a bundle to OpenAI clients, curl and a browser, many requests in one batch.
 
-    Needs the extra esolm[serve]. With ESOLM_API_KEY set, clients must show that key. SIGTERM and
+    Needs the extra esolm[serve], several replicas esolm[ray] as well. With ESOLM_API_KEY set, clients must show that key. SIGTERM and
     Ctrl-C let running requests finish; a second one does not. docs/serving.md has the interface.
 
     Example:
@@ -42,7 +45,20 @@ def serve_command(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'esolm[serve]'") from None
-    from esolm.pipeline.serve.server import serve
+    from esolm.pipeline.serve.server import Served, serve
     from esolm.pipeline.serve.service import Limits
 
-    serve(bundle, host, port, Limits(rows, queue, max_length, timeout), name, dtype)
+    served = Served(bundle, Limits(rows, queue, max_length, timeout), name, dtype)
+    if replicas == 1:
+        serve(served, host, port)
+        return
+    from esolm.pipeline.serve.own_ray import prepare
+
+    prepare()
+    try:
+        import ray  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'esolm[ray]'") from None
+    from esolm.pipeline.serve.front import serve_replicas
+
+    serve_replicas(served, host, port, replicas)

@@ -1,0 +1,142 @@
+"""Several servers of a bundle under Ray Serve, which keeps up their number and shares out requests."""
+
+import secrets
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, TaskCancelledError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+from starlette.types import Message
+
+from esolm.data_prep.progress import phase
+from esolm.pipeline.errors import ConfigError, EsolmError
+from esolm.pipeline.serve.errors import ApiError
+from esolm.pipeline.serve.own_ray import connected
+from esolm.pipeline.serve.replica import Replica
+from esolm.pipeline.serve.server import Served
+from esolm.pipeline.serve.service import ending
+
+# A replica may take so many requests; its own engine says no long before.
+MOST_REQUESTS = 10_000
+HEALTH_SECONDS = 1.0
+# One replica may end under a request, and the one that it is given to instead.
+ATTEMPTS = 3
+LOST = (RayActorError, TaskCancelledError, DeploymentUnavailableError)
+
+
+class LostError(Exception):
+    """The replica has ended before it had answered to the end."""
+
+
+class Fleet:
+    """The replicas, and the requests that they have under way."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+        self._open, self._changed = 0, threading.Condition()
+        self._is_draining = False
+
+    async def messages(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[Message]:
+        """A replica's answer as ASGI has it: the start, then at least one part.
+
+        If the replica ends before the first part, another one is asked. Raises LostError if it
+        ends later, ApiError if there is none or the fleet drains.
+        """
+        with self._under_way():
+            for _ in range(ATTEMPTS):
+                start: Message | None = None
+                has_begun = False
+                answer = self._handle.options(stream=True).remote(scope, body)
+                try:
+                    async for message in answer:
+                        if message["type"] == "http.response.start":
+                            start = message
+                            continue
+                        if not has_begun and start is not None:
+                            yield start
+                        has_begun = True
+                        yield message
+                    return
+                except LOST as error:
+                    if has_begun:
+                        raise LostError from error
+                finally:
+                    answer.cancel()
+        raise ApiError(503, "the replicas end under this request", retry_after=10)
+
+    async def figures(self) -> list[tuple[str, str]]:
+        """The metrics of every replica, with its name."""
+        try:
+            found = self._handle.broadcast("figures")
+            answers = await found.results_async(timeout_s=10, return_exceptions=True)
+        except DeploymentUnavailableError:
+            return []
+        return [answer for answer in answers if not isinstance(answer, Exception)]
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._is_draining
+
+    def drain(self) -> None:
+        """Takes nothing more."""
+        self._is_draining = True
+
+    def wait_until_idle(self) -> None:
+        """Returns once all requests are answered."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._open == 0)
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        with self._changed:
+            if self._is_draining:
+                raise ending()
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._open -= 1
+                self._changed.notify_all()
+
+
+@contextmanager
+def running(served: Served, replicas: int) -> Iterator[Fleet]:
+    """The fleet, once every replica is up: on the Ray cluster of RAY_ADDRESS, or one of its own.
+
+    Raises ConfigError if there are fewer GPUs than replicas, EsolmError if they do not come up.
+    """
+    with ExitStack() as stack:
+        with phase(f"start {replicas} replicas"):
+            cpus = stack.enter_context(connected(replicas))
+            name = f"esolm-{secrets.token_hex(4)}"
+            handle = _deploy(served, replicas, cpus, name)
+        stack.callback(serve.delete, name)
+        yield Fleet(handle)
+
+
+def _deploy(served: Served, replicas: int, cpus: int, name: str) -> DeploymentHandle[Any]:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if 0 < gpus < replicas:
+        raise ConfigError(f"--replicas {replicas}: each needs a GPU, and Ray has {gpus}")
+    deployment = serve.deployment(
+        Replica,
+        name="Replica",
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": 1 if gpus else 0},
+        max_ongoing_requests=MOST_REQUESTS,
+        health_check_period_s=HEALTH_SECONDS,
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+    )
+    serve.start(proxy_location="Disabled")
+    try:
+        return serve.run(deployment.bind(served), name=name, route_prefix=None)
+    except RuntimeError as error:
+        raise EsolmError(f"the replicas do not come up: {error}") from error
