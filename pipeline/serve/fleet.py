@@ -1,9 +1,12 @@
 """Several servers of a bundle under Ray Serve, which keeps up their number and shares out requests."""
 
+import asyncio
+import logging
+import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
 
 import ray
@@ -17,7 +20,7 @@ from starlette.types import Message
 from esolm.data_prep.progress import phase
 from esolm.pipeline.errors import ConfigError, EsolmError
 from esolm.pipeline.serve.errors import ApiError
-from esolm.pipeline.serve.own_ray import connected
+from esolm.pipeline.serve.own_ray import CLUSTER, connected
 from esolm.pipeline.serve.replica import Replica
 from esolm.pipeline.serve.server import Served
 from esolm.pipeline.serve.service import ending
@@ -27,6 +30,9 @@ MOST_REQUESTS = 10_000
 HEALTH_SECONDS = 1.0
 # One replica may end under a request, and the one that it is given to instead.
 ATTEMPTS = 3
+# After so long without an answer it is seen whether any replica is left.
+PATIENCE_SECONDS = 5.0
+RETRY_SECONDS = 10
 LOST = (RayActorError, TaskCancelledError, DeploymentUnavailableError)
 
 
@@ -50,25 +56,46 @@ class Fleet:
         """
         with self._under_way():
             for _ in range(ATTEMPTS):
-                start: Message | None = None
                 has_begun = False
-                answer = self._handle.options(stream=True).remote(scope, body)
                 try:
-                    async for message in answer:
-                        if message["type"] == "http.response.start":
-                            start = message
-                            continue
-                        if not has_begun and start is not None:
-                            yield start
-                        has_begun = True
-                        yield message
+                    async with aclosing(self._asked(scope, body)) as answer:
+                        async for message in answer:
+                            has_begun = True
+                            yield message
                     return
                 except LOST as error:
                     if has_begun:
                         raise LostError from error
-                finally:
-                    answer.cancel()
-        raise ApiError(503, "the replicas end under this request", retry_after=10)
+            raise ApiError(503, "the replicas end under this request", retry_after=RETRY_SECONDS)
+
+    async def _asked(self, scope: dict[str, Any], body: bytes) -> AsyncGenerator[Message]:
+        """One replica's answer; its start is held back until there is a part."""
+        answer = self._handle.options(stream=True).remote(scope, body)
+        try:
+            messages = aiter(answer)
+            start = await self._first(messages)
+            part = await anext(messages)
+            yield start
+            yield part
+            async for message in messages:
+                yield message
+        finally:
+            answer.cancel()
+
+    async def _first(self, messages: AsyncIterator[Message]) -> Message:
+        """Ray would wait for ever for a replica. Raises ApiError if there is none."""
+
+        async def first() -> Message:
+            return await anext(messages)
+
+        task = asyncio.ensure_future(first())
+        try:
+            while not (await asyncio.wait([task], timeout=PATIENCE_SECONDS))[0]:
+                if not await self.figures():
+                    raise ApiError(503, "no replica is up", retry_after=RETRY_SECONDS)
+            return task.result()
+        finally:
+            task.cancel()
 
     async def figures(self) -> list[tuple[str, str]]:
         """The metrics of every replica, with its name."""
@@ -118,7 +145,8 @@ def running(served: Served, replicas: int) -> Iterator[Fleet]:
             cpus = stack.enter_context(connected(replicas))
             name = f"esolm-{secrets.token_hex(4)}"
             handle = _deploy(served, replicas, cpus, name)
-        stack.callback(serve.delete, name)
+        if CLUSTER in os.environ:  # one of our own ends as a whole
+            stack.callback(serve.delete, name)
         yield Fleet(handle)
 
 
@@ -135,7 +163,8 @@ def _deploy(served: Served, replicas: int, cpus: int, name: str) -> DeploymentHa
         health_check_period_s=HEALTH_SECONDS,
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )
-    serve.start(proxy_location="Disabled")
+    logging.getLogger("ray.serve").setLevel("WARNING")
+    serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
     try:
         return serve.run(deployment.bind(served), name=name, route_prefix=None)
     except RuntimeError as error:

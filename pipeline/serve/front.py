@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from esolm.pipeline.serve.app import guard
 from esolm.pipeline.serve.errors import ApiError, body_of
-from esolm.pipeline.serve.fleet import Fleet, LostError, running
+from esolm.pipeline.serve.fleet import RETRY_SECONDS, Fleet, LostError, running
 from esolm.pipeline.serve.server import API_KEY, Served, listen
 from esolm.pipeline.serve.service import ending
 from esolm.pipeline.serve.sse import DONE, line, unless_gone
@@ -48,7 +48,7 @@ def make_front(fleet: Fleet, api_key: str | None) -> FastAPI:
         if fleet.is_draining:
             raise ending()
         if not (answered := len(await fleet.figures())):
-            raise ApiError(503, "no replica answers", retry_after=10)
+            raise ApiError(503, "no replica is up", retry_after=RETRY_SECONDS)
         return {"status": "ready", "replicas": answered}
 
     @app.get("/metrics", response_model=None)
