@@ -1,4 +1,4 @@
-"""Several servers of a bundle under Ray Serve, which keeps up their number and shares out requests."""
+"""Several servers of a bundle: Ray Serve keeps up their number and shares out the requests."""
 
 import asyncio
 import logging

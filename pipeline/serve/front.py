@@ -16,7 +16,7 @@ from starlette.types import Message
 from esolm.pipeline.serve.app import guard
 from esolm.pipeline.serve.errors import ApiError, body_of
 from esolm.pipeline.serve.fleet import RETRY_SECONDS, Fleet, LostError, running
-from esolm.pipeline.serve.server import API_KEY, Served, listen
+from esolm.pipeline.serve.server import API_KEY, Address, Served, listen
 from esolm.pipeline.serve.service import ending
 from esolm.pipeline.serve.sse import DONE, line, unless_gone
 
@@ -27,11 +27,11 @@ SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path",
 LOST = body_of(503, "the replica that wrote this has ended; ask again")
 
 
-def serve_replicas(served: Served, host: str, port: int, replicas: int) -> None:
+def serve_replicas(served: Served, address: Address, replicas: int) -> None:
     """Until it is told to end. Raises as `Served.check` and `running`."""
     served.check()
     with running(served, replicas) as fleet:
-        listen(make_front(fleet, os.environ.get(API_KEY)), fleet, host, port)
+        listen(make_front(fleet, os.environ.get(API_KEY)), fleet, address)
 
 
 def make_front(fleet: Fleet, api_key: str | None) -> FastAPI:

@@ -1,5 +1,6 @@
 """Ray on this machine alone, for one server: it tells nobody, and shows nothing."""
 
+import logging
 import os
 import secrets
 import signal
@@ -18,8 +19,7 @@ def prepare() -> None:
     if CLUSTER in os.environ:
         return
     # Its name says otherwise: without it Ray listens at the machine's outer address.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    os.environ["RAY_enable_metrics_collection"] = "0"
+    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_enable_metrics_collection": "0"}
     # Whoever has not this token gets nothing from Ray's ports; its own would stay in the home.
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
@@ -58,7 +58,7 @@ def _start(cpus: int, folder: str) -> None:
             num_cpus=cpus,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             _temp_dir=folder,
             _node_ip_address="127.0.0.1",
         )

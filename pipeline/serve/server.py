@@ -4,6 +4,7 @@ import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import socket
 from types import FrameType
 from typing import Any, Protocol
 
@@ -41,6 +42,22 @@ class Served:
         return Service(bundle, self.name or self.path.resolve().name, self.limits)
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where to listen. port: 0 for a free one. port_file: where the port is told, if anywhere."""
+
+    host: str
+    port: int
+    port_file: Path | None = None
+
+    def tell(self, port: int) -> None:
+        """Once requests are taken."""
+        if self.port_file is not None:
+            temporary = self.port_file.with_suffix(".tmp")
+            temporary.write_text(f"{port}\n")
+            temporary.rename(self.port_file)
+
+
 class Drainable(Protocol):
     """What writes texts, and can be asked to begin no more."""
 
@@ -58,9 +75,15 @@ class Drainable(Protocol):
 class DrainingServer(uvicorn.Server):
     """On the first signal it takes nothing more and ends when all is written; on the second now."""
 
-    def __init__(self, config: uvicorn.Config, writer: Drainable) -> None:
+    def __init__(self, config: uvicorn.Config, writer: Drainable, address: Address) -> None:
         super().__init__(config)
-        self._writer = writer
+        self._writer, self._address = writer, address
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Called by uvicorn; it listens when this is over, or has failed."""
+        await super().startup(sockets)
+        if self.started:
+            self._address.tell(self.servers[0].sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by uvicorn for SIGINT and SIGTERM."""
@@ -77,14 +100,16 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def listen(app: Any, writer: Drainable, host: str, port: int) -> None:
+def listen(app: Any, writer: Drainable, address: Address) -> None:
     """Answers requests until it is told to end."""
-    config = uvicorn.Config(app, host=host, port=port, log_level="info", timeout_keep_alive=30)
-    DrainingServer(config, writer).run()
+    config = uvicorn.Config(
+        app, host=address.host, port=address.port, log_level="info", timeout_keep_alive=30
+    )
+    DrainingServer(config, writer, address).run()
 
 
-def serve(served: Served, host: str, port: int) -> None:
+def serve(served: Served, address: Address) -> None:
     """By this process alone, until it is told to end. Raises as `Served.open`."""
     service = served.open()
-    listen(make_app(service, os.environ.get(API_KEY)), service.engine, host, port)
+    listen(make_app(service, os.environ.get(API_KEY)), service.engine, address)
     service.engine.close()

@@ -35,6 +35,7 @@ from esolm.pipeline.slurm.profile import (
     warning_problems,
 )
 from esolm.pipeline.slurm.render import mounted_folders, render
+from esolm.pipeline.slurm.serving import serving_notes, serving_problems
 from esolm.pipeline.slurm.stages import STAGES, Job, Paths, plan_jobs, prep_problems
 
 PACKAGE = "esolm"
@@ -78,8 +79,10 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
         usable, found = _usable_nodes(config, profile, fewest, most, data_follows)
         problems += found or memory_problems(config, profile, fewest)
     paths = Paths(Path(config.run.dir), _next_submission(Path(config.run.dir)))
+    problems += serving_problems(config, profile, stages, paths)
     jobs, skipped = plan_jobs(config, stages, paths) if not problems else ([], [])
-    jobs, notes = _without_finished(config, jobs, notes + skipped)
+    notes += skipped + serving_notes(config, stages)
+    jobs, notes = _without_finished(config, jobs, notes)
     if "train" in stages:
         with_effect, without = changed_settings(RunDirectory(config.run.dir), config)
         notes += [f"changed since the last start: {change}" for change in with_effect + without]

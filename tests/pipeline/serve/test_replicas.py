@@ -36,7 +36,7 @@ class Fleet:
         return load_bundle(self.server.bundle)
 
     def offline(self, seed: int, rows: int = 1) -> str:
-        """What `generate` writes for LONG behind `x`. rows: texts in its batch, this is the first."""
+        """What `generate` writes for LONG behind `x`, as the first of so many rows."""
         prompt = list(self.bundle.tokenizer.encode("x"))
         written = self.bundle.model.generate(
             torch.tensor([prompt]), seed=seed, num_samples=rows,
