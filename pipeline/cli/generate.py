@@ -47,7 +47,7 @@ def generate_command(
         typer.Option(help="Tokens guessed ahead in the sequential phase; the text's chances stay."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="fp32 or bf16; by default fp32 on a CPU.")
+        str | None, typer.Option(help="fp32, bf16 or int8; by default fp32 on a CPU.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     num_samples: Annotated[int, typer.Option(min=1, help="Samples, written as one batch.")] = 1,

@@ -22,7 +22,7 @@ def serve_command(
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a text may take.")] = 300.0,
     dtype: Annotated[
-        str | None, typer.Option(help="fp32 or bf16; by default fp32 on a CPU.")
+        str | None, typer.Option(help="fp32, bf16 or int8; by default fp32 on a CPU.")
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="As clients see it; by default the folder's name.")

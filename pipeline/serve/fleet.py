@@ -21,7 +21,7 @@ from esolm.data_prep.progress import phase
 from esolm.pipeline.errors import ConfigError, EsolmError
 from esolm.pipeline.serve.errors import ApiError
 from esolm.pipeline.serve.own_ray import CLUSTER, connected
-from esolm.pipeline.serve.replica import Replica
+from esolm.pipeline.serve.replica import BundleReplica
 from esolm.pipeline.serve.server import Served
 from esolm.pipeline.serve.service import ending
 
@@ -155,7 +155,7 @@ def _deploy(served: Served, replicas: int, cpus: int, name: str) -> DeploymentHa
     if 0 < gpus < replicas:
         raise ConfigError(f"--replicas {replicas}: each needs a GPU, and Ray has {gpus}")
     deployment = serve.deployment(
-        Replica,
+        BundleReplica,
         name="Replica",
         num_replicas=replicas,
         ray_actor_options={"num_cpus": cpus, "num_gpus": 1 if gpus else 0},

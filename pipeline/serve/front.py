@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -30,7 +31,8 @@ LOST = body_of(503, "the replica that wrote this has ended; ask again")
 def serve_replicas(served: Served, address: Address, replicas: int) -> None:
     """Until it is told to end. Raises as `Served.check` and `running`."""
     served.check()
-    with running(served, replicas) as fleet:
+    # Replicas have another working directory.
+    with running(replace(served, path=served.path.resolve()), replicas) as fleet:
         listen(make_front(fleet, os.environ.get(API_KEY)), fleet, address)
 
 

@@ -6,7 +6,7 @@ import secrets
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 
 CLUSTER = "RAY_ADDRESS"
 # Of requests and answers under way, where they are large.
@@ -29,22 +29,29 @@ def connected(replicas: int) -> Iterator[int]:
     """Ray, and the CPUs of a replica: the cluster of RAY_ADDRESS, or one for this process alone."""
     import ray
 
-    given = os.environ.get("OMP_NUM_THREADS")
-    if CLUSTER in os.environ:
-        ray.init()
-        cpus = int(given or 1)
-    else:
-        cpus = int(given or max(1, len(os.sched_getaffinity(0)) // replicas))
-    # A folder of its own, for Ray clears nothing away. The paths of its sockets must be short.
+    cpus = _cpus_of_a_replica(replicas)
+    # A folder of its own, for Ray clears nothing away, and its processes would take code from the
+    # working one. The paths of its sockets must be short.
     with tempfile.TemporaryDirectory(
         prefix="esolm-ray-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
-        if not ray.is_initialized():
-            _start(replicas * cpus, folder)
+        with chdir(folder):
+            if CLUSTER in os.environ:
+                ray.init()
+            else:
+                _start(replicas * cpus, folder)
         try:
             yield cpus
         finally:
             ray.shutdown()
+
+
+def _cpus_of_a_replica(replicas: int) -> int:
+    """As many as it has threads, which Ray sees to."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit():
+        return int(given)
+    return 1 if CLUSTER in os.environ else max(1, len(os.sched_getaffinity(0)) // replicas)
 
 
 def _start(cpus: int, folder: str) -> None:

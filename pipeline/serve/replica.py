@@ -12,7 +12,7 @@ from esolm.pipeline.serve.app import make_app
 from esolm.pipeline.serve.server import Served
 
 
-class Replica:
+class BundleReplica:
     """The application, called with requests as ASGI has them."""
 
     def __init__(self, served: Served) -> None:

@@ -3,6 +3,7 @@
 import os
 from importlib.util import find_spec
 from ipaddress import ip_address
+from pathlib import Path
 
 from esolm.model.settings import setting_problems
 from esolm.pipeline.export.manifest import NAME
@@ -13,14 +14,12 @@ from esolm.pipeline.slurm.profile import (
     seconds_of,
     time_problems,
 )
-from esolm.pipeline.slurm.stages import Paths
+from esolm.pipeline.slurm.stages import bundle_of
 
 API_KEY = "ESOLM_API_KEY"
 
 
-def serving_problems(
-    config: RunConfig, profile: ClusterProfile, stages: list[str], paths: Paths
-) -> list[str]:
+def serving_problems(config: RunConfig, profile: ClusterProfile, stages: list[str]) -> list[str]:
     """Everything that keeps the run's bundle from being served."""
     if "serve" not in stages:
         return []
@@ -31,8 +30,9 @@ def serving_problems(
             f"serve.replicas {serve.replicas} is more than gpus_per_node {profile.gpus_per_node}: "
             "a replica has a GPU of its own, and all are on one node"
         )
-    if "export" not in stages and not (paths.bundle / NAME).is_file():
-        problems.append(f"stage serve: {paths.bundle} is no bundle yet; add stage export")
+    bundle = bundle_of(Path(config.run.dir))
+    if "export" not in stages and not os.path.isfile(bundle / NAME):  # nor where none may look
+        problems.append(f"stage serve: {bundle} is no bundle yet; add stage export")
     if API_KEY in profile.environment:
         problems.append(
             f"environment: {API_KEY} would stand in every script; set it where you submit instead"

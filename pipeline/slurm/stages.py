@@ -45,7 +45,7 @@ class Paths:
 
     @property
     def bundle(self) -> Path:
-        return self.run / "bundle"
+        return bundle_of(self.run)
 
     @property
     def config(self) -> Path:
@@ -54,6 +54,11 @@ class Paths:
     @property
     def code(self) -> Path:
         return self.submission / "code"
+
+
+def bundle_of(run: Path) -> Path:
+    """Where stage export puts it."""
+    return run / "bundle"
 
 
 def plan_jobs(config: RunConfig, stages: list[str], paths: Paths) -> tuple[list[Job], list[str]]:

@@ -79,10 +79,8 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
         usable, found = _usable_nodes(config, profile, fewest, most, data_follows)
         problems += found or memory_problems(config, profile, fewest)
     paths = Paths(Path(config.run.dir), _next_submission(Path(config.run.dir)))
-    problems += serving_problems(config, profile, stages, paths)
     jobs, skipped = plan_jobs(config, stages, paths) if not problems else ([], [])
-    notes += skipped + serving_notes(config, stages)
-    jobs, notes = _without_finished(config, jobs, notes)
+    jobs, notes = _without_finished(config, jobs, notes + skipped + serving_notes(config, stages))
     if "train" in stages:
         with_effect, without = changed_settings(RunDirectory(config.run.dir), config)
         notes += [f"changed since the last start: {change}" for change in with_effect + without]
@@ -110,6 +108,7 @@ def _job_problems(config: RunConfig, profile: ClusterProfile, stages: list[str])
     problems += setting_problems(config.slurm, "slurm.")
     if not _PLAIN_PATH.fullmatch(config.run.dir):
         problems.append(f"run.dir {config.run.dir} holds characters that Slurm would misread")
+    problems += serving_problems(config, profile, stages)
     return problems + _mount_problems(config, profile, stages)
 
 

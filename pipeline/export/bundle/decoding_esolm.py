@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from .attention_esolm import CachedRows, Group, SlotCache
+from .linears_esolm import packed
 from .requests_esolm import TextRequest
 from .sampling_esolm import Rules, draw
-from .walks_esolm import Feed
+from .walk_esolm import Feed
 from .writing_esolm import Writing
 
 
@@ -33,7 +34,6 @@ class Pass:
         self.writings = writings
         self.feeds = [writing.feed() for writing in writings]
         starts = np.cumsum([0, *(len(feed.cells) for feed in self.feeds)])
-        self.num_tokens = int(starts[-1])
         self.cells = np.concatenate(
             [f.cells + w.row * slots for w, f in zip(writings, self.feeds, strict=True)]
         )
@@ -76,7 +76,7 @@ class Batch:
     """Texts that are written together. rows: how many at most; slots: tokens of each, at most."""
 
     def __init__(self, network: Any, rows: int, slots: int, use_cache: bool = True) -> None:
-        self.network, self.slots, self.use_cache = network, slots, use_cache
+        self.network, self.slots, self.use_cache = packed(network), slots, use_cache
         self.mask_id = network.config.mask_token_id
         self._cache = SlotCache(network.config, rows, slots, network.dtype, network.device)
         self._tokens = torch.full((rows, slots), self.mask_id, device=network.device)
@@ -173,7 +173,7 @@ class Batch:
 
     def _logits(self, one: Pass) -> Tensor:
         """[M, V], at least float32, of what is wanted; what must not be drawn is -inf."""
-        fed = self._tensor(np.pad(one.cells, (0, padding(one.num_tokens))))
+        fed = self._tensor(one.cells)
         tokens = self._tokens.view(-1)[fed]
         told = (one.told >= 0).nonzero()[0]
         if len(told):
@@ -182,8 +182,8 @@ class Batch:
             tokens,
             self._positions.view(-1)[fed],
             CachedRows(self._cache, one.groups),
-            self._tensor(np.pad(one.wanted, (0, padding(len(one.wanted))))),
-        )[: len(one.wanted)]
+            self._tensor(one.wanted),
+        )
         for writing, places, span in zip(one.writings, one.places, one.spans, strict=True):
             early = span.start + writing.is_too_early(places).nonzero()[0]
             if len(early):
@@ -226,8 +226,3 @@ def _most_certain(logits: Tensor, drawn: Tensor, count: int) -> np.ndarray:
     doubt = (others.sum(-1, dtype=torch.float64).log() * 1000).round()
     best = doubt.argsort(stable=True)[:count]
     return best.sort().values.cpu().numpy()
-
-
-def padding(count: int) -> int:
-    """Rows to add to a matrix product of so many: two or three take longer than four."""
-    return -count % 4 if 1 < count < 16 else 0

@@ -18,6 +18,7 @@ from .attention_esolm import CachedRows, WholeRows
 from .configuration_esolm import EsoLMConfig
 from .generation_esolm import EsoLMGenerationConfig, EsoLMGenerationMixin
 from .layers_esolm import EsoLMBlock, EsoLMNorm, at_least_float32, rotary_angles
+from .linears_esolm import in_int8
 from .reading_esolm import reading_of
 
 # The label of what does not count.
@@ -186,6 +187,13 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         input_ids, position_ids: int64 [T], of all texts one after the other. attend: who sees what.
         """
         return self._logits(self.model.decode(input_ids, position_ids, attend, wanted))
+
+    def in_int8(self) -> "EsoLMForMaskedLM":
+        """A twin for decoding on a CPU: its linear layers are int8, and it shares the rest.
+
+        Raises ValueError if this one is not in float32 on a CPU.
+        """
+        return in_int8(self)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = at_least_float32(self.lm_head(hidden))

@@ -25,7 +25,7 @@ LONG: dict[str, Any] = {"max_tokens": 1000, "alpha_0": 0.0, "ignore_eos": True}
 
 
 @dataclass
-class Fleet:
+class TwoReplicas:
     """A server of two replicas. bundle: what it serves, also here."""
 
     server: Server
@@ -85,21 +85,23 @@ class Fleet:
 @pytest.fixture(scope="module")
 def fleet(
     make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Fleet]:
+) -> Iterator[TwoReplicas]:
     bundle, folder = make_bundle(seq_len=SEQ_LEN), tmp_path_factory.mktemp("fleet")
+    # No process may take code from where the server was started.
+    (folder / "safetensors.py").write_text("raise RuntimeError('of the working directory')")
     with (
         serving(bundle, folder, "--replicas", "2", "--rows", "8", key=KEY) as server,
         httpx.Client(
             base_url=server.url, timeout=120, headers={"Authorization": f"Bearer {KEY}"}
         ) as client,
     ):
-        yield Fleet(server, client)
+        yield TwoReplicas(server, client)
 
 
 class Stream(threading.Thread):
     """A text as it comes. text: so far. error: its last event, if that was one."""
 
-    def __init__(self, fleet: Fleet, seed: int) -> None:
+    def __init__(self, fleet: TwoReplicas, seed: int) -> None:
         super().__init__(daemon=True)
         self.seed, self.text = seed, ""
         self.error: dict[str, Any] | None = None
@@ -121,7 +123,7 @@ class Stream(threading.Thread):
                 self.has_begun.set()
 
 
-def test_a_replica_is_killed_under_load(fleet: Fleet) -> None:
+def test_a_replica_is_killed_under_load(fleet: TwoReplicas) -> None:
     texts = fleet.texts(8)
     seeds = list(texts)
     streams = [Stream(fleet, seed) for seed in seeds[:4]]
@@ -162,7 +164,7 @@ def test_a_replica_is_killed_under_load(fleet: Fleet) -> None:
     assert len(fleet.processes("ray::ServeReplica")) == 2
 
 
-def test_all_replicas_are_killed(fleet: Fleet) -> None:
+def test_all_replicas_are_killed(fleet: TwoReplicas) -> None:
     """What has said nothing yet waits for a new one, or hears that there is none."""
     for replica in fleet.processes("ray::ServeReplica"):
         replica.kill()
@@ -176,7 +178,7 @@ def test_all_replicas_are_killed(fleet: Fleet) -> None:
     assert again.status_code == 200
 
 
-def test_errors_and_the_key(fleet: Fleet) -> None:
+def test_errors_and_the_key(fleet: TwoReplicas) -> None:
     """As of one server."""
     url = fleet.server.url
     assert httpx.get(f"{url}/v1/models").json()["error"]["type"] == "authentication_error"
@@ -192,7 +194,7 @@ def test_errors_and_the_key(fleet: Fleet) -> None:
     assert fleet.client.post("/detokenize", json={"tokens": tokens}).json()["prompt"] == "def f("
 
 
-def test_a_client_that_leaves_frees_its_row(fleet: Fleet) -> None:
+def test_a_client_that_leaves_frees_its_row(fleet: TwoReplicas) -> None:
     body = {**LONG, "max_tokens": 4000, "prompt": "x"}
     with ExitStack() as stack:
         answer = stack.enter_context(
@@ -207,7 +209,7 @@ def test_a_client_that_leaves_frees_its_row(fleet: Fleet) -> None:
     fleet.server.wait_for(lambda: fleet.running().total() == 0, 10)
 
 
-def test_nobody_else_reaches_it(fleet: Fleet) -> None:
+def test_nobody_else_reaches_it(fleet: TwoReplicas) -> None:
     """Ray listens on loopback; but for the replicas' own port, which asks for a token."""
     import grpc
 
@@ -227,7 +229,7 @@ def test_nobody_else_reaches_it(fleet: Fleet) -> None:
             assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_drain(fleet: Fleet) -> None:
+def test_drain(fleet: TwoReplicas) -> None:
     """SIGTERM to every process, as Slurm and systemd send it. The last test: it ends the fleet."""
     [(seed, text)] = fleet.texts(1).items()
     stream = Stream(fleet, seed)
