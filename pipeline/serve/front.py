@@ -2,12 +2,10 @@
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,7 +17,7 @@ from esolm.pipeline.serve.errors import ApiError, body_of
 from esolm.pipeline.serve.fleet import RETRY_SECONDS, Fleet, LostError, running
 from esolm.pipeline.serve.server import API_KEY, Address, Served, listen
 from esolm.pipeline.serve.service import ending
-from esolm.pipeline.serve.sse import DONE, line, unless_gone
+from esolm.pipeline.serve.sse import DONE, ClosingResponse, line, unless_gone
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 # Of what ASGI says of a request, that which can be sent to another process.
@@ -66,7 +64,7 @@ def make_front(fleet: Fleet, api_key: str | None) -> FastAPI:
         start, first = await unless_gone(request, _begin(messages))
         is_stream = (b"content-type", b"text/event-stream; charset=utf-8") in start["headers"]
         content = _stream(first, messages) if is_stream else _parts(first, messages)
-        response = StreamingResponse(content, start["status"])
+        response = ClosingResponse(messages, content, status_code=start["status"])
         response.raw_headers = list(start["headers"])
         return response
 
@@ -79,10 +77,9 @@ async def _begin(messages: AsyncIterator[Message]) -> tuple[Message, Message]:
 
 async def _parts(first: Message, messages: AsyncIterator[Message]) -> AsyncIterator[bytes]:
     """Of a body. What fails on the way breaks the connection off, or half would pass for whole."""
-    async with aclosing(messages):  # type: ignore[type-var]  # every generator has aclose
-        yield first.get("body", b"")
-        async for message in messages:
-            yield message.get("body", b"")
+    yield first.get("body", b"")
+    async for message in messages:
+        yield message.get("body", b"")
 
 
 async def _stream(first: Message, messages: AsyncIterator[Message]) -> AsyncIterator[bytes]:

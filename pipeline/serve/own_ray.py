@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 
+from esolm.pipeline.errors import ConfigError
+
 CLUSTER = "RAY_ADDRESS"
 # Of requests and answers under way, where they are large.
 OBJECT_STORE_BYTES = 128 << 20
@@ -26,7 +28,10 @@ def prepare() -> None:
 
 @contextmanager
 def connected(replicas: int) -> Iterator[int]:
-    """Ray, and the CPUs of a replica: the cluster of RAY_ADDRESS, or one for this process alone."""
+    """Ray, and the CPUs of a replica: the cluster of RAY_ADDRESS, or one for this process alone.
+
+    Raises ConfigError if that cluster cannot be joined.
+    """
     import ray
 
     cpus = _cpus_of_a_replica(replicas)
@@ -37,7 +42,7 @@ def connected(replicas: int) -> Iterator[int]:
     ) as folder:
         with chdir(folder):
             if CLUSTER in os.environ:
-                ray.init()
+                _join(os.environ[CLUSTER])
             else:
                 _start(replicas * cpus, folder)
         try:
@@ -52,6 +57,16 @@ def _cpus_of_a_replica(replicas: int) -> int:
     if given.isdigit():
         return int(given)
     return 1 if CLUSTER in os.environ else max(1, len(os.sched_getaffinity(0)) // replicas)
+
+
+def _join(cluster: str) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        ray.init()
+    except (OSError, RuntimeError, RayError) as error:
+        raise ConfigError(f"no Ray cluster for us at {CLUSTER} {cluster}: {error}") from error
 
 
 def _start(cpus: int, folder: str) -> None:
