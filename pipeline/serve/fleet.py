@@ -32,6 +32,7 @@ HEALTH_SECONDS = 1.0
 ATTEMPTS = 3
 # After so long without an answer it is seen whether any replica is left.
 PATIENCE_SECONDS = 5.0
+SILENT_SECONDS = 20.0
 RETRY_SECONDS = 10
 LOST = (RayActorError, TaskCancelledError, DeploymentUnavailableError)
 
@@ -91,19 +92,27 @@ class Fleet:
         task = asyncio.ensure_future(first())
         try:
             while not (await asyncio.wait([task], timeout=PATIENCE_SECONDS))[0]:
-                if not await self.figures():
+                if await self._is_empty():
                     raise ApiError(503, "no replica is up", retry_after=RETRY_SECONDS)
             return task.result()
         finally:
             task.cancel()
 
+    async def _is_empty(self) -> bool:
+        try:
+            return not await self.figures()
+        except ApiError:  # there is one, which takes its time
+            return False
+
     async def figures(self) -> list[tuple[str, str]]:
-        """The metrics of every replica, with its name."""
+        """The metrics of every replica, with its name. Raises ApiError if one is silent."""
         try:
             found = self._handle.broadcast("figures")
-            answers = await found.results_async(timeout_s=10, return_exceptions=True)
+            answers = await found.results_async(timeout_s=SILENT_SECONDS, return_exceptions=True)
         except DeploymentUnavailableError:
             return []
+        except TimeoutError:
+            raise ApiError(503, "a replica does not answer", retry_after=RETRY_SECONDS) from None
         return [answer for answer in answers if not isinstance(answer, Exception)]
 
     @property

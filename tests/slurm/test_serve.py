@@ -10,6 +10,7 @@ import pytest
 
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.generate import Bundle, Request, generate, load_bundle
+from esolm.pipeline.slurm.chain import cancel_chain
 from esolm.pipeline.slurm.status import StageStatus, chain_status
 from esolm.pipeline.slurm.submit import prepare
 from tests.pipeline.generate.test_generate_command import make_bundle
@@ -94,6 +95,25 @@ def test_found_used_and_drained(cluster: MiniCluster, run: Path) -> None:
     assert not (run / "slurm" / "address").exists(), told(run)
     for path in (run / "slurm").rglob("*"):
         assert not path.is_file() or KEY not in path.read_text(errors="replace"), path
+
+
+def test_a_chain_that_ends_in_a_server(
+    cluster: MiniCluster, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts once the bundle is exported, and `esolm cancel` ends it."""
+    monkeypatch.setenv("ESOLM_API_KEY", KEY)
+    config, run = write_run(tmp_path, dataset, steps=5), tmp_path / "run"
+    chain = submit_run(config, write_profile(tmp_path), stages=("train", "export", "serve"))
+    assert [job.stage for job in chain.jobs] == ["train", "export", "serve"]
+    assert chain.jobs[2].after == chain.jobs[1].job_id
+    with wait_for_address(cluster, run) as client:
+        assert [stage.state for stage in chain_status(run)] == ["COMPLETED", "COMPLETED", "RUNNING"]
+        body = {"prompt": "a", "max_tokens": 8, "seed": 2, "alpha_0": 0.5, "steps": 4}
+        text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+        assert text == offline(load_bundle(run / "bundle"), "a", 8, 2)
+    assert [job.stage for job, _ in cancel_chain(run)] == ["serve"]
+    cluster.wait_until(lambda: not cluster.run("squeue", "-h"), "an empty queue", 60)
+    assert status(run).state == "CANCELLED"
 
 
 def running(client: httpx.Client) -> str:
