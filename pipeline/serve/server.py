@@ -31,15 +31,18 @@ class Served:
     def check(self) -> None:
         """Raises ConfigError or ExportError if it cannot be served."""
         check_bundle(self.path, self.dtype)
-        if not has_tokenizer(self.path):
-            message = "carries no tokenizer: export it again with --tokenizer DIR"
-            raise ConfigError(f"{self.path} {message}")
+        self._check_tokenizer()
 
     def open(self) -> Service:
         """Raises as `check`, and DataError for a tokenizer that cannot be loaded."""
-        self.check()
         bundle = load_bundle(self.path, self.dtype)
+        self._check_tokenizer()
         return Service(bundle, self.name or self.path.resolve().name, self.limits)
+
+    def _check_tokenizer(self) -> None:
+        if not has_tokenizer(self.path):
+            message = "carries no tokenizer: export it again with --tokenizer DIR"
+            raise ConfigError(f"{self.path} {message}")
 
 
 @dataclass(frozen=True)
