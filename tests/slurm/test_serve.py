@@ -67,8 +67,18 @@ def offline(bundle: Bundle, prompt: str, new: int, seed: int) -> str:
     return generate(bundle, request).texts[0].removeprefix(prompt)
 
 
-def test_found_used_and_drained(cluster: MiniCluster, run: Path) -> None:
+@pytest.fixture
+def patient(cluster: MiniCluster) -> Iterator[MiniCluster]:
+    """A cluster that lets a server drain even where much else runs."""
+    cluster.set_kill_wait(120)
+    yield cluster
+    cluster.empty()
+    cluster.set_kill_wait(5)
+
+
+def test_found_used_and_drained(patient: MiniCluster, run: Path) -> None:
     """Under two replicas; `scancel` is what `esolm cancel` uses."""
+    cluster = patient
     job = submit_server(run, "serve.replicas=2", "serve.host=0.0.0.0")
     with wait_for_address(cluster, run) as client:
         assert client.get("/ready").json() == {"status": "ready", "replicas": 2}
@@ -90,9 +100,10 @@ def test_found_used_and_drained(cluster: MiniCluster, run: Path) -> None:
         assert answers[0].status_code == 200, told(run)
         assert answers[0].json()["usage"]["completion_tokens"] == LONG["max_tokens"]
     cluster.wait_for_state(job, "CANCELLED")
-    cluster.wait_until(lambda: not cluster.run("squeue", "-h"), "an empty queue", 60)
+    cluster.wait_until(lambda: not cluster.run("squeue", "-h"), "an empty queue", 150)
     assert status(run).state == "CANCELLED"
-    assert not (run / "slurm" / "address").exists(), told(run)
+    assert status(run).detail == "finished: exit code 0", told(run)
+    assert not (run / "slurm" / "address").exists()
     for path in (run / "slurm").rglob("*"):
         assert not path.is_file() or KEY not in path.read_text(errors="replace"), path
 
