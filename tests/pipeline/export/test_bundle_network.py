@@ -89,7 +89,9 @@ def test_passes_in_pieces_equal_causal_rows(source: Any, pieces: list[int]) -> N
             span, wanted = slice(start, start + size), torch.arange(2 * size)
             groups = [Group(1, 2, 0, start, size, Sight("causal"), size)]
             fed = tokens[:, span].flatten(), positions[:, span].flatten()
-            logits = bundle.decode(*fed, CachedRows(cache, groups), wanted)
+            logits = bundle.logits_of(
+                bundle.model.decode(*fed, CachedRows(cache, groups), wanted)
+            )
             torch.testing.assert_close(
                 logits.view(2, size, -1), expected[:, span], rtol=0, atol=1e-12
             )
@@ -108,9 +110,8 @@ def test_rows_that_see_differently_in_one_pass(paper_source: Any, pattern: str) 
     ]
     wanted = torch.tensor([2, 7, 13, 14, 15])
     with torch.no_grad():
-        found = bundle.decode(
-            tokens.flatten(), torch.arange(8).repeat(2), CachedRows(cache, groups), wanted
-        )
+        fed = tokens.flatten(), torch.arange(8).repeat(2)
+        found = bundle.logits_of(bundle.model.decode(*fed, CachedRows(cache, groups), wanted))
         if pattern == "block_causal":
             both = torch.cat([tokens[:1], tokens[:1]], dim=1)
             # In the two-stream pattern a block of the noised stream sees earlier clean ones.
