@@ -58,8 +58,7 @@ class Pass:
             for feed, width in zip(self.feeds, self.widths, strict=True)
         ]
         wanted = [
-            feed.wanted + first
-            for feed, first in zip(self.feeds, self._starts()[:-1], strict=True)
+            feed.wanted + first for feed, first in zip(self.feeds, self._starts()[:-1], strict=True)
         ]
         return np.concatenate([cells, *told, *wanted])
 
@@ -80,9 +79,9 @@ class Pass:
         """What would end a text too early."""
         pairs = [np.zeros((2, 0), dtype=np.int64)]
         for writing, places, span in zip(self.writings, self.places, self.spans, strict=True):
-            early, eos = writing.is_too_early(places).nonzero()[0], writing.request.eos
-            pairs.append(np.stack([np.repeat(early + span.start, len(eos)),
-                                   np.tile(np.array(eos, dtype=np.int64), len(early))]))  # fmt: skip
+            early = span.start + writing.is_too_early(places).nonzero()[0]
+            eos = np.array(writing.request.eos, dtype=np.int64)
+            pairs.append(np.stack([np.repeat(early, len(eos)), np.tile(eos, len(early))]))
         return np.concatenate(pairs, axis=1)
 
 

@@ -12,11 +12,14 @@ from esolm.pipeline.export.bundle.sampling_esolm import (
     Numbers,
     Rules,
     Stream,
+    by_sorting,
+    by_trying,
     draw,
     inverted,
     keep_nucleus,
     probabilities_of,
     random_numbers,
+    weights_of,
 )
 
 CPU = torch.device("cpu")
@@ -113,6 +116,24 @@ def test_a_nucleus_that_trying_hardly_ever_hits(top_p: float) -> None:
     p = logits.double().softmax(-1)
     kept = int((p.flip(0).cumsum(0) - p.flip(0) < top_p).sum())
     assert set(drawn.tolist()) == set(range(1000 - kept, 1000))
+
+
+@pytest.mark.parametrize("top_k", [0, 40])
+def test_a_gpu_draws_what_a_cpu_draws(top_k: int) -> None:
+    """Nuclei of all sizes, some of which no try hits, beside rows without one."""
+    count = 3000
+    logits = 3 * torch.randn(count, 600, generator=torch.Generator().manual_seed(4))
+    shares, draws = uniforms(count, seed=1), np.random.default_rng(0)
+    numbers = Numbers(
+        np.ones(count), draws.choice([1e-6, 0.01, 0.3, 0.9, 0.999, 1.0], count),
+        draws.choice([0, top_k], count),
+    )  # fmt: skip
+    mixed = Rules(numbers, Numbers(*map(torch.from_numpy, numbers)))
+    weights = weights_of(logits, mixed)
+    tokens = by_trying(weights, mixed, shares)
+    assert torch.equal(by_sorting(weights, mixed, shares), tokens)
+    first = inverted(weights, shares[:, 0])
+    assert 0.1 < float((tokens == first).double().mean()) < 0.9
 
 
 def test_rows_keep_to_their_own_rules() -> None:
