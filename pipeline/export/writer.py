@@ -31,6 +31,7 @@ CODE_FILES = (
     "decoding_esolm.py",
     "passes_esolm.py",
     "rectangle_esolm.py",
+    "cells_esolm.py",
     "graphs_esolm.py",
     "writing_esolm.py",
     "prompts_esolm.py",

@@ -40,9 +40,10 @@ def test_graphs_change_nothing(name: str, device: torch.device) -> None:
     assert written(device, rectangles=True, cuda_graphs=True) == expected
 
 
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=gpus(1))], indirect=True)
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_generate_on_a_gpu(cuda_graphs: bool, device: torch.device) -> None:
-    """As `generate` chooses, with text of one length and one schedule."""
+    """As `generate` chooses by itself there."""
     model = System("esolm_b", torch.float32).model
     options: dict[str, Any] = {"length": 60, "num_samples": 3, "num_steps": 6, "alpha_0": 0.4,
                                "seed": 5, "top_p": 0.9}  # fmt: skip

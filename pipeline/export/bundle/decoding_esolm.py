@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .attention_esolm import CachedRows, SlotCache
+from .cells_esolm import Cells
 from .copies_esolm import in_one_copy
 from .graphs_esolm import Runner
 from .linears_esolm import packed
 from .passes_esolm import Pass
-from .rectangle_esolm import Rectangle, Shape, laid_out, shape_of
+from .rectangle_esolm import Shape, laid_out, shape_of
 from .requests_esolm import TextRequest
 from .sampling_esolm import Numbers, Rules, draw
 from .writing_esolm import Writing
@@ -37,12 +37,10 @@ class Batch:
         self.network, self.slots, self.use_cache = packed(network), slots, use_cache
         self.mask_id = network.config.mask_token_id
         self._device = network.device
-        self._cache = SlotCache(network.config, rows, slots, network.dtype, self._device)
-        self._tokens = torch.full((rows, slots), self.mask_id, device=self._device)
-        self._positions = torch.zeros_like(self._tokens)
+        self._cells = Cells(self.network, rows, slots)
         self._rows: list[Writing | None] = [None] * rows
         self._rectangles = self._device.type != "cpu" if rectangles is None else rectangles
-        self._run = Runner(self._in_rectangle, self._device, cuda_graphs)
+        self._run = Runner(self._cells.in_rectangle, self._device, cuda_graphs)
 
     @property
     def free_rows(self) -> int:
@@ -51,7 +49,7 @@ class Batch:
     @property
     def num_bytes(self) -> int:
         """Of the cache."""
-        return self._cache.num_bytes
+        return self._cells.cache.num_bytes
 
     def add(self, request: TextRequest) -> Writing:
         """Raises ValueError if this cannot be written, RuntimeError if no row is free."""
@@ -68,7 +66,7 @@ class Batch:
         cells = np.full(self.slots, self.mask_id)
         cells[: len(writing.walk.front)] = writing.walk.front
         cells[writing.walk.cells] = writing.given
-        self._tokens[writing.row] = self._tensors(cells)[0]
+        self._cells.tokens[self._span(writing.row)] = self._tensors(cells)[0]
         self._place(writing)
         return writing
 
@@ -79,7 +77,7 @@ class Batch:
 
     def tokens(self, writing: Writing) -> np.ndarray:
         """int64 [L], in the order of the text; the mask id where nothing is written."""
-        return self._tokens[writing.row].cpu().numpy()[writing.walk.cells]
+        return self._cells.tokens[self._span(writing.row)].cpu().numpy()[writing.walk.cells]
 
     @torch.inference_mode()
     def step(self) -> list[Writing]:
@@ -88,8 +86,9 @@ class Batch:
         if not writings:
             return []
         one = Pass(writings, self.slots)
-        shape = shape_of(one, self._cache) if self._rectangles else None
-        fed = one.in_a_row() if shape is None else laid_out(one, shape, self._cache.spare)
+        cache = self._cells.cache
+        shape = shape_of(one, cache) if self._rectangles else None
+        fed = one.in_a_row() if shape is None else laid_out(one, shape, cache.spare)
         fed, uniforms, targets, forbidden, *numbers = in_one_copy(
             [fed, one.uniforms, one.targets, one.forbidden, *one.numbers], self._device
         )
@@ -111,7 +110,7 @@ class Batch:
             ]
             index, targets = self._tensors(np.concatenate(index), np.concatenate(cells))
             drawn = drawn[index]
-        self._tokens.view(-1)[targets] = drawn
+        self._cells.tokens[targets] = drawn
         for writing, feed in zip(writings, one.feeds, strict=True):
             if feed.keep is not None:
                 self._place(writing)
@@ -122,21 +121,9 @@ class Batch:
     def _hidden(self, one: Pass, shape: Shape | None, fed: Tensor) -> Tensor:
         """[M, D], of what is wanted. fed: as it was laid out."""
         count = sum(one.counts)
-        if shape is not None:
-            return self._run(shape, fed)[:count]
-        num_tokens = sum(one.widths)
-        cells, told, wanted = fed.split([num_tokens, num_tokens, count])
-        return self._decoded(cells, told, wanted, CachedRows(self._cache, one.groups()))
-
-    def _in_rectangle(self, shape: Shape, fed: Tensor) -> Tensor:
-        cells, told, slots, reach, wanted = shape.parts(fed)
-        return self._decoded(cells, told, wanted, Rectangle(self._cache, shape, slots, reach))
-
-    def _decoded(
-        self, cells: Tensor, told: Tensor, wanted: Tensor, attend: CachedRows | Rectangle
-    ) -> Tensor:
-        tokens = torch.where(told < 0, self._tokens.view(-1)[cells], told)
-        return self.network.model.decode(tokens, self._positions.view(-1)[cells], attend, wanted)
+        if shape is None:
+            return self._cells.in_groups(one.groups(), count, fed)
+        return self._run(shape, fed)[:count]
 
     def _draw(self, one: Pass, logits: Tensor, rules: Rules, uniforms: Tensor) -> Tensor:
         """int64 [M], of those texts that do not guess."""
@@ -167,7 +154,12 @@ class Batch:
 
     def _place(self, writing: Writing) -> None:
         positions = writing.walk.positions
-        self._positions[writing.row, : len(positions)] = self._tensors(positions)[0]
+        self._cells.positions[self._span(writing.row, len(positions))] = self._tensors(positions)[0]
+
+    def _span(self, row: int, count: int | None = None) -> slice:
+        """The cells of a row, all or the first so many."""
+        first = row * self.slots
+        return slice(first, first + (self.slots if count is None else count))
 
     def _tensors(self, *values: np.ndarray) -> list[Tensor]:
         return in_one_copy(list(values), self._device)

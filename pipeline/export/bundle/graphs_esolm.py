@@ -8,6 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class Runner:
     def _program(self, shape: Any, inputs: Tensor) -> Program:
         if shape not in self._programs:
             buffer = torch.empty_like(inputs)
-            self._programs[shape] = Program(buffer, lambda: self._function(shape, buffer))
+            self._programs[shape] = Program(buffer, partial(self._function, shape, buffer))
             if len(self._programs) > MOST_SHAPES:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(shape)
@@ -67,26 +68,32 @@ class Runner:
             program.run = self._capture(program.run)
         except RuntimeError as error:
             self._capture = None
-            warnings.warn(f"decoding goes on without CUDA graphs: {error}", stacklevel=2)
+            # The end of a capture that went wrong fails, too.
+            reason = error.__context__ or error
+            warnings.warn(f"decoding goes on without CUDA graphs: {reason}", stacklevel=2)
         else:
             program.is_captured = True
 
 
 def capture_on(device: torch.device) -> Capture | None:
     """What makes graphs there; None where there are none."""
-    return CudaCapture() if device.type == "cuda" else None
+    return CudaCapture(device) if device.type == "cuda" else None
 
 
 class CudaCapture:
     """All graphs share their memory: none begins before the last one's result was read."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # Of errors, those of this thread alone: others may use the GPU meanwhile.
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+        ):
             result = run()
 
         def replay() -> Tensor:

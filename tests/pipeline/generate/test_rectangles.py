@@ -1,5 +1,7 @@
 """The form of a pass that GPUs take, on a CPU: what it writes, its shapes, that nothing waits."""
 
+import gc
+import weakref
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -73,6 +75,22 @@ def test_graphs_can_be_switched_off(graphs: RecordedGraphs) -> None:
             pass
         assert bool(graphs.captures) is wanted
         graphs.captures = 0
+
+
+def test_a_batch_is_gone_when_nobody_has_it(graphs: RecordedGraphs) -> None:
+    """At once: the next one needs its memory."""
+    batch = Batch(network("esolm_b", torch.float32), 1, SLOTS, rectangles=True)
+    batch.add(TextRequest([MASK_ID] * 20, alpha_0=0.0))
+    while batch.step():
+        pass
+    assert graphs.replays
+    seen = weakref.ref(batch._cells)
+    gc.disable()
+    try:
+        del batch
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 class Transfers(TorchDispatchMode):
