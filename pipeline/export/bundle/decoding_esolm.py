@@ -104,11 +104,7 @@ class Batch:
             )
         ]
         if any(some is not None for some in kept):
-            index = [
-                span.start + (np.arange(span.stop - span.start) if some is None else some)
-                for span, some in zip(one.spans, kept, strict=True)
-            ]
-            index, targets = self._tensors(np.concatenate(index), np.concatenate(cells))
+            index, targets = self._tensors(one.index_of(kept), np.concatenate(cells))
             drawn = drawn[index]
         self._cells.tokens[targets] = drawn
         for writing, feed in zip(writings, one.feeds, strict=True):

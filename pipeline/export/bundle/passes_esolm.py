@@ -46,6 +46,14 @@ class Pass:
         """One value for each text, repeated for each of its logits."""
         return np.repeat(values, self.counts)
 
+    def index_of(self, kept: list[np.ndarray | None]) -> np.ndarray:
+        """Which of the M tokens are kept. kept: which of each text's, None for all of them."""
+        index = [
+            span.start + (np.arange(count) if some is None else some)
+            for span, count, some in zip(self.spans, self.counts, kept, strict=True)
+        ]
+        return np.concatenate(index)
+
     def in_a_row(self) -> np.ndarray:
         """What is fed, int64: [cells | told | wanted], each of all texts one after the other.
 

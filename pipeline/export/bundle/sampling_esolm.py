@@ -50,7 +50,7 @@ class Numbers(NamedTuple):
     top_p: Any
     top_k: Any
 
-    def on(self, rows: Any) -> "Numbers":
+    def of(self, rows: Any) -> "Numbers":
         return Numbers(*(each[rows] for each in self))
 
 
@@ -76,7 +76,7 @@ class Rules(NamedTuple):
 
     def of(self, rows: slice | np.ndarray, there: slice | Tensor) -> "Rules":
         """Of some rows, which are named twice as well."""
-        return Rules(self.host.on(rows), self.there.on(there))
+        return Rules(self.host.of(rows), self.there.of(there))
 
 
 def draw(logits: Tensor, rules: Rules, uniforms: Tensor) -> Tensor:
