@@ -47,6 +47,11 @@ def random_network(
     return EsoLMForMaskedLM(config).eval().to(device)
 
 
+def on_a_gpu() -> bool:
+    """Whether this process has a network there."""
+    return torch.cuda.memory_allocated() > 0
+
+
 @dataclass(frozen=True)
 class Cost:
     """Medians of CPU seconds and of seconds. used: those that count."""
@@ -56,7 +61,7 @@ class Cost:
 
     @property
     def used(self) -> float:
-        return self.wall if torch.cuda.is_initialized() else self.cpu
+        return self.wall if on_a_gpu() else self.cpu
 
     def __str__(self) -> str:
         return f"{self.cpu:.2f} ({self.wall:.2f})"
@@ -69,7 +74,7 @@ def in_turns(repeats: int, *runs: Callable[[], object]) -> list[Cost]:
         for run, costs in zip(runs, found, strict=True):
             cpu, wall = time.process_time(), time.perf_counter()
             run()
-            if torch.cuda.is_initialized():
+            if on_a_gpu():
                 torch.cuda.synchronize()
             if number:
                 costs.append((time.process_time() - cpu, time.perf_counter() - wall))
@@ -123,7 +128,7 @@ def row(networks: dict[str, Any], repeats: int, uncached: bool, **options: Any) 
     # A graph that is replayed calls no layer, so they could not be counted.
     seen = writes(networks["fp32"], cuda_graphs=False)
     runs = [bare_linears(networks["fp32"], seen), *map(writes, networks.values())]
-    if torch.cuda.is_initialized():
+    if on_a_gpu():
         runs.append(seen)
     if uncached:
         runs.append(writes(networks["fp32"], use_cache=False))
@@ -140,7 +145,7 @@ def table_of_dtypes(args: argparse.Namespace) -> None:
     columns = ["length", "alpha_0", "steps", "batch", "top_p", "guesses", "NFE", "bare linears"]
     columns += ["fp32", "of bare linears"]
     columns += [name for each in list(networks)[1:] for name in (each, "of fp32")]
-    columns += ["no graphs", "of fp32"] * torch.cuda.is_initialized()
+    columns += ["no graphs", "of fp32"] * on_a_gpu()
     columns += ["uncached", "of fp32"] * args.uncached
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     settings = product(

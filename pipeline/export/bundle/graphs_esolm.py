@@ -4,6 +4,7 @@
 Inputs come from one buffer for each shape, with and without graphs, so that both run the same code.
 """
 
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from torch import Tensor
 MOST_SHAPES = 64
 # A shape is run so often as it comes before it is captured: it warms up, and rare ones never are.
 RUNS_BEFORE = 2
+
+# A process can make one graph at a time.
+ONE_AT_A_TIME = threading.Lock()
 
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
@@ -89,9 +93,12 @@ class CudaCapture:
 
     def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        # Of errors, those of this thread alone: others may use the GPU meanwhile.
         with (
+            ONE_AT_A_TIME,
             torch.cuda.device(self._device),
+            # A capture that fails does not put its own stream back.
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
+            # Of errors, those of this thread alone: others may use the GPU meanwhile.
             torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
         ):
             result = run()

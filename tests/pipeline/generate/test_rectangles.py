@@ -218,7 +218,10 @@ def test_where_no_graph_can_be_made_there_is_one_warning(monkeypatch: pytest.Mon
 
     def fail(run: Any) -> Any:
         attempts.append(run)
-        raise RuntimeError("operation not permitted when stream is capturing")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("the capture had failed before its end")
 
     monkeypatch.setattr(graphs_esolm, "capture_on", lambda _: fail)
     run = Runner(doubled, CPU, graphs=True)
