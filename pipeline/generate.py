@@ -47,6 +47,7 @@ class Request:
     top_k: int | None = None
     max_new_tokens: int | None = None
     guesses: int | None = None
+    cuda_graphs: bool | None = None
 
     def options(self) -> dict[str, Any]:
         """Returns the keyword arguments for the bundle's `generate`."""
