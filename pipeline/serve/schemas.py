@@ -72,7 +72,7 @@ class CompletionRequest(Sampling):
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
     logprobs: int | None = Field(None, ge=0, le=20)
-    best_of: Annotated[int | None, only(1)] = None
+    best_of: int | None = Field(None, ge=1, le=128)
     presence_penalty: Annotated[float | None, only(0)] = None
     frequency_penalty: Annotated[float | None, only(0)] = None
     logit_bias: Annotated[dict[str, float] | None, only({})] = None
