@@ -28,6 +28,7 @@ class ApiError(Exception):
 
 def body_of(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     """The object that a client gets."""
+    message = message.encode(errors="replace").decode()  # it may quote what is no Unicode
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
@@ -94,4 +95,6 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def plain(_: Request, error: HTTPException) -> JSONResponse:
-        return answer(ApiError(error.status_code, str(error.detail)))
+        found = answer(ApiError(error.status_code, str(error.detail)))
+        found.headers.update(error.headers or {})
+        return found

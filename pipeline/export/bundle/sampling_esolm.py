@@ -91,7 +91,9 @@ def weights_of(logits: Tensor, rules: Rules) -> Tensor:
     torch.sub(logits, logits.amax(-1, keepdim=True), out=kept)
     if bool(((rules.temperature != 1) & (rules.temperature != 0)).any()):
         divisor = torch.where(rules.temperature == 0, 1.0, rules.temperature)
-        kept /= divisor[:, None].to(kept.dtype)
+        # Rounded to 0 or to infinity, it would make NaN of the likeliest or of what is left out.
+        range_of = torch.finfo(kept.dtype)
+        kept /= divisor[:, None].clamp(range_of.tiny, range_of.max).to(kept.dtype)
     kept.exp_()
     limited = ((rules.top_k > 0) & (rules.top_k < size)).nonzero()[:, 0]
     if len(limited):
