@@ -80,7 +80,7 @@ def serving(bundle: Path, folder: Path, *options: str, key: str | None = None) -
     server = start(bundle, folder, free_port(), *options, key=key)
     process = server.process
     try:
-        server.wait_for(lambda: answers(server), 90)
+        server.wait_for(lambda: answers(server), 240)
         yield server
     finally:
         if process.poll() is None:

@@ -64,8 +64,8 @@ class Client(threading.Thread):
 def kill_while_it_writes(server: Server, clients: list[Client]) -> None:
     """In the middle of texts, with others waiting, and after some that are done."""
     done = sum(len(client.finished) for client in clients)
-    server.wait_for(lambda: sum(len(client.finished) for client in clients) > done + 4, 90)
-    server.wait_for(lambda: server.figure("vllm:num_requests_running") == 4)
+    server.wait_for(lambda: sum(len(client.finished) for client in clients) > done + 4, 240)
+    server.wait_for(lambda: server.figure("vllm:num_requests_running") == 4, 60)
     server.process.kill()
     server.process.wait()
 
@@ -77,15 +77,15 @@ def test_clients_get_their_texts_from_the_next_server(
     server = start(path, tmp_path, port, "--name", "net", *OPTIONS)
     clients = [Client(server.url, number) for number in range(CLIENTS)]
     try:
-        server.wait_for(lambda: answers(server), 90)
+        server.wait_for(lambda: answers(server), 240)
         for client in clients:
             client.start()
         for _ in range(KILLS):
             kill_while_it_writes(server, clients)
             server = start(path, tmp_path, port, "--name", "net", *OPTIONS)
-            server.wait_for(lambda now=server: answers(now), 90)
+            server.wait_for(lambda now=server: answers(now), 240)
         for client in clients:
-            client.join(120)
+            client.join(240)
             assert not client.is_alive(), "a client hangs"
         server.wait_until_idle()
     finally:
