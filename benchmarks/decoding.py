@@ -1,13 +1,18 @@
-"""What decoding takes, beside the bare linears of the same passes and beside other decoders.
+"""What decoding takes: beside the bare linears of its passes, in other dtypes, in other systems.
 
 Random weights: the time does not depend on them. Each row is measured in turns with what it is
-compared to, in CPU seconds of the process and in seconds; medians.
+compared to, in CPU seconds of the process and in seconds; medians. On a GPU the seconds count,
+until it has finished, and decoding without CUDA graphs stands beside it.
 
     python benchmarks/decoding.py                     # the paper's size: 12 x 768, L = 1,024
+    python benchmarks/decoding.py --dtypes bf16 int8
+    python benchmarks/decoding.py --systems --lengths 1024 --repeats 1
+    python benchmarks/decoding.py --device cuda --dtypes bf16 --batches 1 16 64
     python benchmarks/decoding.py --hidden-size 256 --layers 6 --vocab-size 4096 --lengths 256
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +29,9 @@ from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
 from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 
 
-def random_network(hidden_size: int, num_layers: int, vocab_size: int, **objective: Any) -> Any:
+def random_network(
+    hidden_size: int, num_layers: int, vocab_size: int, device: str = "cpu", **objective: Any
+) -> Any:
     """A network of the demo's architecture with random weights."""
     torch.manual_seed(0)
     config = EsoLMConfig(
@@ -34,17 +41,27 @@ def random_network(hidden_size: int, num_layers: int, vocab_size: int, **objecti
         num_attention_heads=hidden_size // 64,
         intermediate_size=4 * hidden_size,
         mask_token_id=vocab_size - 1,
+        bos_token_id=0,
         **objective,
     )
-    return EsoLMForMaskedLM(config).eval()
+    return EsoLMForMaskedLM(config).eval().to(device)
+
+
+def on_a_gpu() -> bool:
+    """Whether this process has a network there."""
+    return torch.cuda.memory_allocated() > 0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Medians of CPU seconds and of seconds."""
+    """Medians of CPU seconds and of seconds. used: those that count."""
 
     cpu: float
     wall: float
+
+    @property
+    def used(self) -> float:
+        return self.wall if on_a_gpu() else self.cpu
 
     def __str__(self) -> str:
         return f"{self.cpu:.2f} ({self.wall:.2f})"
@@ -57,6 +74,8 @@ def in_turns(repeats: int, *runs: Callable[[], object]) -> list[Cost]:
         for run, costs in zip(runs, found, strict=True):
             cpu, wall = time.process_time(), time.perf_counter()
             run()
+            if on_a_gpu():
+                torch.cuda.synchronize()
             if number:
                 costs.append((time.process_time() - cpu, time.perf_counter() - wall))
     return [
@@ -65,7 +84,7 @@ def in_turns(repeats: int, *runs: Callable[[], object]) -> list[Cost]:
 
 
 def bare_linears(network: Any, run: Callable[[], object]) -> Callable[[], None]:
-    """The products of matrices that a run makes, and nothing else."""
+    """The products of matrices that a run makes, by torch as it comes, and nothing else."""
     calls: list[tuple[nn.Linear, int]] = []
     modules = [each for each in network.modules() if isinstance(each, nn.Linear)]
     hooks = [
@@ -75,34 +94,108 @@ def bare_linears(network: Any, run: Callable[[], object]) -> Callable[[], None]:
     run()
     for hook in hooks:
         hook.remove()
-    inputs = {each.in_features: torch.randn(4096, each.in_features) for each in modules}
+    inputs = {
+        each.in_features: torch.randn(4096, each.in_features).to(each.weight) for each in modules
+    }
 
     @torch.inference_mode()
     def replay() -> None:
         for module, rows in calls:
-            given = inputs[module.in_features][:rows].to(module.weight.dtype)
-            F.linear(given, module.weight, module.bias)
+            F.linear(inputs[module.in_features][:rows], module.weight, module.bias)
 
     return replay
 
 
-def row(network: Any, repeats: int, uncached: bool, **options: Any) -> str:
-    """One line of the table."""
+def in_dtypes(network: Any, dtypes: list[str]) -> dict[str, Any]:
+    """The fp32 network, and the same weights in others."""
+    made = {"fp32": network}
+    if "bf16" in dtypes:
+        made["bf16"] = copy.deepcopy(network).bfloat16()
+    if "int8" in dtypes:
+        made["int8"] = network.in_int8()
+    return made
 
-    def run(use_cache: bool = True) -> Any:
-        return network.generate(
-            seed=0, return_dict_in_generate=True, use_cache=use_cache, **options
+
+def row(networks: dict[str, Any], repeats: int, uncached: bool, **options: Any) -> str:
+    """One line of the table of dtypes."""
+
+    def writes(network: Any, **others: bool) -> Callable[[], Any]:
+        options_here = {"seed": 0, "return_dict_in_generate": True, **others}
+        return partial(network.generate, **options_here, **options)
+
+    fp32 = writes(networks["fp32"])
+    nfe = fp32().nfe
+    # A graph that is replayed calls no layer, so they could not be counted.
+    seen = writes(networks["fp32"], cuda_graphs=False)
+    runs = [bare_linears(networks["fp32"], seen), *map(writes, networks.values())]
+    if on_a_gpu():
+        runs.append(seen)
+    if uncached:
+        runs.append(writes(networks["fp32"], use_cache=False))
+    bare, plain, *others = in_turns(repeats, *runs)
+    shown = [str(nfe), str(bare), f"{plain} | {plain.used / bare.used:.2f}"]
+    shown += [f"{cost} | {cost.used / plain.used:.2f}" for cost in others]
+    return " | ".join(shown)
+
+
+def table_of_dtypes(args: argparse.Namespace) -> None:
+    """Decoding beside the bare linears of its passes, in fp32 and in others."""
+    network = random_network(args.hidden_size, args.layers, args.vocab_size, args.device)
+    networks = in_dtypes(network, args.dtypes)
+    columns = ["length", "alpha_0", "steps", "batch", "top_p", "guesses", "NFE", "bare linears"]
+    columns += ["fp32", "of bare linears"]
+    columns += [name for each in list(networks)[1:] for name in (each, "of fp32")]
+    columns += ["no graphs", "of fp32"] * on_a_gpu()
+    columns += ["uncached", "of fp32"] * args.uncached
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    settings = product(
+        args.lengths, args.alphas, args.steps, args.batches, args.top_ps, args.guesses
+    )
+    for length, alpha_0, num_steps, batch, top_p, guesses in settings:
+        line = row(
+            networks, args.repeats, args.uncached,
+            length=length, alpha_0=alpha_0, num_steps=num_steps, num_samples=batch, top_p=top_p,
+            guesses=guesses,
+        )  # fmt: skip
+        print(
+            f"| {length} | {alpha_0} | {num_steps} | {batch} | {top_p} | {guesses} | {line} |",
+            flush=True,
         )
 
-    nfe = run().nfe
-    runs: list[Callable[[], object]] = [run, bare_linears(network, run)]
-    if uncached:
-        runs.append(partial(run, use_cache=False))
-    costs = in_turns(repeats, *runs)
-    shown = "-"
-    if uncached:
-        shown = f"{costs[2]} | {costs[2].cpu / costs[0].cpu:.1f}"
-    return f"{nfe} | {costs[0]} | {costs[1]} | {costs[0].cpu / costs[1].cpu:.2f} | {shown} |"
+
+# Every system's decoder: what it was trained as, and how it writes.
+SYSTEMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Eso-LM (B), alpha_0 1": ({}, {"alpha_0": 1.0}),
+    "Eso-LM (B), alpha_0 0": ({}, {"alpha_0": 0.0}),
+    "AR": ({"objective": "ar"}, {}),
+    "BD3-LM, blocks of 16": ({"objective": "bd3lm", "block_size": 16}, {}),
+    "BD3-LM, blocks of 4": ({"objective": "bd3lm", "block_size": 4}, {}),
+    "MDLM": ({"objective": "mdlm"}, {}),
+}
+
+
+def table_of_systems(args: argparse.Namespace) -> None:
+    """One network's size, each system's own decoder, side by side."""
+    networks = {
+        name: random_network(
+            args.hidden_size, args.layers, args.vocab_size, args.device, **objective
+        )
+        for name, (objective, _) in SYSTEMS.items()
+        if name in args.systems
+    }
+    print("| length | steps | system | NFE | cost | of the first |\n|" + "---|" * 6)
+    for length, steps in product(args.lengths, args.steps):
+        runs = {
+            name: partial(
+                network.generate, length=length, num_steps=steps, seed=0,
+                return_dict_in_generate=True, **SYSTEMS[name][1],
+            )
+            for name, network in networks.items()
+        }  # fmt: skip
+        costs = in_turns(args.repeats, *runs.values())
+        for (name, run), cost in zip(runs.items(), costs, strict=True):
+            ratio = cost.used / costs[0].used
+            print(f"| {length} | {steps} | {name} | {run().nfe} | {cost} | {ratio:.2f} |")
 
 
 def main() -> None:
@@ -117,29 +210,20 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocab-size", type=int, default=50_258)
-    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--dtypes", nargs="*", choices=["fp32", "bf16", "int8"], default=[],
+                        help="others than fp32, too")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--uncached", action="store_true", help="time exact recomputation, too")
+    parser.add_argument("--systems", nargs="*", choices=list(SYSTEMS),
+                        help="these systems' decoders side by side; none named: all")  # fmt: skip
     args = parser.parse_args()
-    network = random_network(args.hidden_size, args.layers, args.vocab_size)
-    network = network.to({"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype])
     print(f"{torch.get_num_threads()} threads; CPU seconds (seconds)")
-    print("| length | alpha_0 | steps | batch | top_p | guesses | NFE | decoding | bare linears "
-          "| ratio | uncached | ratio |")  # fmt: skip
-    print("|---|" + "---|" * 11)
-    settings = product(
-        args.lengths, args.alphas, args.steps, args.batches, args.top_ps, args.guesses
-    )
-    for length, alpha_0, num_steps, batch, top_p, guesses in settings:
-        line = row(
-            network, args.repeats, args.uncached,
-            length=length, alpha_0=alpha_0, num_steps=num_steps, num_samples=batch, top_p=top_p,
-            guesses=guesses,
-        )  # fmt: skip
-        print(
-            f"| {length} | {alpha_0} | {num_steps} | {batch} | {top_p} | {guesses} | {line}",
-            flush=True,
-        )
+    if args.systems is None:
+        table_of_dtypes(args)
+    else:
+        args.systems = args.systems or list(SYSTEMS)
+        table_of_systems(args)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from esolm.pipeline.errors import ConfigError, ExportError
 from esolm.pipeline.export.manifest import NAME, verify_bundle
 from esolm.pipeline.export.writer import DTYPES, read_model
 
+# What a bundle is computed in: int8 is a matter of the linear layers, the rest is fp32 then.
+COMPUTED_IN = (*DTYPES, "int8")
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -44,6 +47,7 @@ class Request:
     top_k: int | None = None
     max_new_tokens: int | None = None
     guesses: int | None = None
+    cuda_graphs: bool | None = None
 
     def options(self) -> dict[str, Any]:
         """Returns the keyword arguments for the bundle's `generate`."""
@@ -135,25 +139,43 @@ class PrintedText:
         """All is printed."""
 
 
+def check_bundle(path: Path, dtype: str | None = None) -> dict[str, Any]:
+    """Checks that every byte of a bundle is as exported, and returns what its export.json holds.
+
+    Raises ExportError if a file was altered, ConfigError if there is no bundle or it cannot be
+    computed in this dtype.
+    """
+    if dtype is not None and dtype not in COMPUTED_IN:
+        raise ConfigError(f"the dtype is '{dtype}'; choose of {', '.join(COMPUTED_IN)}")
+    if not (path / NAME).is_file():
+        raise ConfigError(f"{path} is no bundle: it has no {NAME}; make one with esolm export")
+    return verify_bundle(path)
+
+
 def load_bundle(path: Path, dtype: str | None = None) -> Bundle:
     """Checks that every byte of a bundle is as exported, and loads it, on the GPU if there is one.
 
-    dtype: fp32 or bf16; without it a CPU computes in fp32, a GPU in what it was stored in. The code
-    that runs is this repository's, not the copy in the bundle. Raises ExportError if a file was
-    altered, ConfigError if there is no bundle, and DataError if its tokenizer cannot be loaded.
+    dtype: of COMPUTED_IN; without it a CPU computes in fp32, a GPU in what it was stored in. The
+    code that runs is this repository's, not the copy in the bundle. Raises as `check_bundle`, and
+    DataError if its tokenizer cannot be loaded.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"the dtype is '{dtype}'; choose of {', '.join(DTYPES)}")
-    if not (path / NAME).is_file():
-        raise ConfigError(f"{path} is no bundle: it has no {NAME}; make one with esolm export")
     with phase(f"read {path}"):
-        record = verify_bundle(path)
+        record = check_bundle(path, dtype)
         tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
-        device = decoding_device()
-        if dtype is None and device.type == "cpu":
-            dtype = "fp32"
-        model = read_model(path, None if dtype is None else DTYPES[dtype]).to(device)
+        model = _model_in(dtype, path)
     return Bundle(path, model, tokenizer, record)
+
+
+def _model_in(dtype: str | None, path: Path) -> Any:
+    device = decoding_device()
+    if dtype is None and device.type == "cpu":
+        dtype = "fp32"
+    weights = None if dtype is None else DTYPES["fp32" if dtype == "int8" else dtype]
+    model = read_model(path, weights).to(device)
+    try:
+        return model.in_int8() if dtype == "int8" else model
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def decoding_device() -> torch.device:

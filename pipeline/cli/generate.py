@@ -47,10 +47,14 @@ def generate_command(
         typer.Option(help="Tokens guessed ahead in the sequential phase; the text's chances stay."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="fp32 or bf16; by default fp32 on a CPU.")
+        str | None, typer.Option(help="fp32, bf16 or int8; by default fp32 on a CPU.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     num_samples: Annotated[int, typer.Option(min=1, help="Samples, written as one batch.")] = 1,
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option(help="Replay passes that come often, on a GPU.", show_default="yes"),
+    ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Print a single text as it becomes whole.")
     ] = False,
@@ -83,7 +87,7 @@ def generate_command(
         raise ConfigError(f"{given} were given: name one of them")
     request = decoding.Request(
         alpha_0, steps, length, top_p, temperature, seed, num_samples, prompt, schedule, top_k,
-        max_new_tokens, guesses,
+        max_new_tokens, guesses, cuda_graphs,
     )  # fmt: skip
     loaded = decoding.load_bundle(bundle, dtype)
     for note in _notes(loaded, request):

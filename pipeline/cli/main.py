@@ -1,6 +1,8 @@
 """The `esolm` command."""
 
+import atexit
 import errno
+import gc
 import os
 import sys
 import warnings
@@ -84,11 +86,18 @@ OF_THE_MACHINE = {
 }
 """What is no fault of this program, wherever it comes up, and what to do about it."""
 
+# New objects until Python looks for garbage; its own number is 700.
+OBJECTS_OF_AN_IMPORT = 50_000
+
 
 def main() -> None:
     """Runs the command; an error that a user can cause ends in one message and its exit code."""
     # Ranks and workers, too, take no code from the working directory (see `esolm/__main__.py`).
     os.environ["PYTHONSAFEPATH"] = "1"
+    # Modules are no garbage, and there are many: looking for it was two fifths of a short command.
+    # Training goes back to Python's own pace once it has all that it needs.
+    gc.set_threshold(OBJECTS_OF_AN_IMPORT, 10, 10)
+    atexit.register(gc.freeze)
     if not sys.warnoptions:  # what libraries say of each other helps no user of ours
         warnings.filterwarnings("ignore")
         warnings.filterwarnings("default", module=r"esolm\.")

@@ -1,5 +1,6 @@
 """One rank of a training run, from configuration to exit code."""
 
+import gc
 import logging
 import sys
 from contextlib import ExitStack
@@ -32,6 +33,9 @@ from esolm.pipeline.train.trainer import Trainer
 from esolm.pipeline.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+# Of its collector of garbage; `esolm` starts with a slower one.
+PYTHONS_OWN_PACE = (700, 10, 10)
 
 
 def train(config: RunConfig) -> int:
@@ -102,6 +106,8 @@ def _prepare(
         logger.info("%s", describe_device(device))
         _announce(experiment, kernels)
     trainer = Trainer(experiment, directory, device, info.rank, watchdog)
+    gc.freeze()  # all that is there now stays to the end
+    gc.set_threshold(*PYTHONS_OWN_PACE)
     from_first_rank(lambda: _tell_changes(directory, config))
     from_first_rank(lambda: directory.describe(config, dataset.tokenizer_directory, kernels))
     return trainer

@@ -8,7 +8,8 @@ import numpy as np
 from .guessing_esolm import Guesses
 from .requests_esolm import TextRequest
 from .sampling_esolm import TRIES, Stream, random_numbers
-from .walks_esolm import WALKS, Feed, Walk
+from .walk_esolm import Feed, Walk
+from .walks_esolm import WALKS
 
 
 class Writing:

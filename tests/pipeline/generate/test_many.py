@@ -98,5 +98,5 @@ def test_another_dtype(bundle: Path) -> None:
         for dtype in ("fp32", "bf16")
     )
     assert one[:5] == other[:5] == "def f"
-    with pytest.raises(ConfigError, match="the dtype is 'int4'; choose of bf16, fp32"):
+    with pytest.raises(ConfigError, match="the dtype is 'int4'; choose of bf16, fp32, int8"):
         load_bundle(bundle, "int4")
