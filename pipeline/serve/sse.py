@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from esolm.pipeline.serve.errors import ApiError, body_of
+from esolm.pipeline.serve.errors import ApiError, body_of, fault_of
 
 DONE = "data: [DONE]\n\n"
 CLIENT_GONE = 499
@@ -51,6 +52,10 @@ async def stream(request: Request, chunks: AsyncIterator[dict[str, Any]]) -> Str
                 yield line(chunk)
         except ApiError as error:
             yield line(body_of(error.status, error.message, error.param))
+        except Exception as error:  # of whatever kind: the status has long been sent
+            logging.getLogger("uvicorn.error").exception("a stream broke off")
+            fault = fault_of(error)
+            yield line(body_of(fault.status, fault.message))
         yield DONE
 
     headers = {"Cache-Control": "no-cache"}

@@ -138,7 +138,9 @@ def weights_of(logits: Tensor, rules: Rules) -> Tensor:
     torch.sub(logits, logits.amax(-1, keepdim=True), out=kept)
     if ((host.temperature != 1) & (host.temperature != 0)).any():
         divisor = torch.where(there.temperature == 0, 1.0, there.temperature)
-        kept /= divisor[:, None].to(kept.dtype)
+        # Rounded to 0 or to infinity, it would make NaN of the likeliest or of what is left out.
+        range_of = torch.finfo(kept.dtype)
+        kept /= divisor[:, None].clamp(range_of.tiny, range_of.max).to(kept.dtype)
     kept.exp_()
     limited = host.top_k[(host.top_k > 0) & (host.top_k < size)]
     if len(limited):

@@ -100,6 +100,18 @@ def test_what_has_no_chance_is_never_drawn() -> None:
         assert drawn.tolist() == [3, 300, 511]
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-172, 1e-40, 1e-30, 1e300])
+def test_temperatures_beyond_float32(temperature: float) -> None:
+    """Close to 0 the likeliest is taken; at the other end all that can be are as likely."""
+    logits = torch.randn(200, 30, generator=torch.Generator().manual_seed(3))
+    logits[:, 7] = -torch.inf
+    drawn = draw(logits, rules(200, temperature), uniforms(200))
+    if temperature < 1:
+        assert torch.equal(drawn, logits.argmax(-1))
+    else:
+        assert set(drawn.tolist()) == set(range(30)) - {7}
+
+
 def test_nucleus_keeps_the_token_that_crosses_and_its_equals() -> None:
     weights = torch.tensor([[0.15, 0.5, 0.05, 0.3]])
     for top_p, kept in ((0.4, 1), (0.6, 2), (0.79, 2), (0.81, 3), (0.96, 4)):
