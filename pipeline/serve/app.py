@@ -66,9 +66,8 @@ def too_large() -> JSONResponse:
     return errors.answer(ApiError(413, message))
 
 
-def make_app(service: Service, api_key: str | None) -> FastAPI:
-    """The application. api_key: what clients must show, if anything."""
-    app = FastAPI(title="esolm serve", redoc_url=None)
+def guard(app: FastAPI, api_key: str | None) -> None:
+    """What every request has to pass. api_key: what clients must show, if anything."""
     errors.install(app)
     app.add_middleware(BodyLimit)
 
@@ -80,6 +79,12 @@ def make_app(service: Service, api_key: str | None) -> FastAPI:
         if not is_open and not hmac.compare_digest(shown.encode(), (api_key or "").encode()):
             return errors.answer(ApiError(401, "show the key: Authorization: Bearer KEY"))
         return await go_on(request)
+
+
+def make_app(service: Service, api_key: str | None) -> FastAPI:
+    """The application. api_key: see `guard`."""
+    app = FastAPI(title="esolm serve", redoc_url=None)
+    guard(app, api_key)
 
     @app.post("/v1/completions", response_model=None)
     async def completions(body: CompletionRequest, request: Request) -> Response | dict[str, Any]:

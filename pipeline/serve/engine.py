@@ -95,6 +95,11 @@ class DecodingEngine:
         return len(self._waiting)
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the thread that writes is there."""
+        return self._thread.is_alive()
+
+    @property
     def is_draining(self) -> bool:
         """Whether nothing new is taken."""
         return self._is_draining

@@ -71,7 +71,7 @@ def serving(bundle: Path, folder: Path, *options: str, key: str | None = None) -
         )  # fmt: skip
     server = Server(f"http://127.0.0.1:{port}", bundle, process, log)
     try:
-        server.wait_for(lambda: _answers(server), 90)
+        server.wait_for(lambda: _answers(server), 240)
         yield server
     finally:
         if process.poll() is None:
