@@ -22,14 +22,14 @@ POISON = [417] * 8
 
 def failing_at(network: Any, prompt: list[int]) -> None:
     """Makes every pass fail that reads the prompt, as one does that runs out of memory."""
-    decode = network.decode
+    decode = network.model.decode
 
     def fail(tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
         if (tokens == prompt[0]).sum() >= len(prompt):
             raise torch.OutOfMemoryError("no memory is left")
         return decode(tokens, *rest)
 
-    network.decode = fail
+    network.model.decode = fail
 
 
 def test_a_pass_that_fails(make_bundle: Callable[..., Path]) -> None:
