@@ -138,8 +138,7 @@ def test_a_crowd_leaves_no_trace(server: Server, seconds: float) -> None:
     did = sum((client.did for client in clients), Counter())
     grown = process.memory_info().rss - before
     print(f"{seconds:g} s: {dict(did)}, memory grew by {grown / 2**20:.1f} MiB")
-    assert did["finished"] > CLIENTS
-    assert min(did[kind] for kind in ("left", "stalled", "nonsense", "garbage")) > 0
+    assert min(did[kind] for kind in ("finished", "left", "stalled", "nonsense", "garbage")) > 0
     assert grown < 64 << 20
     assert process.num_threads() <= threads + 2
     server.wait_for(lambda: process.num_fds() <= files + 2)  # connections close a little later
