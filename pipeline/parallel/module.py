@@ -69,14 +69,17 @@ def initialize_module(
 
 
 def _filled(module: nn.Module, config: EngineConfig, dtype: torch.dtype) -> Iterator[nn.Parameter]:
-    rank = parallel_state.get_tensor_model_parallel_rank()
+    # While a parameter is out, nothing here may hold it: ZeRO-3 frees what it has cut.
     for name, parameter in canonical_parameters(module, config.model):
-        values = initial_values(name, config.model, config.seed, rank, config.layout.tp)
-        held = values.to(config.device, dtype, copy=True, memory_format=torch.contiguous_format)
-        del values
-        _give_memory(parameter, held)
-        del held
+        _give_memory(parameter, _values(name, config, dtype))
         yield parameter
+
+
+def _values(name: str, config: EngineConfig, dtype: torch.dtype) -> Tensor:
+    """Returns this rank's part of a tensor's initial values, in memory of its own."""
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    values = initial_values(name, config.model, config.seed, rank, config.layout.tp)
+    return values.to(config.device, dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _give_memory(parameter: nn.Parameter, held: Tensor) -> None:
