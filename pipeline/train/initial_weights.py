@@ -144,25 +144,34 @@ def _notes(origin: Origin, experiment: Experiment) -> list[str]:
 
 
 class BundleTensors(Mapping[str, Tensor]):
-    """The parameters of a bundle by name, each of which is read when it is asked for."""
+    """The parameters of a bundle by name, each of which is read when it is asked for.
+
+    A file is opened for every tensor anew: what was read of one that stays open counts as memory of
+    the process.
+    """
 
     def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
-
-        self._files: dict[str, Any] = {}
-        for place in sorted(path.glob("*.safetensors")):
-            file: Any = safe_open(place, framework="pt")
-            self._files |= dict.fromkeys(file.keys(), file)
+        self._files: dict[str, Path] = {}
+        for file in sorted(path.glob("*.safetensors")):
+            with _opened(file) as content:
+                self._files |= dict.fromkeys(content.keys(), file)
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor
+        with _opened(self._files[name]) as content:
+            tensor: Tensor = content.get_tensor(name)
+            return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+def _opened(file: Path) -> Any:
+    from safetensors import safe_open
+
+    return safe_open(file, framework="pt")
 
 
 def fill(fragments: list[Fragment], tensors: Iterable[tuple[str, Tensor]]) -> None:
