@@ -1,11 +1,13 @@
 """What decoding takes: beside the bare linears of its passes, in other dtypes, in other systems.
 
 Random weights: the time does not depend on them. Each row is measured in turns with what it is
-compared to, in CPU seconds of the process and in seconds; medians.
+compared to, in CPU seconds of the process and in seconds; medians. On a GPU the seconds count,
+until it has finished, and decoding without CUDA graphs stands beside it.
 
     python benchmarks/decoding.py                     # the paper's size: 12 x 768, L = 1,024
     python benchmarks/decoding.py --dtypes bf16 int8
     python benchmarks/decoding.py --systems --lengths 1024 --repeats 1
+    python benchmarks/decoding.py --device cuda --dtypes bf16 --batches 1 16 64
     python benchmarks/decoding.py --hidden-size 256 --layers 6 --vocab-size 4096 --lengths 256
 """
 
@@ -27,7 +29,9 @@ from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
 from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
 
 
-def random_network(hidden_size: int, num_layers: int, vocab_size: int, **objective: Any) -> Any:
+def random_network(
+    hidden_size: int, num_layers: int, vocab_size: int, device: str = "cpu", **objective: Any
+) -> Any:
     """A network of the demo's architecture with random weights."""
     torch.manual_seed(0)
     config = EsoLMConfig(
@@ -40,15 +44,24 @@ def random_network(hidden_size: int, num_layers: int, vocab_size: int, **objecti
         bos_token_id=0,
         **objective,
     )
-    return EsoLMForMaskedLM(config).eval()
+    return EsoLMForMaskedLM(config).eval().to(device)
+
+
+def on_a_gpu() -> bool:
+    """Whether this process has a network there."""
+    return torch.cuda.memory_allocated() > 0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Medians of CPU seconds and of seconds."""
+    """Medians of CPU seconds and of seconds. used: those that count."""
 
     cpu: float
     wall: float
+
+    @property
+    def used(self) -> float:
+        return self.wall if on_a_gpu() else self.cpu
 
     def __str__(self) -> str:
         return f"{self.cpu:.2f} ({self.wall:.2f})"
@@ -61,6 +74,8 @@ def in_turns(repeats: int, *runs: Callable[[], object]) -> list[Cost]:
         for run, costs in zip(runs, found, strict=True):
             cpu, wall = time.process_time(), time.perf_counter()
             run()
+            if on_a_gpu():
+                torch.cuda.synchronize()
             if number:
                 costs.append((time.process_time() - cpu, time.perf_counter() - wall))
     return [
@@ -79,7 +94,9 @@ def bare_linears(network: Any, run: Callable[[], object]) -> Callable[[], None]:
     run()
     for hook in hooks:
         hook.remove()
-    inputs = {each.in_features: torch.randn(4096, each.in_features) for each in modules}
+    inputs = {
+        each.in_features: torch.randn(4096, each.in_features).to(each.weight) for each in modules
+    }
 
     @torch.inference_mode()
     def replay() -> None:
@@ -102,28 +119,33 @@ def in_dtypes(network: Any, dtypes: list[str]) -> dict[str, Any]:
 def row(networks: dict[str, Any], repeats: int, uncached: bool, **options: Any) -> str:
     """One line of the table of dtypes."""
 
-    def writes(network: Any, use_cache: bool = True) -> Callable[[], Any]:
-        options_here = {"seed": 0, "return_dict_in_generate": True, "use_cache": use_cache}
+    def writes(network: Any, **others: bool) -> Callable[[], Any]:
+        options_here = {"seed": 0, "return_dict_in_generate": True, **others}
         return partial(network.generate, **options_here, **options)
 
     fp32 = writes(networks["fp32"])
     nfe = fp32().nfe
-    runs = [bare_linears(networks["fp32"], fp32), *map(writes, networks.values())]
+    # A graph that is replayed calls no layer, so they could not be counted.
+    seen = writes(networks["fp32"], cuda_graphs=False)
+    runs = [bare_linears(networks["fp32"], seen), *map(writes, networks.values())]
+    if on_a_gpu():
+        runs.append(seen)
     if uncached:
         runs.append(writes(networks["fp32"], use_cache=False))
     bare, plain, *others = in_turns(repeats, *runs)
-    shown = [str(nfe), str(bare), f"{plain} | {plain.cpu / bare.cpu:.2f}"]
-    shown += [f"{cost} | {cost.cpu / plain.cpu:.2f}" for cost in others]
+    shown = [str(nfe), str(bare), f"{plain} | {plain.used / bare.used:.2f}"]
+    shown += [f"{cost} | {cost.used / plain.used:.2f}" for cost in others]
     return " | ".join(shown)
 
 
 def table_of_dtypes(args: argparse.Namespace) -> None:
     """Decoding beside the bare linears of its passes, in fp32 and in others."""
-    network = random_network(args.hidden_size, args.layers, args.vocab_size)
+    network = random_network(args.hidden_size, args.layers, args.vocab_size, args.device)
     networks = in_dtypes(network, args.dtypes)
     columns = ["length", "alpha_0", "steps", "batch", "top_p", "guesses", "NFE", "bare linears"]
     columns += ["fp32", "of bare linears"]
     columns += [name for each in list(networks)[1:] for name in (each, "of fp32")]
+    columns += ["no graphs", "of fp32"] * on_a_gpu()
     columns += ["uncached", "of fp32"] * args.uncached
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     settings = product(
@@ -155,11 +177,13 @@ SYSTEMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def table_of_systems(args: argparse.Namespace) -> None:
     """One network's size, each system's own decoder, side by side."""
     networks = {
-        name: random_network(args.hidden_size, args.layers, args.vocab_size, **objective)
+        name: random_network(
+            args.hidden_size, args.layers, args.vocab_size, args.device, **objective
+        )
         for name, (objective, _) in SYSTEMS.items()
         if name in args.systems
     }
-    print("| length | steps | system | NFE | seconds of CPU | of the first |\n|" + "---|" * 6)
+    print("| length | steps | system | NFE | cost | of the first |\n|" + "---|" * 6)
     for length, steps in product(args.lengths, args.steps):
         runs = {
             name: partial(
@@ -170,7 +194,7 @@ def table_of_systems(args: argparse.Namespace) -> None:
         }  # fmt: skip
         costs = in_turns(args.repeats, *runs.values())
         for (name, run), cost in zip(runs.items(), costs, strict=True):
-            ratio = cost.cpu / costs[0].cpu
+            ratio = cost.used / costs[0].used
             print(f"| {length} | {steps} | {name} | {run().nfe} | {cost} | {ratio:.2f} |")
 
 
@@ -189,6 +213,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", choices=["fp32", "bf16", "int8"], default=[],
                         help="others than fp32, too")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--uncached", action="store_true", help="time exact recomputation, too")
     parser.add_argument("--systems", nargs="*", choices=list(SYSTEMS),
                         help="these systems' decoders side by side; none named: all")  # fmt: skip

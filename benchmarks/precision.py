@@ -34,7 +34,7 @@ def read(model: Any, rows: Tensor) -> tuple[float, float, Tensor]:
     """Nats per token from left to right and under drawn orders, and the likeliest tokens."""
     orders = drawn_orders(rows, 1.0, seed=0, number=0)
     plain, drawn, likeliest = 0.0, 0.0, []
-    for row, order in zip(rows.split(1), orders.split(1), strict=True):
+    for row, order in zip(rows[:, None], orders[:, None], strict=True):
         plain -= float(model.log_likelihood(row))
         drawn -= float(model.log_likelihood(row, order=order))
         likeliest.append(left_to_right_log_p(model, row).argmax(-1))

@@ -47,6 +47,7 @@ class Request:
     top_k: int | None = None
     max_new_tokens: int | None = None
     guesses: int | None = None
+    cuda_graphs: bool | None = None
 
     def options(self) -> dict[str, Any]:
         """Returns the keyword arguments for the bundle's `generate`."""
@@ -138,20 +139,28 @@ class PrintedText:
         """All is printed."""
 
 
-def load_bundle(path: Path, dtype: str | None = None) -> Bundle:
-    """Checks that every byte of a bundle is as exported, and loads it, on the GPU if there is one.
+def check_bundle(path: Path, dtype: str | None = None) -> dict[str, Any]:
+    """Checks that every byte of a bundle is as exported, and returns what its export.json holds.
 
-    dtype: of COMPUTED_IN; without it a CPU computes in fp32, a GPU in what it was stored in. The
-    code that runs is this repository's, not the copy in the bundle. Raises ExportError if a file
-    was altered, ConfigError if there is no bundle or it cannot be computed in this, and DataError
-    if its tokenizer cannot be loaded.
+    Raises ExportError if a file was altered, ConfigError if there is no bundle or it cannot be
+    computed in this dtype.
     """
     if dtype is not None and dtype not in COMPUTED_IN:
         raise ConfigError(f"the dtype is '{dtype}'; choose of {', '.join(COMPUTED_IN)}")
     if not (path / NAME).is_file():
         raise ConfigError(f"{path} is no bundle: it has no {NAME}; make one with esolm export")
+    return verify_bundle(path)
+
+
+def load_bundle(path: Path, dtype: str | None = None) -> Bundle:
+    """Checks that every byte of a bundle is as exported, and loads it, on the GPU if there is one.
+
+    dtype: of COMPUTED_IN; without it a CPU computes in fp32, a GPU in what it was stored in. The
+    code that runs is this repository's, not the copy in the bundle. Raises as `check_bundle`, and
+    DataError if its tokenizer cannot be loaded.
+    """
     with phase(f"read {path}"):
-        record = verify_bundle(path)
+        record = check_bundle(path, dtype)
         tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
         model = _model_in(dtype, path)
     return Bundle(path, model, tokenizer, record)

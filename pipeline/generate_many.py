@@ -91,7 +91,8 @@ def write_all(bundle: Bundle, request: Request, prompts: list[str]) -> Iterator[
     new = settings.max_new_tokens
     sizes = [settings.length if new is None else len(each) + new for each in ids]
     config = bundle.model.config
-    batch = Batch(bundle.model, ROWS, max(sizes, default=1) + 1 + settings.guesses)
+    slots = max(sizes, default=1) + 1 + settings.guesses
+    batch = Batch(bundle.model, ROWS, slots, cuda_graphs=settings.cuda_graphs)
     waiting = list(enumerate(zip(ids, sizes, strict=True)))[::-1]
     running: dict[int, Any] = {}
     done: dict[int, str] = {}

@@ -51,6 +51,10 @@ def generate_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     num_samples: Annotated[int, typer.Option(min=1, help="Samples, written as one batch.")] = 1,
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option(help="Replay passes that come often, on a GPU.", show_default="yes"),
+    ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Print a single text as it becomes whole.")
     ] = False,
@@ -83,7 +87,7 @@ def generate_command(
         raise ConfigError(f"{given} were given: name one of them")
     request = decoding.Request(
         alpha_0, steps, length, top_p, temperature, seed, num_samples, prompt, schedule, top_k,
-        max_new_tokens, guesses,
+        max_new_tokens, guesses, cuda_graphs,
     )  # fmt: skip
     loaded = decoding.load_bundle(bundle, dtype)
     for note in _notes(loaded, request):

@@ -11,7 +11,10 @@ def serve_command(
     host: Annotated[
         str, typer.Option(help="Where to listen; 0.0.0.0 is every network of this machine.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port_file: Annotated[
+        Path | None, typer.Option(help="Where to write the port once requests are taken.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Texts that are written at a time.")] = 16,
     queue: Annotated[int, typer.Option(min=0, help="Texts that may wait for a row.")] = 64,
     max_length: Annotated[
@@ -24,11 +27,15 @@ def serve_command(
     name: Annotated[
         str | None, typer.Option(help="As clients see it; by default the folder's name.")
     ] = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Processes that serve it, on a GPU each where there are any.")
+    ] = 1,
 ) -> None:
     """Serve a bundle to OpenAI clients, curl and a browser, many requests in one batch.
 
-    Needs the extra esolm[serve]. With ESOLM_API_KEY set, clients must show that key. SIGTERM and
-    Ctrl-C let running requests finish; a second one does not. docs/serving.md has the interface.
+    Needs the extra esolm[serve], several replicas esolm[ray] as well. With ESOLM_API_KEY set,
+    clients must show that key. SIGTERM and Ctrl-C let running requests finish; a second one does
+    not. docs/serving.md has the interface.
 
     Example:
 
@@ -42,7 +49,21 @@ def serve_command(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'esolm[serve]'") from None
-    from esolm.pipeline.serve.server import serve
+    from esolm.pipeline.serve.server import Address, Served, serve
     from esolm.pipeline.serve.service import Limits
 
-    serve(bundle, host, port, Limits(rows, queue, max_length, timeout), name, dtype)
+    served = Served(bundle, Limits(rows, queue, max_length, timeout), name, dtype)
+    address = Address(host, port, port_file)
+    if replicas == 1:
+        serve(served, address)
+        return
+    from esolm.pipeline.serve.own_ray import prepare
+
+    prepare()
+    try:
+        import ray  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'esolm[ray]'") from None
+    from esolm.pipeline.serve.front import serve_replicas
+
+    serve_replicas(served, address, replicas)

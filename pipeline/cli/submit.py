@@ -19,13 +19,13 @@ def submit_command(
         str, typer.Option(metavar="NAME", help="configs/cluster/NAME.yaml, or a YAML file's path.")
     ] = ...,  # type: ignore[assignment]
     stages: Annotated[
-        str, typer.Option(help="Some of prep,train,evaluate,export.")
+        str, typer.Option(help="Some of prep,train,evaluate,export,serve.")
     ] = "prep,train,evaluate,export",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the scripts, queue nothing.")
     ] = False,
 ) -> None:
-    """Queue a run on a Slurm cluster: prep array, merge, train, evaluate, export.
+    """Queue a run on a Slurm cluster: prep array, merge, train, evaluate, export, serve.
 
     Everything is checked first, against the live cluster too; then all jobs are queued or none.
     What is finished already is skipped, so after a failure submit again.

@@ -250,8 +250,26 @@ class SlurmSection:
         "Time limit of one training job as Slurm writes it, e.g. 1-12:00:00; else the cluster's.",
     )
     max_restarts: int = setting(
-        100, "Most requeues of the training job, for whatever reason.", NOT_NEGATIVE
+        100,
+        "Most requeues of the training job, and of the server's, for whatever reason.",
+        NOT_NEGATIVE,
     )
+
+
+@dataclass
+class ServeSection:
+    """The server of the run's bundle; only `esolm submit --stages serve` reads it."""
+
+    host: str = setting(
+        "127.0.0.1",
+        "Where it listens; 0.0.0.0: on every network of its node, see"
+        " [Slurm](slurm.md#a-server-as-a-job).",
+    )
+    port: int = setting(0, "0: a free one.", Range(0, 65535))
+    rows: int = setting(16, "Texts that a replica writes at a time.", COUNT)
+    queue: int = setting(64, "Texts that may wait for a row.", NOT_NEGATIVE)
+    replicas: int = setting(1, "Servers behind the address, on a GPU each.", COUNT)
+    time: str = setting("", "How long it serves, as `slurm.time`; else the cluster's.")
 
 
 @dataclass
@@ -271,13 +289,14 @@ class RunConfig:
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     prep: PrepSection = field(default_factory=PrepSection)
     slurm: SlurmSection = field(default_factory=SlurmSection)
+    serve: ServeSection = field(default_factory=ServeSection)
 
     def __post_init__(self) -> None:
         # What `load_config` took from the environment, (text, value) by key. It is no setting.
         self.from_environment: dict[str, tuple[str, str]] = {}
 
 
-ONLY_SUBMITTED = ("prep", "slurm")
+ONLY_SUBMITTED = ("prep", "slurm", "serve")
 """Sections that only `esolm submit` reads, and checks."""
 
 

@@ -6,12 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from esolm.pipeline.serve import errors
+from esolm.pipeline.serve.answers import (
+    CompletionAnswer,
+    InfillAnswer,
+    ModelsAnswer,
+    ScoreAnswer,
+    StatusAnswer,
+    TextAnswer,
+    TokensAnswer,
+)
 from esolm.pipeline.serve.completions import Completion
+from esolm.pipeline.serve.description import (
+    BEHIND_KEY,
+    OF_BODIES,
+    OF_TEXTS,
+    OF_WORK,
+    answers,
+    describe,
+)
 from esolm.pipeline.serve.errors import ApiError
 from esolm.pipeline.serve.infill import Infill
 from esolm.pipeline.serve.schemas import (
@@ -27,6 +44,8 @@ from esolm.pipeline.serve.sse import stream, unless_gone
 
 MAX_BODY_BYTES = 4 << 20
 OPEN_PATHS = ("/", "/health", "/ready", "/metrics", "/docs", "/openapi.json")
+COMPLETIONS = answers(CompletionAnswer, OF_TEXTS, streams=True)
+INFILLINGS = answers(InfillAnswer, OF_TEXTS, streams=True)
 PAGE = Path(__file__).parent / "page"
 
 
@@ -66,9 +85,8 @@ def too_large() -> JSONResponse:
     return errors.answer(ApiError(413, message))
 
 
-def make_app(service: Service, api_key: str | None) -> FastAPI:
-    """The application. api_key: what clients must show, if anything."""
-    app = FastAPI(title="esolm serve", redoc_url=None)
+def guard(app: FastAPI, api_key: str | None) -> None:
+    """What every request has to pass. api_key: what clients must show, if anything."""
     errors.install(app)
     app.add_middleware(BodyLimit)
 
@@ -81,21 +99,28 @@ def make_app(service: Service, api_key: str | None) -> FastAPI:
             return errors.answer(ApiError(401, "show the key: Authorization: Bearer KEY"))
         return await go_on(request)
 
-    @app.post("/v1/completions", response_model=None)
+
+def make_app(service: Service, api_key: str | None) -> FastAPI:
+    """The application. api_key: see `guard`."""
+    app = FastAPI(title="esolm serve", redoc_url=None)
+    guard(app, api_key)
+    describe(app, api_key is not None)
+
+    @app.post("/v1/completions", response_model=None, responses=COMPLETIONS)
     async def completions(body: CompletionRequest, request: Request) -> Response | dict[str, Any]:
         work = await service.aside(Completion, service, body)
         if body.stream:
             return await stream(request, work.chunks())
         return await unless_gone(request, work.whole())
 
-    @app.post("/v1/infill", response_model=None)
+    @app.post("/v1/infill", response_model=None, responses=INFILLINGS)
     async def infill(body: InfillRequest, request: Request) -> Response | dict[str, Any]:
         work = await service.aside(Infill, service, body)
         if body.stream:
             return await stream(request, work.chunks())
         return await unless_gone(request, work.whole())
 
-    @app.post("/v1/score")
+    @app.post("/v1/score", responses=answers(ScoreAnswer, OF_WORK))
     async def score_texts(body: ScoreRequest, request: Request) -> dict[str, Any]:
         with service.scoring():
             return await unless_gone(request, score(service, body))
@@ -105,37 +130,37 @@ def make_app(service: Service, api_key: str | None) -> FastAPI:
 
 
 def _add_small_routes(app: FastAPI, service: Service) -> None:
-    @app.post("/tokenize")
+    @app.post("/tokenize", responses=answers(TokensAnswer, OF_BODIES))
     async def tokenize(body: TextOfTokens) -> dict[str, Any]:
         service.check_model(body.model)
         ids = await service.aside(service.ids, body.prompt, "prompt")
         return {"tokens": ids, "count": len(ids), "max_model_len": service.max_length}
 
-    @app.post("/detokenize")
+    @app.post("/detokenize", responses=answers(TextAnswer, OF_BODIES))
     async def detokenize(body: TokensOfText) -> dict[str, Any]:
         service.check_model(body.model)
         await service.aside(service.check_ids, body.tokens, "tokens")
         return {"prompt": await service.aside(service.tokenizer.decode, body.tokens)}
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=answers(ModelsAnswer, BEHIND_KEY))
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [service.card()]}
 
-    @app.get("/health")
+    @app.get("/health", responses=answers(StatusAnswer))
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", responses=answers(StatusAnswer, (503,)))
     async def ready() -> dict[str, str]:
         if service.engine.is_draining:
             raise ApiError(503, "the server is shutting down")
         return {"status": "ready"}
 
-    @app.get("/metrics", response_model=None)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/", response_model=None)
+    @app.get("/", response_model=None, include_in_schema=False)
     async def page() -> Response:
         return FileResponse(PAGE / "index.html")
 

@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
-from esolm.pipeline.export.bundle.likelihood_esolm import has_likelihood
 from esolm.pipeline.export.bundle.prompts_esolm import stop_at
+from esolm.pipeline.serve.best import best, num_written
 from esolm.pipeline.serve.engine import Event, Finished, PassDone
 from esolm.pipeline.serve.errors import ApiError
-from esolm.pipeline.serve.logprobs import logprobs_of
+from esolm.pipeline.serve.logprobs import check_likelihood, logprobs_of
 from esolm.pipeline.serve.schemas import CompletionRequest
 from esolm.pipeline.serve.service import Service, Text
 from esolm.pipeline.serve.texts import Draft, cut, piece, safe
@@ -37,6 +37,11 @@ class Choice:
             is_stopped = event.reason == "stop" and len(event.ids) <= self.end
             self.reason = "stop" if is_stopped else "length"
             self.end = min(self.end, len(event.ids))
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt and what is written behind it, from the left."""
+        return [token for token in self.draft.tokens[: self.end] if token is not None]
 
     @property
     def text(self) -> str:
@@ -66,32 +71,21 @@ class Completion:
         service.check_model(request.model)
         self.id, self.created = f"cmpl-{uuid4().hex}", int(time.time())
         if request.logprobs is not None:
-            self._check_logprobs()
+            check_likelihood(service.config, request, "logprobs")
         given = _prompts(request)
-        service.check_count(len(given) * self._n, "n" if self._n > 1 else "prompt")
+        count = self._count = num_written(service, request)
+        many = "n" if request.best_of is None else "best_of"
+        service.check_count(len(given) * count, many if count > 1 else "prompt")
         prompts = [self._ids(prompt) for prompt in given]
         suffix = service.ids(request.suffix, "suffix") if request.suffix else []
         texts, self.choices = [], []
         for number, prompt in enumerate(prompts):
-            for index in range(number * self._n, (number + 1) * self._n):
+            for index in range(number * count, (number + 1) * count):
                 text, choice = self._text(prompt, suffix, index)
                 texts.append(text)
                 self.choices.append(choice)
         self.writings = service.writings(request, texts, "prompt")
         self._prompt_tokens = sum(map(len, prompts))
-
-    def _check_logprobs(self) -> None:
-        config = self.service.config
-        if not has_likelihood(config):
-            trained_as = config.trained_as
-            message = f"logprobs: a network trained as '{trained_as}' has no exact likelihood"
-            raise ApiError(400, message, "logprobs")
-        if self.request.stream or self.request.suffix:
-            raise ApiError(400, "logprobs: not of streams, nor with a suffix", "logprobs")
-
-    @property
-    def _n(self) -> int:
-        return self.request.n or 1
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -137,19 +131,31 @@ class Completion:
             async for number, event in events:
                 self.choices[number].take(event)
         choices = []
-        for choice in self.choices:
+        for choice in await self._chosen():
             front = choice.draft.text(0, choice.start) if self.request.echo else ""
             choices.append(self._choice(choice, front + choice.text))
             if self.request.logprobs is not None:
                 choices[-1]["logprobs"] = await self.service.likelihood(self._logprobs, choice)
         return {**self._head("text_completion"), "choices": choices, "usage": self._usage()}
 
+    async def _chosen(self) -> list[Choice]:
+        """Of each prompt the n best, where more are written."""
+        n, found = self.request.n or 1, self.choices
+        if self._count > n:
+            found = []
+            for first in range(0, len(self.choices), self._count):
+                written = self.choices[first : first + self._count]
+                prompt = written[0].ids[: written[0].start]
+                texts = [choice.ids[choice.start :] for choice in written]
+                order = await best(self.service, prompt, texts)
+                found += [written[number] for number in order[:n]]
+        return [replace(choice, index=index) for index, choice in enumerate(found)]
+
     def _logprobs(self, choice: Choice) -> dict[str, list[Any]]:
-        ids = [token for token in choice.draft.tokens[: choice.end] if token is not None]
         first = 0 if self.request.echo else choice.start
         service = self.service
         most = self.request.logprobs or 0
-        return logprobs_of(service.bundle.model, service.tokenizer, ids, first, most)
+        return logprobs_of(service.bundle.model, service.tokenizer, choice.ids, first, most)
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The answer as it comes about, by the mode of the stream."""

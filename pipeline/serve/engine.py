@@ -69,7 +69,8 @@ class DecodingEngine:
     def __init__(self, model: Any, rows: int, slots: int, queue: int, seconds: float) -> None:
         self.model, self.rows, self.slots = model, rows, slots
         self._queue, self._seconds = queue, seconds
-        self._batch = Batch(model, rows, slots)
+        graphs = model.generation_config.cuda_graphs
+        self._batch = Batch(model, rows, slots, cuda_graphs=graphs)
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._changed = threading.Condition()
@@ -92,6 +93,11 @@ class DecodingEngine:
     def num_waiting(self) -> int:
         """Texts that wait for a row."""
         return len(self._waiting)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread that writes is there."""
+        return self._thread.is_alive()
 
     @property
     def is_draining(self) -> bool:

@@ -1,5 +1,6 @@
 """Errors as clients of OpenAI's interface know them."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error",
@@ -28,6 +30,7 @@ class ApiError(Exception):
 
 def body_of(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     """The object that a client gets."""
+    message = message.encode(errors="replace").decode()  # it may quote what is no Unicode
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
@@ -37,6 +40,11 @@ def answer(error: ApiError) -> JSONResponse:
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     content = body_of(error.status, error.message, error.param)
     return JSONResponse(content, error.status, headers)
+
+
+def fault_of(error: Exception) -> ApiError:
+    """What a client is told of an exception that nobody expected; the log has the rest."""
+    return ApiError(500, f"a fault of the server: {type(error).__name__}")
 
 
 def of_validation(problems: Sequence[Any], body: Any) -> ApiError:
@@ -77,8 +85,33 @@ def _place(problem: Any, body: Any) -> tuple[str, ...]:
     return (*found, str(last)) if problem["type"] == "missing" and last is not None else (*found,)
 
 
+class Faults:
+    """Answers exceptions that nobody expected. Connections stay as they are, for the next one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it. Raises what comes when the answer has begun."""
+        has_begun = False
+
+        async def told(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, told)
+        except Exception as error:  # of whatever kind
+            if has_begun:
+                raise
+            logging.getLogger("uvicorn.error").exception("a fault of the server")
+            await answer(fault_of(error))(scope, receive, send)
+
+
 def install(app: FastAPI) -> None:
     """Makes every error of the application one of these."""
+    app.add_middleware(Faults)
 
     @app.exception_handler(ApiError)
     async def own(_: Request, error: ApiError) -> JSONResponse:
@@ -88,10 +121,8 @@ def install(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         return answer(of_validation(error.errors(), error.body))
 
-    @app.exception_handler(Exception)
-    async def fault(_: Request, error: Exception) -> JSONResponse:
-        return answer(ApiError(500, f"a fault of the server: {type(error).__name__}"))
-
     @app.exception_handler(HTTPException)
     async def plain(_: Request, error: HTTPException) -> JSONResponse:
-        return answer(ApiError(error.status_code, str(error.detail)))
+        found = answer(ApiError(error.status_code, str(error.detail)))
+        found.headers.update(error.headers or {})
+        return found

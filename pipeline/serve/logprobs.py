@@ -9,10 +9,21 @@ from typing import Any
 import torch
 
 from esolm.data_prep.tokenizers import Tokenizer
-from esolm.pipeline.export.bundle.likelihood_esolm import left_to_right_log_p
+from esolm.pipeline.export.bundle.likelihood_esolm import has_likelihood, left_to_right_log_p
+from esolm.pipeline.serve.errors import ApiError
+from esolm.pipeline.serve.schemas import CompletionRequest
 
 # The text of a token depends on those just before it: on a character's other bytes, on a space.
 TOKENS_IN_FRONT = 16
+
+
+def check_likelihood(config: Any, request: CompletionRequest, param: str) -> None:
+    """Raises ApiError where a field asks for a likelihood that cannot be told."""
+    if not has_likelihood(config):
+        message = f"{param}: a network trained as '{config.trained_as}' has no exact likelihood"
+        raise ApiError(400, message, param)
+    if request.stream or request.suffix:
+        raise ApiError(400, f"{param}: not of streams, nor with a suffix", param)
 
 
 def logprobs_of(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 MAX_STOPS = 16
@@ -12,6 +12,7 @@ MAX_PROMPTS = 1024
 MAX_STEPS = 10_000
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1 << 20, fail_fast=True)]
 Several = Field(max_length=MAX_PROMPTS, fail_fast=True)
+Some = Annotated[str, StringConstraints(min_length=1)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 StreamMode = Literal["prefix", "draft", "events"]
 
@@ -38,17 +39,22 @@ class Sampling(Strict):
     user: str | None = None
 
 
-def only(*neutral: Any) -> AfterValidator:
-    """Refuses a field that asks for something, which these values do not."""
+def only(neutral: Any) -> AfterValidator:
+    """Refuses a field that asks for something, which this value does not."""
 
     def check(value: Any) -> Any:
-        if value is not None and value not in neutral:
+        if value is not None and value != neutral:
             raise PydanticCustomError(
                 "unsupported", "is not supported by this server: leave it out"
             )
         return value
 
     return AfterValidator(check)
+
+
+def described(neutral: Any) -> WithJsonSchema:
+    """The same for the server's description."""
+    return WithJsonSchema({"enum": [neutral, None]})
 
 
 class StreamOptions(Strict):
@@ -72,10 +78,10 @@ class CompletionRequest(Sampling):
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
     logprobs: int | None = Field(None, ge=0, le=20)
-    best_of: Annotated[int | None, only(1)] = None
-    presence_penalty: Annotated[float | None, only(0)] = None
-    frequency_penalty: Annotated[float | None, only(0)] = None
-    logit_bias: Annotated[dict[str, float] | None, only({})] = None
+    best_of: int | None = Field(None, ge=1, le=128)
+    presence_penalty: Annotated[float | None, only(0), described(0)] = None
+    frequency_penalty: Annotated[float | None, only(0), described(0)] = None
+    logit_bias: Annotated[dict[str, float] | None, only({}), described({})] = None
 
     @property
     def stops(self) -> list[str]:
@@ -100,7 +106,7 @@ class ScoreRequest(Strict):
     """`/v1/score`: log p of texts, each behind `given`."""
 
     model: str | None = None
-    text: str | Annotated[list[str], Field(min_length=1, max_length=64, fail_fast=True)]
+    text: Some | Annotated[list[Some], Field(min_length=1, max_length=64, fail_fast=True)]
     given: str = ""
     num_orders: int = Field(1, ge=1, le=128)
     alpha_0: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)

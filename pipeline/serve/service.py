@@ -23,6 +23,7 @@ from esolm.pipeline.serve.engine import (
     QueueFullError,
 )
 from esolm.pipeline.serve.errors import ApiError
+from esolm.pipeline.serve.likelihoods import Likelihoods
 from esolm.pipeline.serve.metrics import Metrics
 from esolm.pipeline.serve.schemas import MAX_GUESSES, Sampling, asked
 
@@ -68,20 +69,14 @@ class Service:
         slots = -(-self.max_length // block) * block + 1 + MAX_GUESSES
         self.engine = DecodingEngine(bundle.model, limits.rows, slots, limits.queue, limits.seconds)
         self.metrics = Metrics(self.engine, name)
-        # One thread each: tokenizers of transformers do not bear to be used by several, and
-        # likelihoods of several texts at once would take memory away from the decoding.
+        # One thread: tokenizers of transformers do not bear to be used by several.
         self._aside = ThreadPoolExecutor(1, "preparing")
-        self._likelihoods = ThreadPoolExecutor(1, "likelihoods")
+        self.likelihood = Likelihoods(bundle.model).run
         self._num_scoring = 0
 
     async def aside(self, work: Callable[..., Result], *given: Any) -> Result:
         """Work that takes long for large requests, which nothing else shall wait for."""
         return await asyncio.get_running_loop().run_in_executor(self._aside, work, *given)
-
-    async def likelihood(self, work: Callable[..., Result], *given: Any) -> Result:
-        """A likelihood by the network, one at a time."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._likelihoods, work, *given)
 
     @contextmanager
     def scoring(self) -> Iterator[None]:

@@ -2,14 +2,16 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from esolm.pipeline.serve.errors import ApiError, body_of
+from esolm.pipeline.serve.errors import ApiError, body_of, fault_of
 
 DONE = "data: [DONE]\n\n"
 CLIENT_GONE = 499
@@ -21,23 +23,43 @@ def line(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
+class ClosingResponse(StreamingResponse):
+    """Closes what its content comes from, however it ends.
+
+    A client may leave between two parts. The content then waits for the next one to be taken, until
+    Python looks for garbage, which may be long.
+    """
+
+    def __init__(self, source: AsyncIterator[Any], content: AsyncIterator[Any], **how: Any) -> None:
+        super().__init__(content, **how)
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        async with aclosing(self._source):  # type: ignore[type-var]  # every generator has aclose
+            await super().__call__(scope, receive, send)
+
+
 async def stream(request: Request, chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
     """The chunks as they come. What fails before the first one is an answer of its own."""
     first = await unless_gone(request, anext(chunks, None))
 
     async def lines() -> AsyncIterator[str]:
-        async with aclosing(chunks):  # type: ignore[type-var]  # every generator has aclose
-            try:
-                if first is not None:
-                    yield line(first)
-                async for chunk in chunks:
-                    yield line(chunk)
-            except ApiError as error:
-                yield line(body_of(error.status, error.message, error.param))
-            yield DONE
+        try:
+            if first is not None:
+                yield line(first)
+            async for chunk in chunks:
+                yield line(chunk)
+        except ApiError as error:
+            yield line(body_of(error.status, error.message, error.param))
+        except Exception as error:  # of whatever kind: the status has long been sent
+            logging.getLogger("uvicorn.error").exception("a stream broke off")
+            fault = fault_of(error)
+            yield line(body_of(fault.status, fault.message))
+        yield DONE
 
-    return StreamingResponse(lines(), media_type="text/event-stream",
-                             headers={"Cache-Control": "no-cache"})  # fmt: skip
+    headers = {"Cache-Control": "no-cache"}
+    return ClosingResponse(chunks, lines(), media_type="text/event-stream", headers=headers)
 
 
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:

@@ -73,12 +73,12 @@ def _job_values(
         "events": f'"$run_dir/slurm/events/{name}{task}.tsv"',
         "id": f'"{number}"',
     }
-    if job.stage == "train":
-        values["time"] = config.slurm.time or profile.time
-    else:
-        values["time"] = profile.cpu.time
+    own = {"train": config.slurm.time or profile.time, "serve": config.serve.time or profile.time}
+    values["time"] = own.get(name, profile.cpu.time)
     section: Any = profile if job.stage in GPU_STAGES else profile.cpu
     values["cpus_per_task"], values["memory"] = section.cpus_per_task, section.memory
+    if name == "serve":
+        values["cpus_per_task"] *= config.serve.replicas
     return values
 
 

@@ -13,9 +13,9 @@ from esolm.model.settings import setting_problems
 from esolm.pipeline.run.sections import RunConfig
 from esolm.pipeline.slurm.profile import ClusterProfile
 
-STAGES = ("prep", "train", "evaluate", "export")
+STAGES = ("prep", "train", "evaluate", "export", "serve")
 # What runs on the partition of training; the rest on that for jobs without GPUs.
-GPU_STAGES = ("train", "evaluate")
+GPU_STAGES = ("train", "evaluate", "serve")
 FEWEST_PIECES = 260
 
 
@@ -44,12 +44,21 @@ class Paths:
         return self.run / "slurm"
 
     @property
+    def bundle(self) -> Path:
+        return bundle_of(self.run)
+
+    @property
     def config(self) -> Path:
         return self.submission / "config.yaml"
 
     @property
     def code(self) -> Path:
         return self.submission / "code"
+
+
+def bundle_of(run: Path) -> Path:
+    """Where stage export puts it."""
+    return run / "bundle"
 
 
 def plan_jobs(config: RunConfig, stages: list[str], paths: Paths) -> tuple[list[Job], list[str]]:
@@ -69,11 +78,22 @@ def plan_jobs(config: RunConfig, stages: list[str], paths: Paths) -> tuple[list[
         purpose = "Measures the trained network on the validation split."
         jobs.append(Job("evaluate", purpose, evaluate))
     if "export" in stages:
-        export = f"export {_words(paths.run)} --out {_words(paths.run / 'bundle')} --overwrite"
+        export = f"export {_words(paths.run)} --out {_words(paths.bundle)} --overwrite"
         jobs.append(
             Job("export", "Turns the newest checkpoint into a self-verified bundle.", export)
         )
+    if "serve" in stages:
+        purpose = "Serves the bundle, until its time is over."
+        jobs.append(Job("serve", purpose, _serve_command(config, paths)))
     return jobs, notes
+
+
+def _serve_command(config: RunConfig, paths: Paths) -> str:
+    serve = config.serve
+    command = f"serve {_words(paths.bundle)} --name {_words(paths.run.name)}"
+    command += f" --host {_words(serve.host)} --port {serve.port}"
+    command += f" --rows {serve.rows} --queue {serve.queue}"
+    return command + (f" --replicas {serve.replicas}" if serve.replicas > 1 else "")
 
 
 def _prep_jobs(config: RunConfig) -> tuple[list[Job], list[str]]:

@@ -35,6 +35,7 @@ from esolm.pipeline.slurm.profile import (
     warning_problems,
 )
 from esolm.pipeline.slurm.render import mounted_folders, render
+from esolm.pipeline.slurm.serving import serving_notes, serving_problems
 from esolm.pipeline.slurm.stages import STAGES, Job, Paths, plan_jobs, prep_problems
 
 PACKAGE = "esolm"
@@ -79,7 +80,7 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
         problems += found or memory_problems(config, profile, fewest)
     paths = Paths(Path(config.run.dir), _next_submission(Path(config.run.dir)))
     jobs, skipped = plan_jobs(config, stages, paths) if not problems else ([], [])
-    jobs, notes = _without_finished(config, jobs, notes + skipped)
+    jobs, notes = _without_finished(config, jobs, notes + skipped + serving_notes(config, stages))
     if "train" in stages:
         with_effect, without = changed_settings(RunDirectory(config.run.dir), config)
         notes += [f"changed since the last start: {change}" for change in with_effect + without]
@@ -107,6 +108,7 @@ def _job_problems(config: RunConfig, profile: ClusterProfile, stages: list[str])
     problems += setting_problems(config.slurm, "slurm.")
     if not _PLAIN_PATH.fullmatch(config.run.dir):
         problems.append(f"run.dir {config.run.dir} holds characters that Slurm would misread")
+    problems += serving_problems(config, profile, stages)
     return problems + _mount_problems(config, profile, stages)
 
 

@@ -36,10 +36,10 @@ class MiniCluster:
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._port = free_ports()
         self._user_signal = False
-        self._node_timeout = 20
+        self._node_timeout, self._kill_wait = 20, 5
         for name in ("etc", "munge", "state", "run", "log", "dev", *(f"spool/{n}" for n in NODES)):
             (root / name).mkdir(parents=True)
-        write_configuration(root, self._port, self._user_signal, self._node_timeout)
+        self._write_configuration()
         self._environment = {"SLURM_CONF": str(root / "etc" / "slurm.conf"), "PATH": _search_path()}
         (root / "munge").chmod(0o711)
         key = root / "munge" / "munge.key"
@@ -103,6 +103,11 @@ class MiniCluster:
     def set_node_timeout(self, seconds: int) -> None:
         """How long a node may be silent before Slurm takes it for dead."""
         self._node_timeout = seconds
+        self._reconfigure()
+
+    def set_kill_wait(self, seconds: int) -> None:
+        """How long what was told to end by TERM has for it."""
+        self._kill_wait = seconds
         self._reconfigure()
 
     def start_controller(self) -> None:
@@ -187,8 +192,12 @@ class MiniCluster:
         socket = self.root / "munge" / "munge.socket"
         return self._says("munge", f"--socket={socket}", "--no-input") is not None
 
+    def _write_configuration(self) -> None:
+        settings = (self._user_signal, self._node_timeout, self._kill_wait)
+        write_configuration(self.root, self._port, *settings)
+
     def _reconfigure(self) -> None:
-        write_configuration(self.root, self._port, self._user_signal, self._node_timeout)
+        self._write_configuration()
         self.run("scontrol", "reconfigure")
 
     def _is_idle(self) -> bool:

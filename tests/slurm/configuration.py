@@ -48,7 +48,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdTimeout={node_timeout}
 SlurmctldTimeout=20
-KillWait=5
+KillWait={kill_wait}
 # Of a one-minute job a crowded machine may spend more than that on starting Python.
 OverTimeLimit=5
 MinJobAge=3600
@@ -70,10 +70,12 @@ NODE = (
 )
 
 
-def write_configuration(root: Path, port: int, user_signal: bool, node_timeout: int) -> None:
+def write_configuration(
+    root: Path, port: int, user_signal: bool, node_timeout: int, kill_wait: int
+) -> None:
     """slurm.conf, cgroup.conf, gres.conf below `etc`, and the device files they speak of.
 
-    user_signal, node_timeout: see `MiniCluster.set_user_signal` and `set_node_timeout`.
+    user_signal, node_timeout, kill_wait: see `MiniCluster.set_user_signal` and those after it.
     """
     etc, host = root / "etc", socket.gethostname()
     nodes = [
@@ -91,6 +93,7 @@ def write_configuration(root: Path, port: int, user_signal: bool, node_timeout: 
         first_job_id=port,
         user_signal="SlurmctldParameters=preempt_send_user_signal" if user_signal else "",
         node_timeout=node_timeout,
+        kill_wait=kill_wait,
         nodes="\n".join(nodes),
     )
     (etc / "slurm.conf").write_text(content)

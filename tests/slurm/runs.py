@@ -167,10 +167,10 @@ def health(run: Path) -> dict[str, str]:
     return found
 
 
-def explain(run: Path) -> str:
+def explain(run: Path, stage: str = "train") -> str:
     """What there is to read when something did not happen."""
-    lines = [f"{e.time} {e.job} {e.name} {e.detail}" for e in read_events(run, "train")]
-    for log in sorted((run / "slurm" / "logs").glob("train*.log")):
+    lines = [f"{e.time} {e.job} {e.name} {e.detail}" for e in read_events(run, stage)]
+    for log in sorted((run / "slurm" / "logs").glob(f"{stage}*.log")):
         lines += ["", str(log), log.read_text()[-3000:]]
     return "\n".join(lines)
 

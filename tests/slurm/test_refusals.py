@@ -125,7 +125,8 @@ def test_scripts_of_every_shipped_profile_pass_shellcheck(
     settings += ["prep.max_sentences=777"]
     config = write_run(tmp_path, dataset, steps=4)
     submission = prepare(config, settings, name, list(STAGES))
-    assert list(submission.scripts) == ["tokenizer", "prep", "merge", "train", "evaluate", "export"]
+    named = ["tokenizer", "prep", "merge", "train", "evaluate", "export", "serve"]
+    assert list(submission.scripts) == named
     assert "--max-sentences 777" in submission.scripts["tokenizer"]
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed: apt-get install shellcheck")

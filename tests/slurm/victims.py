@@ -15,6 +15,13 @@ def ranks(cluster: MiniCluster, job: str) -> dict[int, psutil.Process]:
     }
 
 
+def server(cluster: MiniCluster, job: str) -> psutil.Process:
+    """What `esolm serve` runs in."""
+    found = _of_job(cluster, job)
+    [process] = [each for each in found if each.cmdline()[1:4] == ["-m", "esolm", "serve"]]
+    return process
+
+
 def srun(cluster: MiniCluster, job: str) -> psutil.Process:
     """The srun that started the ranks; its child, which cleans up behind it, is left alone."""
     sruns = [process for process in _of_job(cluster, job) if process.name() == "srun"]

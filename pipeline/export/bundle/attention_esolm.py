@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +25,28 @@ PATTERNS = (
 BLOCK_CAUSAL = "block_causal"
 # Clean tokens, the last of which are guesses, then masks that check and prolong these guesses.
 GUESSED = "guessed"
+# A reach beyond every slot.
+EVERYTHING = 2**31 - 1
+# Slots of a cache come in so many: kernels read masks in pieces of this size.
+ALIGNMENT = 16
+
+
+def reach(pattern: str, slot: Tensor, prefix: Tensor | int, block_size: int) -> Tensor:
+    """int64: in a pattern of one stream a token sees the slots [0, reach) and its own.
+
+    Integer tensors that broadcast. Under `guessed` the first `prefix` tokens are clean, the last
+    `block_size` of them guesses; mask i behind them sees what is certain, and the first i guesses.
+    """
+    if pattern == "bidirectional":
+        return torch.full_like(slot, EVERYTHING)
+    if pattern == "causal":
+        return slot + 1
+    if pattern == "prefix":
+        return torch.where(slot < prefix, prefix, slot + 1)
+    if pattern == BLOCK_CAUSAL:
+        return (slot // block_size + 1) * block_size
+    seen_guesses = (slot - prefix).clamp(max=block_size)
+    return torch.where(slot < prefix, slot + 1, prefix - block_size + seen_guesses)
 
 
 def visible(
@@ -33,21 +56,9 @@ def visible(
 
     In two-stream patterns the noised stream z comes first, the clean stream x second, each of
     `length` tokens; elsewhere `length` is not used. Source: arXiv 2506.01928, sections 3-4.
-    Under `guessed` the first `prefix` tokens are clean, the last `block_size` of them guesses; mask
-    i behind them sees itself, what is certain, and the first i guesses.
     """
-    if pattern == "bidirectional":
-        return (q >= 0) & (k >= 0)
-    if pattern == "causal":
-        return k <= q
-    if pattern == "prefix":
-        return (k <= q) | ((q < prefix) & (k < prefix))
-    if pattern == BLOCK_CAUSAL:
-        return k // block_size <= q // block_size
-    if pattern == GUESSED:
-        seen_guesses = (q - prefix).clamp(max=block_size)
-        by_mask = (k < prefix - block_size + seen_guesses) | (k == q)
-        return torch.where(q < prefix, k <= q, by_mask)
+    if "two_stream" not in pattern:
+        return (k < reach(pattern, q, prefix, block_size)) | (k == q)
     q_clean, k_clean = q >= length, k >= length
     i, j = q % length, k % length
     both_in_prefix = (i < prefix) & (j < prefix)
@@ -86,15 +97,22 @@ class SlotCache:
     """Keys and values of `rows` texts of up to `slots` tokens each, allocated once.
 
     A pass writes the slots of what it feeds. Those of clean tokens stay; those of masks are
-    overwritten by the next pass, which begins where the clean tokens end.
+    overwritten by the next pass, which begins where the clean tokens end. The last slot of a row is
+    spare: what fills up a pass goes there. A slot that nothing was written to holds zeros, as it
+    may be read, with a weight of zero.
     """
 
     def __init__(
         self, config: Any, rows: int, slots: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (rows, config.num_attention_heads, slots, config.head_dim)
-        layers = torch.empty(config.num_hidden_layers, 2, *shape, dtype=dtype, device=device)
+        self.rows, self.slots = rows, -(-(slots + 1) // ALIGNMENT) * ALIGNMENT
+        shape = (rows, config.num_attention_heads, self.slots, config.head_dim)
+        layers = torch.zeros(config.num_hidden_layers, 2, *shape, dtype=dtype, device=device)
         self.layers = layers.unbind(0)
+
+    @property
+    def spare(self) -> int:
+        return self.slots - 1
 
     @property
     def num_bytes(self) -> int:
@@ -108,6 +126,12 @@ class Sight:
     pattern: str
     prefix: int = 0
     block_size: int = 1
+
+    def reach(self, start: int, width: int) -> np.ndarray:
+        """int64 [width], of tokens in slots from `start` on; nothing lies behind the last one."""
+        slots = torch.arange(start, start + width)
+        found = reach(self.pattern, slots, self.prefix, self.block_size)
+        return found.clamp(max=start + width).numpy()
 
     def mask(self, start: int, width: int, device: torch.device) -> Tensor | None:
         """Bool [width, start + width], for tokens in slots from `start` on; None: all see all."""

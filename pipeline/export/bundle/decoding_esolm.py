@@ -6,82 +6,41 @@ written in one does not depend on the others. `generate`, the server and the eva
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .attention_esolm import CachedRows, Group, SlotCache
+from .cells_esolm import Cells
+from .copies_esolm import in_one_copy
+from .graphs_esolm import Runner
 from .linears_esolm import packed
+from .passes_esolm import Pass
+from .rectangle_esolm import Shape, laid_out, shape_of
 from .requests_esolm import TextRequest
-from .sampling_esolm import Rules, draw
-from .walk_esolm import Feed
+from .sampling_esolm import Numbers, Rules, draw
 from .writing_esolm import Writing
-
-
-class Pass:
-    """One forward pass over several texts, as flat indices; all of it is known to the host.
-
-    cells: of all tokens fed, row * slots + cell. told: the ids of those that the cells do not hold,
-    -1 of the others. wanted: which of these tokens give logits. places: of these, by text. counts:
-    how many of these each text has; spans: where its logits are.
-    """
-
-    def __init__(self, writings: list[Writing], slots: int) -> None:
-        self.writings = writings
-        self.feeds = [writing.feed() for writing in writings]
-        starts = np.cumsum([0, *(len(feed.cells) for feed in self.feeds)])
-        self.cells = np.concatenate(
-            [f.cells + w.row * slots for w, f in zip(writings, self.feeds, strict=True)]
-        )
-        self.told = np.concatenate(
-            [np.full(len(f.cells), -1) if f.told is None else f.told for f in self.feeds]
-        )
-        self.wanted = np.concatenate(
-            [feed.wanted + first for feed, first in zip(self.feeds, starts, strict=False)]
-        )
-        self.places = [w.walk.places[f.targets] for w, f in zip(writings, self.feeds, strict=True)]
-        self.counts = [len(places) for places in self.places]
-        ends = np.cumsum([0, *self.counts]).tolist()
-        self.spans = [slice(first, end) for first, end in pairwise(ends)]
-        self.groups = list(_groups(writings, self.feeds, starts.tolist()))
-
-    def each(self, values: list[Any]) -> np.ndarray:
-        """One value for each text, repeated for each of its logits."""
-        return np.repeat(values, self.counts)
-
-
-def _groups(writings: list[Writing], feeds: list[Feed], starts: list[int]) -> Iterator[Group]:
-    """Neighbours that feed alike, together."""
-    found: Group | None = None
-    for writing, feed, token in zip(writings, feeds, starts, strict=False):
-        width, wanted = len(feed.cells), len(feed.wanted)
-        is_last = np.array_equal(feed.wanted, np.arange(width - wanted, width))
-        alike = (feed.start, width, feed.sight, wanted if is_last else None)
-        if found is not None:
-            others = (found.start, found.width, found.sight, found.wanted)
-            if alike == others and writing.row == found.row + found.count:
-                found = replace(found, count=found.count + 1)
-                continue
-            yield found
-        found = Group(writing.row, 1, token, *alike)
-    if found is not None:
-        yield found
 
 
 class Batch:
     """Texts that are written together. rows: how many at most; slots: tokens of each, at most."""
 
-    def __init__(self, network: Any, rows: int, slots: int, use_cache: bool = True) -> None:
+    def __init__(
+        self, network: Any, rows: int, slots: int, use_cache: bool = True,
+        rectangles: bool | None = None, cuda_graphs: bool = True,
+    ) -> None:  # fmt: skip
+        """rectangles: whether passes are filled up to these; None: where there is a GPU.
+
+        cuda_graphs: whether those that come often become graphs there.
+        """
         self.network, self.slots, self.use_cache = packed(network), slots, use_cache
         self.mask_id = network.config.mask_token_id
-        self._cache = SlotCache(network.config, rows, slots, network.dtype, network.device)
-        self._tokens = torch.full((rows, slots), self.mask_id, device=network.device)
-        self._positions = torch.zeros_like(self._tokens)
+        self._device = network.device
+        self._cells = Cells(self.network, rows, slots)
         self._rows: list[Writing | None] = [None] * rows
+        self._rectangles = self._device.type != "cpu" if rectangles is None else rectangles
+        self._run = Runner(self._cells.in_rectangle, self._device, cuda_graphs)
 
     @property
     def free_rows(self) -> int:
@@ -90,7 +49,7 @@ class Batch:
     @property
     def num_bytes(self) -> int:
         """Of the cache."""
-        return self._cache.num_bytes
+        return self._cells.cache.num_bytes
 
     def add(self, request: TextRequest) -> Writing:
         """Raises ValueError if this cannot be written, RuntimeError if no row is free."""
@@ -107,7 +66,7 @@ class Batch:
         cells = np.full(self.slots, self.mask_id)
         cells[: len(writing.walk.front)] = writing.walk.front
         cells[writing.walk.cells] = writing.given
-        self._tokens[writing.row] = self._tensor(cells)
+        self._cells.tokens[self._span(writing.row)] = self._tensors(cells)[0]
         self._place(writing)
         return writing
 
@@ -118,7 +77,7 @@ class Batch:
 
     def tokens(self, writing: Writing) -> np.ndarray:
         """int64 [L], in the order of the text; the mask id where nothing is written."""
-        return self._tokens[writing.row].cpu().numpy()[writing.walk.cells]
+        return self._cells.tokens[self._span(writing.row)].cpu().numpy()[writing.walk.cells]
 
     @torch.inference_mode()
     def step(self) -> list[Writing]:
@@ -127,16 +86,27 @@ class Batch:
         if not writings:
             return []
         one = Pass(writings, self.slots)
-        logits = self._logits(one)
-        drawn = self._draw(one, logits)
-        kept = list(self._kept(one, logits, drawn))
+        cache = self._cells.cache
+        shape = shape_of(one, cache) if self._rectangles else None
+        fed = one.in_a_row() if shape is None else laid_out(one, shape, cache.spare)
+        fed, uniforms, targets, forbidden, *numbers = in_one_copy(
+            [fed, one.uniforms, one.targets, one.forbidden, *one.numbers], self._device
+        )
+        logits = self.network.logits_of(self._hidden(one, shape, fed))
+        if one.forbidden.size:
+            logits[forbidden[0], forbidden[1]] = -torch.inf
+        drawn = self._draw(one, logits, Rules(one.numbers, Numbers(*numbers)), uniforms)
+        kept = list(self._kept(one, logits, drawn, uniforms))
         cells = [
             writing.wrote(feed, places, some) + writing.row * self.slots
             for writing, feed, places, some in zip(
                 writings, one.feeds, one.places, kept, strict=True
             )
         ]
-        self._write(one, drawn, kept, np.concatenate(cells))
+        if any(some is not None for some in kept):
+            index, targets = self._tensors(one.index_of(kept), np.concatenate(cells))
+            drawn = drawn[index]
+        self._cells.tokens[targets] = drawn
         for writing, feed in zip(writings, one.feeds, strict=True):
             if feed.keep is not None:
                 self._place(writing)
@@ -144,26 +114,33 @@ class Batch:
                 writing.look_for_the_end(self.tokens(writing), self.mask_id)
         return writings
 
-    def _draw(self, one: Pass, logits: Tensor) -> Tensor:
+    def _hidden(self, one: Pass, shape: Shape | None, fed: Tensor) -> Tensor:
+        """[M, D], of what is wanted. fed: as it was laid out."""
+        count = sum(one.counts)
+        if shape is None:
+            return self._cells.in_groups(one.groups(), count, fed)
+        return self._run(shape, fed)[:count]
+
+    def _draw(self, one: Pass, logits: Tensor, rules: Rules, uniforms: Tensor) -> Tensor:
         """int64 [M], of those texts that do not guess."""
-        uniforms = [w.uniforms[p] for w, p in zip(one.writings, one.places, strict=True)]
-        given = logits, self._rules(one), self._tensor(np.concatenate(uniforms))
         guessing = [feed.told is not None for feed in one.feeds]
         if not any(guessing):
-            return draw(*given)
+            return draw(logits, rules, uniforms)
         drawn = logits.new_zeros(len(logits), dtype=torch.int64)
-        others = self._tensor((~one.each(guessing)).nonzero()[0])
-        drawn[others] = draw(*(each[others] for each in given))
+        others = (~one.each(guessing)).nonzero()[0]
+        (there,) = self._tensors(others)
+        drawn[there] = draw(logits[there], rules.of(others, there), uniforms[there])
         return drawn
 
-    def _kept(self, one: Pass, logits: Tensor, drawn: Tensor) -> Iterator[np.ndarray | None]:
+    def _kept(
+        self, one: Pass, logits: Tensor, drawn: Tensor, uniforms: Tensor
+    ) -> Iterator[np.ndarray | None]:
         """Which of its tokens each text keeps, in order; None: all. Those that guess draw here."""
         for writing, feed, places, span in zip(
             one.writings, one.feeds, one.places, one.spans, strict=True
         ):
             if feed.told is not None:
-                uniforms = self._tensor(writing.uniforms[places, 0])
-                tokens = writing.guesses.settle(logits[span], places.tolist(), uniforms)
+                tokens = writing.guesses.settle(logits[span], places.tolist(), uniforms[span, 0])
                 drawn[span][: len(tokens)] = torch.tensor(tokens, device=drawn.device)
                 yield np.arange(len(tokens))
             elif feed.keep is not None:
@@ -171,51 +148,17 @@ class Batch:
             else:
                 yield None
 
-    def _logits(self, one: Pass) -> Tensor:
-        """[M, V], at least float32, of what is wanted; what must not be drawn is -inf."""
-        fed = self._tensor(one.cells)
-        tokens = self._tokens.view(-1)[fed]
-        told = (one.told >= 0).nonzero()[0]
-        if len(told):
-            tokens[self._tensor(told)] = self._tensor(one.told[told])
-        logits = self.network.decode(
-            tokens,
-            self._positions.view(-1)[fed],
-            CachedRows(self._cache, one.groups),
-            self._tensor(one.wanted),
-        )
-        for writing, places, span in zip(one.writings, one.places, one.spans, strict=True):
-            early = span.start + writing.is_too_early(places).nonzero()[0]
-            if len(early):
-                logits[self._tensor(early)[:, None], list(writing.request.eos)] = -torch.inf
-        return logits
-
-    def _rules(self, one: Pass) -> Rules:
-        requests = [writing.request for writing in one.writings]
-        return Rules(
-            self._tensor(one.each([float(request.temperature) for request in requests])),
-            self._tensor(one.each([float(request.top_p) for request in requests])),
-            self._tensor(one.each([int(request.top_k) for request in requests])),
-        )
-
-    def _write(
-        self, one: Pass, drawn: Tensor, kept: list[np.ndarray | None], cells: np.ndarray
-    ) -> None:
-        """What was drawn and kept goes into the cells."""
-        if any(some is not None for some in kept):
-            index = [
-                span.start + (np.arange(span.stop - span.start) if some is None else some)
-                for span, some in zip(one.spans, kept, strict=True)
-            ]
-            drawn = drawn[self._tensor(np.concatenate(index))]
-        self._tokens.view(-1)[self._tensor(cells)] = drawn
-
     def _place(self, writing: Writing) -> None:
         positions = writing.walk.positions
-        self._positions[writing.row, : len(positions)] = self._tensor(positions)
+        self._cells.positions[self._span(writing.row, len(positions))] = self._tensors(positions)[0]
 
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.network.device, non_blocking=True)
+    def _span(self, row: int, count: int | None = None) -> slice:
+        """The cells of a row, all or the first so many."""
+        first = row * self.slots
+        return slice(first, first + (self.slots if count is None else count))
+
+    def _tensors(self, *values: np.ndarray) -> list[Tensor]:
+        return in_one_copy(list(values), self._device)
 
 
 def _most_certain(logits: Tensor, drawn: Tensor, count: int) -> np.ndarray:

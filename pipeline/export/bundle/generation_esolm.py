@@ -35,6 +35,7 @@ class EsoLMGenerationConfig(GenerationConfig):
     the so many likeliest; 0 keeps all. eos_token_id: what ends a text, not before min_new_tokens.
     guesses: tokens that a pass of the sequential phase guesses ahead; the distribution stays what
     it is. adaptive: fewer where they do not hold. seed: None draws a new one each time.
+    cuda_graphs: whether passes that come often become CUDA graphs, where there is a GPU.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -53,6 +54,7 @@ class EsoLMGenerationConfig(GenerationConfig):
         self.guesses: int = kwargs.pop("guesses", 0)
         self.adaptive: bool = kwargs.pop("adaptive", False)
         self.seed: int | None = kwargs.pop("seed", None)
+        self.cuda_graphs: bool = kwargs.pop("cuda_graphs", True)
         self.pad_token_id: int | None = kwargs.pop("pad_token_id", None)
         self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
         self._commit_hash = kwargs.pop("_commit_hash", None)
@@ -223,7 +225,7 @@ class EsoLMGenerationMixin:
             for sample, (row, size) in enumerate(zip(rows, prompts.sizes, strict=True))
         ]
         slots = max(map(len, rows)) + EXTRA_SLOTS + settings.guesses
-        batch = Batch(self, len(rows), slots, use_cache)
+        batch = Batch(self, len(rows), slots, use_cache, cuda_graphs=settings.cuda_graphs)
         writings = [batch.add(request) for request in requests]
         told = Streaming(streamer, prompts, batch, writings)
         nfe = 0

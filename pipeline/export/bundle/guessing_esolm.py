@@ -24,11 +24,6 @@ class Guesses:
 
     def __init__(self, request: TextRequest) -> None:
         self._request, self._number = request, 0
-        self._rules = Rules(
-            torch.tensor([float(request.temperature)], dtype=torch.float64),
-            torch.tensor([float(request.top_p)], dtype=torch.float64),
-            torch.tensor([int(request.top_k)]),
-        )
         self._acceptance = random_numbers(request.seed, request.sample, Stream.ACCEPTANCE).random(
             request.length
         )
@@ -42,8 +37,7 @@ class Guesses:
 
         logits: [M, V] of the masks at the places, int [M]. uniforms: float64 [M].
         """
-        rows = self._repeated(len(self.tokens) + 1, logits.device)
-        chances = probabilities_of(logits[: len(self.tokens) + 1], rows[: len(logits)])
+        chances = self._chances_of(logits[: len(self.tokens) + 1])
         written, rejected = [], None
         for i, token in enumerate(self.tokens):
             if self._acceptance[places[i]] * self._chances[i, token] >= chances[i, token]:
@@ -71,9 +65,11 @@ class Guesses:
         request = self._request
         draws = random_numbers(request.seed, request.sample, Stream.GUESSES, self._number)
         uniforms = torch.from_numpy(draws.random(len(logits))).to(logits.device)
-        self._chances = probabilities_of(logits, self._repeated(len(logits), logits.device))
+        self._chances = self._chances_of(logits)
         self.tokens = inverted(self._chances, uniforms).tolist() if len(logits) else []
 
-    def _repeated(self, count: int, device: torch.device) -> Rules:
-        one = self._rules
-        return Rules(*(x.expand(count).to(device) for x in (one.temperature, one.top_p, one.top_k)))
+    def _chances_of(self, logits: Tensor) -> Tensor:
+        """[K, V] -> float64 [K, V']."""
+        one = self._request
+        rules = Rules.alike(len(logits), one.temperature, one.top_p, one.top_k, logits.device)
+        return probabilities_of(logits, rules)

@@ -93,7 +93,7 @@ def _write(
         if not isinstance(piece, range) and mask_id in piece:
             raise ValueError(f"a segment has the mask id {mask_id}: make it a gap")
     slots = max(map(len, texts)) + 1 + settings.guesses
-    batch = Batch(network, len(texts), slots)
+    batch = Batch(network, len(texts), slots, cuda_graphs=settings.cuda_graphs)
     writings = [batch.add(settings.request(text, seed, 0)) for text in texts]
     nfe = 0
     while batch.step():

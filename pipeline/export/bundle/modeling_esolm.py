@@ -5,6 +5,7 @@ Shape letters: B batch, S tokens fed, L output positions (S, or S/2 in a two-str
 D hidden, V vocabulary; in a ragged pass T tokens of all texts, M wanted ones.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
-from .attention_esolm import CachedRows, WholeRows
+from .attention_esolm import WholeRows
 from .configuration_esolm import EsoLMConfig
 from .generation_esolm import EsoLMGenerationConfig, EsoLMGenerationMixin
 from .layers_esolm import EsoLMBlock, EsoLMNorm, at_least_float32, rotary_angles
@@ -84,9 +85,13 @@ class EsoLMModel(EsoLMPreTrainedModel):
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=told)
 
     def decode(
-        self, input_ids: Tensor, position_ids: Tensor, attend: CachedRows, wanted: Tensor
+        self, input_ids: Tensor, position_ids: Tensor, attend: Callable[..., Tensor], wanted: Tensor
     ) -> Tensor:
-        """Normalised hidden states [M, D] of the wanted ones, int64 [M], of the tokens [T] fed."""
+        """A pass of `decoding_esolm`: normalised hidden states [M, D] of the wanted tokens.
+
+        input_ids, position_ids: int64 [T], of all texts one after the other. attend: who sees what.
+        wanted: int64 [M], which of the T tokens.
+        """
         angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_base)
         hidden = self.embed_tokens(input_ids)
         for block in self.layers[:-1]:
@@ -158,7 +163,7 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
             input_ids, position_ids, attention_pattern, prefix_length, block_size, logits_to_keep,
             attention_mask, bool(output_hidden_states),
         )  # fmt: skip
-        logits = self._logits(found.last_hidden_state)
+        logits = self.logits_of(found.last_hidden_state)
         loss = None if labels is None else self._loss(input_ids, logits, labels)
         output = MaskedLMOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
         return output.to_tuple() if return_dict is False else output
@@ -179,15 +184,6 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         )
         return total / (labels != IGNORED).sum().clamp(min=1)
 
-    def decode(
-        self, input_ids: Tensor, position_ids: Tensor, attend: CachedRows, wanted: Tensor
-    ) -> Tensor:
-        """A pass of `decoding_esolm`: logits [M, V] of those wanted, int64 [M], of T tokens fed.
-
-        input_ids, position_ids: int64 [T], of all texts one after the other. attend: who sees what.
-        """
-        return self._logits(self.model.decode(input_ids, position_ids, attend, wanted))
-
     def in_int8(self) -> "EsoLMForMaskedLM":
         """A twin for decoding on a CPU: its linear layers are int8, and it shares the rest.
 
@@ -195,7 +191,8 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         """
         return in_int8(self)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V], at least float32, the mask id's at -inf."""
         logits = at_least_float32(self.lm_head(hidden))
         logits[..., self.config.mask_token_id] = float("-inf")
         return logits

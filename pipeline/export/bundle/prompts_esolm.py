@@ -1,6 +1,7 @@
 # mypy: ignore-errors
 """What `generate` is given and gives back: prompts with their padding, and streamers."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any
@@ -23,16 +24,24 @@ def repeated(count: int, *rows: Tensor | None) -> list[Tensor | None]:
 def stop_at(
     tokenizer: Any, stops: str | list[str] | None, first: int
 ) -> Callable[[list[int]], int | None] | None:
-    """How the decoder sees a stop string in what is written from token `first` on."""
+    """How the decoder sees a stop string in what is written from token `first` on.
+
+    The token that completes it is the last one, though a pass may have written more.
+    """
     if not stops:
         return None
     if tokenizer is None:
         raise ValueError("stop_strings needs the tokenizer: generate(..., tokenizer=tokenizer)")
     stops = [stops] if isinstance(stops, str) else list(stops)
 
-    def look(ids: list[int]) -> int | None:
+    def has_stop(ids: list[int]) -> bool:
         text = tokenizer.decode(ids)[len(tokenizer.decode(ids[:first])) :]
-        return len(ids) if any(stop in text for stop in stops) else None
+        return any(stop in text for stop in stops)
+
+    def look(ids: list[int]) -> int | None:
+        if not has_stop(ids):
+            return None
+        return bisect_left(range(len(ids)), True, first, key=lambda end: has_stop(ids[:end]))
 
     return look
 

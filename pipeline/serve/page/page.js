@@ -3,7 +3,8 @@ import { Api } from "./api.js";
 import { Panel } from "./panel.js";
 
 const byId = (id) => document.getElementById(id);
-const GAP = /\[\[(\d+)\]\]/;
+// A backslash in front makes text of a gap, or of another backslash.
+const GAP = /(\\*)\[\[(\d+)\]\]/g;
 const SETTINGS = [
   { name: "alpha_0", label: "alpha_0", type: "range", min: 0, max: 1, step: 0.05, value: 0.5 },
   { name: "steps", label: "steps", type: "range", min: 1, max: 128, step: 1, value: 8 },
@@ -44,6 +45,21 @@ function build(fieldset) {
   }
 }
 
+// The bundle's defaults, but for what somebody has already set.
+function begin(fieldset, defaults) {
+  for (const field of fieldset.querySelectorAll("input, select")) {
+    const value = defaults[field.name === "steps" ? "num_steps" : field.name];
+    if (value === undefined || touched.has(field)) continue;
+    if (field.type === "range" && value > Number(field.max)) field.max = value;
+    field.value = value;
+    if (field.type === "range" && Number(field.value) !== value) { // between two of its steps
+      field.step = "any";
+      field.value = value;
+    }
+    field.dispatchEvent(new Event("input"));
+  }
+}
+
 function settingsOf(fieldset) {
   const found = {};
   for (const field of fieldset.querySelectorAll("input, select"))
@@ -52,8 +68,21 @@ function settingsOf(fieldset) {
 }
 
 function segmentsOf(text) {
-  return text.split(/(\[\[\d+\]\])/).filter((part) => part !== "")
-    .map((part) => (GAP.test(part) ? { gap: Number(part.match(GAP)[1]) } : part));
+  const found = [];
+  let rest = "", end = 0;
+  for (const { 0: all, 1: slashes, 2: size, index } of text.matchAll(GAP)) {
+    rest += text.slice(end, index) + "\\".repeat(slashes.length >> 1);
+    end = index + all.length;
+    if (slashes.length % 2) {
+      rest += `[[${size}]]`;
+      continue;
+    }
+    if (rest) found.push(rest);
+    found.push({ gap: Number(size) });
+    rest = "";
+  }
+  rest += text.slice(end);
+  return rest ? [...found, rest] : found;
 }
 
 async function fill(panel, fieldset, signal) {
@@ -69,6 +98,9 @@ async function fill(panel, fieldset, signal) {
 const panels = ["a", "b"].map((name) => new Panel(byId(`panel-${name}`), byId("panel")));
 const fieldsets = ["a", "b"].map((name) => byId(`settings-${name}`));
 fieldsets.forEach(build);
+const touched = new Set();
+for (const fieldset of fieldsets)
+  fieldset.addEventListener("input", (event) => touched.add(event.target));
 const api = new Api(() => byId("key").value);
 let running = null;
 
@@ -83,6 +115,7 @@ function tell(error) {
 async function introduce() {
   const model = await api.model();
   byId("model").textContent = `${model.id}, ${model.objective}`;
+  fieldsets.forEach((fieldset) => begin(fieldset, model.defaults));
   const heeded = HEEDED[model.objective];
   for (const name of heeded ? OF_SOME : []) for (const fieldset of fieldsets)
     fieldset.querySelector(`[name=${name}]`).closest(".setting").hidden = !heeded.includes(name);

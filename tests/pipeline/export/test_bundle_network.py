@@ -1,5 +1,6 @@
 """The bundle's network: every pattern against the training network, masks, cache, reloading."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 
 from esolm.model.attention import AttentionPattern
 from esolm.pipeline.export.bundle.attention_esolm import (
+    BLOCK_CAUSAL,
+    GUESSED,
     PATTERNS,
     CachedRows,
     Group,
@@ -50,6 +53,11 @@ def sees(pattern: str, i: int, j: int, length: int, prefix: int, block: int) -> 
         return j <= i
     if pattern == "prefix":
         return j <= i or (i < prefix and j < prefix)
+    if pattern == BLOCK_CAUSAL:
+        return j // block <= i // block
+    if pattern == GUESSED:
+        seen = i + 1 if i < prefix else prefix - block + min(i - prefix, block)
+        return j < seen or j == i
     if i >= length and j < length:
         return False
     if i < length and j < length:
@@ -62,7 +70,7 @@ def sees(pattern: str, i: int, j: int, length: int, prefix: int, block: int) -> 
     return j <= i or in_prefix
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", [*PATTERNS, BLOCK_CAUSAL, GUESSED])
 @pytest.mark.parametrize(("length", "block"), [(1, 1), (6, 3), (7, 1)])
 def test_masks_equal_loops(pattern: str, length: int, block: int) -> None:
     size = length * (2 if "two_stream" in pattern else 1)
@@ -74,6 +82,20 @@ def test_masks_equal_loops(pattern: str, length: int, block: int) -> None:
         for i in range(size):
             for j in range(size):
                 assert bool(mask[row, 0, i, j]) == sees(pattern, i, j, length, prefix, block)
+
+
+@pytest.mark.parametrize("pattern", ["bidirectional", "causal", "prefix", BLOCK_CAUSAL, GUESSED])
+def test_what_the_tokens_of_a_row_reach_is_what_they_see(pattern: str) -> None:
+    """Up to the last slot that the row feeds; in front of the first one it has fed others."""
+    for start, width, prefix, block in product((0, 3), (1, 5), (3, 7), (1, 2, 3)):
+        sight, end = Sight(pattern, prefix, block), start + width
+        if pattern == "prefix" and prefix > end:
+            continue
+        found = sight.reach(start, width)
+        for i, most in zip(range(start, end), found.tolist(), strict=True):
+            seen = [sees(pattern, i, j, 1, prefix, block) for j in range(end)]
+            assert seen == [j < most or j == i for j in range(end)]
+            assert most <= end
 
 
 @pytest.mark.parametrize("pieces", [[9], [1] * 9, [4, 1, 3, 1]])
@@ -89,7 +111,7 @@ def test_passes_in_pieces_equal_causal_rows(source: Any, pieces: list[int]) -> N
             span, wanted = slice(start, start + size), torch.arange(2 * size)
             groups = [Group(1, 2, 0, start, size, Sight("causal"), size)]
             fed = tokens[:, span].flatten(), positions[:, span].flatten()
-            logits = bundle.decode(*fed, CachedRows(cache, groups), wanted)
+            logits = bundle.logits_of(bundle.model.decode(*fed, CachedRows(cache, groups), wanted))
             torch.testing.assert_close(
                 logits.view(2, size, -1), expected[:, span], rtol=0, atol=1e-12
             )
@@ -108,9 +130,8 @@ def test_rows_that_see_differently_in_one_pass(paper_source: Any, pattern: str) 
     ]
     wanted = torch.tensor([2, 7, 13, 14, 15])
     with torch.no_grad():
-        found = bundle.decode(
-            tokens.flatten(), torch.arange(8).repeat(2), CachedRows(cache, groups), wanted
-        )
+        fed = tokens.flatten(), torch.arange(8).repeat(2)
+        found = bundle.logits_of(bundle.model.decode(*fed, CachedRows(cache, groups), wanted))
         if pattern == "block_causal":
             both = torch.cat([tokens[:1], tokens[:1]], dim=1)
             # In the two-stream pattern a block of the noised stream sees earlier clean ones.

@@ -15,6 +15,8 @@ from esolm.data_prep.tokenizers import load_tokenizer, save_tokenizer, train_mod
 from esolm.pipeline.cli.export import export_command
 from esolm.pipeline.cli.generate import generate_command
 from esolm.pipeline.errors import ConfigError, ExportError
+from esolm.pipeline.export.bundle import decoding_esolm
+from esolm.pipeline.export.bundle.graphs_esolm import Runner
 from esolm.pipeline.export.manifest import write_manifest
 from esolm.pipeline.generate import Request, compare, generate, load_bundle
 from tests.processes import run_python
@@ -145,6 +147,26 @@ def test_every_objective(
     prompted = [*options, "--prompt", "def f():", "--json"]
     record = json.loads(CliRunner().invoke(app, ["generate", str(path), *prompted]).stdout)
     assert all(text.startswith("def f():") for text in record["texts"])
+
+
+def test_graphs_are_an_option(
+    bundle: Path, app: typer.Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[bool] = []
+
+    def record(function: Any, device: torch.device, graphs: bool) -> Runner:
+        given.append(graphs)
+        return Runner(function, device, graphs)
+
+    monkeypatch.setattr(decoding_esolm, "Runner", record)
+    (tmp_path / "prompts.txt").write_text("def f\n")
+    ways = [[], ["--infill", "def[[2]]x"], ["--prompts", str(tmp_path / "prompts.txt")]]
+    for way in ways:
+        for option in ([], ["--no-cuda-graphs"]):
+            arguments = ["generate", str(bundle), *option, *way]
+            arguments += [] if "--infill" in way else ["--max-new-tokens", "2"]
+            assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert given == [True, False] * len(ways)
 
 
 @pytest.mark.parametrize("command", ["generate", "export"])

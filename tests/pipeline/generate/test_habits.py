@@ -100,6 +100,20 @@ def test_stop_strings(model: Any, tokenizer: Any) -> None:
         model.generate(**given, stop_strings="x")
 
 
+def test_a_stop_string_ends_the_text_with_its_last_token(model: Any, tokenizer: Any) -> None:
+    """Also where one pass writes all tokens."""
+    given = tokenizer("def f(", return_tensors="pt")
+    size = given["input_ids"].shape[1]
+    options = {"max_new_tokens": 40, "seed": 2, "alpha_0": 1.0, "num_steps": 1}
+    options["min_new_tokens"] = 40
+    free = model.generate(**given, **options)[0, size:]
+    stop = tokenizer.decode(free)[6:8]
+    ends = [end for end in range(1, 41) if stop in tokenizer.decode(free[:end])]
+    assert 1 < ends[0] < 40
+    ended = model.generate(**given, **options, stop_strings=[stop], tokenizer=tokenizer)
+    assert ended[0, size:].tolist() == free[: ends[0]].tolist()
+
+
 def test_a_streamer(model: Any, tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
     given = tokenizer("def f(", return_tensors="pt")
     streamer = TextStreamer(tokenizer, skip_prompt=True)

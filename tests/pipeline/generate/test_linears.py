@@ -4,10 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
+from esolm.pipeline.export.bundle.decoding_esolm import Batch
 from esolm.pipeline.export.bundle.linears_esolm import Int8Linear, PackedLinear, in_int8, packed
-from tests.pipeline.generate.systems import System
+from esolm.pipeline.export.bundle.modeling_esolm import EsoLMForMaskedLM
+from esolm.pipeline.export.bundle.requests_esolm import TextRequest
+from tests.pipeline.generate.systems import MASK_ID, System
 
 ROWS = [1, 2, 3, 17, 64]
 
@@ -30,6 +34,53 @@ def test_packed_is_the_product(bias: bool, dtype: torch.dtype, tolerance: float)
         found = PackedLinear(plain)(x)
         assert found.dtype == dtype
         torch.testing.assert_close(found.double(), exact(x.double()), rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(768, 3072), (3072, 768), (192, 768), (48, 80)])
+@torch.inference_mode()
+def test_a_token_gives_the_same_bits_in_any_company(shape: tuple[int, int]) -> None:
+    torch.manual_seed(4)
+    layer, x = PackedLinear(nn.Linear(*shape)), torch.randn(130, shape[0])
+    together = layer(x)
+    for rows in (*range(1, 34), 64, 127):
+        assert torch.equal(layer(x[:rows]), together[:rows]), rows
+
+
+@torch.inference_mode()
+def test_a_text_gives_the_same_bits_in_any_company() -> None:
+    """Logits of every pass of a text, alone and in a batch of others.
+
+    Sizes are multiples of 32, as they are in practice: torch computes what is left over of a vector
+    otherwise than the rest.
+    """
+    torch.manual_seed(0)
+    config = EsoLMConfig(
+        vocab_size=300, hidden_size=128, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=512, mask_token_id=MASK_ID,
+    )  # fmt: skip
+    model = EsoLMForMaskedLM(config).eval()
+    alone = logits_of_the_first(model, others=0)
+    assert len(alone) > 20
+    for number, logits in enumerate(logits_of_the_first(model, others=5)):
+        assert torch.equal(logits, alone[number]), number
+
+
+def logits_of_the_first(model: Any, others: int) -> list[Tensor]:
+    """Of the first text in each pass; the others differ in length, phase and steps."""
+    batch = Batch(model, 1 + others, 64)
+    found: list[Tensor] = []
+    handle = model.lm_head.register_forward_hook(lambda *args: found.append(args[-1]))
+    texts = [
+        batch.add(TextRequest([MASK_ID] * (40 + 3 * n), 0.5 / (1 + n), 8 + n, seed=n))
+        for n in range(1 + others)
+    ]
+    kept: list[Tensor] = []
+    while not texts[0].is_done:
+        count = texts[0].walk.count
+        batch.step()
+        kept.append(found[-1][:count].clone())
+    handle.remove()
+    return kept
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -56,10 +56,10 @@ def alone(model: Any, request: TextRequest, use_cache: bool = True) -> tuple[lis
 
 
 def together(
-    model: Any, requests: list[TextRequest], draws: np.random.Generator, rows: int
+    batch: Batch, requests: list[TextRequest], draws: np.random.Generator
 ) -> list[tuple[list[int], list[Any]]]:
     """Each enters when a row is free and chance wills it, and leaves when it is done."""
-    batch, waiting, found = Batch(model, rows, SLOTS), list(enumerate(requests)), {}
+    waiting, found = list(enumerate(requests)), {}
     running: dict[int, Any] = {}
     while waiting or running:
         while waiting and batch.free_rows and (not running or draws.random() < 0.5):
@@ -80,7 +80,7 @@ def test_ragged_equals_alone_equals_uncached(name: str) -> None:
     model, draws = network(name, torch.float32), np.random.default_rng(0)
     for _ in range(30):
         requests = [some_request(name, draws) for _ in range(int(draws.integers(2, 7)))]
-        found = together(model, requests, draws, rows=int(draws.integers(1, 5)))
+        found = together(Batch(model, int(draws.integers(1, 5)), SLOTS), requests, draws)
         for request, (tokens, passes) in zip(requests, found, strict=True):
             assert (tokens, passes) == alone(model, request)
             assert (tokens, passes) == alone(model, request, use_cache=False)

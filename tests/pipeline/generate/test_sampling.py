@@ -9,22 +9,24 @@ from torch import Tensor
 
 from esolm.pipeline.export.bundle.sampling_esolm import (
     TRIES,
+    Numbers,
     Rules,
     Stream,
+    by_sorting,
+    by_trying,
     draw,
     inverted,
     keep_nucleus,
     probabilities_of,
     random_numbers,
+    weights_of,
 )
+
+CPU = torch.device("cpu")
 
 
 def rules(count: int, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Rules:
-    return Rules(
-        torch.full((count,), temperature, dtype=torch.float64),
-        torch.full((count,), top_p, dtype=torch.float64),
-        torch.full((count,), top_k),
-    )
+    return Rules.alike(count, temperature, top_p, top_k, CPU)
 
 
 def uniforms(count: int, seed: int = 0) -> Tensor:
@@ -98,6 +100,18 @@ def test_what_has_no_chance_is_never_drawn() -> None:
         assert drawn.tolist() == [3, 300, 511]
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-172, 1e-40, 1e-30, 1e300])
+def test_temperatures_beyond_float32(temperature: float) -> None:
+    """Close to 0 the likeliest is taken; at the other end all that can be are as likely."""
+    logits = torch.randn(200, 30, generator=torch.Generator().manual_seed(3))
+    logits[:, 7] = -torch.inf
+    drawn = draw(logits, rules(200, temperature), uniforms(200))
+    if temperature < 1:
+        assert torch.equal(drawn, logits.argmax(-1))
+    else:
+        assert set(drawn.tolist()) == set(range(30)) - {7}
+
+
 def test_nucleus_keeps_the_token_that_crosses_and_its_equals() -> None:
     weights = torch.tensor([[0.15, 0.5, 0.05, 0.3]])
     for top_p, kept in ((0.4, 1), (0.6, 2), (0.79, 2), (0.81, 3), (0.96, 4)):
@@ -116,16 +130,34 @@ def test_a_nucleus_that_trying_hardly_ever_hits(top_p: float) -> None:
     assert set(drawn.tolist()) == set(range(1000 - kept, 1000))
 
 
+@pytest.mark.parametrize("top_k", [0, 40])
+def test_a_gpu_draws_what_a_cpu_draws(top_k: int) -> None:
+    """Nuclei of all sizes, some of which no try hits, beside rows without one."""
+    count = 3000
+    logits = 3 * torch.randn(count, 600, generator=torch.Generator().manual_seed(4))
+    shares, draws = uniforms(count, seed=1), np.random.default_rng(0)
+    numbers = Numbers(
+        np.ones(count), draws.choice([1e-6, 0.01, 0.3, 0.9, 0.999, 1.0], count),
+        draws.choice([0, top_k], count),
+    )  # fmt: skip
+    mixed = Rules(numbers, Numbers(*map(torch.from_numpy, numbers)))
+    weights = weights_of(logits, mixed)
+    tokens = by_trying(weights, mixed, shares)
+    assert torch.equal(by_sorting(weights, mixed, shares), tokens)
+    first = inverted(weights, shares[:, 0])
+    assert 0.1 < float((tokens == first).double().mean()) < 0.9
+
+
 def test_rows_keep_to_their_own_rules() -> None:
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
-    mixed = Rules(
-        torch.tensor([0.0, 1.0, 2.0, 1.0], dtype=torch.float64),
-        torch.tensor([1.0, 0.3, 1.0, 1.0], dtype=torch.float64),
-        torch.tensor([0, 0, 0, 1]),
+    numbers = Numbers(
+        np.array([0.0, 1.0, 2.0, 1.0]), np.array([1.0, 0.3, 1.0, 1.0]), np.array([0, 0, 0, 1])
     )
-    numbers = uniforms(4)
-    together = draw(logits, mixed, numbers)
-    alone = [draw(logits[i : i + 1], mixed[i : i + 1], numbers[i : i + 1]) for i in range(4)]
+    mixed = Rules(numbers, Numbers(*map(torch.from_numpy, numbers)))
+    shares = uniforms(4)
+    together = draw(logits, mixed, shares)
+    rows = [slice(i, i + 1) for i in range(4)]
+    alone = [draw(logits[row], mixed.of(row, row), shares[row]) for row in rows]
     assert torch.equal(together, torch.cat(alone))
     assert together[0] == logits[0].argmax()
     assert together[3] == logits[3].argmax()

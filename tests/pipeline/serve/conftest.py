@@ -55,23 +55,32 @@ class Server:
         self.wait_for(lambda: not any(map(self.figure, names)))
 
 
-@contextmanager
-def serving(bundle: Path, folder: Path, *options: str, key: str | None = None) -> Iterator[Server]:
-    """`esolm serve` from its start to SIGTERM."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def start(bundle: Path, folder: Path, port: int, *options: str, key: str | None = None) -> Server:
+    """`esolm serve`, before it answers."""
     command = [sys.executable, "-W", "ignore", "-m", "esolm", "serve", str(bundle)]
     variables = environment() | ({} if key is None else {"ESOLM_API_KEY": key})
     log = folder / f"serve-{port}.log"
-    with log.open("w") as output:
+    with log.open("a") as output:
         process = subprocess.Popen(
             [*command, "--port", str(port), *options],
             stdout=output, stderr=subprocess.STDOUT, text=True, env=variables, cwd=folder,
         )  # fmt: skip
-    server = Server(f"http://127.0.0.1:{port}", bundle, process, log)
+    return Server(f"http://127.0.0.1:{port}", bundle, process, log)
+
+
+@contextmanager
+def serving(bundle: Path, folder: Path, *options: str, key: str | None = None) -> Iterator[Server]:
+    """`esolm serve` from its start to SIGTERM."""
+    server = start(bundle, folder, free_port(), *options, key=key)
+    process = server.process
     try:
-        server.wait_for(lambda: _answers(server), 90)
+        server.wait_for(lambda: answers(server), 240)
         yield server
     finally:
         if process.poll() is None:
@@ -107,7 +116,8 @@ def serving_here(service: Any) -> Iterator[httpx.Client]:
         service.engine.close()
 
 
-def _answers(server: Server) -> bool:
+def answers(server: Server) -> bool:
+    """Whether it takes requests."""
     assert server.process.poll() is None, server.log.read_text()[-3000:]
     try:
         return httpx.get(f"{server.url}/ready").status_code == 200

@@ -32,17 +32,17 @@ def outcome(events: "queue.Queue[Event]") -> Event:
 def test_a_pass_that_fails_takes_only_its_own_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = System("esolm_b").model
     engine = DecodingEngine(model, rows=2, slots=20, queue=4, seconds=60)
-    decode = model.decode
+    decode = model.model.decode
 
     def fails(*arguments: Any) -> Any:
         raise MemoryError("not enough")
 
-    monkeypatch.setattr(model, "decode", fails)
+    monkeypatch.setattr(model.model, "decode", fails)
     first: queue.Queue[Event] = queue.Queue()
     engine.submit([text(model), text(model, seed=1)], [first.put, first.put])
     assert outcome(first) == outcome(first) == Failed(500, "a forward pass failed: not enough")
     assert engine.wait_until_idle(5)
-    monkeypatch.setattr(model, "decode", decode)
+    monkeypatch.setattr(model.model, "decode", decode)
     second: queue.Queue[Event] = queue.Queue()
     engine.submit([text(model, seed=5)], [second.put])
     finished = outcome(second)

@@ -1,7 +1,11 @@
 """A pass that fails costs the texts of that pass, and nothing else."""
 
+import json
+import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +22,14 @@ POISON = [417] * 8
 
 def failing_at(network: Any, prompt: list[int]) -> None:
     """Makes every pass fail that reads the prompt, as one does that runs out of memory."""
-    decode = network.decode
+    decode = network.model.decode
 
     def fail(tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
         if (tokens == prompt[0]).sum() >= len(prompt):
             raise torch.OutOfMemoryError("no memory is left")
         return decode(tokens, *rest)
 
-    network.decode = fail
+    network.model.decode = fail
 
 
 def test_a_pass_that_fails(make_bundle: Callable[..., Path]) -> None:
@@ -33,7 +37,7 @@ def test_a_pass_that_fails(make_bundle: Callable[..., Path]) -> None:
     body = {"prompt": [5, 6, 7], "max_tokens": 12, "seed": 3, "alpha_0": 0.5, "steps": 4}
     options = {"max_new_tokens": 12, "seed": 3, "alpha_0": 0.5, "num_steps": 4}
     expected = bundle.model.generate(torch.tensor([[5, 6, 7]]), **options)[0].tolist()
-    failing_at(bundle.model, POISON)
+    failing_at(bundle.model.model, POISON)
     service = Service(bundle, "net", Limits(rows=2, queue=4))
     beside: list[httpx.Response] = []
     with serving_here(service) as client:
@@ -80,3 +84,77 @@ def test_a_text_that_finds_no_place(make_bundle: Callable[..., Path]) -> None:
         assert "501 slots are due, and a row has 117" in failed.json()["error"]["message"]
         answer = client.post("/v1/completions", json={"prompt": [5], "max_tokens": 50})
         assert answer.status_code == 200
+
+
+def test_a_fault_outside_of_a_pass(make_bundle: Callable[..., Path]) -> None:
+    """Before the answer has begun, and within a stream."""
+    bundle = load_bundle(make_bundle(seq_len=100))
+    service = Service(bundle, "net", Limits(rows=2))
+    body = {"prompt": [5], "max_tokens": 9, "alpha_0": 0.0, "seed": 1}
+    decode, calls = bundle.tokenizer.decode, 0
+
+    def fail_late(ids: list[int]) -> str:
+        nonlocal calls
+        calls += 1
+        if calls > 12:
+            raise RuntimeError("not for clients")
+        return str(decode(ids))
+
+    with serving_here(service) as client:
+        bundle.tokenizer.decode = fail_late
+        with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
+            lines = [line for line in answer.iter_lines() if line]
+        assert len(lines) > 2
+        assert json.loads(lines[-2].removeprefix("data: "))["error"] == {
+            "message": "a fault of the server: RuntimeError", "type": "server_error",
+            "param": None, "code": 500,
+        }  # fmt: skip
+        assert lines[-1] == "data: [DONE]"
+        whole = client.post("/v1/completions", json=body)
+        assert whole.status_code == 500
+        assert whole.json()["error"]["message"] == "a fault of the server: RuntimeError"
+        bundle.tokenizer.decode = decode
+        assert client.post("/v1/completions", json=body).status_code == 200
+        assert service.engine.num_running == 0
+
+
+def test_a_likelihood_is_broken_off_when_its_client_leaves(
+    make_bundle: Callable[..., Path],
+) -> None:
+    """After the pass that is under way; the next one does not wait for the rest."""
+    bundle = load_bundle(make_bundle(seq_len=2000))
+    service = Service(bundle, "net", Limits(rows=1))
+    forward, passes = bundle.model.forward, 0
+
+    def counted(*given: Any, **options: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return forward(*given, **options)
+
+    bundle.model.forward = counted
+    bodies = {
+        "/v1/score": {"text": ["a b " * 100] * 9, "num_orders": 128},
+        "/v1/completions": {"prompt": [[5] * 300] * 60, "echo": True, "max_tokens": 0,
+                            "logprobs": 1},
+    }  # fmt: skip
+    with serving_here(service) as client:
+        for path, body in bodies.items():
+            passes = 0
+            with left_open(client, path, body):
+                while passes < 3:
+                    time.sleep(0.01)
+            for _ in range(2):  # the first waits for the pass that is under way
+                most = passes
+                assert client.post("/v1/score", json={"text": "x"}).status_code == 200
+            assert passes == most + 1
+            assert passes < 60, "of 128 for the first text, and of 60"
+
+
+@contextmanager
+def left_open(client: httpx.Client, path: str, body: dict[str, Any]) -> Iterator[None]:
+    """A request whose client goes at the end, without an answer."""
+    port, content = client.base_url.port, json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", port or 0)) as raw:
+        raw.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        yield

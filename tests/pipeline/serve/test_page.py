@@ -1,5 +1,6 @@
 """The page at `/` in a real browser, without a mouse where that can be."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from esolm.pipeline.export.manifest import write_manifest
 from tests.pipeline.serve.conftest import Server, serving
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
@@ -109,7 +111,7 @@ def test_gaps_are_filled_before_ones_eyes(page: Page) -> None:
     assert figures["left to right"] == str(sequential)
     assert int(figures["tokens/s"]) > 0
     expected = page.server.post(
-        "/v1/infill", segments=["def f(x):", {"gap": 200}, "return x"], alpha_0=0.3, steps=8, seed=0
+        "/v1/infill", segments=["def f(x):", {"gap": 200}, "return x"], alpha_0=0.3, seed=0
     ).json()
     assert figures["passes"] == str(expected["passes"])
     assert page.id("said").get_attribute("textContent") == f"Done: {expected['text']}"
@@ -183,6 +185,39 @@ def test_text_stays_text(page: Page) -> None:
     assert page.driver.title == "Eso-LM"
     assert page.all("#panel-a .out b") == []
     assert markup in page.all("#panel-a .out")[0].get_attribute("textContent")
+
+
+def test_a_backslash_makes_text_of_a_gap(page: Page) -> None:
+    r"""`\[[5]]` is text, and so is its backslash when it has one in front itself."""
+    page.write(r"a[0] \[[5]]\n \\[[2]]\\[[x]] \\\[[7]]")
+    page.fill()
+    out = page.all("#panel-a .out")[0].get_attribute("textContent")
+    assert out.startswith("a[0] [[5]]\\n \\")
+    assert out.endswith(r"\\[[x]] \[[7]]")
+    assert page.count("diffusion") + page.count("sequential") == 2
+
+
+def test_settings_begin_with_the_bundles_defaults(
+    driver: Chrome, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Also those outside of a slider's range and between its steps."""
+    path = make_bundle()
+    defaults = {"alpha_0": 0.33, "num_steps": 300, "schedule": "fixed", "temperature": 0.85,
+                "top_p": 0.9, "top_k": 7, "guesses": 3}  # fmt: skip
+    (path / "generation_config.json").write_text(json.dumps(defaults))
+    (path / "export.json").unlink()
+    write_manifest(path, {"step": 1})
+    with serving(path, tmp_path) as server:
+        page = Page(driver, server)
+        for name, value in defaults.items():
+            field = page.id(f"settings-a-{name.removeprefix('num_')}")
+            assert field.get_attribute("value") == str(value), name
+        shown = [each.get_attribute("textContent") for each in page.all("#settings-b output")]
+        assert shown == ["0.33", "300", "0.85", "0.9", "3"]
+        page.write("x[[8]]")
+        page.fill()
+        expected = server.post("/v1/infill", segments=["x", {"gap": 8}], seed=0).json()
+        assert page.id("said").get_attribute("textContent") == f"Done: {expected['text']}"
 
 
 def test_errors_are_shown(page: Page) -> None:

@@ -1,0 +1,33 @@
+"""`best_of`: more texts are written than are asked for, and the likeliest per token are kept."""
+
+import torch
+
+from esolm.pipeline.serve.errors import ApiError
+from esolm.pipeline.serve.logprobs import check_likelihood
+from esolm.pipeline.serve.schemas import CompletionRequest
+from esolm.pipeline.serve.service import Service
+
+
+def num_written(service: Service, request: CompletionRequest) -> int:
+    """Texts to be written for each prompt. Raises ApiError if none can be chosen of them."""
+    asked_for = request.n or 1
+    count = asked_for if request.best_of is None else request.best_of
+    if count < asked_for:
+        raise ApiError(400, f"best_of: {count}, and n is {asked_for}", "best_of")
+    if count > asked_for:
+        check_likelihood(service.config, request, "best_of")
+    return count
+
+
+async def best(service: Service, prompt: list[int], texts: list[list[int]]) -> list[int]:
+    """Numbers of the texts that were written behind a prompt, the likeliest per token first."""
+    found = [await service.likelihood(_log_p_per_token, service, prompt, text) for text in texts]
+    return sorted(range(len(texts)), key=lambda number: -found[number])
+
+
+def _log_p_per_token(service: Service, prompt: list[int], text: list[int]) -> float:
+    if not text:
+        return 0.0
+    ids = torch.tensor([prompt + text], device=service.bundle.model.device)
+    given = torch.arange(ids.shape[1]) < len(prompt)
+    return float(service.bundle.model.log_likelihood(ids, given=given)) / len(text)

@@ -1,0 +1,42 @@
+"""One thread for likelihoods by the network, which ends a job that nobody waits for any more."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+class NobodyWaitsError(Exception):
+    """Ends a job; nobody is there to be told."""
+
+
+class Likelihoods:
+    """Several at once would take memory away from the decoding, so they take turns."""
+
+    def __init__(self, model: Any) -> None:
+        """model: the network, each pass of which is a chance to end a job."""
+        self._thread = ThreadPoolExecutor(1, "likelihoods")
+        self._local = threading.local()
+        model.register_forward_pre_hook(self._before_a_pass)
+
+    async def run(self, work: Callable[..., Result], *given: Any) -> Result:
+        """Its result. When whoever awaits it is cancelled, it begins no further pass."""
+        is_left = threading.Event()
+
+        def job() -> Result:
+            self._local.is_left = is_left
+            return work(*given)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, job)
+        except asyncio.CancelledError:
+            is_left.set()
+            raise
+
+    def _before_a_pass(self, *_: Any) -> None:
+        is_left = getattr(self._local, "is_left", None)  # other threads have none
+        if is_left is not None and is_left.is_set():
+            raise NobodyWaitsError
