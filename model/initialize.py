@@ -27,11 +27,20 @@ def initialize(
 
     parameters: pairs of a canonical name and the local parameter.
     """
-    tensors = network_tensors(config)
     for name, parameter in parameters:
-        full = _draw(tensors[name], config, seed)
         with torch.no_grad():
-            parameter.copy_(local_part(full, tensors[name], tensor_rank, tensor_size))
+            parameter.copy_(initial_values(name, config, seed, tensor_rank, tensor_size))
+
+
+def initial_values(
+    name: str, config: ModelConfig, seed: int, tensor_rank: int, tensor_size: int
+) -> Tensor:
+    """Returns this rank's part of the initial values of one tensor, in fp32 on the CPU.
+
+    Apart from the part at most the full tensor is held, of which the part may be a view.
+    """
+    tensor = network_tensors(config)[name]
+    return local_part(_draw(tensor, config, seed), tensor, tensor_rank, tensor_size)
 
 
 def _draw(tensor: TensorSpec, config: ModelConfig, seed: int) -> Tensor:
@@ -44,4 +53,4 @@ def _draw(tensor: TensorSpec, config: ModelConfig, seed: int) -> Tensor:
     std = config.init_std
     if tensor.start is InitialValues.RESIDUAL:
         std /= math.sqrt(2 * config.num_layers)  # GPT-2
-    return torch.randn(tensor.shape, generator=generator) * std
+    return torch.randn(tensor.shape, generator=generator).mul_(std)

@@ -155,7 +155,8 @@ class Head(nn.Module):
 
 def excluded_columns(config: ModelConfig, padded_size: int, output: nn.Module) -> Tensor:
     """Marks the mask id and the ids that only pad the vocabulary, bool [V of this rank]."""
-    never = torch.zeros(padded_size, dtype=torch.bool)
+    # The network may be made on the meta device, but this is no weight that is filled later.
+    never = torch.zeros(padded_size, dtype=torch.bool, device="cpu")
     never[list(config.excluded_ids)] = True
     never[config.vocab_size :] = True
     group: dist.ProcessGroup = output.tp_group  # type: ignore[assignment]

@@ -36,14 +36,19 @@ def has_partial_gradient(parameter: Tensor) -> bool:
 
 
 def local_part(full: Tensor, tensor: TensorSpec, tensor_rank: int, tensor_size: int) -> Tensor:
-    """Returns this rank's slice of a full tensor; rows that pad the vocabulary are zero."""
+    """Returns this rank's slice of a full tensor; rows that pad the vocabulary are zero.
+
+    It is a view of the full tensor, unless it is padded.
+    """
     dim = tensor.split_over(tensor_size)
     if dim is None:
         return full
     size = -(-full.shape[dim] // tensor_size)
-    missing = size * tensor_size - full.shape[dim]
-    if missing:
-        padding = list(full.shape)
-        padding[dim] = missing
-        full = torch.cat([full, full.new_zeros(padding)], dim=dim)
-    return full.narrow(dim, tensor_rank * size, size)
+    start = min(tensor_rank * size, full.shape[dim])
+    part = full.narrow(dim, start, min(size, full.shape[dim] - start))
+    missing = size - part.shape[dim]
+    if not missing:
+        return part
+    padding = list(full.shape)
+    padding[dim] = missing
+    return torch.cat([part, full.new_zeros(padding)], dim=dim)

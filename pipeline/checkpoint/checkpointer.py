@@ -6,18 +6,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from esolm.pipeline.checkpoint import commit, store
 from esolm.pipeline.checkpoint.files import write_problem
 from esolm.pipeline.checkpoint.mirror import Mirror, newest_wanted, pull_or_problem
+from esolm.pipeline.checkpoint.staging import Staging
 from esolm.pipeline.errors import CheckpointError, UnreadableCheckpointError
 from esolm.pipeline.parallel.engine import Engine
 from esolm.pipeline.parallel.first_rank import from_first_rank
@@ -86,7 +85,7 @@ class Checkpointer:
         """The seconds from the start of the last save until it was durable."""
         self._mirror_url = mirror
         self._mirror: Mirror | None = None
-        self._buffers: dict[str, Tensor] = {}
+        self._staging = Staging()
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
 
@@ -100,7 +99,7 @@ class Checkpointer:
         self._finish_last()
         fragments = engine.fragments()
         if self.asynchronous:
-            fragments = [self._copy(fragment) for fragment in fragments if fragment.writes]
+            fragments = self._staged(fragments)
             self._thread = threading.Thread(
                 target=self._write,
                 args=(fragments, state, started),
@@ -254,21 +253,10 @@ class Checkpointer:
         The system hands out memory page by page as it is written, which is slower than copying.
         """
         if self.asynchronous:
-            for fragment in engine.fragments():
-                if fragment.writes:
-                    self._copy(fragment)
+            self._staged(engine.fragments())
 
-    def _copy(self, fragment: Fragment) -> Fragment:
-        """Copies a fragment into host memory of its own, which is kept for the next save."""
-        copies = {}
-        for state, source in fragment.states.items():
-            key = f"{state}/{fragment.name}"
-            if key not in self._buffers:
-                self._buffers[key] = torch.empty(
-                    source.shape, dtype=source.dtype, pin_memory=source.is_cuda
-                )
-            copies[state] = self._buffers[key].copy_(source)
-        return replace(fragment, states=copies)
+    def _staged(self, fragments: list[Fragment]) -> list[Fragment]:
+        return self._staging.copy([fragment for fragment in fragments if fragment.writes])
 
     def _write(self, fragments: list[Fragment], state: RunState, started: float) -> None:
         """Writes and commits a checkpoint; if it fails on one rank, all fail, leaving nothing."""

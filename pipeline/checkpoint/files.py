@@ -1,22 +1,28 @@
 """The files of a checkpoint: torch.distributed.checkpoint's, written and read by several threads.
 
-Three things differ from torch's own reader and writer. Stored numbers are read straight into the
+Four things differ from torch's own reader and writer. Stored numbers are read straight into the
 tensors that want them, which is as fast as the disk; `torch.load` copies each of them three times.
-A rank writes a file for every half gigabyte, so that writing, checksums and reading have something
-to share out. And the index, a pickle, may name nothing but what an index is made of.
+They are written straight from where they lie in host memory as well; torch clones every part of a
+larger tensor, and keeps the clones until their file is complete. A rank writes a file for every
+half gigabyte, so that writing, checksums and reading have something to share out. And the index, a
+pickle, may name nothing but what an index is made of.
 """
 
 import math
+import os
 import pickle
 import shutil
-from copy import copy
 from pathlib import Path
 from queue import Queue
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import (
+    FileSystemReader,
+    FileSystemWriter,
+    _StorageInfo,
+)
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
@@ -24,7 +30,9 @@ from torch.distributed.checkpoint.planner import (
     ReadItem,
     SavePlan,
     SavePlanner,
+    WriteItem,
 )
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from esolm.data_prep.files import probe_writing
@@ -57,11 +65,7 @@ class Writer(FileSystemWriter):
     """Writes into a directory and syncs the files; on a full disk the write fails as a whole."""
 
     def __init__(self, directory: Path) -> None:
-        # Nothing is copied ahead: in these threads torch's overlapping copies know GPU 0 alone, and
-        # a copy from any other GPU is written before it has arrived.
-        super().__init__(
-            directory, single_file_per_rank=True, sync_files=True, per_thread_copy_ahead=0
-        )
+        super().__init__(directory, single_file_per_rank=True)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[Any]]:
         size = sum(item.tensor_storage_size() or 0 for item in plan.items)
@@ -71,17 +75,28 @@ class Writer(FileSystemWriter):
     def _write_data(self, planner: SavePlanner, file_queue: "Queue[Any]") -> Future[list[Any]]:
         """Writes each file by one thread. Torch's own threads lose the errors that occur in one."""
         files = [file_queue.get_nowait() for _ in range(file_queue.qsize())]
-        alone = copy(self)
-        alone.thread_count = 1
 
-        def write(file: Any) -> list[Any]:
-            one: Queue[Any] = Queue()
-            one.put(file)
-            return super(Writer, alone)._write_data(planner, one).wait()
+        def write(file: tuple[Path, str, list[WriteItem]]) -> list[WriteResult]:
+            path, name, items = file
+            with path.open("wb") as stream:
+                results = [_write_item(stream, name, item, planner) for item in items]
+                stream.flush()
+                os.fsync(stream.fileno())
+            return results
 
         written: Future[list[Any]] = Future()
         written.set_result([result for part in in_threads(write, files) for result in part])
         return written
+
+
+def _write_item(stream: BinaryIO, name: str, item: WriteItem, planner: SavePlanner) -> WriteResult:
+    begin = stream.tell()
+    part = planner.resolve_data(item)
+    assert isinstance(part, Tensor)
+    # `torch.save` writes all of a storage; by way of numpy a part has one of its own, not a copy.
+    torch.save(torch.from_numpy(part.detach().cpu().numpy()), stream)
+    length = stream.tell() - begin
+    return WriteResult(item.index, length, _StorageInfo(name, begin, length))
 
 
 def write_problem(directory: Path) -> str:

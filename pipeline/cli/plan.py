@@ -31,6 +31,9 @@ def plan_command(
     gpu_memory: Annotated[
         float | None, typer.Option(metavar="GB", help="Memory of a GPU; else the data sheet's.")
     ] = None,
+    host_memory: Annotated[
+        float | None, typer.Option(metavar="GB", help="Host memory of a node, to compare with.")
+    ] = None,
     mfu: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the peak that is reached.")
     ] = 0.4,
@@ -45,8 +48,9 @@ def plan_command(
     """Print parameters, FLOPs, memory, batches, time and everything that is wrong, from the config.
 
     Takes no GPU and starts no process group. Exit code 64 for whatever `esolm train` would refuse,
-    and for a layout that does not fit the GPU that --gpu or --gpu-memory names. Without either an
-    H100 is assumed: what does not fit it is said, and the exit code is 0.
+    and for a layout that does not fit the GPU that --gpu or --gpu-memory names, or the nodes'
+    --host-memory. Without the first two an H100 is assumed: what does not fit it is said, and the
+    exit code is 0.
 
     Example:
 
@@ -64,28 +68,35 @@ def plan_command(
     kind = gpu_named(gpu or "H100")
     if gpu_memory is not None:
         kind = replace(kind, memory=gpu_memory * 1e9)
-    machine = Machine(kind, gpus_per_node, network * 1e9, mfu)
+    machine = Machine(
+        kind,
+        gpus_per_node,
+        network * 1e9,
+        mfu,
+        None if host_memory is None else host_memory * 1e9,
+    )
     if nodes is not None:
         ranks = nodes * gpus_per_node
     if search:
         _search(resolved, ranks or gpus_per_node, machine, vocab_size, as_json)
     else:
         alone = resolved.parallel.tp * resolved.parallel.pp
-        misfit = _plan(resolved, ranks or max(1, alone), machine, vocab_size, as_json)
-        if misfit and gpu is None and gpu_memory is None:
-            typer.echo(f"note: {misfit} (assumed; --gpu names another)", err=True)
-        elif misfit:
-            raise ConfigError(misfit)
+        on_gpu, on_host = _plan(resolved, ranks or max(1, alone), machine, vocab_size, as_json)
+        if on_gpu and gpu is None and gpu_memory is None:
+            typer.echo(f"note: {on_gpu} (assumed; --gpu names another)", err=True)
+            on_gpu = None
+        if problems := [problem for problem in (on_gpu, on_host) if problem]:
+            raise ConfigError(problems)
 
 
 def _plan(
     config: "RunConfig", ranks: int, machine: "Machine", vocab_size: int | None, as_json: bool
-) -> str | None:
-    """Prints the plan, and returns what there is to say if it does not fit."""
+) -> tuple[str | None, str | None]:
+    """Prints the plan, and returns what there is to say if it does not fit the GPU, the host."""
     import json
 
     from esolm.pipeline.plan.plan import find_subject, make_plan
-    from esolm.pipeline.plan.report import describe, misfit
+    from esolm.pipeline.plan.report import describe, host_misfit, misfit
     from esolm.pipeline.plan.tables import console, show
 
     plan = make_plan(find_subject(config, ranks, vocab_size), ranks)
@@ -93,7 +104,7 @@ def _plan(
         typer.echo(json.dumps(describe(plan, machine), indent=2))
     else:
         show(console(), plan, machine)
-    return misfit(plan, machine)
+    return misfit(plan, machine), host_misfit(plan, machine)
 
 
 def _search(

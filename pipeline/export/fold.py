@@ -9,6 +9,8 @@ the norm that they follow, and a gate scales the rows of the output projection i
 Everything is computed in float64 and rounded once.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,25 +25,27 @@ from esolm.pipeline.export.architecture import bundle_name, is_folded_away
 class Ledger:
     """Keeps account of the tensors that are still to be consumed, each exactly once."""
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self._left = dict(tensors)
+    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> None:
+        self._tensors, self._left, self._dtype = tensors, set(tensors), dtype
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """Consumes a tensor and returns it in float64.
+        """Consumes a tensor and returns it in the ledger's type.
 
         Raises ExportError if it is missing, misshapen or not finite.
         """
         if name not in self._left:
             raise ExportError(f"coverage: the checkpoint has no tensor '{name}'")
-        tensor = self._left.pop(name)
+        self._left.remove(name)
+        tensor = self._tensors[name]
         if tuple(tensor.shape) != shape:
             raise ExportError(
                 f"coverage: '{name}' has shape {list(tensor.shape)}, the architecture {list(shape)}"
             )
-        bad = int((~tensor.isfinite()).sum())
-        if bad:
+        # By these two, because a mask of all numbers takes more memory than the numbers.
+        if not torch.stack(tensor.aminmax()).isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
             raise ExportError(f"coverage: '{name}' holds {bad} values that are NaN or infinite")
-        return tensor.double()
+        return tensor.to(self._dtype)
 
     def close(self) -> None:
         """Raises ExportError if a tensor was not consumed."""

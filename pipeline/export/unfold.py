@@ -6,6 +6,8 @@ computes exactly what the bundle computes, and every part of it can be trained. 
 itself is not in a bundle; because of the zero matrix its values do not matter at the start.
 """
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor
 
@@ -15,29 +17,27 @@ from esolm.pipeline.export.architecture import bundle_name, is_folded_away
 from esolm.pipeline.export.fold import Ledger
 
 
-def unfold(parameters: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Returns all training tensors but those of the conditioning, in fp32 by canonical name.
+def unfold(parameters: Mapping[str, Tensor], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yields (canonical name, tensor in fp32) of all training tensors but the conditioning's.
 
-    config.adaln must be true exactly if the norms of the bundle have biases. Raises ExportError
-    unless every parameter has its place and its shape.
+    Each parameter is read when its turn comes, so that no more than one is held. config.adaln must
+    be true exactly if the norms of the bundle have biases. Raises ExportError unless every
+    parameter has its place and its shape; what has no place is found at the end.
     """
-    ledger = Ledger(parameters)
-    found = {
-        name: ledger.take(bundle_name(name), *tensor.shape)
-        for name, tensor in network_tensors(config).items()
-        if not is_folded_away(name)
-    }
+    ledger = Ledger(parameters, torch.float32)
+    for name, tensor in network_tensors(config).items():
+        if not is_folded_away(name):
+            yield name, ledger.take(bundle_name(name), *tensor.shape)
     if config.adaln:
         for layer in range(config.num_layers):
             name = f"blocks.{layer}"
             shift_1, shift_2 = (_shift(ledger, f"{name}.norm{i}", config) for i in (1, 2))
             zero, one = torch.zeros_like(shift_1), torch.ones_like(shift_1)
             parts = [shift_1, zero, one, shift_2, zero, one]
-            found |= _modulation(f"{name}.modulation", parts, config)
+            yield from _modulation(f"{name}.modulation", parts, config)
         shift = _shift(ledger, "head.norm", config)
-        found |= _modulation("head.modulation", [shift, torch.zeros_like(shift)], config)
+        yield from _modulation("head.modulation", [shift, torch.zeros_like(shift)], config)
     ledger.close()
-    return {name: tensor.float() for name, tensor in found.items()}
 
 
 def _shift(ledger: Ledger, norm: str, config: ModelConfig) -> Tensor:
@@ -45,7 +45,9 @@ def _shift(ledger: Ledger, norm: str, config: ModelConfig) -> Tensor:
     return ledger.take(bundle_name(f"{norm}.bias"), config.hidden_size)
 
 
-def _modulation(name: str, parts: list[Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def _modulation(
+    name: str, parts: list[Tensor], config: ModelConfig
+) -> Iterator[tuple[str, Tensor]]:
     bias = torch.cat(parts)
-    weight = torch.zeros(len(bias), config.cond_dim, dtype=bias.dtype)
-    return {f"{name}.weight": weight, f"{name}.bias": bias}
+    yield f"{name}.weight", torch.zeros(len(bias), config.cond_dim)
+    yield f"{name}.bias", bias

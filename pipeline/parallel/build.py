@@ -13,18 +13,16 @@ from esolm.pipeline.parallel.engine import Engine, StepResult
 from esolm.pipeline.parallel.fragments import STATES, WEIGHTS, Fragment
 from esolm.pipeline.parallel.losses import reduce_losses
 from esolm.pipeline.parallel.module import (
-    LossModule, build_optimizer, initialize_module, parallel_config
+    LossModule, build_optimizer, empty_network, initialize_module
 )
 from esolm.pipeline.parallel.names import canonical_parameters
-from esolm.model.network import Network
 
 
 class PlainEngine(Engine):
     def __init__(self, config):
         super().__init__(config)
-        self.module = LossModule(Network(config.model, parallel_config(config.layout)))
+        self.module = LossModule(empty_network(config))
         initialize_module(self.module, config)
-        self.module.to(config.device)
         self.optimizer = build_optimizer(self.module, config)
 
     @staticmethod
@@ -80,6 +78,7 @@ class PlainEngine(Engine):
 
 from esolm.pipeline.parallel.engine import Engine, EngineConfig
 from esolm.pipeline.parallel.flat import FlatEngine
+from esolm.pipeline.parallel.host_memory import freed_blocks_go_back
 from esolm.pipeline.parallel.pipe import PipeEngine
 
 ENGINES: list[type[Engine]] = [PipeEngine, FlatEngine]
@@ -88,4 +87,5 @@ ENGINES: list[type[Engine]] = [PipeEngine, FlatEngine]
 
 def build_engine(config: EngineConfig) -> Engine:
     """Returns the engine of config.layout, with its initial weights."""
-    return next(engine for engine in ENGINES if engine.runs(config.layout))(config)
+    with freed_blocks_go_back():
+        return next(engine for engine in ENGINES if engine.runs(config.layout))(config)

@@ -43,6 +43,11 @@ class EngineConfig:
     offload: bool = False
     """Keep the optimizer's states and do its update in host memory."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights that the network computes with."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
 
 @dataclass(frozen=True)
 class StepResult:

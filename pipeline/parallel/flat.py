@@ -1,17 +1,18 @@
 """The engine without pipeline stages: tensor parallelism and ZeRO-1, 2 or 3."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 
-from esolm.model.network import Network
 from esolm.pipeline.data.micro_batch import MicroBatch
-from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine
+from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config
 from esolm.pipeline.parallel.engine import EngineConfig
 from esolm.pipeline.parallel.layout import Layout
-from esolm.pipeline.parallel.module import LossModule, initialize_module, parallel_config
+from esolm.pipeline.parallel.module import LossModule, empty_network, initialize_module
+from esolm.pipeline.parallel.zero import cut_one_by_one
 
 
 class FlatEngine(DeepSpeedEngine):
@@ -19,10 +20,12 @@ class FlatEngine(DeepSpeedEngine):
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
-        module = LossModule(Network(config.model, parallel_config(config.layout)))
-        initialize_module(module, config)
-        module.to(config.device)
-        self._wrap(module, mpu=_ModelParallelUnit())
+        module, mpu = LossModule(empty_network(config)), _ModelParallelUnit()
+        take: Any = list
+        if config.layout.zero == 3:
+            take = partial(cut_one_by_one, settings=deepspeed_config(config), mpu=mpu)
+        initialize_module(module, config, config.dtype, take)
+        self._wrap(module, mpu=mpu)
 
     @staticmethod
     def runs(layout: Layout) -> bool:

@@ -1,14 +1,21 @@
-"""What every engine builds alike: the network of a layout, its initial weights, its optimizer."""
+"""What every engine builds alike: the network of a layout, its initial weights, its optimizer.
+
+No rank ever holds the whole network: it is made on the meta device, where tensors have no memory,
+and then filled one tensor after the other.
+"""
+
+from collections.abc import Callable, Iterator
 
 import torch
 from megatron.core import ModelParallelConfig, parallel_state
 from torch import Tensor, nn
 
-from esolm.model.initialize import initialize
+from esolm.model.initialize import initial_values
 from esolm.model.loss import SparseTargets, weighted_loss
 from esolm.model.network import Network
 from esolm.model.recompute import set_recompute
 from esolm.model.sequence_parallel import sum_partial_gradients
+from esolm.model.tensors import network_tensors
 from esolm.pipeline.parallel.engine import EngineConfig
 from esolm.pipeline.parallel.layout import Layout
 from esolm.pipeline.parallel.names import canonical_parameters
@@ -38,26 +45,61 @@ def parallel_config(layout: Layout) -> ModelParallelConfig:
     )
 
 
-def initialize_module(module: nn.Module, config: EngineConfig) -> None:
-    """Sets the initial weights of the part of the network that this rank holds."""
-    initialize(
-        canonical_parameters(module, config.model),
-        config.model,
-        config.seed,
-        parallel_state.get_tensor_model_parallel_rank(),
-        config.layout.tp,
-    )
+def empty_network(config: EngineConfig) -> Network:
+    """Returns the network of this rank, all of it, on the meta device."""
+    with torch.device("meta"):
+        return Network(config.model, parallel_config(config.layout))
+
+
+def initialize_module(
+    module: nn.Module,
+    config: EngineConfig,
+    dtype: torch.dtype = torch.float32,
+    take: Callable[[Iterator[nn.Parameter]], object] = list,
+) -> None:
+    """Sets the initial weights of the part of the network that this rank holds.
+
+    module: that part, on the meta device; afterwards it is on config.device. take: is given the
+    parameters, each of which gets its memory and its values when it is asked for, and may cut one
+    before it asks for the next.
+    """
+    take(_filled(module, config, dtype))
     sum_partial_gradients(module, parallel_config(config.layout))
     set_recompute(module, config.recompute)
+
+
+def _filled(module: nn.Module, config: EngineConfig, dtype: torch.dtype) -> Iterator[nn.Parameter]:
+    # While a parameter is out, nothing here may hold it: ZeRO-3 frees what it has cut.
+    for name, parameter in canonical_parameters(module, config.model):
+        _give_memory(parameter, _values(name, config, dtype))
+        yield parameter
+
+
+def _values(name: str, config: EngineConfig, dtype: torch.dtype) -> Tensor:
+    """Returns this rank's part of a tensor's initial values, in memory of its own."""
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    values = initial_values(name, config.model, config.seed, rank, config.layout.tp)
+    return values.to(config.device, dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _give_memory(parameter: nn.Parameter, held: Tensor) -> None:
+    """Puts a tensor in place of one on the meta device; every name of the parameter stays valid."""
+    given = nn.Parameter(held)
+    given.__dict__.update(parameter.__dict__)  # how it is split, for one
+    torch.utils.swap_tensors(parameter, given)  # type: ignore[no-untyped-call]
 
 
 def build_optimizer(module: nn.Module, config: EngineConfig) -> EmaAdamW:
     """Returns the optimizer over the module's parameters; only matrices decay."""
     arguments = dict(config.optimizer)
     weight_decay = arguments.pop("weight_decay")
-    parameters = list(module.parameters())
+    tensors = network_tensors(config.model)  # what ZeRO-3 has cut has no longer its own shape
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for name, parameter in canonical_parameters(module, config.model):
+        (matrices if len(tensors[name].shape) > 1 else vectors).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     return EmaAdamW(groups, weight_decay=weight_decay, **arguments)

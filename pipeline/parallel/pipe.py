@@ -36,7 +36,7 @@ class PipeEngine(DeepSpeedEngine):
             LayerSpec(Block, config.model, parallel, layer, masks)
             for layer in range(config.model.num_layers)
         ]
-        module = _balanced_pipeline(config.layer_costs, config.model.tied_embeddings)(
+        module = _balanced_pipeline(config)(
             [
                 LayerSpec(Embedding, config.model, parallel),
                 *blocks,
@@ -50,7 +50,6 @@ class PipeEngine(DeepSpeedEngine):
         if config.model.tied_embeddings and parallel_state.is_pipeline_last_stage():
             # DeepSpeed leaves a parameter with this mark out of the norm.
             module.forward_funcs[-1].output.weight.ds_pipe_replicated = True
-        initialize_module(module, config)
         self._wrap(module)
 
     @staticmethod
@@ -82,21 +81,23 @@ def _pairs(batches: Sequence[MicroBatch]) -> Iterator[tuple[Any, Any]]:
         yield batch.inputs, batch.targets
 
 
-def _balanced_pipeline(layer_costs: Sequence[float], tied: bool) -> Any:
+def _balanced_pipeline(config: EngineConfig) -> Any:
     """Returns a kind of PipelineModule that is cut where the stages' costs are most alike.
 
     DeepSpeed's own measure is the number of parameters: by it the embedding weighs as much as the
     output layer, although it computes nothing.
 
-    tied: the output layer's weight, on the last stage, is a copy of the embedding's on the first.
-    Both start alike, get the sum of both gradients and so the same updates, but for rounding: the
-    order in which more than two replicas are summed depends on where in its stage a weight lies
-    (seen: 1.5e-8 after a step with 4). The norm and the checkpoints take the first, so a resume
-    makes them equal. DeepSpeed's own tied layers share whole modules under names that no other
-    layout has.
+    If embeddings are tied, the output layer's weight, on the last stage, is a copy of the
+    embedding's on the first. Both start alike, get the sum of both gradients and so the same
+    updates, but for rounding: the order in which more than two replicas are summed depends on where
+    in its stage a weight lies (seen: 1.5e-8 after a step with 4). The norm and the checkpoints take
+    the first, so a resume makes them equal. DeepSpeed's own tied layers share whole modules under
+    names that no other layout has.
     """
     from deepspeed.pipe import PipelineModule
     from deepspeed.runtime.utils import partition_balanced
+
+    layer_costs, tied = config.layer_costs, config.model.tied_embeddings
 
     class BalancedPipeline(PipelineModule):  # type: ignore[misc]
         def _partition_layers(self, method: str) -> None:
@@ -105,6 +106,11 @@ def _balanced_pipeline(layer_costs: Sequence[float], tied: bool) -> Any:
             self.parts = partition_balanced(weights=weights, num_parts=self.num_stages)
             stage = self._topo.get_coord(self.global_rank).pipe
             self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+        def _build(self) -> None:
+            with torch.device("meta"):
+                super()._build()
+            initialize_module(self, config, config.dtype)
 
         def get_tied_weights_and_groups(self) -> list[tuple[Any, Any]]:
             """Returns (holder of a `grad`, group) pairs.

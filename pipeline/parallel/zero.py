@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from esolm.model.config import ModelConfig
 from esolm.model.sharding import is_sharded
 from esolm.model.tensors import network_tensors
+from esolm.pipeline.parallel.bootstrap import import_deepspeed
 from esolm.pipeline.parallel.engine import Replica
 from esolm.pipeline.parallel.fragments import STATES, WEIGHTS, Fragment
 from esolm.pipeline.parallel.layout import Layout
@@ -172,6 +173,27 @@ class _Stage3(ZeroStates):
             for name in STATES
         }
         return Part(parameter.ds_shape, start, states)
+
+
+class _OneByOne(nn.Module):
+    """Stands for a module whose parameters come into being as they are asked for."""
+
+    def __init__(self, coming: Iterator[nn.Parameter]) -> None:
+        super().__init__()
+        self._coming = coming
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return self._coming
+
+
+def cut_one_by_one(coming: Iterator[nn.Parameter], settings: dict[str, Any], mpu: Any) -> None:
+    """Keeps this rank's part of each parameter for ZeRO-3, before the next one has any memory."""
+    import_deepspeed().zero.Init(
+        _OneByOne(coming),
+        data_parallel_group=mpu.get_data_parallel_group(),
+        config_dict_or_path=settings,
+        mpu=mpu,
+    )
 
 
 def zero_states(

@@ -9,7 +9,7 @@ from esolm.pipeline.run.hardware import PEAK_BF16_FLOPS
 HEADROOM = 0.9
 """The share of a GPU's memory that a plan may fill.
 
-The CUDA context, NCCL and fragmentation take the rest.
+The rest is the allowance for the CUDA context, NCCL and fragmentation.
 """
 
 
@@ -52,6 +52,8 @@ class Machine:
     """Bytes per second from a GPU to another node, one way."""
     mfu: float
     """The share of the peak that the matrix work reaches."""
+    host_memory: float | None = None
+    """The host memory of a node in bytes; None if it is not known."""
 
     def ring_bandwidth(self, members: int, stride: int = 1) -> float:
         """The bytes per second of a ring of `members` ranks that are `stride` apart.

@@ -9,6 +9,7 @@ from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.layout import Layout, fit_layout
 from esolm.pipeline.plan.activations import Activations, MicroBatchShape
 from esolm.pipeline.plan.cost import Machine, bubble_share
+from esolm.pipeline.plan.host import HostBytes, host_bytes
 from esolm.pipeline.plan.shapes import stage_size
 from esolm.pipeline.plan.stages import stage_bounds
 from esolm.pipeline.plan.state import StateBytes, state_bytes
@@ -43,6 +44,7 @@ class StagePlan:
     working: dict[str, int]
     """The bytes that live for one block of the backward pass, by checkpointing mode."""
     logits: int
+    host: HostBytes
 
     def total(self, mode: str) -> int:
         """The most bytes at any moment of a step under a checkpointing mode."""
@@ -75,6 +77,15 @@ class Plan:
         """The most bytes on any GPU, by the plan's own count."""
         mode = self.subject.config.parallel.activation_checkpointing
         return self.largest_stage.total(mode)
+
+    @property
+    def host_memory(self) -> int:
+        """The most bytes of host memory of any rank."""
+        return max(stage.host.peak for stage in self.stages)
+
+    def node_memory(self, machine: Machine) -> int:
+        """The most bytes of host memory of all ranks of a node together."""
+        return min(self.layout.world_size, machine.gpus_per_node) * self.host_memory
 
     def seconds(self, machine: Machine) -> float:
         """The seconds of the whole run at the machine's MFU, which is to include every loss."""
@@ -161,12 +172,15 @@ def _plan_stage(
     }
     needs = [a + b for a, b in zip(sizes[chosen.checkpointing], logits, strict=True)]
     worst = needs.index(max(needs))
+    state = state_bytes(size, layout, train.precision, parallel.offload)
+    asynchronous = subject.config.checkpoint.asynchronous
     return StagePlan(
         layers=bounds,
         parameters=size.parameters,
         in_flight=min(layout.pp - stage, micro_batches),
-        state=state_bytes(size, layout, train.precision, parallel.offload),
+        state=state,
         activations={mode: values[worst] for mode, values in sizes.items()},
         working={mode: kind.working(shapes[worst]) for mode, kind in kinds.items()},
         logits=logits[worst],
+        host=host_bytes(subject.model, bounds, size, state, layout, train.precision, asynchronous),
     )

@@ -1,5 +1,6 @@
 """Reports a plan as dictionaries for scripts."""
 
+from dataclasses import asdict
 from typing import Any
 
 from esolm.model.flops import visible_pairs
@@ -55,7 +56,10 @@ def describe(plan: Plan, machine: Machine) -> dict[str, Any]:
         "stages": _stages(plan),
         "memory_bytes": plan.memory,
         "gpu_memory_bytes": machine.gpu.memory,
-        "fits": fits(plan.memory, machine.gpu.memory),
+        "gpu_allowance_bytes": round((1 - HEADROOM) * machine.gpu.memory),
+        "host_memory_bytes": plan.host_memory,
+        "node_memory_bytes": plan.node_memory(machine),
+        "fits": not (misfit(plan, machine) or host_misfit(plan, machine)),
         "checkpoint_bytes": CHECKPOINT_BYTES * total,
         "checkpoints_kept": config.checkpoint.keep,
         "time": {
@@ -75,6 +79,24 @@ def misfit(plan: Plan, machine: Machine) -> str | None:
     return (
         f"does not fit: needs {plan.memory / 1e9:.1f} GB of {gpu.memory / 1e9:.0f} GB on "
         f"{gpu.name}, of which it may fill {HEADROOM:.0%}; --search finds layouts that fit"
+    )
+
+
+def host_misfit(plan: Plan, machine: Machine) -> str | None:
+    """Says that the ranks of a node need more host memory than it has, if that is known."""
+    available, need = machine.host_memory, plan.node_memory(machine)
+    if available is None or need <= available:
+        return None
+    host = max((stage.host for stage in plan.stages), key=lambda host: host.peak)
+    ways = ["fewer ranks on a node"]
+    if host.offloaded:
+        ways.append("parallel.offload=false")
+    if host.staging > host.starting:
+        ways.append("checkpoint.asynchronous=false")
+    return (
+        f"does not fit: the ranks of a node need {need / 1e9:.1f} GB of host memory, "
+        f"{plan.host_memory / 1e9:.1f} GB each, of {available / 1e9:.0f} GB; what helps: "
+        f"{', '.join(ways)}"
     )
 
 
@@ -117,7 +139,7 @@ def _stages(plan: Plan) -> list[dict[str, Any]]:
                 "working": stage.working,
                 "logits": stage.logits,
                 "peak": stage.total(mode),
-                "host": state.host,
+                "host": {**asdict(stage.host), "peak": stage.host.peak},
             }
         )
     return rows

@@ -81,6 +81,7 @@ def _stage_1(size: Size, layout: Layout, element: int) -> StateBytes:
     """Gradients accumulate whole, and the update flattens a rank's share of them twice."""
     count, share = size.parameters, -(-size.parameters // layout.dp)
     bucket = 4 * REDUCE_BUCKET * (2 if layout.pp > 1 else 1)
+    fresh = 0 if layout.pp > 1 else 4 * size.largest
     return StateBytes(
         weights=element * count,
         gradients=4 * count,
@@ -88,8 +89,8 @@ def _stage_1(size: Size, layout: Layout, element: int) -> StateBytes:
         moments=8 * share,
         ema=4 * share,
         bucket=bucket,
-        computing=0 if layout.pp > 1 else 4 * size.largest,
-        reducing=max(0, 8 * share - 4 * count - bucket),
+        computing=fresh,
+        reducing=fresh + max(0, 8 * share - 4 * count - bucket),
     )
 
 

@@ -21,6 +21,7 @@ def show(console: Console, plan: Plan, machine: Machine) -> None:
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.print(_summary(plan, facts))
     console.print(_memory(facts))
+    console.print(_host_memory(facts))
     console.print(f"FLOPs: {FLOPS_DEFINITION}.", style="dim", highlight=False)
 
 
@@ -86,8 +87,28 @@ def _memory(facts: dict[str, Any]) -> Table:
     table.add_row("one block's backward pass", *[size(s["working"][mode]) for s in stages])
     table.add_row("logits", *[size(s["logits"]) for s in stages])
     table.add_row("peak", *[size(s["peak"]) for s in stages], style="bold")
-    if any(s["host"] for s in stages):
-        table.add_row("in host memory", *[size(s["host"]) for s in stages])
+    allowance = size(facts["gpu_allowance_bytes"])
+    table.add_row("CUDA, NCCL, fragmentation (allowance)", *[allowance for _ in stages])
+    return table
+
+
+_HOST_ROWS = {
+    "process": "interpreter, libraries, CUDA, NCCL (allowance)",
+    "offloaded": "offloaded optimizer",
+    "staging": "copies of asynchronous saves, pinned",
+    "starting": "until then: while starting",
+}
+
+
+def _host_memory(facts: dict[str, Any]) -> Table:
+    node, stages = size(facts["node_memory_bytes"]), facts["stages"]
+    table = Table(title=f"Host memory per rank by stage; {node} on a node")
+    table.add_column("part")
+    for number in range(len(stages)):
+        table.add_column(f"stage {number}" if len(stages) > 1 else "bytes", justify="right")
+    for key, label in _HOST_ROWS.items():
+        table.add_row(label, *[size(s["host"][key]) for s in stages])
+    table.add_row("peak", *[size(s["host"]["peak"]) for s in stages], style="bold")
     return table
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def start_from(experiment: Experiment, engine: Engine, group: dist.ProcessGroup)
     )
     fragments = engine.fragments()
     if origin.is_bundle:
-        _fill(fragments, _bundle_tensors(Path(origin.path), experiment))
+        fill(fragments, unfold(BundleTensors(Path(origin.path)), experiment.model))
     else:
         state = STATES[origin.weights]
         sources = [replace(part, states={state: part.states[WEIGHTS]}) for part in fragments]
@@ -144,17 +145,40 @@ def _notes(origin: Origin, experiment: Experiment) -> list[str]:
     return notes
 
 
-def _bundle_tensors(path: Path, experiment: Experiment) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
+class BundleTensors(Mapping[str, Tensor]):
+    """The parameters of a bundle by name, each of which is read when it is asked for.
 
-    parameters: dict[str, Tensor] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        parameters |= load_file(file)
-    return unfold(parameters, experiment.model)
+    A file is opened for every tensor anew: what was read of one that stays open counts as memory of
+    the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._files: dict[str, Path] = {}
+        for file in sorted(path.glob("*.safetensors")):
+            with _opened(file) as content:
+                self._files |= dict.fromkeys(content.keys(), file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with _opened(self._files[name]) as content:
+            tensor: Tensor = content.get_tensor(name)
+            return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
-def _fill(fragments: list[Fragment], tensors: dict[str, Tensor]) -> None:
+def _opened(file: Path) -> Any:
+    from safetensors import safe_open
+
+    return safe_open(file, framework="pt")
+
+
+def fill(fragments: list[Fragment], tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Fills the weights; what has no tensor, the conditioning of adaLN, stays as initialised."""
-    for part in fragments:
-        if part.name in tensors:
-            part.fill(WEIGHTS, tensors[part.name])
+    parts = {part.name: part for part in fragments}
+    for name, tensor in tensors:
+        if name in parts:
+            parts[name].fill(WEIGHTS, tensor)

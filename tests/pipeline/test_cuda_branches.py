@@ -18,7 +18,7 @@ from esolm.model.attention import AttentionPattern, MaskBuilder
 from esolm.model.inputs import NetworkInput
 from esolm.model.kernels import Kernels, use_kernels
 from esolm.pipeline import generate
-from esolm.pipeline.checkpoint.checkpointer import Checkpointer
+from esolm.pipeline.checkpoint.staging import Staging
 from esolm.pipeline.parallel.flight_recorder import dump_collectives, trace_prefix
 from esolm.pipeline.parallel.fragments import Fragment
 from esolm.pipeline.run.hardware import peak_flops
@@ -58,12 +58,10 @@ def test_saves_from_a_gpu_are_copied_into_pinned_memory(monkeypatch: pytest.Monk
         pinned.append(pin_memory)
         return empty(*shape, **options)
 
-    saver = Checkpointer.__new__(Checkpointer)
-    saver._buffers = {}
     monkeypatch.setattr(torch, "empty", record)
-    for name, source in (("here", torch.ones(3)), ("there", torch.ones(3).as_subclass(OnCuda))):
-        fragment = Fragment(name, (3,), (3,), (0,), 0, {"weights": source}, True)
-        copied = saver._copy(fragment).states["weights"]
+    for source in (torch.ones(3), torch.ones(3).as_subclass(OnCuda)):
+        fragment = Fragment("name", (3,), (3,), (0,), 0, {"weights": source}, True)
+        copied = Staging().copy([fragment])[0].states["weights"]
         assert copied.tolist() == [1.0, 1.0, 1.0]
     assert pinned == [False, True]
 

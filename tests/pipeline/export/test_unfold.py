@@ -28,7 +28,7 @@ def test_the_network_computes_what_the_bundle_computes(source: RandomSource) -> 
     torch.manual_seed(0)
     network = Network(source.model, single_process()).eval()
     missing, unexpected = network.load_state_dict(
-        unfold(dict(bundle.named_parameters()), source.model), strict=False
+        dict(unfold(dict(bundle.named_parameters()), source.model)), strict=False
     )
     assert not unexpected
     tied = {"head.output.weight"} if source.model.tied_embeddings else set()
@@ -48,7 +48,7 @@ def test_folding_again_gives_the_bundle_bit_by_bit(source: RandomSource) -> None
     """Whatever the conditioning is: at first nothing depends on it."""
     parameters = dict(bundle_of(source).named_parameters())
     conditioning = {k: v for k, v in source.tensors("ema").items() if "conditioning" in k}
-    again = fold({**unfold(parameters, source.model), **conditioning}, source.model)
+    again = fold({**dict(unfold(parameters, source.model)), **conditioning}, source.model)
     assert again.keys() == parameters.keys()
     assert not [name for name, value in again.items() if not torch.equal(value, parameters[name])]
 
@@ -56,9 +56,9 @@ def test_folding_again_gives_the_bundle_bit_by_bit(source: RandomSource) -> None
 def test_what_does_not_fit_is_refused(modern_source: RandomSource) -> None:
     parameters = dict(bundle_of(modern_source).named_parameters())
     with pytest.raises(ExportError, match="no tensor"):
-        unfold(parameters, replace(modern_source.model, adaln=True))
+        dict(unfold(parameters, replace(modern_source.model, adaln=True)))
     with pytest.raises(ExportError, match="have no place"):
-        unfold({**parameters, "extra": torch.zeros(1)}, modern_source.model)
+        dict(unfold({**parameters, "extra": torch.zeros(1)}, modern_source.model))
 
 
 def test_the_architecture_of_a_bundle_is_that_of_its_network(source: RandomSource) -> None:

@@ -18,6 +18,7 @@ from esolm.pipeline.plan.estimate import (
     message_seconds,
     tensor_seconds,
 )
+from esolm.pipeline.plan.host import pinned
 from tests.model.conftest import small_config
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "run"
@@ -274,3 +275,30 @@ def test_zero_3_waits_only_for_what_computing_cannot_hide() -> None:
     assert exposed_seconds(data, 0.0, layout, machine_of(), parameters, 2) == data
     same = exposed_seconds(data, 1.0, replace(layout, zero=1), machine_of(), parameters, 2)
     assert same == data
+
+
+def test_host_memory_is_counted_and_what_does_not_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pinned copies of four fp32 states, each of which torch rounds up to a power of two."""
+    arguments = [PAPER, "--nodes", "1", *WITHOUT_DATA]
+    saving = as_json([*arguments, "--host-memory", "64"], monkeypatch, capsys)
+    share = 4 * -(-169_625_681 // 8)
+    host = saving["stages"][0]["host"]
+    assert host["staging"] == 4 * 2**27
+    assert 2**26 < share <= 2**27
+    assert saving["fits"]
+    assert saving["node_memory_bytes"] == 8 * saving["host_memory_bytes"] == 8 * host["peak"]
+    waiting = as_json([*arguments, "checkpoint.asynchronous=false"], monkeypatch, capsys)
+    assert waiting["stages"][0]["host"]["staging"] == 0
+    assert waiting["host_memory_bytes"] < saving["host_memory_bytes"]
+
+    code, output, errors = run([*arguments, "--host-memory", "16"], monkeypatch, capsys)
+    assert code == 64
+    assert "of 16 GB; what helps: fewer ranks on a node, checkpoint.asynchronous=false" in errors
+    assert "pinned" in output
+
+
+@pytest.mark.parametrize(("size", "taken"), [(1, 1), (4, 4), (5, 8), (2**30 + 1, 2**31)])
+def test_pinned_memory_comes_in_powers_of_two(size: int, taken: int) -> None:
+    assert pinned(size) == taken

@@ -1,0 +1,67 @@
+"""Starts, saves, resumes and imports a large network, and says what each rank's memory came to."""
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from esolm.model.config import ModelConfig
+from esolm.pipeline.checkpoint.checkpointer import Checkpointer, RunState
+from esolm.pipeline.checkpoint.commit import Retention
+from esolm.pipeline.export.unfold import unfold
+from esolm.pipeline.train.initial_weights import BundleTensors, fill
+from tests.dist import workers
+
+
+def network(layers: int) -> ModelConfig:
+    """A network of 12.6 M parameters for each layer, and 65.5 M more."""
+    return ModelConfig(
+        vocab_size=32000,
+        mask_id=workers.MASK_ID,
+        hidden_size=1024,
+        num_layers=layers,
+        num_heads=8,
+        ffn_hidden_size=4096,
+        norm="rmsnorm",
+        mlp_bias=False,
+        output_bias=False,
+        adaln=False,
+    )
+
+
+def peaks(arguments: dict[str, Any]) -> Any:
+    """The most bytes of host memory that each rank of a new process came to.
+
+    begin: "anew" and a checkpoint is saved, "resume" from it, or "bundle" in another folder.
+    """
+    workers.MODELS["large"] = network(arguments["layers"])
+    case = {**arguments["case"], "model": "large"}
+    folder, begin = Path(arguments["folder"]), arguments["begin"]
+    with workers.engine_of(case) as (engine, _):
+        saver = Checkpointer(
+            folder, Retention(1), arguments.get("asynchronous", False), lambda: None
+        )
+        if begin == "resume":
+            found = saver.newest()
+            assert found is not None
+            saver.load(engine, *found)
+        elif begin == "bundle":
+            fill(engine.fragments(), unfold(BundleTensors(folder), engine.config.model))
+            engine.adopt(0)
+        saver.reserve(engine)
+        if begin == "anew":
+            saver.save(engine, RunState(1, 1, 8, 96, 12, {}, {}, {}, "", ""))
+            saver.wait()
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, peak_bytes())
+    return everyone
+
+
+def peak_bytes() -> int:
+    """The most bytes of host memory that this process ever had."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+if __name__ == "__main__":
+    workers.main(globals())

@@ -1,0 +1,89 @@
+"""No rank ever holds the whole network, nor much more than what its training holds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from esolm.model.tensors import network_tensors
+from esolm.pipeline.export.architecture import bundle_name
+from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.plan.host import PROCESS_BYTES, STAGED_BYTES
+from esolm.pipeline.plan.shapes import stage_size
+from esolm.pipeline.plan.state import state_bytes
+from tests.dist.memory_worker import network
+from tests.dist.ranks import run_ranks
+
+pytestmark = pytest.mark.dist
+
+ALLOWED = 1.2
+RANKS = 4
+ZERO_3 = {"tp": 1, "pp": 1, "dp": RANKS, "zero": 3}
+TIMEOUT = 1500
+# Layers, and the parameters in words.
+SIZES = [
+    pytest.param(3, marks=pytest.mark.check, id="0.1 B"),
+    pytest.param(35, marks=pytest.mark.slow, id="0.5 B"),
+    pytest.param(75, marks=pytest.mark.slow, id="1 B"),
+]
+
+
+def needs_memory(layers: int, asynchronous: bool) -> None:
+    size = stage_size(network(layers), 0, layers + 2, 1)
+    needed = RANKS * allowed(layers, asynchronous)
+    available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    if needed > available:
+        pytest.skip(
+            f"{size.parameters / 1e9:.2f} B parameters need {needed / 1e9:.0f} GB of memory, "
+            f"{available / 1e9:.0f} GB are free"
+        )
+
+
+def allowed(layers: int, asynchronous: bool) -> float:
+    size = stage_size(network(layers), 0, layers + 2, 1)
+    held = state_bytes(size, Layout(**ZERO_3), "fp32").held
+    staged = STAGED_BYTES * size.parameters / RANKS if asynchronous else 0
+    return ALLOWED * (held + staged) + PROCESS_BYTES
+
+
+def run(layers: int, folder: Path, begin: str, asynchronous: bool = False) -> list[int]:
+    arguments: dict[str, Any] = {
+        "layers": layers,
+        "case": {"layout": ZERO_3},
+        "folder": str(folder),
+        "begin": begin,
+        "asynchronous": asynchronous,
+    }
+    found: list[int] = run_ranks(
+        "peaks", RANKS, arguments, folder.with_suffix(f".{begin}"), TIMEOUT,
+        "tests.dist.memory_worker",
+    )  # fmt: skip
+    return found
+
+
+@pytest.mark.timeout(2 * TIMEOUT)
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["waits", "asynchronous"])
+@pytest.mark.parametrize("layers", SIZES)
+def test_start_save_and_resume_take_no_more_than_the_states(
+    layers: int, asynchronous: bool, tmp_path: Path
+) -> None:
+    needs_memory(layers, asynchronous)
+    folder = tmp_path / "checkpoints"
+    found = {begin: max(run(layers, folder, begin, asynchronous)) for begin in ("anew", "resume")}
+    print({begin: f"{peak / 1e9:.2f} GB" for begin, peak in found.items()})
+    limit = allowed(layers, asynchronous)
+    assert all(peak < limit for peak in found.values()), (found, limit)
+
+
+@pytest.mark.check
+def test_a_start_from_a_bundle_takes_no_more_than_the_states(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model, folder = network(3), tmp_path / "bundle"
+    folder.mkdir()
+    tensors = {bundle_name(t.name): torch.ones(t.shape) for t in network_tensors(model).values()}
+    save_file(tensors, folder / "model.safetensors")
+    found = max(run(3, folder, "bundle"))
+    print(f"{found / 1e9:.2f} GB")
+    assert found < allowed(3, False)
