@@ -24,6 +24,7 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "esolm_b, tied, offload": ({"model": "tied", "offload": True}, "fp32"),
     "esolm_b, tied, bf16": ({"model": "tied", "precision": "bf16"}, "bf16"),
     "esolm_b, grouped": ({"model": "grouped"}, "fp32"),
+    "esolm_b, grouped, selective": ({"model": "grouped", "recompute": "selective"}, "fp32"),
     "esolm_b, one key": ({"model": "one key"}, "fp32"),
     "esolm_b, bf16": ({"precision": "bf16"}, "bf16"),
 }
