@@ -194,12 +194,18 @@ def suits_flex(seq_len: int) -> bool:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
-    """Returns softmax attention of q [B, H, Q, K] over k and v [B, H, S, K], shaped like q."""
+    """Returns softmax attention of q [B, H, Q, K] over k and v [B, G, S, K], shaped like q.
+
+    Equal groups of neighbouring heads, H / G of them, share a head of keys and values.
+    """
+    grouped = q.shape[1] != k.shape[1]
     if mask.block is not None:
-        out: Tensor = compiled_flex()(q, k, v, block_mask=mask.block)
+        out: Tensor = compiled_flex()(q, k, v, block_mask=mask.block, enable_gqa=grouped)
         return out
     is_causal = mask.pattern is AttentionPattern.CAUSAL
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.dense, is_causal=is_causal)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask.dense, is_causal=is_causal, enable_gqa=grouped
+    )
 
 
 # How many masks a builder keeps: training has few shapes, but likelihoods under an order feed every

@@ -2,7 +2,26 @@
 
 from dataclasses import dataclass
 
-from esolm.model.settings import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, setting, setting_problems
+from esolm.model.settings import (
+    BELOW_ONE,
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Range,
+    setting,
+    setting_problems,
+)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The rotary positions of a layer; factor: see `Architecture.rope_factor`."""
+
+    head_dim: int
+    base: float
+    factor: float = 1.0
+    original_length: int = 0
+
 
 RECOMPUTE = ("none", "selective", "full")
 """What the backward pass computes again; see `esolm.model.recompute`."""
@@ -19,8 +38,19 @@ class Architecture:
     hidden_size: int = setting(768, "Width D.", within=COUNT)
     num_layers: int = setting(12, "Blocks.", within=COUNT)
     num_heads: int = setting(12, "Attention heads; divides by `parallel.tp`.", within=COUNT)
+    num_kv_heads: int = setting(
+        0,
+        "Heads of keys and values, each shared by a group of attention heads; divides "
+        "`model.num_heads`, and divides by `parallel.tp` or divides it. 0: one for each of those.",
+        within=NOT_NEGATIVE,
+    )
     ffn_hidden_size: int = setting(
         3072, "Width of the feed-forward layer; divides by `parallel.tp`.", within=COUNT
+    )
+    qk_norm: bool = setting(
+        False,
+        "Normalise the queries and keys of every head, before rotation, by a norm of the kind of "
+        "`model.norm`; all heads of a layer share its weight.",
     )
     norm: str = setting(
         "layernorm",
@@ -43,9 +73,35 @@ class Architecture:
         "Modulate every norm by a constant conditioning vector, as the published checkpoints do.",
     )
     cond_dim: int = setting(128, "Width of that vector.", within=COUNT)
+    logit_softcap: float = setting(
+        0.0, "Bound c of the logits, which become c tanh(logit / c); 0: none.", within=NOT_NEGATIVE
+    )
     rope_base: float = setting(10000.0, "Base of the rotary frequencies.", within=POSITIVE)
+    rope_bases: tuple[float, ...] = setting(
+        (),
+        "Bases that the layers take in turn instead of `rope_base`: of [1e4, 1e4, 1e6] every third "
+        "layer has the last.",
+        within=POSITIVE,
+    )
+    rope_factor: float = setting(
+        1.0,
+        "YaRN: how many times longer than `model.rope_original_length` the context is to be; 1: "
+        "rotary positions as they are.",
+        within=Range(1),
+    )
+    rope_original_length: int = setting(
+        0,
+        "With `model.rope_factor` the length that the network was trained on before.",
+        within=NOT_NEGATIVE,
+    )
     dropout: float = setting(
         0.0, "After attention and feed-forward; keyed by sample.", within=BELOW_ONE
+    )
+    z_loss: float = setting(
+        0.0,
+        "Adds this times (log Z)^2 to the loss of a token, where Z is the sum of its exponential "
+        "logits; not in any loss that is reported.",
+        within=NOT_NEGATIVE,
     )
     init_std: float = setting(
         0.02,
@@ -65,14 +121,35 @@ class ModelConfig(Architecture):
     vocab_size: int
     mask_id: int
 
+    def __post_init__(self) -> None:
+        if self.num_kv_heads == self.num_heads:  # one network has one description
+            object.__setattr__(self, "num_kv_heads", 0)
+        object.__setattr__(self, "rope_bases", tuple(self.rope_bases))  # JSON has lists
+
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
 
     @property
+    def kv_heads(self) -> int:
+        """The heads of keys and values; `num_kv_heads` is 0 where every head has its own."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def kv_size(self) -> int:
+        """The width of all keys, and of all values."""
+        return self.kv_heads * self.head_dim
+
+    @property
     def excluded_ids(self) -> tuple[int, ...]:
         """The ids that are never predicted."""
         return (self.mask_id,)
+
+    def rotation(self, layer: int) -> Rotation:
+        """The rotary positions of a layer."""
+        bases = self.rope_bases or (self.rope_base,)
+        base = bases[layer % len(bases)]
+        return Rotation(self.head_dim, base, self.rope_factor, self.rope_original_length)
 
     def padded_vocab_size(self, tensor_parallel_size: int) -> int:
         """The vocabulary rounded up to a multiple of the tensor-parallel degree."""
@@ -90,7 +167,28 @@ class ModelConfig(Architecture):
             )
         elif self.head_dim % 2:
             found.append(f"the head dimension {self.head_dim} must be even for rotary positions")
-        return [*found, *setting_problems(self, "model."), *self._vocabulary_problems()]
+        if self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads:
+            found.append(
+                f"model.num_heads {self.num_heads} does not divide by "
+                f"model.num_kv_heads {self.num_kv_heads}"
+            )
+        found += setting_problems(self, "model.")
+        return [*found, *self._rotation_problems(), *self._vocabulary_problems()]
+
+    def _rotation_problems(self) -> list[str]:
+        found = []
+        if len(self.rope_bases) > self.num_layers:
+            found.append(
+                f"model.rope_bases has {len(self.rope_bases)} bases for {self.num_layers} layers"
+            )
+        if self.rope_factor > 1 and self.rope_original_length == 0:
+            found.append(
+                f"model.rope_factor is {self.rope_factor:g}: give model.rope_original_length, the "
+                "train.seq_len of the network whose context is extended"
+            )
+        if self.rope_factor > 1 and min((self.rope_base, *self.rope_bases)) <= 1:
+            found.append("model.rope_factor needs bases of rotary frequencies above 1")
+        return found
 
     def _vocabulary_problems(self) -> list[str]:
         if self.vocab_size < 1:

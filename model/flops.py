@@ -49,7 +49,7 @@ def layer_flops(config: ModelConfig, work: RowWork) -> list[float]:
     """The FLOPs of each layer for one row, forward and backward: embedding, blocks, head."""
     width, streams = config.hidden_size, work.pattern.num_streams
     matrices = 3 if config.activation == "swiglu" else 2
-    keys_values = 2 * width * width
+    keys_values = 2 * width * config.kv_size
     others = 2 * width * width + matrices * width * config.ffn_hidden_size
     all_pairs, output_pairs = visible_pairs(work)
     block = streams * work.length * (keys_values + others) + 2 * width * all_pairs

@@ -1,8 +1,8 @@
 """The parts of a transformer block over megatron-core's tensor-parallel linear layers.
 
 Hidden states are flat, [T, D] with T = B * S, because norms and residuals work on single tokens and
-only attention needs to know the rows. Shape letters: H is the number of heads on this rank, K the
-dimension of a head, F the width of the feed-forward layer.
+only attention needs to know the rows. Shape letters: H is the number of heads on this rank, G
+that of heads of keys and values, K the dimension of a head, F the width of the feed-forward layer.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from megatron.core import ModelParallelConfig
+from megatron.core import ModelParallelConfig, parallel_state
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from esolm.model.config import ModelConfig
 from esolm.model.kernels import kernels_in_use
 from esolm.model.numerics import at_least_float32
 from esolm.model.rotary import rotate
+from esolm.model.split_linears import split_linears
 from esolm.model.tensors import NUM_FEATURES
 
 
@@ -72,12 +73,15 @@ def row_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelCon
 
 
 class Norm(nn.Module):
-    """LayerNorm without bias, or RMSNorm, computed in at least fp32."""
+    """LayerNorm without bias, or RMSNorm, computed in at least fp32.
 
-    def __init__(self, config: ModelConfig) -> None:
+    size: of the last dimension, over which it normalises; by default the hidden width.
+    """
+
+    def __init__(self, config: ModelConfig, size: int | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(config.hidden_size))
-        shape = (config.hidden_size,)
+        shape = (size or config.hidden_size,)
+        self.weight = nn.Parameter(torch.ones(shape))
         self.normalise = partial(_kernel(config.norm), normalized_shape=shape, eps=config.norm_eps)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
@@ -115,6 +119,34 @@ class Conditioning(nn.Module):
         return F.silu(self.linear_out(F.silu(self.linear_in(features))))
 
 
+class GroupedProjection(nn.Module):
+    """Makes queries, and the keys and values that groups of heads share, of hidden states.
+
+    The rows of q are laid out as [head, dim], those of kv as [head of keys and values, (k, v),
+    dim]. Of more tensor-parallel ranks than such heads each holds the whole kv, and computes the
+    one head that its queries ask.
+    """
+
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
+        super().__init__()
+        self.parallel, self.head_dim = parallel, config.head_dim
+        size, heads = config.hidden_size, config.kv_heads
+        ranks, rows_of_a_head = parallel.tensor_model_parallel_size, 2 * config.head_dim
+        is_split = heads % ranks == 0
+        self.q = nn.Parameter(torch.zeros(size // ranks, size))
+        held = heads // ranks if is_split else heads
+        self.kv = nn.Parameter(torch.zeros(held * rows_of_a_head, size))
+        mine = parallel_state.get_tensor_model_parallel_rank() * heads // ranks
+        first = 0 if is_split else mine * rows_of_a_head
+        self.rows = slice(first, None if is_split else first + rows_of_a_head)
+
+    def forward(self, hidden_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries [T, H, K], keys and values [T, G, K], T tokens over all ranks."""
+        q, kv = split_linears(hidden_TD, (self.q, self.kv[self.rows]), self.parallel)
+        k, v = kv.view(len(kv), -1, 2, self.head_dim).unbind(2)
+        return q.view(len(q), -1, self.head_dim), k, v
+
+
 class Attention(nn.Module):
     """Multi-head attention with rotary positions; heads are split over tensor-parallel ranks.
 
@@ -126,7 +158,15 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         size = config.hidden_size
-        self.qkv = column_linear(size, 3 * size, False, parallel)
+        self.qkv = (
+            GroupedProjection(config, parallel)
+            if config.num_kv_heads
+            else column_linear(size, 3 * size, False, parallel)
+        )
+        norms = [
+            Norm(config, config.head_dim) if config.qk_norm else nn.Identity() for _ in range(2)
+        ]
+        self.q_norm, self.k_norm = norms
         self.out = row_linear(size, size, False, parallel)
 
     def forward(
@@ -134,15 +174,25 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Maps hidden states [B * S, D] to [B * Q, D]; Q is the mask's number of queries."""
         (batch, seq_len), num_queries = angles[0].shape[:2], mask.num_queries
-        qkv = self.qkv(hidden_TD)[0].view(batch, seq_len, -1, 3, self.head_dim)
-        q_BQHK, k_BSHK, v_BSHK = qkv[:, :num_queries, :, 0], qkv[..., 1, :], qkv[..., 2, :]
+        q_BSHK, k_BSGK, v_BSGK = (
+            part.view(batch, seq_len, -1, self.head_dim) for part in self._heads(hidden_TD)
+        )
+        q_BQHK = self.q_norm(q_BSHK[:, :num_queries])
         q_BQHK = rotate(q_BQHK, *(angle[:, :num_queries] for angle in angles))
-        k_BSHK = rotate(k_BSHK, *angles)
+        k_BSGK = rotate(self.k_norm(k_BSGK), *angles)
         out_BHQK = attend(
-            q_BQHK.transpose(1, 2), k_BSHK.transpose(1, 2), v_BSHK.transpose(1, 2), mask
+            q_BQHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2), mask
         )
         out_TD: Tensor = self.out(out_BHQK.transpose(1, 2).reshape(batch * num_queries, -1))[0]
         return out_TD
+
+    def _heads(self, hidden_TD: Tensor) -> tuple[Tensor, ...]:
+        """Returns queries [T, H, K], and keys and values [T, G, K], as projected."""
+        if isinstance(self.qkv, GroupedProjection):
+            grouped: tuple[Tensor, ...] = self.qkv(hidden_TD)
+            return grouped
+        qkv: Tensor = self.qkv(hidden_TD)[0]
+        return qkv.view(len(qkv), -1, 3, self.head_dim).unbind(2)
 
 
 class FeedForward(nn.Module):

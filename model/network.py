@@ -43,7 +43,7 @@ class Embedding(nn.Module):
         )
         self.conditioning = Conditioning(config.cond_dim) if config.adaln else None
         self.split = TokenSplit(parallel)
-        mark_split(self, embedding_tensors(config))
+        mark_split(self, embedding_tensors(config), parallel.tensor_model_parallel_size)
 
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Flow:
         tokens, positions, rows = inputs
@@ -72,12 +72,12 @@ class Block(nn.Module):
         self.mlp = FeedForward(config, parallel)
         if config.adaln:
             self.modulation = nn.Linear(config.cond_dim, 6 * config.hidden_size)
-        mark_split(self, block_tensors(config))
+        mark_split(self, block_tensors(config), parallel.tensor_model_parallel_size)
 
     def forward(self, flow: Flow) -> Flow:
         hidden, positions, rows, *conditioning = flow
         mask = self.masks(rows, positions.shape[1], outputs_only=self.last)
-        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_base)
+        angles = rotary_angles(positions, self.config.rotation(self.layer))
         if conditioning:
             modulation = self.modulation(conditioning[0]).chunk(6)
             shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
@@ -123,7 +123,7 @@ class Head(nn.Module):
 
     def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
         super().__init__()
-        self.norm = Norm(config)
+        self.config, self.norm = config, Norm(config)
         if config.adaln:
             self.modulation = nn.Linear(config.cond_dim, 2 * config.hidden_size)
         vocab_size = config.padded_vocab_size(parallel.tensor_model_parallel_size)
@@ -131,7 +131,8 @@ class Head(nn.Module):
         self.output = output_linear(config.hidden_size, vocab_size, config.output_bias, parallel)
         self.excluded = excluded_columns(config, vocab_size, self.output)
         # A tied weight is marked as well, because a last stage holds a copy of it.
-        mark_split(self, head_tensors(replace(config, tied_embeddings=False)))
+        tensors = head_tensors(replace(config, tied_embeddings=False))
+        mark_split(self, tensors, parallel.tensor_model_parallel_size)
 
     def forward(self, flow: Flow) -> Tensor:
         last_hidden, _, _, *conditioning = flow
@@ -147,6 +148,8 @@ class Head(nn.Module):
         The logits of ids that are never predicted are -inf.
         """
         logits = at_least_float32(self.output(hidden_ND)[0])
+        if self.config.logit_softcap:
+            logits = torch.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
         return logits.masked_fill(self.excluded.to(logits.device), -torch.inf)
 
 

@@ -1,33 +1,65 @@
 """Rotary position embedding on halves (not interleaved), at arbitrary positions."""
 
+import math
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from esolm.model.config import Rotation
 from esolm.model.numerics import at_least_float32
 
+# YaRN leaves frequencies that turn so often within the original length as they are, and slows those
+# that turn less than so often by the whole factor (arXiv 2309.00071, section 3.2).
+FAST_TURNS, SLOW_TURNS = 32, 1
 
-def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+
+def rotary_angles(positions: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
     """Returns the cos and sin, float32 [B, S, K/2], of integer positions [B, S].
 
     They are computed from the positions each time: a cached table would be one more buffer to keep
-    exact, and inputs in any order would have to gather from it anyway.
+    exact, and inputs in any order would have to gather from it anyway. Under YaRN both are longer
+    than 1, which makes the scores of attention larger, as section 3.4 there has it.
     """
-    angles = positions.float()[..., None] * rotary_frequencies(head_dim, base, positions.device)
-    return angles.cos(), angles.sin()
+    angles = positions.float()[..., None] * rotary_frequencies(rotation, positions.device)
+    if rotation.factor == 1:
+        return angles.cos(), angles.sin()
+    length = 0.1 * math.log(rotation.factor) + 1.0
+    return angles.cos() * length, angles.sin() * length
 
 
 @cache
-def rotary_frequencies(head_dim: int, base: float, device: torch.device) -> Tensor:
+def rotary_frequencies(rotation: Rotation, device: torch.device) -> Tensor:
     """Returns the frequencies, float32 [K/2], equal to those of published checkpoints bit by bit.
 
     `base ** (-i / K)` is the same number, but not in float32: its last bits differ, and at position
     1,000 that moves an angle by 3e-5 and logits by 2e-4. For the same reason the CPU computes the
     frequencies: powers on a GPU round in their own way.
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32)
-    return (1.0 / base ** (exponents / head_dim)).to(device)
+    exponents = torch.arange(0, rotation.head_dim, 2, dtype=torch.float32)
+    wavelengths = rotation.base ** (exponents / rotation.head_dim)
+    if rotation.factor == 1:
+        return (1.0 / wavelengths).to(device)
+    kept = _kept(rotation)
+    slow, fast = 1.0 / (rotation.factor * wavelengths), 1.0 / wavelengths
+    return (slow * (1 - kept) + fast * kept).to(device)
+
+
+def _kept(rotation: Rotation) -> Tensor:
+    """Returns how far each frequency stays as it is, float32 [K/2], from 0 to 1.
+
+    As in transformers, bit by bit, the ramp is linear in the index, between whole indices.
+    """
+
+    def index(turns: int) -> float:
+        """Where a frequency turns so often within the original length."""
+        wavelength = rotation.original_length / (turns * 2 * math.pi)
+        return rotation.head_dim * math.log(wavelength) / (2 * math.log(rotation.base))
+
+    last = min(math.ceil(index(SLOW_TURNS)), rotation.head_dim - 1)
+    first = min(max(math.floor(index(FAST_TURNS)), 0), last)
+    indices = torch.arange(rotation.head_dim // 2, dtype=torch.float32)
+    return 1 - ((indices - first) / max(last - first, 0.001)).clamp(0, 1)
 
 
 def rotate(x_BSHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from esolm.model.sharding import is_sharded
+from esolm.model.sharding import has_partial_gradient, is_sharded
 
 
 class TokenSplit:
@@ -51,12 +51,14 @@ class TokenSplit:
 
 
 def sum_partial_gradients(module: nn.Module, parallel: ModelParallelConfig) -> None:
-    """Has the gradients of parameters that are not split summed over the tensor-parallel ranks.
+    """Has partial gradients of parameters that are not split summed over the tensor-parallel ranks.
 
-    The tokens of one rank give only part of the gradient of norms, row biases and modulations.
+    The heads of one rank give only part of the gradient of what all heads share; under sequence
+    parallelism the tokens of one rank give only part of that of norms, row biases and modulations.
     """
-    if not TokenSplit(parallel).enabled:
+    if parallel.tensor_model_parallel_size == 1:
         return
+    tokens_are_split = TokenSplit(parallel).enabled
     group = parallel_state.get_tensor_model_parallel_group()
 
     def total(gradient: Tensor) -> Tensor:
@@ -65,5 +67,6 @@ def sum_partial_gradients(module: nn.Module, parallel: ModelParallelConfig) -> N
         return summed
 
     for parameter in module.parameters():
-        if not is_sharded(parameter):
+        by_tokens = tokens_are_split and not is_sharded(parameter)
+        if by_tokens or has_partial_gradient(parameter):
             parameter.register_hook(total)  # type: ignore[no-untyped-call]

@@ -45,7 +45,7 @@ def setting(
     """Makes a dataclass field of a setting.
 
     help: one sentence for the documents, which may have `code` in Markdown. within: the range of
-    allowed values. choices: the allowed values.
+    allowed values, or of each value of several. choices: the allowed values.
     """
     metadata = {"help": help, "within": within, "choices": tuple(choices)}
     return dataclasses.field(default=default, metadata=metadata)
@@ -60,7 +60,8 @@ def setting_problems(section: Any, prefix: str) -> list[str]:
     for field in dataclasses.fields(section):
         value, metadata = getattr(section, field.name), field.metadata
         within, choices = metadata.get("within"), metadata.get("choices")
-        if within is not None and not within.holds(value):
+        several = value if isinstance(value, tuple | list) else (value,)
+        if within is not None and not all(within.holds(one) for one in several):
             finite = "finite and " if str(value) == "inf" else ""
             problems.append(f"{prefix}{field.name} is {value}; it must be {finite}{within}")
         if choices and value not in choices:

@@ -1,6 +1,7 @@
 """How a parameter is split over the tensor-parallel ranks."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +9,20 @@ from torch import Tensor, nn
 from esolm.model.tensors import TensorSpec
 
 
-def mark_split(layer: nn.Module, tensors: Iterable[TensorSpec]) -> None:
+def mark_split(layer: nn.Module, tensors: Iterable[TensorSpec], tensor_parallel_size: int) -> None:
     """Marks the parameters of a layer that are split, according to the table of its tensors.
 
-    The gradient norm reads these attributes. megatron-core sets them only when it initialises a
-    weight itself, which it does not do here (see `esolm.model.initialize`).
+    Those that are whole but have partial gradients are marked as well. The gradient norm reads
+    these attributes. megatron-core sets them only when it initialises a weight itself, which it
+    does not do here (see `esolm.model.initialize`).
     """
     for tensor in tensors:
-        if tensor.split is not None:
-            parameter = layer.get_parameter(tensor.name)
-            parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
-            parameter.partition_dim = tensor.split  # type: ignore[attr-defined]
+        dim = tensor.split_over(tensor_parallel_size)
+        parameter: Any = layer.get_parameter(tensor.name)
+        if dim is not None:
+            parameter.tensor_model_parallel = True
+            parameter.partition_dim = dim
+        parameter.has_partial_gradient = tensor.is_partial(tensor_parallel_size)
 
 
 def is_sharded(parameter: Tensor) -> bool:
@@ -26,12 +30,17 @@ def is_sharded(parameter: Tensor) -> bool:
     return bool(getattr(parameter, "tensor_model_parallel", False))
 
 
+def has_partial_gradient(parameter: Tensor) -> bool:
+    """Whether each tensor-parallel rank holds it whole but has only a part of its gradient."""
+    return bool(getattr(parameter, "has_partial_gradient", False))
+
+
 def local_part(full: Tensor, tensor: TensorSpec, tensor_rank: int, tensor_size: int) -> Tensor:
     """Returns this rank's slice of a full tensor; rows that pad the vocabulary are zero.
 
     It is a view of the full tensor, unless it is padded.
     """
-    dim = tensor.split
+    dim = tensor.split_over(tensor_size)
     if dim is None:
         return full
     size = -(-full.shape[dim] // tensor_size)

@@ -36,7 +36,8 @@ class TensorSpec:
     shape: the shape of the whole tensor, over all tensor-parallel ranks and without padding. split:
     the dimension that is split over these ranks; None if each rank has the whole tensor.
     vocabulary: whether the first dimension is the vocabulary, which is padded to a multiple of the
-    number of ranks.
+    number of ranks. heads: of a tensor that every attention head uses, in how many heads it can be
+    split, 0 if in none; None for all other tensors.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TensorSpec:
     start: InitialValues
     split: int | None = None
     vocabulary: bool = False
+    heads: int | None = None
 
     @property
     def numel(self) -> int:
@@ -51,10 +53,24 @@ class TensorSpec:
 
     def local(self, tensor_parallel_size: int) -> int:
         """The number of elements on one rank, padding included."""
-        if self.split is None:
+        dim = self.split_over(tensor_parallel_size)
+        if dim is None:
             return self.numel
-        size = self.shape[self.split]
+        size = self.shape[dim]
         return -(-size // tensor_parallel_size) * (self.numel // size)
+
+    def split_over(self, tensor_parallel_size: int) -> int | None:
+        """The dimension that is split over so many ranks; None if each has the whole tensor.
+
+        Heads are not cut: where there are more ranks than heads, each rank has all of them.
+        """
+        if self.heads and self.heads % tensor_parallel_size:
+            return None
+        return self.split
+
+    def is_partial(self, tensor_parallel_size: int) -> bool:
+        """Whether a rank has the whole tensor, but of its gradient only what its own heads give."""
+        return self.heads is not None and self.split_over(tensor_parallel_size) is None
 
 
 def embedding_tensors(model: ModelConfig) -> list[TensorSpec]:
@@ -89,7 +105,7 @@ def block_tensors(model: ModelConfig) -> list[TensorSpec]:
     tensors = [
         TensorSpec("norm1.weight", (width,), InitialValues.ONES),
         TensorSpec("norm2.weight", (width,), InitialValues.ONES),
-        TensorSpec("attention.qkv.weight", (3 * width, width), InitialValues.NORMAL, 0),
+        *_attention_inputs(model),
         TensorSpec("attention.out.weight", (width, width), InitialValues.RESIDUAL, 1),
         TensorSpec("mlp.up.weight", (up, width), InitialValues.NORMAL, 0),
     ]
@@ -99,6 +115,21 @@ def block_tensors(model: ModelConfig) -> list[TensorSpec]:
     if model.mlp_bias:
         tensors.append(TensorSpec("mlp.down.bias", (width,), InitialValues.ZEROS))
     return tensors + _modulation(model, 6)
+
+
+def _attention_inputs(model: ModelConfig) -> list[TensorSpec]:
+    """What makes queries, keys and values: one weight, or two where heads share the latter."""
+    width, start = model.hidden_size, InitialValues.NORMAL
+    tensors = [TensorSpec("attention.qkv.weight", (3 * width, width), start, 0)]
+    if model.num_kv_heads:
+        shape = (2 * model.kv_size, width)
+        tensors = [
+            TensorSpec("attention.qkv.q", (width, width), start, 0),
+            TensorSpec("attention.qkv.kv", shape, start, 0, heads=model.kv_heads),
+        ]
+    norms = ("attention.q_norm.weight", "attention.k_norm.weight") if model.qk_norm else ()
+    ones = InitialValues.ONES
+    return tensors + [TensorSpec(name, (model.head_dim,), ones, heads=0) for name in norms]
 
 
 def head_tensors(model: ModelConfig) -> list[TensorSpec]:

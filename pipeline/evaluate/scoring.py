@@ -14,7 +14,7 @@ from torch import Tensor
 from esolm.model.objectives import Orders, objective_kind
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.export.bundle.attention_esolm import WholeRows
-from esolm.pipeline.export.bundle.layers_esolm import at_least_float32, rotary_angles
+from esolm.pipeline.export.bundle.layers_esolm import rotary_angles
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,13 @@ class Scorer:
     @torch.no_grad()
     def _forward(self, tokens: Tensor, positions: Tensor, visible: Tensor, keep: int) -> Tensor:
         """Returns the logits of the last `keep` places under the given mask, visible [B, S, S]."""
-        model, config, device = self._model, self._model.config, self._model.device
+        model, device = self._model, self._model.device
         attend = WholeRows(visible[:, None].to(device), is_causal=False)
-        angles = rotary_angles(positions.to(device), config.head_dim, config.rope_base)
+        angles = rotary_angles(positions.to(device), model.config)
         hidden = model.model.embed_tokens(tokens.to(device))
-        for block in model.model.layers:
-            hidden = block(hidden, angles, attend)
-        logits = at_least_float32(model.lm_head(model.model.norm(hidden[:, -keep:])))
-        logits[..., config.mask_token_id] = float("-inf")
+        for block, turned in zip(model.model.layers, angles, strict=True):
+            hidden = block(hidden, turned, attend)
+        logits: Tensor = model.logits_of(model.model.norm(hidden[:, -keep:]))
         return logits
 
 

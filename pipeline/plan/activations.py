@@ -61,10 +61,20 @@ class Activations:
         return 8 + self._element * (2 if self.model.adaln else 1)
 
     def attention(self, fed: int, queries: int) -> int:
-        """The bytes inside one attention: q, k, v, the rotated q and k, output and log-sums."""
-        model, element = self.model, self._element
-        wide = element * (4 * fed + 2 * queries) * model.hidden_size
-        return (wide + 4 * model.num_heads * queries) // self.layout.tp
+        """The bytes inside one attention: q, k, v, the rotated q and k, output and log-sums.
+
+        q lies in one storage with k and v, unless heads share those: then only norms in fp32, which
+        take it as it is, keep it.
+        """
+        model, tp, element = self.model, self.layout.tp, self._element
+        # Ranks that share a head of keys and values compute it each.
+        asked, held = model.hidden_size // tp, max(model.kv_size // tp, model.head_dim)
+        values = 2 * queries * asked + 3 * fed * held
+        if not model.num_kv_heads or (model.qk_norm and element == 4):
+            values += fed * asked
+        normed = queries * asked + fed * held if model.qk_norm else 0
+        of_norms = 4 * normed * (1 if element == 4 else 2)
+        return element * values + of_norms + 4 * model.num_heads * queries // tp
 
     def block(self, fed: int, queries: int) -> int:
         """The bytes of one block, without its attention if that is recomputed."""
@@ -88,8 +98,13 @@ class Activations:
         return norm + self._element * shape.scored * width
 
     def logits(self, shape: MicroBatchShape) -> int:
-        """The bytes of the fp32 logits of this rank's vocabulary, and of one copy or gradient."""
-        return 8 * shape.scored * self.model.padded_vocab_size(self.layout.tp) // self.layout.tp
+        """The bytes of the fp32 logits of this rank's vocabulary, and of one copy or gradient.
+
+        A bound of the logits keeps one more, and so does the gradient of z-loss.
+        """
+        model, tp = self.model, self.layout.tp
+        copies = 2 + (model.logit_softcap > 0) + (model.z_loss > 0)
+        return 4 * copies * shape.scored * model.padded_vocab_size(tp) // tp
 
     def working(self, shape: MicroBatchShape) -> int:
         """The bytes that live for the backward pass of one block; the logits are gone by then.

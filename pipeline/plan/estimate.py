@@ -81,7 +81,7 @@ def _repeated_share(model: ModelConfig, mode: str) -> float:
     if mode == "full":
         return 1 / 3
     matrices = 3 if model.activation == "swiglu" else 2
-    attention = 4 * model.hidden_size
+    attention = 2 * model.hidden_size + 2 * model.kv_size
     return attention / (attention + matrices * model.ffn_hidden_size) / 3
 
 

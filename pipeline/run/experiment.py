@@ -167,6 +167,11 @@ def _sharing_problems(config: RunConfig, model: ModelConfig) -> list[str]:
             problems.append(
                 f"model.{name} {getattr(model, name)} does not divide by parallel.tp {tp}"
             )
+    if model.num_kv_heads > 0 and tp > 1 and model.num_kv_heads % tp and tp % model.num_kv_heads:
+        problems.append(
+            f"model.num_kv_heads {model.num_kv_heads} neither divides by parallel.tp {tp} nor "
+            "divides it: each rank takes whole heads, or several ranks share one"
+        )
     if pp > model.num_layers + 2:
         problems.append(
             f"parallel.pp {pp} has more stages than the network has layers: {model.num_layers} "

@@ -28,7 +28,8 @@ from esolm.pipeline.run.experiment import Experiment
 logger = logging.getLogger(__name__)
 
 # These fields change nothing about the weights' shapes and meaning.
-FREE = ("dropout", "init_std", "rope_base")
+ROTATION = ("rope_base", "rope_bases", "rope_factor", "rope_original_length")
+FREE = ("dropout", "z_loss", "init_std", *ROTATION)
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,10 @@ def _problems(origin: Origin, experiment: Experiment) -> list[str]:
 def _notes(origin: Origin, experiment: Experiment) -> list[str]:
     """Says which settings differ from the origin's and are allowed to."""
     notes, config = [], experiment.config
-    rope_base = origin.model["rope_base"]
-    if rope_base != config.model.rope_base:
-        notes.append(f"model.rope_base: trained with {rope_base}, now {config.model.rope_base}")
+    for name in ROTATION:
+        there, here = origin.model[name], getattr(experiment.model, name)
+        if there != here:
+            notes.append(f"model.{name}: trained with {there}, now {here}")
     if origin.seq_len != config.train.seq_len:
         notes.append(f"train.seq_len: trained with {origin.seq_len}, now {config.train.seq_len}")
     return notes

@@ -53,7 +53,7 @@ def prove_kernels(
     probes: dict[str, tuple[Callable[[], float], float]] = {
         "fused_adamw": (lambda: _adamw_error(device), FP32_TOLERANCE),
         "flex_attention": (
-            lambda: _attention_error(device, model.head_dim, dtype),
+            lambda: _attention_error(device, model, dtype),
             ATTENTION_TOLERANCES[dtype],
         ),
         "apex_norm": (lambda: _norm_error(device, model), FP32_TOLERANCE),
@@ -103,15 +103,18 @@ def _finding(error: Callable[[], float], tolerance: float) -> Finding:
     return Finding()
 
 
-def _attention_error(device: torch.device, head_dim: int, dtype: torch.dtype) -> float:
+def _attention_error(device: torch.device, model: ModelConfig, dtype: torch.dtype) -> float:
     pattern, seq_len = AttentionPattern.TWO_STREAM, 2 * LENGTH
     prefix = torch.zeros(ROWS, dtype=torch.int64, device=device)
     block = AttentionMask(pattern, seq_len, block=flex_mask(pattern, seq_len, prefix))
     dense = AttentionMask(pattern, seq_len, dense=dense_mask(pattern, seq_len, prefix))
-    shape = (ROWS, HEADS, seq_len, head_dim)
-    q, k, v = (_noise(shape, device, seed).to(dtype).requires_grad_() for seed in range(3))
+    heads = (HEADS * model.num_heads // model.kv_heads, HEADS, HEADS)
+    q, k, v = (
+        _noise((ROWS, number, seq_len, model.head_dim), device, seed).to(dtype).requires_grad_()
+        for seed, number in enumerate(heads)
+    )
     outputs = [attend(q, k, v, mask) for mask in (block, dense)]
-    upstream = _noise(shape, device, 3).to(dtype)
+    upstream = _noise(tuple(q.shape), device, 3).to(dtype)
     by_flex, by_dense = ([out, *torch.autograd.grad(out, (q, k, v), upstream)] for out in outputs)
     return _largest_error(by_flex, by_dense)
 

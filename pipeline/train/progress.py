@@ -48,7 +48,7 @@ def check_same_run(state: RunState, experiment: Experiment, reader: SampleReader
     problems = [
         f"model.{name} is {there[name]} in the checkpoint, {value} here"
         for name, value in here.items()
-        if there[name] != value and name != "dropout"
+        if there[name] != value and name not in ("dropout", "z_loss")
     ]
     # An imported checkpoint was trained on data of its own: it names no tokenizer and no samples.
     if state.tokenizer and state.tokenizer != dataset.tokenizer_fingerprint:

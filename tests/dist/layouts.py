@@ -19,6 +19,7 @@ TWO_RANKS = {
     "DP2 ZeRO-3": {"tp": 1, "pp": 1, "dp": 2, "zero": 3},
 }
 FOUR_RANKS = {
+    "TP4+SP": {"tp": 4, "pp": 1, "dp": 1, "zero": 1, "sequence": True},
     "TP2 x PP2": {"tp": 2, "pp": 2, "dp": 1, "zero": 1},
     "TP2+SP x PP2": {"tp": 2, "pp": 2, "dp": 1, "zero": 1, "sequence": True},
     "TP2 x DP2 ZeRO-1": {"tp": 2, "pp": 1, "dp": 2, "zero": 1},
@@ -34,7 +35,7 @@ EIGHT_RANKS = {
     "TP2+SP x PP2 x DP2": {"tp": 2, "pp": 2, "dp": 2, "zero": 1, "sequence": True},
 }
 # Each case makes process groups, whose threads wake up for ever: sixty of them per case and rank.
-CASES_PER_LAUNCH = 12
+CASES_PER_LAUNCH = 14
 LAYOUTS = {"one": SINGLE, **TWO_RANKS, **FOUR_RANKS, **EIGHT_RANKS}
 
 

@@ -23,20 +23,31 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "esolm_b, tied": ({"model": "tied"}, "fp32"),
     "esolm_b, tied, offload": ({"model": "tied", "offload": True}, "fp32"),
     "esolm_b, tied, bf16": ({"model": "tied", "precision": "bf16"}, "bf16"),
+    "esolm_b, grouped": ({"model": "grouped"}, "fp32"),
+    "esolm_b, grouped, selective": ({"model": "grouped", "recompute": "selective"}, "fp32"),
+    "esolm_b, one key": ({"model": "one key"}, "fp32"),
     "esolm_b, bf16": ({"precision": "bf16"}, "bf16"),
 }
 EVERYWHERE = ("esolm_b", "esolm_b, bf16")
+# Heads that share keys and values, which ranks split or share, and all else of today's networks.
+SHARED = ("esolm_b, grouped", "esolm_b, one key")
 SOMEWHERE = ("TP2+SP", "PP2", "DP2 ZeRO-3")
 # What `make test` takes: every way to share a network out, and two mixtures of them.
 TWO_WAYS = [(layout, kind) for layout in TWO_RANKS for kind in EVERYWHERE]
-MIXED = [("TP2 x PP2", "esolm_b"), ("TP2+SP x DP2 ZeRO-3", "esolm_b")]
+TWO_WAYS += [("TP2", "esolm_b, grouped"), ("TP2+SP", "esolm_b, one key")]
+MIXED = [
+    ("TP2 x PP2", "esolm_b"),
+    ("TP2+SP x DP2 ZeRO-3", "esolm_b"),
+    ("TP2 x DP2 ZeRO-3", "esolm_b, one key"),
+    ("TP4+SP", "esolm_b, grouped"),
+]
 TIED = ("DP2 ZeRO-1", "TP2 x PP2")
 
 
 @pytest.fixture(scope="module")
 def reference_everywhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """The few kinds of `make test` in a single process."""
-    cases = {kind: ("one", KINDS[kind][0]) for kind in EVERYWHERE}
+    cases = {kind: ("one", KINDS[kind][0]) for kind in EVERYWHERE + SHARED}
     return layouts.run(cases, tmp_path_factory.mktemp("few"), STEPS, 240)
 
 

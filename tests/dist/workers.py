@@ -70,6 +70,16 @@ MODELS = {
         init_std=0.1,
     ),
 }
+TODAY: dict[str, Any] = {
+    "qk_norm": True,
+    "logit_softcap": 5.0,
+    "z_loss": 0.01,
+    "rope_bases": (10000.0, 100.0),
+    "rope_factor": 2.0,
+    "rope_original_length": 8,
+}
+MODELS["grouped"] = replace(MODELS["modern"], num_kv_heads=2, **TODAY)
+MODELS["one key"] = replace(MODELS["paper"], num_kv_heads=1, **TODAY)
 MODELS["tied"] = replace(MODELS["paper"], tied_embeddings=True)
 OBJECTIVES: dict[str, Objective] = {
     "esolm_b": EsoLM(MASK_ID, alpha_0=0.5, kappa=0.5),

@@ -24,7 +24,25 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "output_bias": False,
         "adaln": False,
     },
+    "today": {
+        "norm": "rmsnorm",
+        "activation": "swiglu",
+        "mlp_bias": False,
+        "output_bias": False,
+        "adaln": False,
+        "num_heads": 6,
+        "num_kv_heads": 2,
+        "qk_norm": True,
+        "logit_softcap": 3.0,
+        "rope_bases": (100.0, 20.0),
+        "rope_factor": 4.0,
+        "rope_original_length": 8,
+        "z_loss": 0.1,
+    },
     "tied": {"tied_embeddings": True},
+    "one key": {"num_heads": 2, "num_kv_heads": 1},
+    "normed": {"qk_norm": True, "norm": "rmsnorm", "norm_eps": 0.1, "logit_softcap": 2.0},
+    "turned": {"rope_bases": (50.0, 7.0), "rope_factor": 3.0, "rope_original_length": 6},
 }
 
 
@@ -47,6 +65,8 @@ def every_architecture() -> Iterator[ModelConfig]:
         "norm": ("layernorm", "rmsnorm"),
         "activation": ("gelu_tanh", "swiglu"),
         **dict.fromkeys(("mlp_bias", "output_bias", "tied_embeddings", "adaln"), (True, False)),
+        "num_kv_heads": (0, 1),
+        "qk_norm": (False, True),
     }
     for values in itertools.product(*choices.values()):
         yield small_config(**dict(zip(choices, values, strict=True)))

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from esolm.model.attention import AttentionPattern
 from esolm.model.config import ModelConfig
@@ -62,6 +65,25 @@ def stepwise_log_p(
     return torch.stack(found)
 
 
+@cache
+def rotary_frequencies(config: ModelConfig, layer: int) -> tuple[Tensor, float]:
+    """Those of a layer, float32 [K/2], and what cosines and sines are multiplied by."""
+    bases = config.rope_bases or [config.rope_base]
+    base = bases[layer % len(bases)]
+    if config.rope_factor == 1:
+        exponents = [torch.tensor(2.0 * k) / config.head_dim for k in range(config.head_dim // 2)]
+        return torch.stack([1.0 / base**exponent for exponent in exponents]), 1.0
+    rope = {
+        "rope_type": "yarn", "rope_theta": base, "factor": config.rope_factor,
+        "original_max_position_embeddings": config.rope_original_length,
+    }  # fmt: skip
+    like = LlamaConfig(
+        hidden_size=config.hidden_size, num_attention_heads=config.num_heads, rope_parameters=rope
+    )
+    found: tuple[Tensor, float] = ROPE_INIT_FUNCTIONS["yarn"](like, torch.device("cpu"))
+    return found
+
+
 class ReferenceNetwork:
     """A plain transformer over the state of a `esolm.model.network.Network`; one row at a time."""
 
@@ -94,7 +116,7 @@ class ReferenceNetwork:
             normal = [
                 self._norm(h, f"{name}.norm1.weight") * (1 + scale_1) + shift_1 for h in hidden
             ]
-            attended = self._attention(name, normal, positions, rule)
+            attended = self._attention(layer, normal, positions, rule)
             hidden = [h + gate_1 * a for h, a in zip(hidden, attended, strict=True)]
             normal = [
                 self._norm(h, f"{name}.norm2.weight") * (1 + scale_2) + shift_2 for h in hidden
@@ -105,6 +127,8 @@ class ReferenceNetwork:
         for h in hidden:
             normal_h = self._norm(h, "head.norm.weight") * (1 + scale) + shift
             logits = self._linear("head.output", normal_h)[: config.vocab_size].clone()
+            if config.logit_softcap:
+                logits = (logits / config.logit_softcap).tanh() * config.logit_softcap
             logits[config.mask_id] = -math.inf
             output.append(logits)
         return torch.stack(output)
@@ -134,39 +158,52 @@ class ReferenceNetwork:
             return (zero, zero) if name == "head" else (zero, zero, one, zero, zero, one)
         return self._linear(f"{name}.modulation", condition).chunk(2 if name == "head" else 6)
 
-    def _rotate(self, x: Tensor, position: int) -> Tensor:
-        half = len(x) // 2
+    def _rotate(self, x: Tensor, position: int, layer: int) -> Tensor:
+        half, (frequencies, length) = len(x) // 2, rotary_frequencies(self.config, layer)
         out = x.clone()
         for k in range(half):
             # The network's angles are float32 by definition.
-            exponent = torch.tensor(2.0 * k) / len(x)
-            angle = torch.tensor(float(position)) * (1.0 / self.config.rope_base**exponent)
-            cos, sin = angle.cos().double(), angle.sin().double()
+            angle = torch.tensor(float(position)) * frequencies[k]
+            cos, sin = (angle.cos() * length).double(), (angle.sin() * length).double()
             out[k] = x[k] * cos - x[k + half] * sin
             out[k + half] = x[k + half] * cos + x[k] * sin
         return out
 
     def _attention(
-        self, name: str, hidden: list[Tensor], positions: Tensor, rule: Sees
+        self, layer: int, hidden: list[Tensor], positions: Tensor, rule: Sees
     ) -> list[Tensor]:
-        head_dim = self.config.head_dim
-        qkv = [
-            self._linear(f"{name}.attention.qkv", h).view(self.config.num_heads, 3, head_dim)
-            for h in hidden
-        ]
+        name, head_dim = f"blocks.{layer}", self.config.head_dim
+        q_k_v = [[self._normed(name, *qkv) for qkv in self._heads(name, h)] for h in hidden]
         places = [int(position) for position in positions]
         outputs = []
         for i in range(len(hidden)):
             heads = []
             visible = [j for j in range(len(hidden)) if rule(i, j)]
             for head in range(self.config.num_heads):
-                q = self._rotate(qkv[i][head, 0], places[i])
-                keys = [self._rotate(qkv[j][head, 1], places[j]) for j in visible]
+                q = self._rotate(q_k_v[i][head][0], places[i], layer)
+                keys = [self._rotate(q_k_v[j][head][1], places[j], layer) for j in visible]
                 scores = torch.stack([q @ k for k in keys]) / math.sqrt(head_dim)
-                values = torch.stack([qkv[j][head, 2] for j in visible])
+                values = torch.stack([q_k_v[j][head][2] for j in visible])
                 heads.append(scores.softmax(0) @ values)
             outputs.append(self._linear(f"{name}.attention.out", torch.cat(heads)))
         return outputs
+
+    def _heads(self, name: str, hidden: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """(q, k, v) of each head; where heads share them, the same k and v for neighbours."""
+        heads, groups = self.config.num_heads, self.config.num_kv_heads
+        if not groups:
+            rows = self._linear(f"{name}.attention.qkv", hidden).view(heads, 3, -1)
+            return [(row[0], row[1], row[2]) for row in rows]
+        q = (self.state[f"{name}.attention.qkv.q"] @ hidden).view(heads, -1)
+        kv = (self.state[f"{name}.attention.qkv.kv"] @ hidden).view(groups, 2, -1)
+        group_of = [group for group in range(groups) for _ in range(heads // groups)]
+        return [(q[head], *kv[group]) for head, group in enumerate(group_of)]
+
+    def _normed(self, name: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.config.qk_norm:
+            return q, k, v
+        norms = (f"{name}.attention.{part}_norm.weight" for part in "qk")
+        return self._norm(q, next(norms)), self._norm(k, next(norms)), v
 
     def _mlp(self, name: str, x: Tensor) -> Tensor:
         up = self._linear(f"{name}.mlp.up", x)

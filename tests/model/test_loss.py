@@ -11,9 +11,11 @@ from esolm.model.network import Network
 from tests.model.conftest import MASK_ID
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
-def test_equals_cross_entropy(make_network: Callable[..., Network], scale: float) -> None:
-    head = make_network().head.float()
+@pytest.mark.parametrize(("scale", "z_loss"), [(0.1, 0.0), (1.0, 0.0), (30.0, 0.0), (1.0, 0.3)])
+def test_equals_cross_entropy(
+    make_network: Callable[..., Network], scale: float, z_loss: float
+) -> None:
+    head = make_network(z_loss=z_loss).head.float()
     generator = torch.Generator().manual_seed(0)
     hidden = scale * torch.randn(20, 12, generator=generator)
     hidden.requires_grad_()
@@ -29,6 +31,7 @@ def test_equals_cross_entropy(make_network: Callable[..., Network], scale: float
     expected = (F.cross_entropy(logits, shifted, reduction="none") * weights).sum()
     assert loss.dtype is torch.float32
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    expected = expected + z_loss * (logits.logsumexp(1).square() * weights).sum()
     torch.testing.assert_close(
         gradient, torch.autograd.grad(expected, hidden)[0], rtol=1e-4, atol=1e-6
     )

@@ -94,6 +94,29 @@ def test_loss_and_gradients_equal_those_of_all_positions(network: Network) -> No
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6 * float(theirs.abs().max()))
 
 
+def test_the_penalty_of_z_loss_is_in_the_gradients_alone(
+    make_network: Callable[..., Network],
+) -> None:
+    inputs = make_input(AttentionPattern.CAUSAL)
+    labels = torch.randint(4, 11, (3, LENGTH))
+    weights = torch.rand(3, LENGTH) * (torch.rand(3, LENGTH) < 0.5)
+    targets = Targets(labels, weights)
+    network, without = make_network(z_loss=0.3), make_network()
+    loss = sparse_loss(network, inputs, targets)
+    assert loss == sparse_loss(without, inputs, targets)
+    gradients = torch.autograd.grad(loss, list(network.parameters()))
+    logits = network.all_logits(inputs).flatten(0, 1)
+    losses = F.cross_entropy(logits, labels.flatten(), reduction="none")
+    losses = losses + 0.3 * logits.exp().sum(1).log() ** 2
+    expected = (losses * weights.flatten()).sum()
+    for mine, theirs in zip(
+        gradients, torch.autograd.grad(expected, list(network.parameters())), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6 * float(theirs.abs().max()))
+    with torch.no_grad():
+        assert sparse_loss(network, inputs, targets) == loss
+
+
 def test_a_micro_batch_without_loss_has_zero_loss_and_gradients(network: Network) -> None:
     inputs = make_input(AttentionPattern.CAUSAL)
     nothing = Targets(torch.zeros(3, LENGTH, dtype=torch.int64), torch.zeros(3, LENGTH))
@@ -176,5 +199,21 @@ def test_config_names_every_problem() -> None:
     assert len(found) == 4
     assert "hidden_size 12 does not divide by model.num_heads 5" in found[0]
     assert "must be even" in small_config(num_heads=4).problems()[0]
+    shared = small_config(num_kv_heads=5, num_heads=6).problems()
+    assert shared == ["model.num_heads 6 does not divide by model.num_kv_heads 5"]
+    assert (
+        "num_kv_heads is -1; it must be at least 0" in small_config(num_kv_heads=-1).problems()[0]
+    )
+    turned = small_config(rope_bases=(1.0, 2.0, -3.0), rope_factor=2.0).problems()
+    assert turned == [
+        "model.rope_bases is (1.0, 2.0, -3.0); it must be above 0",
+        "model.rope_bases has 3 bases for 2 layers",
+        "model.rope_factor is 2: give model.rope_original_length, the train.seq_len of the network "
+        "whose context is extended",
+        "model.rope_factor needs bases of rotary frequencies above 1",
+    ]
+    assert (
+        "rope_factor is 0.5; it must be at least 1" in small_config(rope_factor=0.5).problems()[0]
+    )
     assert "mask id 11" in small_config(mask_id=11).problems()[0]
     assert "num_layers is 0" in small_config(num_layers=0).problems()[0]

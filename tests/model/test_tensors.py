@@ -14,7 +14,7 @@ from tests.model.conftest import every_architecture, small_config
 
 @pytest.mark.parametrize("config", every_architecture(), ids=lambda _: "")
 def test_the_table_is_the_network(config: ModelConfig) -> None:
-    """Names, shapes and splits, in the order of registration; of all 64 combinations."""
+    """Names, shapes and splits, in the order of registration; of all combinations."""
     network = Network(config, single_process())
     actual = dict(network.named_parameters())
     table = network_tensors(config)
@@ -36,6 +36,18 @@ def test_a_rank_holds_its_share_and_the_padding() -> None:
     assert table["blocks.0.attention.qkv.weight"].local(2) == 18 * 12
     assert table["blocks.0.mlp.down.weight"].local(2) == table["blocks.0.mlp.down.weight"].numel / 2
     assert table["blocks.0.norm1.weight"].local(2) == 12
+
+
+def test_ranks_split_heads_of_keys_and_values_or_share_them() -> None:
+    table = network_tensors(small_config(hidden_size=16, num_heads=8, num_kv_heads=2, qk_norm=True))
+    kv, q = table["blocks.0.attention.qkv.kv"], table["blocks.0.attention.qkv.q"]
+    assert kv.shape == (2 * 2 * 2, 16)
+    assert [kv.split_over(ranks) for ranks in (1, 2, 4, 8)] == [0, 0, None, None]
+    assert [kv.local(ranks) for ranks in (1, 2, 4, 8)] == [128, 64, 128, 128]
+    assert [q.local(ranks) for ranks in (1, 2, 4, 8)] == [256, 128, 64, 32]
+    assert [kv.is_partial(ranks) for ranks in (1, 2, 4)] == [False, False, True]
+    assert table["blocks.0.attention.q_norm.weight"].is_partial(2)
+    assert not table["blocks.0.norm1.weight"].is_partial(2)
 
 
 def test_both_places_of_a_tied_weight_are_split() -> None:

@@ -1,7 +1,8 @@
 # mypy: ignore-errors
 """Who sees whom, and the keys and values that decoding keeps.
 
-Shape letters: B rows, S tokens of a row, T tokens of a pass (all rows), H heads, K head dim.
+Shape letters: B rows, S tokens of a row, T tokens of a pass (all rows), H heads, K head dim,
+G heads of keys and values, each of which H / G neighbouring heads share.
 """
 
 from dataclasses import dataclass
@@ -87,9 +88,12 @@ class WholeRows:
         self.mask, self.is_causal = mask, is_causal
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, _: bool = False) -> Tensor:
-        """[B, S, H, K] each, and returned."""
+        """q: [B, S, H, K], as is returned; k, v: [B, S, G, K]."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, is_causal=self.is_causal)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=self.mask, is_causal=self.is_causal,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
         return out.transpose(1, 2)
 
 
@@ -106,7 +110,7 @@ class SlotCache:
         self, config: Any, rows: int, slots: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.rows, self.slots = rows, -(-(slots + 1) // ALIGNMENT) * ALIGNMENT
-        shape = (rows, config.num_attention_heads, self.slots, config.head_dim)
+        shape = (rows, config.kv_heads, self.slots, config.head_dim)
         layers = torch.zeros(config.num_hidden_layers, 2, *shape, dtype=dtype, device=device)
         self.layers = layers.unbind(0)
 
@@ -178,8 +182,12 @@ class CachedRows:
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, only_wanted: bool = False
     ) -> Tensor:
-        """[T, H, K] each, and returned. only_wanted: other tokens than these may stay zero."""
+        """q: [T, H, K], as is returned; k, v: [T, G, K].
+
+        only_wanted: other tokens than these may stay zero.
+        """
         layer_cache, out = self._cache.layers[layer], None
+        grouped = q.shape[1] != k.shape[1]
         for group, mask, is_causal in self._of_wanted if only_wanted else self._groups:
             fed = slice(group.token, group.token + group.count * group.width)
             asks, keys, values = (
@@ -191,8 +199,9 @@ class CachedRows:
             rows[1, :, :, group.start :] = values
             last = (only_wanted and group.wanted) or group.width
             answers = F.scaled_dot_product_attention(
-                asks[:, :, -last:], rows[0], rows[1], attn_mask=mask, is_causal=is_causal
-            ).transpose(1, 2)
+                asks[:, :, -last:], rows[0], rows[1], attn_mask=mask, is_causal=is_causal,
+                enable_gqa=grouped,
+            ).transpose(1, 2)  # fmt: skip
             if len(self._groups) == 1 and fed.stop == len(q) and last == group.width:
                 return answers.flatten(0, 1)
             out = torch.zeros_like(q) if out is None else out

@@ -72,11 +72,11 @@ class EsoLMModel(EsoLMPreTrainedModel):
             attention_mask,
         )  # fmt: skip
         attend = WholeRows(reading.mask, is_causal=reading.is_causal)
-        angles = rotary_angles(reading.positions, self.config.head_dim, self.config.rope_base)
+        angles = rotary_angles(reading.positions, self.config)
         hidden = self.embed_tokens(reading.ids)
         states = [hidden]
-        for block in self.layers:
-            hidden = block(hidden, angles, attend)
+        for block, turned in zip(self.layers, angles, strict=True):
+            hidden = block(hidden, turned, attend)
             states.append(hidden)
         hidden = self.norm(kept(reading.in_place(hidden), logits_to_keep))
         told = None
@@ -92,11 +92,11 @@ class EsoLMModel(EsoLMPreTrainedModel):
         input_ids, position_ids: int64 [T], of all texts one after the other. attend: who sees what.
         wanted: int64 [M], which of the T tokens.
         """
-        angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_base)
+        angles = rotary_angles(position_ids, self.config)
         hidden = self.embed_tokens(input_ids)
-        for block in self.layers[:-1]:
-            hidden = block(hidden, angles, attend)
-        return self.norm(self.layers[-1](hidden, angles, attend, wanted))
+        for block, turned in zip(self.layers[:-1], angles[:-1], strict=True):
+            hidden = block(hidden, turned, attend)
+        return self.norm(self.layers[-1](hidden, angles[-1], attend, wanted))
 
 
 def kept(hidden_BSD: Tensor, positions: int | Tensor) -> Tensor:
@@ -194,5 +194,7 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
     def logits_of(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V], at least float32, the mask id's at -inf."""
         logits = at_least_float32(self.lm_head(hidden))
+        if self.config.logit_softcap:
+            logits = (logits / self.config.logit_softcap).tanh() * self.config.logit_softcap
         logits[..., self.config.mask_token_id] = float("-inf")
         return logits

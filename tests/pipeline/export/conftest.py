@@ -62,6 +62,10 @@ MODELS = {
     "rmsnorm_adaln": small_model(norm="rmsnorm", norm_eps=1e-6, mlp_bias=False),
     "swiglu_adaln": small_model(activation="swiglu", output_bias=False),
     "tied": small_model(tied_embeddings=True),
+    "grouped": small_model(num_kv_heads=2),
+    "one key": small_model(num_kv_heads=1, adaln=False),
+    "normed": small_model(qk_norm=True, logit_softcap=2.0),
+    "turned": small_model(rope_bases=(500.0, 10.0), rope_factor=4.0, rope_original_length=16),
 }
 
 

@@ -11,6 +11,7 @@ from esolm.model.config import ModelConfig
 from esolm.pipeline.errors import ExportError
 from esolm.pipeline.export.fold import fold
 from esolm.pipeline.export.writer import bundle_config, load_model
+from tests.model.reference import rotary_frequencies
 
 
 class Unfolded:
@@ -31,7 +32,7 @@ class Unfolded:
         return F.linear(x, self.t[f"{name}.weight"], self.t.get(f"{name}.bias"))
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        size, eps = (self.config.hidden_size,), self.config.norm_eps
+        size, eps = self.t[f"{name}.weight"].shape, self.config.norm_eps
         function = F.layer_norm if self.config.norm == "layernorm" else F.rms_norm
         return function(x, size, eps=eps) * self.t[f"{name}.weight"]
 
@@ -40,24 +41,37 @@ class Unfolded:
             return [0.0, 0.0, 1.0] * (parts // 3) or [0.0, 0.0]
         return list(self._linear(f"{name}.modulation", self.condition()).chunk(parts))
 
-    def _attention(self, name: str, x: Tensor, positions: Tensor) -> Tensor:
-        heads, width = self.config.num_heads, self.config.head_dim
-        qkv = self._linear(f"{name}.qkv", x).view(*x.shape[:2], heads, 3, width)
-        exponents = torch.arange(0, width, 2, dtype=torch.float32)
-        frequencies = 1.0 / self.config.rope_base ** (exponents / width)
+    def _attention(self, layer: int, x: Tensor, positions: Tensor) -> Tensor:
+        width, name = self.config.head_dim, f"blocks.{layer}.attention"
+        heads = list(self._heads(name, x))
+        if self.config.qk_norm:
+            heads[:2] = [
+                self._norm(f"{name}.{p}_norm", h) for p, h in zip("qk", heads, strict=False)
+            ]
+        frequencies, length = rotary_frequencies(self.config, layer)
         angles = positions.float()[..., None] * frequencies
-        turn = torch.complex(angles.cos().double(), angles.sin().double())[:, :, None]
+        cos, sin = ((part * length).double() for part in (angles.cos(), angles.sin()))
+        turn = torch.complex(cos, sin)[:, :, None]
         q, k = (
             torch.view_as_real(torch.complex(*part.chunk(2, -1)) * turn)
             .transpose(-1, -2)
             .flatten(-2)
-            for part in (qkv[:, :, :, 0], qkv[:, :, :, 1])
+            for part in heads[:2]
         )
         scores = torch.einsum("bqhk,bjhk->bhqj", q, k) / width**0.5
         hidden = torch.ones(x.shape[1], x.shape[1]).triu(1).bool()
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        out = torch.einsum("bhqj,bjhk->bqhk", weights, qkv[:, :, :, 2]).flatten(2)
+        out = torch.einsum("bhqj,bjhk->bqhk", weights, heads[2]).flatten(2)
         return self._linear(f"{name}.out", out)
+
+    def _heads(self, name: str, x: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v, [B, S, H, K] each."""
+        heads, shared = self.config.num_heads, self.config.num_kv_heads
+        if not shared:
+            return self._linear(f"{name}.qkv", x).view(*x.shape[:2], heads, 3, -1).unbind(3)
+        q = F.linear(x, self.t[f"{name}.qkv.q"]).view(*x.shape[:2], heads, -1)
+        kv = F.linear(x, self.t[f"{name}.qkv.kv"]).view(*x.shape[:2], shared, 2, -1)
+        return q, *(part.repeat_interleave(heads // shared, dim=2) for part in kv.unbind(3))
 
     def _mlp(self, name: str, x: Tensor) -> Tensor:
         up = self._linear(f"{name}.up", x)
@@ -71,11 +85,13 @@ class Unfolded:
             name = f"blocks.{layer}"
             shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._modulation(name, 6)
             normed = self._norm(f"{name}.norm1", x) * (1 + scale_1) + shift_1
-            x = x + gate_1 * self._attention(f"{name}.attention", normed, positions)
+            x = x + gate_1 * self._attention(layer, normed, positions)
             normed = self._norm(f"{name}.norm2", x) * (1 + scale_2) + shift_2
             x = x + gate_2 * self._mlp(f"{name}.mlp", normed)
         shift, scale = self._modulation("head", 2)
         logits = self._linear("head.output", self._norm("head.norm", x) * (1 + scale) + shift)
+        if self.config.logit_softcap:
+            logits = torch.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
         logits[..., self.config.mask_id] = -torch.inf
         return logits
 

@@ -64,6 +64,20 @@ def test_what_does_not_fit_is_refused(modern_source: RandomSource) -> None:
 def test_the_architecture_of_a_bundle_is_that_of_its_network(source: RandomSource) -> None:
     found = from_bundle(bundle_config(source, None).to_dict())
     assert found == {name: getattr(source.model, name) for name in found}
-    assert found.keys() == {field.name for field in fields(source.model)} - {"cond_dim", "dropout"}
+    of_training = {"cond_dim", "dropout", "z_loss"}
+    assert found.keys() == {field.name for field in fields(source.model)} - of_training
     with pytest.raises(ExportError, match="norm_bias"):
         from_bundle({})
+
+
+def test_an_old_bundle_has_the_defaults_of_what_it_does_not_name(
+    modern_source: RandomSource,
+) -> None:
+    config = bundle_config(modern_source, None).to_dict()
+    for name in (
+        "num_key_value_heads", "qk_norm", "logit_softcap", "rope_bases", "rope_factor",
+        "rope_original_length",
+    ):  # fmt: skip
+        del config[name]
+    found = from_bundle(config)
+    assert found == {name: getattr(modern_source.model, name) for name in found}

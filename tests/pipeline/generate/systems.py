@@ -10,6 +10,7 @@ from esolm.model.attention import AttentionPattern
 from esolm.model.config import ModelConfig
 from esolm.pipeline.export.fold import fold
 from esolm.pipeline.export.writer import bundle_config, load_model
+from tests.model.conftest import ARCHITECTURES
 from tests.model.reference import ReferenceNetwork, sees
 from tests.pipeline.export.conftest import RandomSource
 
@@ -31,13 +32,14 @@ class System:
 
     name: str
     dtype: torch.dtype = torch.float64
+    architecture: str = "paper"
     model: Any = field(init=False)
     reference: ReferenceNetwork = field(init=False)
 
     def __post_init__(self) -> None:
         config = ModelConfig(
-            vocab_size=VOCAB_SIZE, mask_id=MASK_ID, hidden_size=12, num_layers=2, num_heads=2,
-            ffn_hidden_size=20, cond_dim=6,
+            vocab_size=VOCAB_SIZE, mask_id=MASK_ID, hidden_size=12, num_layers=2,
+            ffn_hidden_size=20, cond_dim=6, **{"num_heads": 2, **ARCHITECTURES[self.architecture]},
         )  # fmt: skip
         source = RandomSource(config, objective=OBJECTIVES[self.name])
         tensors = source.tensors("ema")

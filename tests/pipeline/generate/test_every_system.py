@@ -10,8 +10,11 @@ from torch import Tensor
 from tests.pipeline.generate.systems import MASK_ID, OBJECTIVES, System, written_by
 
 LENGTH = 8
-with_a_cache = pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "mdlm"])
-every = pytest.mark.parametrize("name", list(OBJECTIVES))
+# The architecture of today beside the paper's, for one system of each kind of pass.
+TODAY = [f"{name}, today" for name in ("esolm_a", "esolm_b", "bd3lm", "ar")]
+CACHED = [*(name for name in OBJECTIVES if name != "mdlm"), *TODAY]
+with_a_cache = pytest.mark.parametrize("name", CACHED)
+every = pytest.mark.parametrize("name", [*OBJECTIVES, *TODAY])
 # (alpha_0, num_steps, prompt tokens); the third draws no token for the diffusion phase.
 SCHEDULES = [
     (0.0, 1, 0), (0.0, 2, 3), (0.01, 1, 3), (0.5, 2, 0), (0.5, 4, 2), (1.0, 1, 0), (1.0, 3, 5),
@@ -20,7 +23,8 @@ SCHEDULES = [
 
 @cache
 def system(name: str, dtype: torch.dtype = torch.float64) -> System:
-    return System(name, dtype)
+    objective, _, architecture = name.partition(", ")
+    return System(objective, dtype, architecture or "paper")
 
 
 @with_a_cache
@@ -44,11 +48,18 @@ def run_with_logits(
 ) -> tuple[Any, list[Tensor]]:
     """The output, and the logits that each pass handed to the sampler."""
     passes: list[Tensor] = []
-    handle = made.model.lm_head.register_forward_hook(lambda *args: passes.append(args[-1]))
+    logits_of = made.model.logits_of
+
+    def recorded(hidden: Tensor) -> Tensor:
+        logits: Tensor = logits_of(hidden)
+        passes.append(logits.clone())
+        return logits
+
+    made.model.logits_of = recorded
     try:
         return written_by(made.model, prompt, length=LENGTH, num_samples=2, **options), passes
     finally:
-        handle.remove()
+        del made.model.logits_of
 
 
 @every

@@ -57,8 +57,7 @@ def test_a_passes_memory_is_planned(
         mask_id=3,
         ffn_hidden_size=384,
         cond_dim=16,
-        **sizes,
-        **ARCHITECTURES[architecture],
+        **{**sizes, **ARCHITECTURES[architecture]},
     )
     objective = OBJECTIVES[name]
     shape = MicroBatchShape.of(objective.work(LENGTH)[0], ROWS)

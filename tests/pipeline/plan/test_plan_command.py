@@ -100,17 +100,42 @@ def test_everything_that_is_wrong_is_reported_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["parallel.tp=5", "train.precision=fp16", "objective.kappa=2", "data.path=nowhere"]
+    settings.append("model.num_kv_heads=4")
     code, _, errors = run([PAPER, "--nodes", "2", *settings], monkeypatch, capsys)
     assert code == 64
     for part in (
         "16 ranks do not divide by parallel.tp 5",
         "model.num_heads 12 does not divide by parallel.tp 5",
+        "model.num_kv_heads 4 neither divides by parallel.tp 5 nor divides it",
         "train.precision is 'fp16'",
         "objective.kappa",
         "nowhere/manifest.json does not exist",
         "--vocab-size",
     ):
         assert part in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "parameters"),
+    [
+        ("modern_1b_1_node", 1, 1_512_338_432),
+        ("modern_7b_4_nodes", 4, 7_357_789_184),
+        ("modern_7b_16_nodes", 16, 7_357_789_184),
+    ],
+)
+def test_the_recipes_of_several_nodes_fit_gpus_of_80_gb(
+    name: str,
+    nodes: int,
+    parameters: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A block of the 7 B, by hand: 2 x 4,096^2 + 2 x 4,096 x 1,024 + 3 x 4,096 x 12,288."""
+    settings = ["--nodes", str(nodes), "--gpu", "H100", "--vocab-size", "50258"]
+    plan = as_json([str(CONFIGS / f"{name}.yaml"), *settings], monkeypatch, capsys)
+    assert plan["parameters"]["total"] == parameters
+    assert plan["fits"]
+    assert plan["gpu_memory_bytes"] == 80e9
 
 
 def test_an_unknown_gpu_is_refused(
