@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check slurm slurm-packages browser lint format docs bench drill install
+.PHONY: help demo corpus test check slurm slurm-packages browser lint format docs bench drill install
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -21,6 +21,9 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 
 demo: $(STAMP)  ## real text -> tars -> parallel training, killed and resumed -> bundle -> samples
 	$(BIN)/python -W ignore -m esolm.pipeline.demo
+
+corpus: $(STAMP)  ## 84 MB of real prose from Debian's documentation packages, as JSONL in runs/corpus/text
+	$(BIN)/python -m esolm.data_prep.prose --out runs/corpus
 
 # The Slurm tests start a cluster of their own; where its programs cannot be had they skip.
 slurm-packages:
