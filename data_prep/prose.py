@@ -31,7 +31,7 @@ Documents = Iterator[tuple[str, bytes]]
 
 
 @dataclass(frozen=True)
-class Source:
+class ProseSource:
     """Where the documents of one source lie.
 
     pattern: of the name of the package, if `package` only depends on it. documents: those below the
@@ -97,24 +97,24 @@ def _number(digits: str) -> int:
 
 
 SOURCES = (
-    Source(
+    ProseSource(
         "linux",
         "linux-doc",
         r"linux-doc-[\d.]+",
         files_named("usr/share/doc/linux-doc-*/Documentation/**/*.rst.gz"),
     ),
-    Source(
+    ProseSource(
         "python",
         "python3-doc",
         r"python3\.\d+-doc",
         files_named("usr/share/doc/python3.*[0-9]/html/_sources/**/*.rst.txt"),
     ),
-    Source("perl", "perl-doc", None, files_named("usr/share/perl/*/pod/*.pod")),
-    Source("gcide", "dict-gcide", None, dictionary_entries),
+    ProseSource("perl", "perl-doc", None, files_named("usr/share/perl/*/pod/*.pod")),
+    ProseSource("gcide", "dict-gcide", None, dictionary_entries),
 )
 
 
-def build(sources: Iterable[Source], out: Path) -> list[SourceReport]:
+def build(sources: Iterable[ProseSource], out: Path) -> list[SourceReport]:
     """Write OUT/text/NAME.jsonl of every source, and OUT/report.json; return the reports.
 
     What an earlier call has finished of the same version of a package is kept. Raises DataError
@@ -142,7 +142,7 @@ def _empty_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def _build_source(source: Source, out: Path, unfinished: Path) -> SourceReport:
+def _build_source(source: ProseSource, out: Path, unfinished: Path) -> SourceReport:
     name = source.package
     if source.pattern is not None:
         name = debian.resolve(name, source.pattern)
@@ -160,7 +160,7 @@ def _build_source(source: Source, out: Path, unfinished: Path) -> SourceReport:
     return report
 
 
-def _write(source: Source, folder: Path, path: Path, package: str) -> SourceReport:
+def _write(source: ProseSource, folder: Path, path: Path, package: str) -> SourceReport:
     lines = []
     text_bytes = unreadable = 0
     for name, content in source.documents(folder):

@@ -63,7 +63,8 @@ def setting_problems(section: Any, prefix: str) -> list[str]:
         several = value if isinstance(value, tuple | list) else (value,)
         if within is not None and not all(within.holds(one) for one in several):
             finite = "finite and " if str(value) == "inf" else ""
-            problems.append(f"{prefix}{field.name} is {value}; it must be {finite}{within}")
+            shown = list(value) if isinstance(value, tuple) else value
+            problems.append(f"{prefix}{field.name} is {shown}; it must be {finite}{within}")
         if choices and value not in choices:
             problems.append(f"{prefix}{field.name} is '{value}'; choose {' or '.join(choices)}")
     return problems

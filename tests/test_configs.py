@@ -175,7 +175,8 @@ def test_every_setting_out_of_its_range_is_in_one_message(
             expected[f"{key}=nonsense"] = f"{key} is 'nonsense'; choose "
         elif within is not None:
             value = int(within.low) - (not within.above)
-            expected[f"{key}={value}"] = f"{key} is {value}"
+            given = f"[{value}]" if isinstance(field.default, tuple) else value
+            expected[f"{key}={given}"] = f"{key} is {given}".rstrip("]")
     assert len(expected) > 40
     error = refused(["train", str(config), *expected], monkeypatch, capsys)
     assert [text for text in expected.values() if error.count(text) != 1] == []

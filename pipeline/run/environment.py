@@ -28,6 +28,7 @@ def from_environment(config: DictConfig, known: list[str]) -> dict[str, tuple[st
 def stated_value(config: RunConfig, key: str) -> Any:
     """Returns the value of a setting; of one from the environment, the text that names it."""
     value: Any = reduce(getattr, key.split("."), config)
+    value = list(value) if isinstance(value, tuple) else value  # as a file has it
     text, then = config.from_environment.get(key, (None, None))
     return text if text is not None and value == then else value
 

@@ -78,7 +78,7 @@ class InfillAnswer(BaseModel):
     usage: Usage
 
 
-class Score(BaseModel):
+class TextScore(BaseModel):
     """log_likelihood: in nats."""
 
     log_likelihood: float
@@ -92,7 +92,7 @@ class ScoreAnswer(BaseModel):
 
     object: Literal["score"]
     model: str
-    scores: list[Score]
+    scores: list[TextScore]
 
 
 class TokensAnswer(BaseModel):

@@ -88,8 +88,10 @@ def test_loss_and_gradients_equal_those_of_all_positions(network: Network) -> No
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     expected = (losses * weights.flatten()).sum()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    penalty = (logits.flatten(0, 1).logsumexp(1).square() * weights.flatten()).sum()
+    whole = expected + network.head.config.z_loss * penalty
     for mine, theirs in zip(
-        gradients, torch.autograd.grad(expected, list(network.parameters())), strict=True
+        gradients, torch.autograd.grad(whole, list(network.parameters())), strict=True
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6 * float(theirs.abs().max()))
 

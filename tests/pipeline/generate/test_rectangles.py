@@ -16,7 +16,7 @@ from esolm.pipeline.export.bundle import decoding_esolm, graphs_esolm, rectangle
 from esolm.pipeline.export.bundle.attention_esolm import SlotCache
 from esolm.pipeline.export.bundle.decoding_esolm import Batch
 from esolm.pipeline.export.bundle.graphs_esolm import Runner
-from esolm.pipeline.export.bundle.layers_esolm import rotary_frequencies
+from esolm.pipeline.export.bundle.layers_esolm import rotary_angles
 from esolm.pipeline.export.bundle.passes_esolm import Pass
 from esolm.pipeline.export.bundle.rectangle_esolm import Shape, rounded, shape_of
 from esolm.pipeline.export.bundle.requests_esolm import TextRequest
@@ -120,7 +120,7 @@ def test_the_host_waits_for_nothing(name: str, most: int, monkeypatch: pytest.Mo
     """
     monkeypatch.setattr(rectangle_esolm, "MOST_TOKENS", most)
     model, draws = System(name, torch.float32).model.to("meta"), np.random.default_rng(3)
-    rotary_frequencies(model.config.head_dim, model.config.rope_base, model.device)
+    rotary_angles(torch.zeros(1, device=model.device), model.config)  # keeps its frequencies there
     plain = {"eos": (), "guesses": 0, "schedule": "binomial"}
     for _ in range(3):
         batch = Batch(model, 4, SLOTS)

@@ -37,7 +37,7 @@ def test_a_pass_that_fails(make_bundle: Callable[..., Path]) -> None:
     body = {"prompt": [5, 6, 7], "max_tokens": 12, "seed": 3, "alpha_0": 0.5, "steps": 4}
     options = {"max_new_tokens": 12, "seed": 3, "alpha_0": 0.5, "num_steps": 4}
     expected = bundle.model.generate(torch.tensor([[5, 6, 7]]), **options)[0].tolist()
-    failing_at(bundle.model.model, POISON)
+    failing_at(bundle.model, POISON)
     service = Service(bundle, "net", Limits(rows=2, queue=4))
     beside: list[httpx.Response] = []
     with serving_here(service) as client:
