@@ -208,7 +208,7 @@ def test_config_names_every_problem() -> None:
     )
     turned = small_config(rope_bases=(1.0, 2.0, -3.0), rope_factor=2.0).problems()
     assert turned == [
-        "model.rope_bases is (1.0, 2.0, -3.0); it must be above 0",
+        "model.rope_bases is [1.0, 2.0, -3.0]; it must be above 0",
         "model.rope_bases has 3 bases for 2 layers",
         "model.rope_factor is 2: give model.rope_original_length, the train.seq_len of the network "
         "whose context is extended",
