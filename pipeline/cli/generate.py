@@ -5,65 +5,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from esolm.pipeline.cli import decoding_options as options
+
 if TYPE_CHECKING:
     from esolm.pipeline.generate import Bundle, Request
 
 
 def generate_command(
     bundle: Annotated[Path, typer.Argument(help="A directory written by esolm export.")],
-    alpha_0: Annotated[
-        float | None,
-        typer.Option(help="Share of tokens that an Eso-LM writes by diffusion, 0 to 1."),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Diffusion steps; of a BD3-LM, in each block.")
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(help="binomial (as trained), fixed, strided, or confidence (biased)."),
-    ] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens of a sample, prompt included.")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens behind the prompt, in place of --length.")
-    ] = None,
-    prompt: Annotated[str, typer.Option(help="How every sample begins.")] = "",
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="A file with a prompt on each line, or JSON lines with a field 'prompt'; "
-            "- is standard input.",
-            allow_dash=True,
-        ),
-    ] = None,
-    infill: Annotated[
-        str | None,
-        typer.Option(help="Text with gaps: [[5]] is five tokens, [[3-8]] the likeliest of 3 to 8."),
-    ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus; 1 keeps all tokens.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="So many likeliest tokens; 0: all.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
-    guesses: Annotated[
-        int | None,
-        typer.Option(help="Tokens guessed ahead in the sequential phase; the text's chances stay."),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or int8; by default fp32 on a CPU.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
-    num_samples: Annotated[int, typer.Option(min=1, help="Samples, written as one batch.")] = 1,
-    cuda_graphs: Annotated[
-        bool | None,
-        typer.Option(help="Replay passes that come often, on a GPU.", show_default="yes"),
-    ] = None,
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Print a single text as it becomes whole.")
-    ] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Also time decoding without the cache.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; a line for each of --prompts.")
-    ] = False,
+    alpha_0: Annotated[float | None, options.ALPHA_0] = None,
+    steps: Annotated[int | None, options.STEPS] = None,
+    schedule: Annotated[str | None, options.SCHEDULE] = None,
+    length: Annotated[int | None, options.LENGTH] = None,
+    max_new_tokens: Annotated[int | None, options.MAX_NEW_TOKENS] = None,
+    prompt: Annotated[str, options.PROMPT] = "",
+    prompts: Annotated[Path | None, options.PROMPTS] = None,
+    infill: Annotated[str | None, options.INFILL] = None,
+    top_p: Annotated[float | None, options.TOP_P] = None,
+    top_k: Annotated[int | None, options.TOP_K] = None,
+    temperature: Annotated[float | None, options.TEMPERATURE] = None,
+    guesses: Annotated[int | None, options.GUESSES] = None,
+    dtype: Annotated[str | None, options.DTYPE] = None,
+    seed: Annotated[int, options.SEED] = 0,
+    num_samples: Annotated[int, options.NUM_SAMPLES] = 1,
+    cuda_graphs: Annotated[bool | None, options.CUDA_GRAPHS] = None,
+    stream: Annotated[bool, options.STREAM] = False,
+    compare: Annotated[bool, options.COMPARE] = False,
+    as_json: Annotated[bool, options.AS_JSON] = False,
 ) -> None:
     """Write text with the decoder of the network's objective, and its exact key/value cache.
 

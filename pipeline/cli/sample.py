@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esolm.pipeline.cli import decoding_options as options
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -15,17 +17,14 @@ def sample_command(
     run: Annotated[
         Path, typer.Argument(help="A run directory (its newest checkpoint) or a checkpoint.")
     ],
-    alpha_0: Annotated[
-        float | None,
-        typer.Option(help="Share of tokens that an Eso-LM writes by diffusion, 0 to 1."),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Diffusion steps; of a BD3-LM, in each block.")] = 16,
-    length: Annotated[int | None, typer.Option(help="Tokens of a sample, prompt included.")] = None,
-    prompt: Annotated[str, typer.Option(help="How every sample begins.")] = "",
-    top_p: Annotated[float, typer.Option(help="Nucleus; 1 keeps all tokens.")] = 1.0,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
-    num_samples: Annotated[int, typer.Option(min=1, help="Samples, written as one batch.")] = 2,
+    alpha_0: Annotated[float | None, options.ALPHA_0] = None,
+    steps: Annotated[int, options.STEPS] = 16,
+    length: Annotated[int | None, options.LENGTH] = None,
+    prompt: Annotated[str, options.PROMPT] = "",
+    top_p: Annotated[float, options.TOP_P] = 1.0,
+    temperature: Annotated[float, options.TEMPERATURE] = 1.0,
+    seed: Annotated[int, options.SEED] = 0,
+    num_samples: Annotated[int, options.NUM_SAMPLES] = 2,
     weights: Annotated[
         str, typer.Option(metavar="ema|raw", help="The averaged weights or the last ones.")
     ] = "ema",

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from esolm.pipeline.cli.decoding_options import DTYPE
+
 
 def serve_command(
     bundle: Annotated[Path, typer.Argument(help="A directory written by esolm export.")],
@@ -21,9 +23,7 @@ def serve_command(
         int | None, typer.Option(min=1, help="Tokens of a text; by default those of training.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a text may take.")] = 300.0,
-    dtype: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or int8; by default fp32 on a CPU.")
-    ] = None,
+    dtype: Annotated[str | None, DTYPE] = None,
     name: Annotated[
         str | None, typer.Option(help="As clients see it; by default the folder's name.")
     ] = None,
