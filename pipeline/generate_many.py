@@ -10,7 +10,6 @@ from typing import Any
 
 from esolm.data_prep.progress import ProgressBar
 from esolm.pipeline.errors import ConfigError
-from esolm.pipeline.export.bundle.decoding_esolm import Batch
 from esolm.pipeline.export.bundle.generation_esolm import EsoLMGenerationConfig
 from esolm.pipeline.export.bundle.habits_esolm import translated
 from esolm.pipeline.generate import Bundle, Request
@@ -91,8 +90,7 @@ def write_all(bundle: Bundle, request: Request, prompts: list[str]) -> Iterator[
     new = settings.max_new_tokens
     sizes = [settings.length if new is None else len(each) + new for each in ids]
     config = bundle.model.config
-    slots = max(sizes, default=1) + 1 + settings.guesses
-    batch = Batch(bundle.model, ROWS, slots, cuda_graphs=settings.cuda_graphs)
+    batch = settings.batch(bundle.model, ROWS, max(sizes, default=1))
     waiting = list(enumerate(zip(ids, sizes, strict=True)))[::-1]
     running: dict[int, Any] = {}
     done: dict[int, str] = {}

@@ -90,6 +90,11 @@ class EsoLMGenerationConfig(GenerationConfig):
             min_new=self.min_new_tokens, guesses=self.guesses, adaptive=self.adaptive,
         )  # fmt: skip
 
+    def batch(self, network: Any, rows: int, longest: int, use_cache: bool = True) -> Batch:
+        """For so many texts at a time, of so many tokens at most."""
+        slots = longest + EXTRA_SLOTS + self.guesses
+        return Batch(network, rows, slots, use_cache, cuda_graphs=self.cuda_graphs)
+
 
 @dataclass
 class EsoLMGenerationOutput(ModelOutput):
@@ -224,8 +229,7 @@ class EsoLMGenerationMixin:
             replace(settings.request(row, seed, sample), stop=stop_at(tokenizer, stops, size))
             for sample, (row, size) in enumerate(zip(rows, prompts.sizes, strict=True))
         ]
-        slots = max(map(len, rows)) + EXTRA_SLOTS + settings.guesses
-        batch = Batch(self, len(rows), slots, use_cache, cuda_graphs=settings.cuda_graphs)
+        batch = settings.batch(self, len(rows), max(map(len, rows)), use_cache)
         writings = [batch.add(request) for request in requests]
         told = Streaming(streamer, prompts, batch, writings)
         nfe = 0

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .decoding_esolm import Batch
 from .sampling_esolm import Stream, random_numbers
 
 MOST_CANDIDATES = 64
@@ -92,8 +91,7 @@ def _write(
     for piece in pieces:
         if not isinstance(piece, range) and mask_id in piece:
             raise ValueError(f"a segment has the mask id {mask_id}: make it a gap")
-    slots = max(map(len, texts)) + 1 + settings.guesses
-    batch = Batch(network, len(texts), slots, cuda_graphs=settings.cuda_graphs)
+    batch = settings.batch(network, len(texts), max(map(len, texts)))
     writings = [batch.add(settings.request(text, seed, 0)) for text in texts]
     nfe = 0
     while batch.step():

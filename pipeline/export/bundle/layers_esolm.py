@@ -30,11 +30,11 @@ def rotary_angles(positions: Tensor, config: EsoLMConfig) -> list[Angles]:
     Layers of the same base share them. No buffer, so nothing to lose when loading.
     """
     bases = [config.rope_base_of(layer) for layer in range(config.num_hidden_layers)]
-    length, factor = config.rope_original_length, config.rope_factor
+    factor, original_length = config.rope_factor, config.rope_original_length
     of_base = {
         base: _angles(
             positions,
-            rotary_frequencies(config.head_dim, base, positions.device, factor, length),
+            rotary_frequencies(config.head_dim, base, positions.device, factor, original_length),
             0.1 * math.log(factor) + 1.0,
         )
         for base in set(bases)
