@@ -27,14 +27,16 @@ def stop_asked() -> bool:
 
 
 @contextlib.contextmanager
-def hold_stop_signals() -> Iterator[None]:
-    """Holds stop signals back meanwhile; they come at the end.
+def hold_stop_signals(
+    signals: tuple[signal.Signals, ...] = STOP_SIGNALS,
+) -> Iterator[None]:
+    """Holds signals back meanwhile; they come at the end.
 
     A process that is started here inherits that, and lets them come when it can take them. Without
     it, a signal that comes while a rank's interpreter starts, before its first line runs, would
     kill the rank.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:

@@ -256,6 +256,10 @@ class SlurmSection:
     )
 
 
+API_KEY = "ESOLM_API_KEY"
+"""The variable with the key that clients of a server must show: a secret, so it is no setting."""
+
+
 @dataclass
 class ServeSection:
     """The server of the run's bundle; only `esolm submit --stages serve` reads it."""

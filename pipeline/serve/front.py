@@ -12,10 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from starlette.types import Message
 
+from esolm.pipeline.run.sections import API_KEY
 from esolm.pipeline.serve.app import guard
 from esolm.pipeline.serve.errors import ApiError, body_of
 from esolm.pipeline.serve.fleet import RETRY_SECONDS, Fleet, LostError, running
-from esolm.pipeline.serve.server import API_KEY, Address, Served, listen
+from esolm.pipeline.serve.server import Address, Served, listen
 from esolm.pipeline.serve.service import ending
 from esolm.pipeline.serve.sse import DONE, ClosingResponse, line, unless_gone
 

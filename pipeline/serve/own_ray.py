@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 
 from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.launch.stop import hold_stop_signals
 
 CLUSTER = "RAY_ADDRESS"
 # Of requests and answers under way, where they are large.
@@ -74,8 +75,7 @@ def _start(cpus: int, folder: str) -> None:
 
     # Slurm and systemd send SIGTERM to every process at once, and this one needs the others until
     # it has drained. They inherit what is blocked here, and end by SIGKILL with this process.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
+    with hold_stop_signals((signal.SIGTERM,)):
         ray.init(
             num_cpus=cpus,
             include_dashboard=False,
@@ -84,5 +84,3 @@ def _start(cpus: int, folder: str) -> None:
             _temp_dir=folder,
             _node_ip_address="127.0.0.1",
         )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

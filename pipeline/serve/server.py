@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import uvicorn
 
+from esolm.data_prep.files import write_atomic
 from esolm.data_prep.tokenizers import has_tokenizer
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.generate import check_bundle, load_bundle
+from esolm.pipeline.run.sections import API_KEY
 from esolm.pipeline.serve.app import make_app
 from esolm.pipeline.serve.service import Limits, Service
-
-API_KEY = "ESOLM_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,7 @@ class Address:
     def tell(self, port: int) -> None:
         """Once requests are taken."""
         if self.port_file is not None:
-            temporary = self.port_file.with_suffix(".tmp")
-            temporary.write_text(f"{port}\n")
-            temporary.rename(self.port_file)
+            write_atomic(self.port_file, f"{port}\n".encode())
 
 
 class Drainable(Protocol):

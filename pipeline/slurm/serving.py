@@ -7,7 +7,7 @@ from pathlib import Path
 
 from esolm.model.settings import setting_problems
 from esolm.pipeline.export.manifest import NAME
-from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.run.sections import API_KEY, RunConfig
 from esolm.pipeline.slurm.profile import (
     LIMIT_CHECK_SECONDS,
     ClusterProfile,
@@ -15,8 +15,6 @@ from esolm.pipeline.slurm.profile import (
     time_problems,
 )
 from esolm.pipeline.slurm.stages import bundle_of
-
-API_KEY = "ESOLM_API_KEY"
 
 
 def serving_problems(config: RunConfig, profile: ClusterProfile, stages: list[str]) -> list[str]:
