@@ -9,6 +9,7 @@ PSF (python), Artistic or GPL (perl), GPL-2 or later (gcide). Run it with
 
 import argparse
 import gzip
+import hashlib
 import json
 import shutil
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 from esolm.data_prep import debian
 from esolm.data_prep.compression import open_decompressed
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.files import read_json, sha256_of_file, write_atomic, write_json
+from esolm.data_prep.files import read_json, write_atomic, write_json
 from esolm.data_prep.progress import phase
 
 DICTIONARY_DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -178,7 +179,7 @@ def _write(source: ProseSource, folder: Path, path: Path, package: str) -> Sourc
         )
     whole = "".join(lines).encode()
     write_atomic(path, whole)
-    digest = sha256_of_file(path)
+    digest = hashlib.sha256(whole).hexdigest()
     return SourceReport(
         source.name, package, len(lines), unreadable, text_bytes, len(whole), digest
     )

@@ -9,8 +9,7 @@ from esolm.pipeline.plan.shapes import Size
 from esolm.pipeline.plan.state import ELEMENT_BYTES, StateBytes
 
 STAGED_STATES = 4
-STAGED_BYTES = 4 * STAGED_STATES
-"""The bytes that an asynchronous save copies of each parameter: four states in fp32."""
+"""What an asynchronous save copies of each parameter, in fp32 each."""
 
 PROCESS_BYTES = 500_000_000
 """Allowed for the interpreter and the libraries of a rank; 0.40 GB were seen on a CPU."""

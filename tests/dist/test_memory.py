@@ -9,7 +9,7 @@ import torch
 from esolm.model.tensors import network_tensors
 from esolm.pipeline.export.architecture import bundle_name
 from esolm.pipeline.parallel.layout import Layout
-from esolm.pipeline.plan.host import PROCESS_BYTES, STAGED_BYTES
+from esolm.pipeline.plan.host import PROCESS_BYTES, STAGED_STATES
 from esolm.pipeline.plan.shapes import stage_size
 from esolm.pipeline.plan.state import state_bytes
 from tests.dist.memory_worker import network
@@ -43,7 +43,7 @@ def needs_memory(layers: int, asynchronous: bool) -> None:
 def allowed(layers: int, asynchronous: bool) -> float:
     size = stage_size(network(layers), 0, layers + 2, 1)
     held = state_bytes(size, Layout(**ZERO_3), "fp32").held
-    staged = STAGED_BYTES * size.parameters / RANKS if asynchronous else 0
+    staged = 4 * STAGED_STATES * size.parameters / RANKS if asynchronous else 0
     return ALLOWED * (held + staged) + PROCESS_BYTES
 
 
