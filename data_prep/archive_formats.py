@@ -46,7 +46,7 @@ def _check_tar(path: Path, options: ReadOptions) -> None:
 
     webdataset, as it stands on tarfile, ends in silence where a header is damaged or missing.
     """
-    with open_decompressed(path) as stream:
+    with open_decompressed(path, at_random=True) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for member in tar:
