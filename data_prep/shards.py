@@ -28,6 +28,7 @@ from esolm.data_prep.layout import (
 )
 from esolm.data_prep.manifest import SHARDS_DIRECTORY
 from esolm.data_prep.records import write_record
+from esolm.data_prep.tokenizers.protocol import Ids
 
 
 def shard_prefix(split: str, task: int) -> str:
@@ -49,24 +50,26 @@ class TokenTar:
         self._digest = hashlib.sha256()
         self.checksums: list[int] = []
         """The crc32 of every 1,024 tokens of each member so far."""
-        self._pending: list[int] = []
+        self._pending: list[Ids] = []
+        self._num_pending = 0
 
-    def append(self, tokens: Iterable[int]) -> None:
+    def append(self, tokens: Ids) -> None:
         """Add tokens to the end of the stream."""
-        # They become an array member by member, for most documents are short.
-        before = len(self._pending)
-        self._pending.extend(tokens)
-        self.num_tokens += len(self._pending) - before
-        if len(self._pending) >= MEMBER_TOKENS:
+        # They become one array member by member, for most documents are short.
+        self._pending.append(tokens)
+        self._num_pending += len(tokens)
+        self.num_tokens += len(tokens)
+        if self._num_pending >= MEMBER_TOKENS:
             self._write_members(MEMBER_TOKENS)
 
     def _write_members(self, smallest: int) -> None:
-        tokens = np.array(self._pending, dtype=self._dtype)
+        parts = (part for part in self._pending if len(part))  # no type is known of an empty list
+        tokens = np.concatenate([*parts]).astype(self._dtype)
         start = 0
         while len(tokens) - start >= smallest:
             self._write_member(tokens[start : start + MEMBER_TOKENS])
             start += MEMBER_TOKENS
-        del self._pending[:start]
+        self._pending, self._num_pending = [tokens[start:]], len(tokens) - start
 
     def _write_member(self, tokens: npt.NDArray[np.generic]) -> None:
         number = self.num_bytes // member_stride(self._dtype.itemsize)
@@ -90,7 +93,7 @@ class TokenTar:
 
     def commit(self) -> str:
         """Finish the tar, make it durable under its final name and return its sha256."""
-        if self._pending:
+        if self._num_pending:
             self._write_members(1)
         self._write(bytes(2 * TAR_BLOCK_BYTES))
         with naming(self.path):
@@ -124,7 +127,7 @@ class ShardWriter:
         self._tar: TokenTar | None = None
         self._ends: list[int] = []
 
-    def add(self, parts: Iterable[list[int]]) -> int:
+    def add(self, parts: Iterable[Ids]) -> int:
         """Add the tokens of one document, with its eos, and close the shard if it is full.
 
         Returns their number.
