@@ -158,7 +158,7 @@ def check_decoding(source: Source, stored: Any) -> dict[str, Any]:
         prompt = some_tokens(source.model, 3, prompt_length)
         options = {
             "alpha_0": alpha_0, "num_steps": num_steps, "length": length, "top_p": top_p,
-            "temperature": 1.0, "seed": seed, "return_dict_in_generate": True,
+            "temperature": 1.0, "seed": seed, "return_dict_in_generate": True, "eos_token_id": None,
         }  # fmt: skip
         cached = bundle.generate(prompt, **options)
         uncached = bundle.generate(prompt, use_cache=False, **options)
