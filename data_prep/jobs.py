@@ -1,7 +1,7 @@
 """Tokenising as logical tasks, whichever processes work on them.
 
-A task owns the documents whose index is its number modulo the number of tasks. It writes shards of
-its own and leaves a marker when all of them are durable. Tasks with a marker are skipped.
+A task owns a slice of the corpus (`esolm.data_prep.slices`). It writes shards of its own and leaves
+a marker when all of them are durable. Tasks with a marker are skipped.
 """
 
 import hashlib
@@ -12,12 +12,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from esolm.data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
+from esolm.data_prep.bad_documents import BadDocuments, JsonLinesFile, too_many
+from esolm.data_prep.documents import Document, iterate_documents
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import fingerprint_of, refuse_taken
+from esolm.data_prep.formats import MOST_DOCUMENT_BYTES, ReadOptions
 from esolm.data_prep.known_formats import format_of
 from esolm.data_prep.layout import ShardInfo, token_dtype
 from esolm.data_prep.manifest import (
+    ERRORS_NAME,
     MANIFEST_NAME,
     SHARDS_DIRECTORY,
     SPLITS,
@@ -29,6 +32,8 @@ from esolm.data_prep.manifest import (
 )
 from esolm.data_prep.records import read_record, write_record
 from esolm.data_prep.shards import ShardWriter, shard_prefix
+from esolm.data_prep.slices import Stretch, slice_of
+from esolm.data_prep.sources import SourceFile
 from esolm.data_prep.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
 
 COUNTS = ("documents", "duplicates", "empty", "bad")
@@ -49,6 +54,10 @@ class TokenizeJob:
     """How many bytes of text are taken at most, shared out equally over the tasks."""
     text_key: str = "text"
     on_bad_document: str = "error"
+    most_document_bytes: int = MOST_DOCUMENT_BYTES
+    id_key: str = ""
+    max_bad: int | None = None
+    """How many bad documents and files are left out at most. It decides no byte that is written."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -60,7 +69,9 @@ class TokenizeJob:
             problems.append(f"--shard-tokens is {self.shard_tokens}, must be at least 1")
         if self.max_bytes is not None and self.max_bytes < 1:
             problems.append(f"--max-bytes is {self.max_bytes}, must be at least 1")
-        BadDocuments(self.on_bad_document)
+        if self.most_document_bytes < 1:
+            problems.append(f"--max-document-bytes is {self.most_document_bytes}, must be positive")
+        BadDocuments(self.on_bad_document, self.max_bad)
         if problems:
             raise DataError("; ".join(problems) + ".")
 
@@ -73,8 +84,11 @@ class TokenizeJob:
             for each in self.files
             if each.format == "json" or each.format != format_of(each.path)
         }
+        most = self.most_document_bytes
         return {
             **({"formats": sorted(stated)} if stated else {}),
+            **({"slices": "bytes"} if self.num_tasks > 1 else {}),
+            **({"most_document_bytes": most} if most != MOST_DOCUMENT_BYTES else {}),
             "inputs": fingerprint_of(files),
             "tokenizer": self.tokenizer.fingerprint,
             "tasks": self.num_tasks,
@@ -84,6 +98,15 @@ class TokenizeJob:
             "text_key": self.text_key,
             "on_bad_document": self.on_bad_document,
         }
+
+    @property
+    def options(self) -> ReadOptions:
+        """What is taken from a file."""
+        return ReadOptions(self.text_key, self.id_key, self.most_document_bytes)
+
+    def slice(self, task: int) -> tuple[Stretch, ...]:
+        """What a task reads."""
+        return slice_of(self.files, task, self.num_tasks)
 
     @property
     def num_bytes(self) -> int:
@@ -107,6 +130,11 @@ class TaskRecord:
 def marker_path(data: Path, task: int, num_tasks: int) -> Path:
     """Return the path of a task's marker."""
     return data / TASKS_DIRECTORY / f"task-{task:05d}-of-{num_tasks:05d}.json"
+
+
+def errors_path(data: Path, task: int, num_tasks: int) -> Path:
+    """Return the path of the list of what a task left out as bad; without any there is none."""
+    return marker_path(data, task, num_tasks).with_suffix(".errors.jsonl")
 
 
 def task_fingerprint(task: int, settings: dict[str, Any]) -> str:
@@ -182,7 +210,8 @@ def is_finished(job: TokenizeJob, task: int) -> bool:
         # Redoing the task writes the same bytes again, which is the remedy for any damage.
         return False
     shards = [shard for infos in record.shards.values() for shard in infos]
-    return not shard_problems(job.out, shards)
+    has_list = errors_path(job.out, task, job.num_tasks).exists() == (record.counts["bad"] > 0)
+    return has_list and not shard_problems(job.out, shards)
 
 
 def is_validation(digest: bytes, valid_fraction: float) -> bool:
@@ -205,13 +234,15 @@ def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> di
         for split in SPLITS
     }
     counts = dict.fromkeys(COUNTS, 0)
+    errors = JsonLinesFile(errors_path(job.out, task, job.num_tasks))
     eos = [tokenizer.info.eos_id]
     try:
-        for document, digest in _distinct_documents(job, task, counts, on_bytes):
+        for document, digest in _distinct_documents(job, task, counts, errors, on_bytes):
             split = "valid" if is_validation(digest, job.valid_fraction) else "train"
             writers[split].add(chain(tokenizer.encode_parts(document.text), [eos]))
         for writer in writers.values():
             writer.close()
+        errors.commit()
     except FileNotFoundError as error:
         raise DataError(
             f"{error.filename} was removed while task {task} wrote it: another process does the "
@@ -220,6 +251,7 @@ def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> di
     finally:
         for writer in writers.values():
             writer.discard()
+        errors.discard()
     _write_marker(job, task, counts, writers)
     return counts
 
@@ -236,13 +268,17 @@ def _tokenizer_of(job: TokenizeJob) -> Tokenizer:
 
 
 def _distinct_documents(
-    job: TokenizeJob, task: int, counts: dict[str, int], on_bytes: Callable[[int], None]
+    job: TokenizeJob,
+    task: int,
+    counts: dict[str, int],
+    errors: JsonLinesFile,
+    on_bytes: Callable[[int], None],
 ) -> Iterator[tuple[Document, bytes]]:
     budget = None if job.max_bytes is None else -(-job.max_bytes // job.num_tasks)
     seen: set[bytes] = set()
-    bad = BadDocuments(job.on_bad_document)
+    bad = BadDocuments(job.on_bad_document, job.max_bad, errors)
     used = 0
-    for document in iterate_documents(job.files, bad, job.text_key, task, job.num_tasks):
+    for document in iterate_documents(job.slice(task), bad, job.options):
         digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
         used += document.num_bytes
         on_bytes(document.num_bytes)
@@ -262,6 +298,7 @@ def _distinct_documents(
 def _clean(job: TokenizeJob, task: int) -> None:
     """Remove what an earlier run of the task has left, its marker first."""
     marker_path(job.out, task, job.num_tasks).unlink(missing_ok=True)
+    errors_path(job.out, task, job.num_tasks).unlink(missing_ok=True)
     for split in SPLITS:
         for path in (job.out / SHARDS_DIRECTORY).glob(shard_prefix(split, task) + "*"):
             path.unlink(missing_ok=True)
@@ -288,6 +325,16 @@ MARKS_OF_OTHERS = ("checkpoints", "export.json")
 """What a run and a bundle have, and no dataset."""
 
 
+def check_bad(job: TokenizeJob) -> None:
+    """Raise DataError if the finished tasks together left out more than `max_bad`."""
+    if job.max_bad is None:
+        return
+    paths = sorted((job.out / TASKS_DIRECTORY).glob("task-*.json"))
+    count = sum(int(read_record(path, DELETE_MARKER)["counts"]["bad"]) for path in paths)
+    if count > job.max_bad:
+        raise too_many(count, job.max_bad, f"{job.out / TASKS_DIRECTORY} lists them. ")
+
+
 def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool) -> None:
     """Make the dataset directory ready: check the settings and copy the tokenizer into it.
 
@@ -297,7 +344,8 @@ def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool)
     tokenizer = load_tokenizer(tokenizer_directory)
     refuse_taken(job.out, MARKS_OF_OTHERS, "dataset")
     if overwrite:
-        (job.out / MANIFEST_NAME).unlink(missing_ok=True)
+        for name in (MANIFEST_NAME, ERRORS_NAME):
+            (job.out / name).unlink(missing_ok=True)
         for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY, TOKENIZER_DIRECTORY):
             if (job.out / name).exists():
                 shutil.rmtree(job.out / name)

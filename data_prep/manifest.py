@@ -13,6 +13,8 @@ from esolm.data_prep.records import UNSEALED_VERSION, read_record, write_record
 from esolm.data_prep.tokenizers import TokenizerInfo
 
 MANIFEST_NAME = "manifest.json"
+ERRORS_NAME = "errors.jsonl"
+"""The bad documents and files that were left out, of which `merge` makes a list."""
 SHARDS_DIRECTORY = "shards"
 TASKS_DIRECTORY = "tasks"
 TOKENIZER_DIRECTORY = "tokenizer"

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.jobs import COUNTS, DELETE_MARKER, TaskRecord, read_marker
+from esolm.data_prep.files import write_atomic
+from esolm.data_prep.jobs import COUNTS, DELETE_MARKER, TaskRecord, errors_path, read_marker
 from esolm.data_prep.layout import token_dtype
 from esolm.data_prep.manifest import (
+    ERRORS_NAME,
     SPLITS,
     TASKS_DIRECTORY,
     TOKENIZER_DIRECTORY,
@@ -47,8 +49,20 @@ def merge_tasks(data: Path) -> Manifest:
         )
     counts = {name: sum(record.counts[name] for record in records) for name in COUNTS}
     manifest = Manifest(dtype, tokenizer, splits, counts)
+    _merge_errors(data, records)
     write_manifest(data, manifest)
     return manifest
+
+
+def _merge_errors(data: Path, records: list[TaskRecord]) -> None:
+    """Put the lists of bad documents and files together, in the order of the tasks."""
+    paths = [errors_path(data, r.task, r.num_tasks) for r in records if r.counts["bad"]]
+    if lost := [str(path) for path in paths if not path.exists()]:
+        raise DataError("\n".join([f"Missing: {', '.join(lost)}", repair_advice(data)]))
+    if paths:
+        write_atomic(data / ERRORS_NAME, b"".join(path.read_bytes() for path in paths))
+    else:
+        (data / ERRORS_NAME).unlink(missing_ok=True)
 
 
 def _finished_tasks(data: Path) -> list[TaskRecord]:

@@ -9,8 +9,8 @@ import typer
 from esolm.pipeline.run.sections import PrepSection
 
 if TYPE_CHECKING:
-    from esolm.data_prep.documents import SourceFile
     from esolm.data_prep.manifest import Manifest
+    from esolm.data_prep.sources import SourceFile
 
 app = typer.Typer(
     help="Text becomes token tars: train a tokenizer, tokenize, merge, verify, inspect.",
@@ -19,11 +19,12 @@ app = typer.Typer(
 )
 
 Inputs = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Argument(
         metavar="INPUT",
         show_default=False,
-        help="Text files, directories of them, or JSONL (.jsonl, .ndjson); .gz and .zst as well.",
+        help="Files of text, JSONL, Parquet or Arrow, directories of them, patterns ('a/**/*.gz'), "
+        "or @LIST, a file with an input on each line. Text and JSONL also as .gz, .zst, .xz, .bz2.",
     ),
 ]
 FromStdlib = Annotated[
@@ -33,18 +34,29 @@ FromStdlib = Annotated[
 Format = Annotated[
     str,
     typer.Option(
-        "--format", metavar="auto|text|jsonl|json", help="What INPUT holds; auto: by its names."
+        "--format",
+        metavar="auto|text|lines|jsonl|json|parquet|arrow",
+        help="What INPUT holds; auto: by its names. lines: a document on each line.",
     ),
 ]
-TextKey = Annotated[str, typer.Option(help="The key of JSONL objects that holds the text.")]
+TextKey = Annotated[
+    str, typer.Option(help="The key of JSON objects, or the column of tables, with the text.")
+]
+MaxBad = Annotated[
+    int | None,
+    typer.Option(help="Most bad documents and files to skip in all; more are an error."),
+]
+MaxDocumentBytes = Annotated[
+    int, typer.Option(help="A document that is longer is a bad one; a task holds one in memory.")
+]
 OnBadDocument = Annotated[
-    str, typer.Option(metavar="error|skip", help="What to do with a document that is damaged.")
+    str, typer.Option(metavar="error|skip", help="What to do with a damaged document or file.")
 ]
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="The dataset directory.")]
 
 
-def _find(inputs: list[Path] | None, from_python_stdlib: bool, told: str) -> "list[SourceFile]":
-    from esolm.data_prep.documents import find_files
+def _find(inputs: list[str] | None, from_python_stdlib: bool, told: str) -> "list[SourceFile]":
+    from esolm.data_prep.sources import find_files
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     return find_files(inputs or [], from_python_stdlib, told)
@@ -61,6 +73,8 @@ def tokenizer(
     format: Format = "auto",
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
+    max_bad: MaxBad = None,
+    max_document_bytes: MaxDocumentBytes = PrepSection.max_document_bytes,
     max_sentences: Annotated[
         int, typer.Option(help="Most pieces of text (about 1,000 characters each) to train on.")
     ] = PrepSection.max_sentences,
@@ -71,9 +85,10 @@ def tokenizer(
 
         esolm prep tokenizer --from-python-stdlib --vocab-size 4096 --out data/tok
     """
-    from esolm.data_prep.documents import BadDocuments
+    from esolm.data_prep.bad_documents import BadDocuments
     from esolm.data_prep.errors import DataError
     from esolm.data_prep.files import refuse_taken
+    from esolm.data_prep.formats import ReadOptions
     from esolm.data_prep.jobs import MARKS_OF_OTHERS
     from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY
     from esolm.data_prep.progress import phase
@@ -83,9 +98,10 @@ def tokenizer(
     if max_sentences < 1:
         raise DataError(f"--max-sentences is {max_sentences}, must be at least 1.")
     refuse_taken(out, (*MARKS_OF_OTHERS, MANIFEST_NAME, TASKS_DIRECTORY), "tokenizer")
-    bad = BadDocuments(on_bad_document)
+    bad = BadDocuments(on_bad_document, max_bad)
+    options = ReadOptions(text_key, most_bytes=max_document_bytes)
     files = _find(inputs, from_python_stdlib, format)
-    chunks = sample_files(files, bad, text_key, max_sentences)
+    chunks = sample_files(files, bad, options, max_sentences)
     num_characters = sum(map(len, chunks))
     typer.echo(f"training on {num_characters:,} characters of {len(files):,} files", err=True)
     # Fewer than asked for are all there are.
@@ -123,6 +139,8 @@ def tokenize(
     format: Format = "auto",
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
+    max_bad: MaxBad = None,
+    max_document_bytes: MaxDocumentBytes = PrepSection.max_document_bytes,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start DATA anew.")] = False,
 ) -> None:
     """Write webdataset tars of tokens. Finished tasks are skipped, so run it again to continue.
@@ -132,7 +150,7 @@ def tokenize(
         esolm prep tokenize --from-python-stdlib --tokenizer data/tok --out data/py
     """
     from esolm.data_prep.errors import DataError
-    from esolm.data_prep.jobs import TokenizeJob, is_finished, prepare_output
+    from esolm.data_prep.jobs import TokenizeJob, check_bad, is_finished, prepare_output
     from esolm.data_prep.progress import ProgressBar
     from esolm.data_prep.tokenizers import load_tokenizer
     from esolm.data_prep.workers import run_tasks
@@ -151,12 +169,15 @@ def tokenize(
         max_bytes=max_bytes,
         text_key=text_key,
         on_bad_document=on_bad_document,
+        most_document_bytes=max_document_bytes,
+        max_bad=max_bad,
     )
     prepare_output(job, tokenizer, overwrite)
     wanted = range(tasks) if task is None else [task]
     to_do = [number for number in wanted if not is_finished(job, number)]
     with ProgressBar("tokenize", job.num_bytes * len(to_do) // tasks, in_bytes=True) as progress:
         counts = run_tasks(job, to_do, workers, progress)
+    check_bad(job)
     total = {key: sum(count[key] for count in counts) for key in (counts[0] if counts else {})}
     found = "".join(f", {total[key]:,} {key}" for key in total)
     typer.echo(f"{len(to_do)} tasks done, {len(wanted) - len(to_do)} skipped as finished{found}")

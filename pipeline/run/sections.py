@@ -217,14 +217,20 @@ class PrepSection:
 
     inputs: list[str] = field(
         default_factory=list,
-        metadata={"help": "Text files, directories of them, or JSONL; .gz and .zst as well."},
+        metadata={"help": "Files, directories, patterns or @lists; see [data](data.md#input)."},
     )
     from_python_stdlib: bool = setting(False, "Also take the library of the running Python.")
     format: str = setting(
-        "auto", "What inputs hold: `auto`, by their names; `text`, `jsonl` or `json`."
+        "auto",
+        "What inputs hold: `auto`, by their names; `text`, `lines`, `jsonl`, `json`, `parquet`,"
+        " `arrow`.",
     )
-    text_key: str = setting("text", "The key of JSONL objects that holds the text.")
+    text_key: str = setting("text", "The key of JSON objects, or the column, with the text.")
     on_bad_document: str = setting("error", "`error` or `skip`.", choices=("error", "skip"))
+    max_bad: int = setting(
+        -1, "Most bad documents and files to skip in all; -1: any number.", Range(-1)
+    )
+    max_document_bytes: int = setting(1 << 27, "A longer document is a bad one.", COUNT)
     tokenizer: str = setting(
         "", "A tokenizer's directory; it is trained on the same corpus if it does not exist."
     )

@@ -4,10 +4,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from esolm.data_prep.documents import find_files
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.jobs import TokenizeJob, check_settings, is_finished
 from esolm.data_prep.manifest import MANIFEST_NAME
+from esolm.data_prep.sources import find_files
 from esolm.data_prep.tokenizers import has_tokenizer, load_tokenizer
 from esolm.model.settings import setting_problems
 from esolm.pipeline.run.sections import RunConfig
@@ -102,6 +102,8 @@ def _prep_jobs(config: RunConfig) -> tuple[list[Job], list[str]]:
     inputs = [*prep.inputs, *(["--from-python-stdlib"] if prep.from_python_stdlib else [])]
     corpus = f"{_words(*inputs)} --text-key {_words(prep.text_key)}"
     corpus += f" --on-bad-document {prep.on_bad_document} --format {_words(prep.format)}"
+    corpus += f" --max-document-bytes {prep.max_document_bytes}"
+    corpus += "" if prep.max_bad < 0 else f" --max-bad {prep.max_bad}"
     jobs = []
     if not has_tokenizer(Path(prep.tokenizer)):
         train = f"prep tokenizer {corpus} --vocab-size {prep.vocab_size}"
@@ -129,7 +131,7 @@ def _missing_tasks(config: RunConfig) -> list[int]:
     Raises DataError if inputs are missing or the dataset was begun with other settings.
     """
     prep = config.prep
-    files = find_files([Path(path) for path in prep.inputs], prep.from_python_stdlib, prep.format)
+    files = find_files(prep.inputs, prep.from_python_stdlib, prep.format)
     if not has_tokenizer(Path(prep.tokenizer)):
         return list(range(prep.tasks))
     job = TokenizeJob(
@@ -141,6 +143,8 @@ def _missing_tasks(config: RunConfig) -> list[int]:
         shard_tokens=prep.shard_tokens,
         text_key=prep.text_key,
         on_bad_document=prep.on_bad_document,
+        most_document_bytes=prep.max_document_bytes,
+        max_bad=None if prep.max_bad < 0 else prep.max_bad,
     )
     check_settings(job)
     return [task for task in range(prep.tasks) if not is_finished(job, task)]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from esolm.data_prep.documents import BadDocuments, iterate_documents
+from esolm.data_prep.bad_documents import BadDocuments
+from esolm.data_prep.documents import iterate_documents
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import sha256_of_file, write_atomic
 from esolm.data_prep.jobs import check_settings, is_finished, prepare_output, run_task
