@@ -11,6 +11,7 @@ from esolm.model.objectives import Objective, SampleKeys
 from esolm.model.objectives.base import term_of
 from esolm.model.objectives.noise import EPSILON
 from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.data.mixture import MixtureReader
 from esolm.pipeline.data.reader import SampleReader
 
 # Validation draws its noise from another key than training does.
@@ -27,7 +28,7 @@ class BatchSource:
     global batch is the same set of rows for every number of replicas.
     """
 
-    reader: SampleReader
+    reader: MixtureReader | SampleReader
     objective: Objective
     seed: int
     global_batch_size: int

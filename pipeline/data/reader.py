@@ -12,6 +12,19 @@ from esolm.pipeline.data.index import SampleIndex
 Int64Array = npt.NDArray[np.int64]
 
 
+def state_problems(state: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Say how a checkpoint's state differs from what the settings give now, but for its place."""
+    consumed = state.get("consumed_samples")
+    problems = []
+    if not isinstance(consumed, int) or consumed < 0:
+        problems.append(f"consumed_samples: {consumed} is not a number of samples")
+    return problems + [
+        f"{key}: {state.get(key)} in the checkpoint, {value} here"
+        for key, value in here.items()
+        if key != "consumed_samples" and state.get(key) != value
+    ]
+
+
 class SampleReader:
     """Samples of `seq_len` contiguous tokens; what is left at the end of the stream is dropped.
 
@@ -53,16 +66,11 @@ class SampleReader:
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise DataError listing every way in which a checkpoint's data differs from this."""
-        consumed = state.get("consumed_samples")
-        problems = []
-        if not isinstance(consumed, int) or consumed < 0:
-            problems.append(f"consumed_samples: {consumed} is not a number of samples")
-        for key, here in self.state(0).items():
-            if key == "dataset_fingerprint" and state.get(key) == self.dataset.former_fingerprint:
-                continue  # the checkpoint is older than the manifest, which was merged anew
-            if key != "consumed_samples" and state.get(key) != here:
-                problems.append(f"{key}: {state.get(key)} in the checkpoint, {here} here")
-        if problems:
+        here = self.state(0)
+        if state.get("dataset_fingerprint") == self.dataset.former_fingerprint:
+            # The checkpoint is older than the manifest, which was merged anew.
+            here["dataset_fingerprint"] = self.dataset.former_fingerprint
+        if problems := state_problems(state, here):
             raise DataError(
                 f"The checkpoint was trained on other samples than {self.dataset.path} gives now:\n"
                 + "\n".join(f"  {problem}" for problem in problems)

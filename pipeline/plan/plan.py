@@ -13,8 +13,13 @@ from esolm.pipeline.plan.host import HostBytes, host_bytes
 from esolm.pipeline.plan.shapes import stage_size
 from esolm.pipeline.plan.stages import stage_bounds
 from esolm.pipeline.plan.state import StateBytes, state_bytes
-from esolm.pipeline.run.experiment import build_objective, open_dataset, problems_before_data
+from esolm.pipeline.run.experiment import (
+    build_objective,
+    problems_before_data,
+    problems_of_a_start,
+)
 from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.run.sources import open_sources, source_paths
 
 CHECKPOINT_BYTES = 16
 """The bytes of a checkpoint per parameter: fp32 weights, two moments and the average."""
@@ -102,8 +107,10 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
     """
     problems, notes = problems_before_data(config, ranks), []
     mask_id = bos_id = 0
-    dataset, data_problems = open_dataset(config)
-    if dataset is not None:
+    sources, data_problems = open_sources(config)
+    if sources:
+        dataset = sources[0].dataset
+        data_problems = data_problems or problems_of_a_start(config, sources)
         problems += data_problems
         if vocab_size not in (None, dataset.vocab_size):
             notes.append(
@@ -117,7 +124,8 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
     elif vocab_size < 2:
         problems.append(f"--vocab-size is {vocab_size}; it must be at least 2")
     else:
-        notes.append(f"no dataset at {config.data.path}: --vocab-size {vocab_size} stands in")
+        there = " or ".join(source_paths(config.data))
+        notes.append(f"no dataset at {there}: --vocab-size {vocab_size} stands in")
         mask_id = vocab_size - 1
     if problems:
         raise ConfigError(problems)

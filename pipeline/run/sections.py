@@ -27,8 +27,37 @@ class RunSection:
 
 
 @dataclass
+class SourceSection:
+    """One entry of data.sources."""
+
+    path: str = setting("", "A dataset made by `esolm prep merge`.")
+    weight: float = setting(1.0, "Its part of the samples, in any unit.", POSITIVE)
+    epochs_max: float = setting(
+        0.0, "Most times that it may be read; 0: as `data.epochs_max` says.", NOT_NEGATIVE
+    )
+    name: str = setting("", "What metrics call it; empty: as its folder is called.")
+
+
+@dataclass
 class DataSection:
-    path: str = setting(MISSING, "A dataset made by `esolm prep merge`.")
+    path: str = setting(
+        "", "A dataset made by `esolm prep merge`; this or `data.sources` is required."
+    )
+    sources: list[SourceSection] = field(
+        default_factory=list,
+        metadata={
+            "help": "Several datasets of one tokenizer, each with `path`, `weight`, `epochs_max` "
+            "and `name`; see [data](data.md#mixtures)."
+        },
+    )
+    epochs_max: float = setting(
+        0.0, "Most times that a dataset may be read in the whole run; 0: any.", NOT_NEGATIVE
+    )
+    change_sources: bool = setting(
+        False,
+        "Let a resumed run go on with other datasets or weights than its checkpoint's, from the "
+        "next sample on.",
+    )
     shuffle: str = setting("global", "`global` or `none`.", choices=SHUFFLES)
     verify: str = setting(
         "sizes",
