@@ -43,17 +43,19 @@ def keyed_dropout(
     probability: float,
     seq_len: int,
     first_token: int = 0,
+    skipped: Tensor | int = 0,
 ) -> Tensor:
     """Zeroes elements with the given probability and scales the others up to keep the mean.
 
     hidden_TD: T consecutive tokens out of the B * S of all rows. keys_B: int64, one key per row.
     site: the number of this dropout in the network. seq_len: S, the tokens of a row. first_token:
-    the place of the first of the T tokens among the B * S.
+    the place of the first of the T tokens among the B * S. skipped: how many tokens a whole row has
+    in front of these S.
     """
     tokens, device = hidden_TD.shape[0], hidden_TD.device
     token = torch.arange(first_token, first_token + tokens, device=device)
     row_keys = _mix(keys_B + _salt(torch.tensor(site)))
-    token_keys = _mix(row_keys[token // seq_len] + _salt(token % seq_len))
+    token_keys = _mix(row_keys[token // seq_len] + _salt(token % seq_len + skipped))
     dropped: Tensor = _Dropout.apply(  # type: ignore[no-untyped-call]
         hidden_TD, token_keys, probability
     )
