@@ -17,7 +17,7 @@ SparseTargets = tuple[Tensor, Tensor, Tensor]
 def weighted_loss(head: Head, hidden_TD: Tensor, targets: SparseTargets) -> Tensor:
     """Sums weight * negative log-likelihood over the micro-batch: a float32 scalar in nats.
 
-    hidden_TD: the normalised hidden states [B * L, D] that the head returns. Only the N positions
+    hidden_TD: the normalised hidden states [B * Q, D] that the head returns. Only the N positions
     that carry loss go through the output layer. The cross entropy is computed over the vocabulary
     as it is split over the ranks.
 

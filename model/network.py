@@ -24,7 +24,7 @@ from esolm.model.sequence_parallel import TokenSplit
 from esolm.model.sharding import mark_split
 from esolm.model.tensors import block_tensors, embedding_tensors, head_tensors
 
-# (hidden [B * S, D], positions [B, S], rows [B, 4]) and, with adaLN, the conditioning vector [C].
+# (hidden [B * S, D], positions [B, S], rows [B, 5]) and, with adaLN, the conditioning vector [C].
 # Under sequence parallelism a rank holds its part of the hidden states' B * S tokens.
 Flow = tuple[Tensor, ...]
 
@@ -32,7 +32,7 @@ Flow = tuple[Tensor, ...]
 class Embedding(nn.Module):
     """The token embedding, split over the vocabulary, and with adaLN the conditioning vector.
 
-    It maps (tokens [B, S], positions [B, S], rows [B, 4]) to a Flow.
+    It maps (tokens [B, S], positions [B, S], rows [B, 5]) to a Flow.
     """
 
     def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
@@ -56,7 +56,7 @@ class Embedding(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block, which maps a Flow to a Flow.
 
-    Of two streams the last block passes on the noised one alone, so that S = L behind it: attention
+    Of two streams the last block passes on the noised one alone, so that S = Q behind it: attention
     there reads the keys and values of the clean tokens, but nothing reads what becomes of them.
     """
 
@@ -109,15 +109,15 @@ class Block(nn.Module):
             return hidden
         first_token = self.split.first_token(hidden.shape[0])
         site, seq_len = 2 * self.layer + half, positions.shape[1]
-        keys = rows[:, Column.DROPOUT_KEY]
-        return keyed_dropout(hidden, keys, site, self.config.dropout, seq_len, first_token)
+        keys, skipped = rows[:, Column.DROPOUT_KEY], rows[0, Column.SKIPPED]
+        return keyed_dropout(hidden, keys, site, self.config.dropout, seq_len, first_token, skipped)
 
 
 class Head(nn.Module):
     """The final norm and the output layer.
 
-    Called with the Flow of the last block, where S = L, it returns the normalised hidden states
-    [B * L, D]; `logits` projects those of them that are wanted. The two steps are apart because
+    Called with the Flow of the last block, where S = Q, it returns the normalised hidden states
+    [B * Q, D]; `logits` projects those of them that are wanted. The two steps are apart because
     only positions that carry loss are worth the width of the vocabulary.
     """
 
@@ -179,7 +179,7 @@ class Network(nn.Module):
             self.head.output.weight = self.embedding.tokens.weight
 
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Maps (tokens, positions, rows) to normalised hidden states [B * L, D]; see `Head`."""
+        """Maps (tokens, positions, rows) to normalised hidden states [B * Q, D]; see `Head`."""
         flow = self.embedding(inputs)
         for block in self.blocks:
             flow = block(flow)
@@ -187,7 +187,7 @@ class Network(nn.Module):
         return hidden
 
     def all_logits(self, inputs: NetworkInput) -> Tensor:
-        """Returns the logits of all outputs, [B, L, V of this rank], in float32 or wider.
+        """Returns the logits of all outputs, [B, Q, V of this rank], in float32 or wider.
 
         Evaluation and tests call it; training projects only the positions that carry loss.
         """

@@ -119,6 +119,7 @@ class EsoLM(Objective):
                 seq_len,
                 (1.0 - alpha_0) * seq_len,
                 prefix_pairs=pairs * alpha_0**2,
+                skipped=alpha_0 * seq_len,
             ),
         ]
         return [kind for kind in kinds if kind.share]

@@ -6,10 +6,12 @@ heads, V the vocabulary, t the number of tensor-parallel ranks, and e the bytes 
 s is t under sequence parallelism and else 1.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from esolm.model.config import ModelConfig
 from esolm.model.flops import RowWork
+from esolm.pipeline.data.batches import SKIP_MULTIPLE
 from esolm.pipeline.parallel.layout import Layout
 from esolm.pipeline.plan.state import ELEMENT_BYTES
 
@@ -28,11 +30,14 @@ class MicroBatchShape:
         """Returns the shape of a micro-batch of so many rows.
 
         All tokens of one stream count as scored, because all may be masked as t nears 1; of two
-        streams the mean share counts.
+        streams the mean share counts. Of the noised stream a micro-batch leaves out what all rows
+        can spare: the mean, less four standard deviations of a row's count at most.
         """
         length, streams = work.length, work.pattern.num_streams
         scored = length if streams == 1 else round(work.scored)
-        return cls(rows * streams * length, rows * length, rows * scored)
+        spared = max(0, int(work.skipped - 2 * math.sqrt(length)))
+        queries = length - spared // SKIP_MULTIPLE * SKIP_MULTIPLE
+        return cls(rows * (queries + (streams - 1) * length), rows * queries, rows * scored)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def step_seconds(plan: Plan, machine: Machine, checkpointing: str) -> StepSecond
     works = plan.subject.objective.work(config.train.seq_len)
     repeated = _repeated_share(model, checkpointing)
     one = _micro_batch_seconds(plan, machine, repeated)
-    fed = rows * sum(work.share * work.pattern.num_streams * work.length for work in works)
+    fed = rows * sum(work.share * work.fed for work in works)
     message = message_seconds(model, layout, machine, precision, fed)
     compute = plan.micro_batches * one
     tokens = plan.micro_batches * fed * (1 + repeated / 2)

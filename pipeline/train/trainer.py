@@ -1,6 +1,7 @@
 """The training loop."""
 
 import logging
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from megatron.core import parallel_state
 from esolm.model.flops import layer_costs
 from esolm.pipeline.checkpoint.checkpointer import Checkpointer, RunState
 from esolm.pipeline.checkpoint.commit import Retention
-from esolm.pipeline.data.batches import BatchSource
+from esolm.pipeline.data.batches import SKIP_MULTIPLE, BatchSource
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.data.mixture import MixtureReader
 from esolm.pipeline.data.prefetch import Prefetcher, prefetch
@@ -254,6 +255,8 @@ def batch_source(experiment: Experiment, reader: MixtureReader) -> BatchSource:
         micro_batch_size=train.micro_batch_size,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=experiment.layout.dp,
+        # Sequence parallelism shares out the tokens that are left.
+        skip_multiple=math.lcm(SKIP_MULTIPLE, experiment.layout.tp),
     )
 
 

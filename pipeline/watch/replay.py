@@ -141,10 +141,11 @@ def _rows(source: BatchSource, keys: SampleKeys, batch: MicroBatch) -> list[Row]
 
 
 def _outputs(batch: MicroBatch) -> int:
-    """Returns the number L of output positions of each row."""
+    """Returns the number Q of output positions of each row."""
     tokens, _, rows = batch.inputs
     pattern = AttentionPattern.at(int(rows[0, Column.PATTERN]))
-    return tokens.shape[1] // pattern.num_streams
+    skipped = int(rows[0, Column.SKIPPED])
+    return (tokens.shape[1] + skipped) // pattern.num_streams - skipped
 
 
 def _losses(network: Network, batch: MicroBatch) -> Tensor:

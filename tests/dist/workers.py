@@ -139,6 +139,7 @@ def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
         micro_batch_size=micro_batch_size,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=layout.dp,
+        skip_multiple=case.get("skip_multiple", SEQ_LEN),
     )
     yield engine, source
     if isinstance(engine, DeepSpeedEngine):

@@ -173,10 +173,10 @@ def test_every_dropout_of_the_network_has_a_site_of_its_own(
     sites = []
 
     def record(
-        hidden: Tensor, keys: Tensor, site: int, probability: float, seq_len: int, first: int
+        hidden: Tensor, keys: Tensor, site: int, probability: float, seq_len: int, *places: object
     ) -> Tensor:
         assert keys.tolist() == [5, 6, 7]
-        assert (probability, seq_len, first) == (0.3, LENGTH, 0)
+        assert (probability, seq_len, *places) == (0.3, LENGTH, 0, 0)
         sites.append(site)
         return hidden
 
