@@ -21,7 +21,8 @@ class NetworkInput:
     tokens, positions: int64 [B, S]. In a two-stream pattern S = 2L, and the noised stream comes
     first. prefix_length: int64 [B], the number of clean tokens in front in prefix patterns, and
     zero in others. dropout_keys: int64 [B], one key per row, so that dropout depends on the sample
-    alone.
+    alone. separate: whether tokens see only those of their own document, which their positions then
+    tell; see `esolm.model.documents`.
     """
 
     tokens: Tensor
@@ -30,14 +31,16 @@ class NetworkInput:
     prefix_length: Tensor
     dropout_keys: Tensor
     block_size: int = 1
+    separate: bool = False
 
     def rows(self) -> Tensor:
-        """The integers that go with each row, int64 [B, 4]; see `esolm.model.columns.Column`."""
+        """The integers that go with each row, int64 [B, 5]; see `esolm.model.columns.Column`."""
         columns = {
             Column.PATTERN: torch.full_like(self.prefix_length, self.pattern.index),
             Column.BLOCK_SIZE: torch.full_like(self.prefix_length, self.block_size),
             Column.PREFIX_LENGTH: self.prefix_length,
             Column.DROPOUT_KEY: self.dropout_keys,
+            Column.SEPARATE: torch.full_like(self.prefix_length, self.separate),
         }
         return torch.stack([columns[column] for column in Column], dim=1)
 
