@@ -8,6 +8,7 @@ from torch import Tensor
 
 from esolm.model.attention import AttentionPattern
 from esolm.model.config import ModelConfig
+from esolm.model.documents import document_of, place_of
 from esolm.model.inputs import NetworkInput
 from esolm.pipeline.errors import ExportError
 from esolm.pipeline.export.consolidate import Source
@@ -80,10 +81,11 @@ def bundle_logits(bundle: Any, inputs: NetworkInput) -> Tensor:
     device = bundle.device
     logits: Tensor = bundle(
         inputs.tokens.to(device),
-        inputs.positions.to(device),
+        place_of(inputs.positions).to(device),
         attention_pattern=inputs.pattern.value,
         prefix_length=inputs.prefix_length.to(device),
         block_size=inputs.block_size,
+        document_ids=document_of(inputs.positions).to(device) if inputs.separate else None,
     ).logits
     return logits
 

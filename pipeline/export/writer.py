@@ -119,10 +119,11 @@ def bundle_config(
     from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
 
     model, objective = source.model, source.objective
+    eos_id = None
     if tokenizer is not None:
-        bos_id = tokenizer.vocabulary.bos_id
+        bos_id, eos_id = tokenizer.vocabulary.bos_id, tokenizer.vocabulary.eos_id
     kind = objective_kind(objective["name"])
-    ids = VocabularyIds(model.vocab_size, model.mask_id, bos_id)
+    ids = VocabularyIds(model.vocab_size, model.mask_id, bos_id, eos_id)
     if kind.decoding is None:
         raise ExportError(
             f"the objective '{kind.name}' names no decoder, so nothing could write text from a "
@@ -131,7 +132,7 @@ def bundle_config(
     config = EsoLMConfig(
         **to_bundle(model),
         bos_token_id=bos_id,
-        eos_token_id=tokenizer.vocabulary.eos_id if tokenizer else None,
+        eos_token_id=eos_id,
         objective=kind.name,
         **{"variant": None, **kind.bundle_fields(objective, ids)},
         seq_len=source.seq_len,

@@ -84,6 +84,11 @@ class ObjectiveSection:
     low_variance: bool = setting(
         False, "Drop the bound's weight in the diffusion term while training; validation keeps it."
     )
+    separate_documents: bool = setting(
+        False,
+        "Tokens see only those of their own document, whose positions count from its first token; "
+        "a row is cut into documents where it has the tokenizer's eos.",
+    )
     prepend: str = setting(
         "none", "ar: what stands before the first token; `none`, `bos` or `mask`."
     )

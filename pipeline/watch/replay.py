@@ -106,9 +106,8 @@ def _source(
     newest = commit.newest_valid(directory.checkpoints)
     if newest is not None:
         reader.adopt(newest[1].run["data"], config.data.change_sources)
-    objective, problems = build_objective(
-        config, VocabularyIds(dataset.vocab_size, dataset.mask_id, dataset.bos_id)
-    )
+    ids = VocabularyIds(dataset.vocab_size, dataset.mask_id, dataset.bos_id, dataset.eos_id)
+    objective, problems = build_objective(config, ids)
     if objective is None or problems:
         raise ConfigError(problems)
     return BatchSource(
