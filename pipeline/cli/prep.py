@@ -255,6 +255,39 @@ def inspect(
     )
 
 
+@app.command()
+def stats(
+    data: Data,
+    seq_len: Annotated[int, typer.Option(min=1, help="Tokens of a row of training.")] = 1024,
+    plot: Annotated[Path | None, typer.Option(help="Draw the lengths into this PNG.")] = None,
+) -> None:
+    """Say how long the documents are, how many share a row, and how many bytes a token has.
+
+    Example:
+
+        esolm prep stats data/py --seq-len 1024 --plot lengths.png
+    """
+    from esolm.data_prep.manifest import read_manifest
+    from esolm.data_prep.progress import ProgressBar
+    from esolm.data_prep.tokenizers import load_tokenizer
+    from esolm.pipeline.data.dataset import TokenDataset
+    from esolm.pipeline.data.document_lengths import document_lengths, draw, summary
+
+    manifest = read_manifest(data)
+    splits = [split for split in manifest.splits if manifest.num_tokens(split)]
+    found = []
+    with ProgressBar("count", sum(map(manifest.num_tokens, splits))) as progress:
+        for split in splits:
+            dataset = TokenDataset(data, split)
+            tokenizer = load_tokenizer(dataset.tokenizer_directory)
+            found.append(document_lengths(dataset, tokenizer, seq_len, progress.advance))
+    for each in found:
+        typer.echo(summary(each))
+    if plot is not None:
+        draw(found, plot)
+        typer.echo(f"wrote {plot}")
+
+
 def _echo_summary(data: Path, manifest: "Manifest") -> None:
     counts: dict[str, Any] = manifest.counts
     info = manifest.tokenizer
