@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from esolm.data_prep.sources import SourceFile
 
 app = typer.Typer(
-    help="Text becomes token tars: train a tokenizer, tokenize, merge, verify, inspect.",
+    help="Text becomes token tars: train a tokenizer, tokenize, merge, verify, inspect, stats.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
