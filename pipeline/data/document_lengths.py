@@ -23,7 +23,8 @@ class DocumentLengths:
     """The documents of a split by their tokens, eos included.
 
     lengths, counts: int64 [N], each length that occurs, rising, and how many documents have it.
-    num_cut: documents that lie in more than one row of seq_len tokens. bytes_per_token: of text.
+    num_cut: documents that lie in more than one row of seq_len tokens. num_parts: of all documents,
+    in all rows. bytes_per_token: of text.
     """
 
     split: str
@@ -31,6 +32,7 @@ class DocumentLengths:
     lengths: Int64Array
     counts: Int64Array
     num_cut: int
+    num_parts: int
     bytes_per_token: float
 
     @property
@@ -67,11 +69,12 @@ def document_lengths(
     on_shard: is told the tokens of each shard that is done. Raises DataError naming a damaged file.
     """
     counts: dict[int, int] = {}
-    start = num_cut = 0
+    start = num_cut = num_parts = 0
     for shard in dataset.shards:
         ends = start + _ends_of(dataset.path, shard)
         starts = np.concatenate([[start], ends[:-1]])
-        num_cut += int((starts // seq_len != (ends - 1) // seq_len).sum())
+        parts = (ends - 1) // seq_len - starts // seq_len + 1
+        num_cut, num_parts = num_cut + int((parts > 1).sum()), num_parts + int(parts.sum())
         for length, count in zip(*np.unique(ends - starts, return_counts=True), strict=True):
             counts[int(length)] = counts.get(int(length), 0) + int(count)
         start += shard.num_tokens
@@ -83,6 +86,7 @@ def document_lengths(
         lengths,
         np.array([counts[int(each)] for each in lengths], dtype=np.int64),
         num_cut,
+        num_parts,
         _bytes_per_token(dataset, tokenizer),
     )
 
@@ -115,13 +119,13 @@ def summary(found: DocumentLengths) -> str:
     """Says it in three lines."""
     documents, tokens = found.num_documents, found.num_tokens
     parts = [f"{name} {found.quantile(share):,}" for name, share in QUANTILES.items()]
-    in_a_row = found.seq_len * (documents + found.num_cut) / tokens
+    in_a_row = found.seq_len * found.num_parts / tokens
     return (
         f"{found.split}: {documents:,} documents, {tokens:,} tokens, "
         f"{found.bytes_per_token:.2f} bytes per token\n"
         f"  tokens of a document: mean {tokens / documents:,.1f}, {', '.join(parts)}, "
         f"longest {int(found.lengths[-1]):,}\n"
-        f"  rows of {found.seq_len:,} tokens: {in_a_row:.1f} documents or parts of one in each, "
+        f"  rows of {found.seq_len:,} tokens: {in_a_row:.1f} documents or parts in each, "
         f"{found.num_cut / documents:.1%} of the documents are cut"
     )
 

@@ -47,7 +47,7 @@ def test_counts_are_those_of_the_stream(data_path: Path) -> None:
         for row in touched:
             rows[row].add(number)
         place += len(document)
-    assert found.num_cut == cut
+    assert (found.num_cut, found.num_parts) == (cut, sum(map(len, rows)))
     num_bytes = sum(len(tokenizer.decode(each).encode()) for each in documents)
     assert found.bytes_per_token == pytest.approx(num_bytes / dataset.num_tokens, rel=0.05)
     _, by_octave, tokens = found.by_octave()
