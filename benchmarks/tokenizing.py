@@ -22,11 +22,12 @@ from sentencepiece import SentencePieceProcessor
 
 from esolm.data_prep.bad_documents import BadDocuments
 from esolm.data_prep.documents import iterate_documents
-from esolm.data_prep.jobs import TokenizeJob, prepare_output, run_task
+from esolm.data_prep.jobs import TokenizeJob, prepare_output
 from esolm.data_prep.progress import ProgressBar
 from esolm.data_prep.sampling import sample_chunks
 from esolm.data_prep.sources import find_files
 from esolm.data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
+from esolm.data_prep.tokenizing import run_task
 from esolm.data_prep.workers import run_tasks
 
 

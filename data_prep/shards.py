@@ -124,19 +124,24 @@ class ShardWriter:
         self._tar: TokenTar | None = None
         self._ends: list[int] = []
 
-    def add(self, parts: Iterable[list[int]]) -> None:
+    def add(self, parts: Iterable[list[int]]) -> int:
         """Add the tokens of one document, with its eos, and close the shard if it is full.
+
+        Returns their number.
 
         The tokens come in parts, so that a document of any length needs little memory.
         """
         if self._tar is None:
             name = f"{self._prefix}{len(self.shards):05d}.tar"
             self._tar = TokenTar(self._data / SHARDS_DIRECTORY / name, self._dtype.str)
+        before = self._tar.num_tokens
         for tokens in parts:
             self._tar.append(tokens)
-        self._ends.append(self._tar.num_tokens)
-        if self._tar.num_tokens >= self._shard_tokens:
+        end = self._tar.num_tokens
+        self._ends.append(end)
+        if end >= self._shard_tokens:
             self.close()
+        return end - before
 
     def close(self) -> None:
         """Commit the shard in progress, if any: the tar, what lies beside it, then its sidecar."""

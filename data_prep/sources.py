@@ -73,6 +73,27 @@ def _found(given: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
         missing.append(given)
 
 
+def folders_of(inputs: Sequence[str]) -> list[str]:
+    """Return the files and folders behind which all of the inputs lie, the lists' own as well."""
+    found = []
+    for given in inputs:
+        if os.path.lexists(given):
+            found.append(given)
+        elif given.startswith(LIST_MARK):
+            path = Path(given[len(LIST_MARK) :])
+            found += [str(path.parent), *folders_of(list(_lines_of_list(path)))]
+        elif glob.has_magic(given):
+            found.append(str(_fixed_part(given)))
+        else:
+            found.append(given)
+    return list(dict.fromkeys(found))
+
+
+def _fixed_part(pattern: str) -> Path:
+    parts = Path(pattern).parts
+    return Path(*parts[: next(n for n, part in enumerate(parts) if glob.has_magic(part))])
+
+
 def _lines_of_list(path: Path) -> Iterator[str]:
     """Yield the inputs that a list names; relative ones are relative to its folder."""
     try:
@@ -90,10 +111,9 @@ def _lines_of_list(path: Path) -> Iterator[str]:
 
 
 def _matching(pattern: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
-    parts = Path(pattern).parts
-    fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
-    start = Path(*parts[:fixed])
-    names = sorted(glob.glob(str(Path(*parts[fixed:])), root_dir=start, recursive=True))
+    start = _fixed_part(pattern)
+    below = str(Path(pattern).relative_to(start))
+    names = sorted(glob.glob(below, root_dir=start, recursive=True))
     files = [name for name in names if not (start / name).is_dir()]
     if not files:
         missing.append(f"{pattern} (a pattern that nothing matches)")

@@ -1,6 +1,7 @@
 """`esolm prep`: text becomes token tars."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +10,14 @@ import typer
 from esolm.pipeline.run.sections import PrepSection
 
 if TYPE_CHECKING:
+    from esolm.data_prep.jobs import TokenizeJob
     from esolm.data_prep.manifest import Manifest
+    from esolm.data_prep.passes import Pass
     from esolm.data_prep.sources import SourceFile
 
 app = typer.Typer(
-    help="Text becomes token tars: train a tokenizer, tokenize, merge, verify, inspect, stats.",
+    help="Text becomes token tars: train a tokenizer, tokenize, status, merge, verify, inspect, "
+    "stats.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -141,6 +145,31 @@ def tokenize(
     on_bad_document: OnBadDocument = "error",
     max_bad: MaxBad = None,
     max_document_bytes: MaxDocumentBytes = PrepSection.max_document_bytes,
+    id_key: Annotated[
+        str, typer.Option(help="The key or column with a document's name, for examples.")
+    ] = "",
+    clean: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE",
+            help="A stage that documents pass, in the order given: see docs/data.md, Cleaning.",
+        ),
+    ] = None,
+    dedup: Annotated[
+        str,
+        typer.Option(
+            metavar="task|corpus|near",
+            help="Where repeats are dropped: in a task; in the corpus; near-duplicates, too.",
+        ),
+    ] = "task",
+    only_pass: Annotated[
+        str,
+        typer.Option(
+            "--pass",
+            metavar="compare|choose|tokenize",
+            help="Do this pass only (for array jobs); all by default, with --task the last.",
+        ),
+    ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start DATA anew.")] = False,
 ) -> None:
     """Write webdataset tars of tokens. Finished tasks are skipped, so run it again to continue.
@@ -150,10 +179,9 @@ def tokenize(
         esolm prep tokenize --from-python-stdlib --tokenizer data/tok --out data/py
     """
     from esolm.data_prep.errors import DataError
-    from esolm.data_prep.jobs import TokenizeJob, check_bad, is_finished, prepare_output
-    from esolm.data_prep.progress import ProgressBar
+    from esolm.data_prep.jobs import TokenizeJob, check_bad, prepare_output
+    from esolm.data_prep.passes import passes_of
     from esolm.data_prep.tokenizers import load_tokenizer
-    from esolm.data_prep.workers import run_tasks
 
     if task is not None and not 0 <= task < tasks:
         raise DataError(f"--task is {task}, must be at least 0 and below --tasks ({tasks}).")
@@ -171,16 +199,33 @@ def tokenize(
         on_bad_document=on_bad_document,
         most_document_bytes=max_document_bytes,
         max_bad=max_bad,
+        id_key=id_key,
+        clean=tuple(clean or ()),
+        dedup=dedup,
     )
+    wanted = passes_of(job, only_pass, task)
     prepare_output(job, tokenizer, overwrite)
-    wanted = range(tasks) if task is None else [task]
-    to_do = [number for number in wanted if not is_finished(job, number)]
-    with ProgressBar("tokenize", job.num_bytes * len(to_do) // tasks, in_bytes=True) as progress:
-        counts = run_tasks(job, to_do, workers, progress)
+    if task is None and not only_pass and wanted[-1].is_done_for_all(job):
+        wanted = wanted[-1:]  # what the passes before left may be gone
+    for each in wanted:
+        _run_pass(job, each, range(tasks) if task is None else [task], workers)
     check_bad(job)
+
+
+def _run_pass(job: "TokenizeJob", one: "Pass", tasks: Sequence[int], workers: int) -> None:
+    from esolm.data_prep.progress import ProgressBar
+    from esolm.data_prep.workers import run_tasks
+
+    to_do = [number for number in tasks if not one.is_done(job, number)]
+    num_bytes = job.num_bytes * len(to_do) // job.num_tasks
+    with ProgressBar(one.name, num_bytes, in_bytes=True) as progress:
+        counts = run_tasks(job, to_do, workers, progress, one.run)
     total = {key: sum(count[key] for count in counts) for key in (counts[0] if counts else {})}
-    found = "".join(f", {total[key]:,} {key}" for key in total)
-    typer.echo(f"{len(to_do)} tasks done, {len(wanted) - len(to_do)} skipped as finished{found}")
+    found = "".join(f", {total[key]:,} {key.replace('_', ' ')}" for key in total)
+    name = "" if one.is_last else f"{one.name}: "
+    typer.echo(
+        f"{name}{len(to_do)} tasks done, {len(tasks) - len(to_do)} skipped as finished{found}"
+    )
 
 
 @app.command()
@@ -197,6 +242,31 @@ def merge(data: Data) -> None:
     with phase(f"merge {data}"):
         manifest = merge_tasks(data)
     _echo_summary(data, manifest)
+    _echo_cleaning(data)
+
+
+@app.command()
+def status(
+    data: Data,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which tasks are done, running, failed or stopped, how fast they are, and the time left.
+
+    Example:
+
+        esolm prep status data/py
+    """
+    import json
+
+    from esolm.data_prep.status import status_of
+
+    passes = status_of(data)
+    if as_json:
+        typer.echo(json.dumps([one.to_record() for one in passes]))
+        return
+    for one in passes:
+        for line in one.lines():
+            typer.echo(line)
 
 
 @app.command()
@@ -288,6 +358,18 @@ def stats(
         typer.echo(f"wrote {plot}")
 
 
+def _echo_cleaning(data: Path) -> None:
+    from esolm.data_prep.merge import read_cleaning
+
+    for stage in read_cleaning(data):
+        typer.echo(
+            f"{stage.name}: {stage.documents_in:,} documents ({stage.bytes_in:,} bytes) in, "
+            f"{stage.documents_out:,} ({stage.bytes_out:,} bytes) out, {stage.changed:,} changed"
+        )
+        for reason, count in sorted(stage.reasons.items(), key=lambda item: -item[1]):
+            typer.echo(f"  {count:,} left out: {reason}")
+
+
 def _echo_summary(data: Path, manifest: "Manifest") -> None:
     counts: dict[str, Any] = manifest.counts
     info = manifest.tokenizer
@@ -297,9 +379,11 @@ def _echo_summary(data: Path, manifest: "Manifest") -> None:
             f"{split}: {manifest.num_tokens(split):,} tokens, {documents:,} documents, "
             f"{len(shards)} shards, {sum(shard.num_bytes for shard in shards):,} bytes"
         )
+    cleaned = {key: counts[key] for key in ("filtered", "near_duplicates") if key in counts}
+    more = "".join(f", {count:,} {key.replace('_', ' ')}" for key, count in cleaned.items())
     typer.echo(
         f"left out: {counts['duplicates']:,} duplicate, {counts['empty']:,} empty, "
-        f"{counts['bad']:,} bad documents"
+        f"{counts['bad']:,} bad documents{more}"
     )
     typer.echo(
         f"vocabulary {info.vocab_size:,} (mask {info.mask_id}, bos {info.bos_id}, eos "

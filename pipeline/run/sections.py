@@ -272,6 +272,15 @@ class PrepSection:
     max_sentences: int = setting(
         100000, "Most pieces of text (about 1,000 characters each) to train it on.", COUNT
     )
+    clean: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Stages that documents pass; see [data](data.md#cleaning)."},
+    )
+    dedup: str = setting(
+        "task",
+        "Where repeats are dropped: in a `task`, in the `corpus`; `near`: near-duplicates, too.",
+        choices=("task", "corpus", "near"),
+    )
     tasks: int = setting(16, "Tasks of the job array.", COUNT)
     valid_fraction: float = setting(0.01, "Share of documents to validate on.", BELOW_ONE)
     shard_tokens: int = setting(100000000, "Tokens after which a shard ends.", COUNT)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.jobs import TokenizeJob, check_bad, is_finished, run_task
+from esolm.data_prep.jobs import TokenizeJob, check_bad, is_finished
 from esolm.data_prep.manifest import read_manifest
+from esolm.data_prep.tokenizing import run_task
 from tests.data_prep.corpus import make_job, run_job, text_of, write_jsonl
 from tests.processes import ROOT, environment
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.sources import find_files
+from esolm.data_prep.sources import find_files, folders_of
 
 
 @pytest.fixture
@@ -47,3 +47,10 @@ def test_a_list_names_inputs_relative_to_its_folder(
         find_files([f"@{path}"])
     with pytest.raises(DataError, match=r"The list nowhere\.list cannot be read"):
         find_files(["@nowhere.list"])
+
+
+def test_what_a_container_must_see(folder: Path) -> None:
+    (folder / "files.list").write_text("b\na/*.md\n")
+    inputs = [f"{folder}/**/*.txt", str(folder / "top.txt"), f"@{folder}/files.list", "gone"]
+    expected = [folder, folder / "top.txt", folder / "b", folder / "a", "gone"]
+    assert folders_of(inputs) == [str(path) for path in expected]
