@@ -178,7 +178,7 @@ def test_the_block_mask_is_the_dense_one(pattern: AttentionPattern) -> None:
     size, prefix = positions.shape[1], torch.tensor([0, 3, 6, LENGTH])
     if not pattern.has_prefix:
         prefix = torch.zeros_like(prefix)
-    given = (pattern, size, prefix, block_size, None, positions)
+    given = (pattern, size, prefix, block_size, None, 0, positions)
     q, k, v = (torch.randn(ROWS, 2, size, 8) for _ in range(3))
     by_flex = flex_attention(q, k, v, block_mask=flex_mask(*given))
     by_mask = attend(q, k, v, AttentionMask(pattern, size, dense=dense_mask(*given)))
