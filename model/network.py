@@ -6,8 +6,6 @@ run in one process or as pipeline stages; the cut into stages is made outside th
 
 from dataclasses import replace
 
-import torch
-import torch.distributed as dist
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import VocabParallelEmbedding
 from torch import Tensor, nn
@@ -17,8 +15,8 @@ from esolm.model.columns import Column
 from esolm.model.config import ModelConfig
 from esolm.model.dropout import keyed_dropout
 from esolm.model.inputs import NetworkInput
-from esolm.model.layers import Attention, Conditioning, FeedForward, Norm, output_linear
-from esolm.model.numerics import at_least_float32
+from esolm.model.layers import Attention, Conditioning, FeedForward, Norm
+from esolm.model.output import OutputLayer
 from esolm.model.rotary import rotary_angles
 from esolm.model.sequence_parallel import TokenSplit
 from esolm.model.sharding import mark_split
@@ -123,13 +121,11 @@ class Head(nn.Module):
 
     def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
         super().__init__()
-        self.config, self.norm = config, Norm(config)
+        self.norm = Norm(config)
         if config.adaln:
             self.modulation = nn.Linear(config.cond_dim, 2 * config.hidden_size)
-        vocab_size = config.padded_vocab_size(parallel.tensor_model_parallel_size)
         self.split = TokenSplit(parallel)
-        self.output = output_linear(config.hidden_size, vocab_size, config.output_bias, parallel)
-        self.excluded = excluded_columns(config, vocab_size, self.output)
+        self.output = OutputLayer(config, parallel)
         # A tied weight is marked as well, because a last stage holds a copy of it.
         tensors = head_tensors(replace(config, tied_embeddings=False))
         mark_split(self, tensors, parallel.tensor_model_parallel_size)
@@ -147,20 +143,8 @@ class Head(nn.Module):
 
         The logits of ids that are never predicted are -inf.
         """
-        logits = at_least_float32(self.output(hidden_ND)[0])
-        if self.config.logit_softcap:
-            logits = torch.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
-        return logits.masked_fill(self.excluded.to(logits.device), -torch.inf)
-
-
-def excluded_columns(config: ModelConfig, padded_size: int, output: nn.Module) -> Tensor:
-    """Marks the mask id and the ids that only pad the vocabulary, bool [V of this rank]."""
-    # The network may be made on the meta device, but this is no weight that is filled later.
-    never = torch.zeros(padded_size, dtype=torch.bool, device="cpu")
-    never[list(config.excluded_ids)] = True
-    never[config.vocab_size :] = True
-    group: dist.ProcessGroup = output.tp_group  # type: ignore[assignment]
-    return never.chunk(group.size())[group.rank()]
+        logits: Tensor = self.output(hidden_ND)
+        return logits
 
 
 class Network(nn.Module):

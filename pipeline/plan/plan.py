@@ -170,7 +170,10 @@ def _plan_stage(
     works = subject.objective.work(train.seq_len)
     shapes = [MicroBatchShape.of(work, train.micro_batch_size) for work in works]
     size = stage_size(subject.model, *bounds, layout.tp)
-    kinds = {mode: Activations(subject.model, layout, train.precision, mode) for mode in RECOMPUTE}
+    kinds = {
+        mode: Activations(subject.model, layout, train.precision, mode, train.logits_mb)
+        for mode in RECOMPUTE
+    }
     has_head = bounds[1] == subject.model.num_layers + 2
     chosen = kinds[parallel.activation_checkpointing]
     # The plan is for the kind of row that needs most memory, logits included.

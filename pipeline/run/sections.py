@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from esolm.model.config import RECOMPUTE, Architecture
+from esolm.model.pieces import LOGITS_MB
 from esolm.model.settings import (
     BELOW_ONE,
     COUNT,
@@ -121,6 +122,12 @@ class TrainSection:
         "bf16",
         "`fp32` or `bf16` (with fp32 gradient accumulation, weights and moments).",
         choices=("fp32", "bf16"),
+    )
+    logits_mb: int = setting(
+        LOGITS_MB,
+        "MB (10^6 bytes) that logits may take: the loss computes so many at a time, whatever the "
+        "micro-batch and the vocabulary.",
+        within=COUNT,
     )
     log_every_steps: int = setting(
         10, "Steps between lines of metrics; the last step is logged too.", within=COUNT

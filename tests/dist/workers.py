@@ -8,15 +8,18 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from esolm.model import output
 from esolm.model.config import ModelConfig
 from esolm.model.flops import layer_costs
 from esolm.model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
+from esolm.model.pieces import LOGITS_MB
 from esolm.pipeline.checkpoint import store
 from esolm.pipeline.checkpoint.checkpointer import Checkpointer
 from esolm.pipeline.checkpoint.commit import Retention
@@ -170,7 +173,9 @@ def losses(cases: list[dict[str, Any]]) -> Any:
     """[loss, gradient norm] over the steps of every case; the last weights go to its `out`."""
     answers = []
     for case in cases:
-        with engine_of(case) as (engine, source):
+        rows = case.get("piece_rows", output.piece_rows(MODELS["paper"], 1, 4, LOGITS_MB))
+        pieces = patch.object(output, "piece_rows", lambda *_, rows=rows: rows)
+        with pieces, engine_of(case) as (engine, source):
             answers.append(train_steps(engine, source, 0, case["steps"]))
             parts = engine.fragments()
             weights = [replace(part, states={WEIGHTS: part.states[WEIGHTS]}) for part in parts]

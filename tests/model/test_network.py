@@ -89,7 +89,7 @@ def test_loss_and_gradients_equal_those_of_all_positions(network: Network) -> No
     expected = (losses * weights.flatten()).sum()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
     penalty = (logits.flatten(0, 1).logsumexp(1).square() * weights.flatten()).sum()
-    whole = expected + network.head.config.z_loss * penalty
+    whole = expected + network.config.z_loss * penalty
     for mine, theirs in zip(
         gradients, torch.autograd.grad(whole, list(network.parameters())), strict=True
     ):
