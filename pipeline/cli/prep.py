@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esolm.pipeline.cli.prep_dataset import inspect, merge, stats, status, verify
+from esolm.pipeline.cli.prep_dataset import export, inspect, merge, stats, status, verify
 from esolm.pipeline.run.sections import PrepSection
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Text becomes token tars: train a tokenizer, tokenize, status, merge, verify, inspect, "
-    "stats.",
+    "stats, export.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -227,5 +227,5 @@ def _run_pass(job: "TokenizeJob", one: "Pass", tasks: Sequence[int], workers: in
     )
 
 
-for command in (status, merge, verify, inspect, stats):
+for command in (status, merge, verify, inspect, stats, export):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""The commands of `esolm prep` that look at a dataset: merge, status, verify, inspect, stats."""
+"""The commands of `esolm prep` that take a dataset: merge, status, verify, inspect, stats, export."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -134,6 +134,31 @@ def stats(
     if plot is not None:
         draw(found, plot)
         typer.echo(f"wrote {plot}")
+
+
+def export(
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A folder that does not exist yet.")],
+    split: Annotated[str, typer.Option(help="train or valid.")] = "train",
+    shard_bytes: Annotated[int, typer.Option(min=1, help="Bytes after which a tar ends.")] = 1
+    << 30,
+) -> None:
+    """Write the documents of a split back as text, in tars that webdataset reads.
+
+    Example:
+
+        esolm prep export data/py --out data/py-text
+    """
+    from esolm.data_prep.progress import ProgressBar
+    from esolm.data_prep.tokenizers import load_tokenizer
+    from esolm.pipeline.data.dataset import TokenDataset
+    from esolm.pipeline.data.text_tars import write_text_tars
+
+    dataset = TokenDataset(data, split)
+    tokenizer = load_tokenizer(dataset.tokenizer_directory)
+    with ProgressBar("write", dataset.num_tokens) as progress:
+        documents, tars = write_text_tars(dataset, tokenizer, out, shard_bytes, progress.advance)
+    typer.echo(f"{out}: {documents:,} documents of split {split} in {tars:,} tars")
 
 
 def _echo_cleaning(data: Path) -> None:

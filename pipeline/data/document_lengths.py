@@ -71,7 +71,7 @@ def document_lengths(
     counts: dict[int, int] = {}
     start = num_cut = num_parts = 0
     for shard in dataset.shards:
-        ends = start + _ends_of(dataset.path, shard)
+        ends = start + ends_of(dataset.path, shard)
         starts = np.concatenate([[start], ends[:-1]])
         parts = (ends - 1) // seq_len - starts // seq_len + 1
         num_cut, num_parts = num_cut + int((parts > 1).sum()), num_parts + int(parts.sum())
@@ -91,8 +91,8 @@ def document_lengths(
     )
 
 
-def _ends_of(data: Path, shard: ShardInfo) -> Int64Array:
-    """Reads where the documents of a shard end, in tokens of it."""
+def ends_of(data: Path, shard: ShardInfo) -> Int64Array:
+    """Reads where the documents of a shard end, in tokens of it; raises DataError naming the file."""
     path = data / shard.ends_name
     try:
         ends: Int64Array = np.load(path, allow_pickle=False).astype(np.int64)
