@@ -1,4 +1,4 @@
-"""The commands of `esolm prep` that take a dataset: merge, status, verify, inspect, stats, export."""
+"""The commands of `esolm prep` that take a dataset."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

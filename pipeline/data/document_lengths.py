@@ -92,7 +92,7 @@ def document_lengths(
 
 
 def ends_of(data: Path, shard: ShardInfo) -> Int64Array:
-    """Reads where the documents of a shard end, in tokens of it; raises DataError naming the file."""
+    """Reads where the documents of a shard end, in its tokens; raises DataError naming the file."""
     path = data / shard.ends_name
     try:
         ends: Int64Array = np.load(path, allow_pickle=False).astype(np.int64)

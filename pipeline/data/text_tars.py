@@ -34,8 +34,8 @@ def write_text_tars(
 ) -> tuple[int, int]:
     """Writes SPLIT-000000.tar and so on into a new folder; returns the documents and the tars.
 
-    A document is a member SPLIT-NUMBER.txt. The folder has its name once all are in it. on_document:
-    is told the tokens of each. Raises DataError if the folder is there.
+    A document is a member SPLIT-NUMBER.txt. The folder has its name once all are in it.
+    on_document: is told the tokens of each. Raises DataError if the folder is there.
     """
     if out.exists():
         raise DataError(f"--out {out} exists: name a folder that does not")
