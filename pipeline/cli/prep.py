@@ -12,7 +12,7 @@ from esolm.pipeline.run.sections import PrepSection
 
 if TYPE_CHECKING:
     from esolm.data_prep.jobs import TokenizeJob
-    from esolm.data_prep.passes import Pass
+    from esolm.data_prep.passes import PrepPass
     from esolm.data_prep.sources import SourceFile
 
 app = typer.Typer(
@@ -211,7 +211,7 @@ def tokenize(
     check_bad(job)
 
 
-def _run_pass(job: "TokenizeJob", one: "Pass", tasks: Sequence[int], workers: int) -> None:
+def _run_pass(job: "TokenizeJob", one: "PrepPass", tasks: Sequence[int], workers: int) -> None:
     from esolm.data_prep.progress import ProgressBar
     from esolm.data_prep.workers import run_tasks
 

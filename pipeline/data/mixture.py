@@ -37,7 +37,7 @@ class MixtureSource:
 
 
 class MixtureReader:
-    """The samples of a run: `seq_len` contiguous tokens each, of one source or of several in turn.
+    """The samples of a run, rows of `seq_len` tokens of one source or of several in turn.
 
     A batch is asked for by the global numbers of its samples, so it is the same for every number of
     data-parallel ranks and after every restart. With one source the samples are those of its
@@ -45,14 +45,19 @@ class MixtureReader:
     """
 
     def __init__(
-        self, sources: Sequence[MixtureSource], seq_len: int, seed: int, shuffle: str = "global"
+        self,
+        sources: Sequence[MixtureSource],
+        seq_len: int,
+        seed: int,
+        shuffle: str = "global",
+        wrapped: bool = False,
     ) -> None:
         """sources: of different datasets. Raise DataError when one has too few tokens for a row."""
         self.sources = tuple(sources)
-        self.seq_len, self.seed, self.shuffle = seq_len, seed, shuffle
+        self.seq_len, self.seed, self.shuffle, self.wrapped = seq_len, seed, shuffle, wrapped
         self._readers = {
-            source.dataset.fingerprint: SampleReader(source.dataset, seq_len, seed, shuffle)
-            for source in sources
+            each.dataset.fingerprint: SampleReader(each.dataset, seq_len, seed, shuffle, wrapped)
+            for each in sources
         }
         assert len(self._readers) == len(self.sources)
         self._bounds = {source.dataset.fingerprint: source.epochs_max for source in sources}
@@ -100,7 +105,7 @@ class MixtureReader:
                 f"A sample of '{was.name}' was asked for, a source of the run before they were "
                 f"changed; {was.path} now holds other tokens. Put back what was there."
             )
-        return SampleReader(dataset, self.seq_len, self.seed, self.shuffle)
+        return SampleReader(dataset, self.seq_len, self.seed, self.shuffle, self.wrapped)
 
     def state(self, consumed_samples: int) -> dict[str, Any]:
         """Return all that a checkpoint must keep to continue at sample `consumed_samples`."""
@@ -152,7 +157,8 @@ class MixtureReader:
         ]
 
     def _settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, "seq_len": self.seq_len, "shuffle": self.shuffle}
+        settings = {"seed": self.seed, "seq_len": self.seq_len, "shuffle": self.shuffle}
+        return {**settings, "wrapped": self.wrapped}
 
     def _segment(self, first_sample: int) -> MixtureSegment:
         return MixtureSegment(first_sample, tuple(source.share() for source in self.sources))

@@ -59,6 +59,11 @@ class DataSection:
         "Let a resumed run go on with other datasets or weights than its checkpoint's, from the "
         "next sample on.",
     )
+    wrapped: bool = setting(
+        False,
+        "Rows of bos, seq_len - 2 tokens of the stream, eos, as in the published training on "
+        "OpenWebText, in place of seq_len tokens of the stream.",
+    )
     shuffle: str = setting("global", "`global` or `none`.", choices=SHUFFLES)
     verify: str = setting(
         "sizes",

@@ -9,6 +9,7 @@ from esolm.data_prep.verify import tokenizer_problems
 from esolm.model.settings import setting_problems
 from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.data.mixture import MixtureReader, MixtureSource
+from esolm.pipeline.data.reader import content_of
 from esolm.pipeline.run.sections import DataSection, RunConfig, SourceSection
 
 _NAME = re.compile(r"[\w.-]+")
@@ -66,7 +67,8 @@ def open_split(config: RunConfig, split: str) -> list[MixtureSource]:
 
 def reader_of(config: RunConfig, sources: Sequence[MixtureSource]) -> MixtureReader:
     """Returns the reader of the samples of a run from its beginning."""
-    return MixtureReader(sources, config.train.seq_len, config.seed, config.data.shuffle)
+    data, seq_len = config.data, config.train.seq_len
+    return MixtureReader(sources, seq_len, config.seed, data.shuffle, data.wrapped)
 
 
 def epoch_problems(reader: MixtureReader, num_samples: int) -> list[str]:
@@ -115,7 +117,7 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
         f"one sequence of train.seq_len {config.train.seq_len}: make that smaller, or tokenize "
         "more text (for the valid split: with a larger --valid-fraction)"
         for split in splits
-        if split.num_tokens < config.train.seq_len
+        if split.num_tokens < content_of(config.train.seq_len, config.data.wrapped)
     ]
 
 
