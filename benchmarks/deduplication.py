@@ -17,11 +17,8 @@ import time
 from pathlib import Path
 from random import Random
 
-from esolm.data_prep.bad_documents import BadDocuments
-from esolm.data_prep.documents import iterate_documents
 from esolm.data_prep.jobs import TokenizeJob, prepare_output
 from esolm.data_prep.passes import passes_of
-from esolm.data_prep.sampling import sample_chunks
 from esolm.data_prep.sources import find_files
 from esolm.data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
 
@@ -32,8 +29,12 @@ REPEATS = 5
 
 def text_of(number: int) -> str:
     """Return a text of a dozen words; different numbers have different ones."""
-    random = Random(number)
-    return " ".join([*random.choices(VOCABULARY, k=12), str(number)])
+    rest = (number + 1) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128)
+    words = []
+    for _ in range(12):
+        rest, place = divmod(rest, len(VOCABULARY))
+        words.append(VOCABULARY[place])
+    return " ".join([*words, str(number)])
 
 
 def write_corpus(path: Path, num_documents: int) -> int:
@@ -82,14 +83,13 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        some = (text_of(number) for number in range(5000))
+        save_tokenizer(train_model(some, 400), folder / "tokenizer")
         distinct = write_corpus(folder / "corpus.jsonl", args.documents)
         size = os.path.getsize(folder / "corpus.jsonl")
         print(
             f"{args.documents:,} documents, {size / 1e6:.0f} MB, {distinct:,} distinct", flush=True
         )
-        documents = iterate_documents(find_files([folder / "corpus.jsonl"]), BadDocuments())
-        some = [next(documents) for _ in range(2000)]
-        save_tokenizer(train_model(sample_chunks(some, 2000), 600), folder / "tokenizer")
         prepare_output(make_job(folder, args.tasks), folder / "tokenizer", overwrite=False)
         for step in args.passes.split(","):
             for task in range(args.tasks):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from esolm.data_prep.errors import DataError
+from esolm.data_prep.remote import open_bytes
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -69,15 +70,19 @@ class _ZstdStream(io.RawIOBase):
 
 
 @contextmanager
-def open_decompressed(path: Path) -> Iterator[IO[bytes]]:
+def open_decompressed(path: Path, at_random: bool = False) -> Iterator[IO[bytes]]:
     """Open a file for reading bytes, decompressed by its suffix.
 
-    Raises DataError naming the file when it cannot be read or its compressed data is damaged.
+    at_random: whether it must be possible to seek in it. Raises DataError
+    naming the file when it cannot be read or its compressed data is damaged.
     """
     from zstandard import ZstdError
 
     try:
-        with open(path, "rb") as source, _decompressed(source, path.suffix.lower()) as stream:
+        with (
+            open_bytes(path, at_random) as source,
+            _decompressed(source, path.suffix.lower()) as stream,
+        ):
             yield stream
     except (EOFError, lzma.LZMAError, zlib.error, ZstdError) as error:
         raise _damaged(path, error) from error

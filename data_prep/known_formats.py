@@ -4,6 +4,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from esolm.data_prep.archive_formats import TextTar, Warc
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.formats import GROUP, Format
 from esolm.data_prep.table_formats import ArrowTable, Parquet
@@ -18,6 +19,8 @@ SHIPPED: dict[str, Format] = {
     "json": Json(),
     "parquet": Parquet(),
     "arrow": ArrowTable(),
+    "tar": TextTar(),
+    "warc": Warc(),
     "lines": PlainLines(),
     "text": PlainText(),
 }

@@ -20,7 +20,7 @@ from esolm.data_prep.workers import RunTask
 
 
 @dataclass(frozen=True)
-class PrepPass:
+class CorpusPass:
     """A pass: what it does for a task, and whether that is done."""
 
     name: str
@@ -42,13 +42,13 @@ def _done(name: str, job: TokenizeJob, task: int) -> bool:
 
 
 ALL = {
-    COMPARE: PrepPass(COMPARE, compare_task, partial(_done, COMPARE)),
-    CHOOSE: PrepPass(CHOOSE, choose_task, partial(_done, CHOOSE)),
-    TOKENIZE: PrepPass(TOKENIZE, run_task, is_finished),
+    COMPARE: CorpusPass(COMPARE, compare_task, partial(_done, COMPARE)),
+    CHOOSE: CorpusPass(CHOOSE, choose_task, partial(_done, CHOOSE)),
+    TOKENIZE: CorpusPass(TOKENIZE, run_task, is_finished),
 }
 
 
-def passes_of(job: TokenizeJob, only: str = "", task: int | None = None) -> list[PrepPass]:
+def passes_of(job: TokenizeJob, only: str = "", task: int | None = None) -> list[CorpusPass]:
     """Return the passes that are to be done, in order.
 
     only: one of them. task: with one task and no pass, the last is meant, for those before need all

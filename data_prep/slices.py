@@ -1,8 +1,8 @@
 """Shares of a corpus that are equal in bytes, one for each task.
 
 The files stand one behind the other, and share k of n is what begins within the k-th n-th of their
-bytes. A file that can be cut falls into stretches there; one that cannot goes to the share of its
-middle as a whole. So the shares, put together in their order, are the corpus in its order.
+bytes. A file that can be cut falls into stretches there; one that cannot, or is at an address, goes
+to the share of its middle as a whole. So the shares in their order are the corpus in its order.
 """
 
 import os
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.known_formats import formats
+from esolm.data_prep.remote import is_url
 from esolm.data_prep.sources import SourceFile
 
 
@@ -56,7 +57,7 @@ def slice_of(files: Sequence[SourceFile], task: int, num_tasks: int) -> tuple[St
 def _can_be_cut(source: SourceFile) -> bool:
     # Which task would read it, were it whole, says once what is wrong with one that is unreadable.
     try:
-        if not os.access(source.path, os.R_OK):
+        if is_url(source.path) or not os.access(source.path, os.R_OK):
             return False
         return formats()[source.format].can_be_cut(source.path)
     except DataError:

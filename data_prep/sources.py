@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esolm.data_prep.errors import DataError
+from esolm.data_prep.errors import DataError, EsolmError
 from esolm.data_prep.known_formats import AUTO, format_of, formats
+from esolm.data_prep.remote import failed, is_url, names_below, path_of
 
 # The library's test suites hold files in deliberately wrong encodings, and little prose.
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
@@ -38,8 +39,9 @@ def find_files(
 ) -> list[SourceFile]:
     """Return the files behind a list of inputs (hidden ones in folders are left out).
 
-    inputs: each a file, a directory, a pattern (`*`, `?`, `[...]`, `**`), or `@LIST`, a file with
-    an input on each line. told: the format of the inputs, as for `format_of`. Links are followed.
+    inputs: each a file, a directory, a pattern (`*`, `?`, `[...]`, `**`), `@LIST`, a file with an
+    input on each line, or an address that fsspec opens (that of a folder ends with /; also with
+    `*`). told: the format of the inputs, as for `format_of`. Links are followed.
     Raises DataError when an input does not exist (all missing ones are named), when something is
     no readable regular file or its name says nothing of its format, or when nothing is found.
     """
@@ -59,6 +61,9 @@ def find_files(
 
 
 def _found(given: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
+    if is_url(given):
+        yield from _found_at(given, told, missing)
+        return
     path = Path(given)
     if path.is_dir():
         yield from _walk(path, frozenset(), "", told)
@@ -73,10 +78,34 @@ def _found(given: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
         missing.append(given)
 
 
+def _found_at(url: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
+    """Yield the file at an address, those of a folder, which ends with /, or those of a pattern."""
+    start, last = url, ""
+    while "*" in start:
+        start, _, part = start.rpartition("/")
+        last = f"{part}/{last}" if last else part
+    path = path_of(f"{start}/" if last else start)
+    try:
+        if not last and not url.endswith("/"):
+            yield _source_file(path, path.name, told)
+            return
+        names = names_below(path, last)
+        for name in names:
+            yield _source_file(path / name, name, told)
+        if not names:
+            missing.append(f"{path}{last} (nothing is there)")
+    except FileNotFoundError:
+        missing.append(str(path))
+    except (EsolmError, OSError):
+        raise
+    except Exception as error:  # each protocol has its own
+        raise failed(path, error) from error
+
+
 def folders_of(inputs: Sequence[str]) -> list[str]:
     """Return the files and folders behind which all of the inputs lie, the lists' own as well."""
     found = []
-    for given in inputs:
+    for given in (each for each in inputs if not is_url(each)):
         if os.path.lexists(given):
             found.append(given)
         elif given.startswith(LIST_MARK):
@@ -107,7 +136,7 @@ def _lines_of_list(path: Path) -> Iterator[str]:
     for line in map(str.strip, lines):
         if line and not line.startswith("#"):
             mark = LIST_MARK if line.startswith(LIST_MARK) else ""
-            yield mark + os.path.join(path.parent, line[len(mark) :])
+            yield line if is_url(line) else mark + os.path.join(path.parent, line[len(mark) :])
 
 
 def _matching(pattern: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
@@ -125,13 +154,16 @@ def _source_file(path: Path, name: str, told: str) -> SourceFile:
     try:
         found = path.stat()
     except OSError as error:
+        if is_url(path):
+            raise
         raise _unreadable(error) from error
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(found.st_mode) and not is_url(path):
         raise DataError(
             f"{path} is no regular file. Every step reads the corpus anew, so text must lie in "
             "files: write it to one, or take this out of the INPUT."
         )
-    return SourceFile(path, name, found.st_size, found.st_mtime_ns, format_of(path, told) or "")
+    changed = int(found.st_mtime * 1e9) if is_url(path) else found.st_mtime_ns
+    return SourceFile(path, name, found.st_size, changed, format_of(path, told) or "")
 
 
 def _unreadable(error: OSError) -> DataError:

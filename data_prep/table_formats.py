@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esolm.data_prep.errors import DataError
+from esolm.data_prep.errors import DataError, EsolmError
 from esolm.data_prep.formats import Format, Passage, Place, RawDocument, ReadOptions, UnusableError
+from esolm.data_prep.remote import failed, is_url, open_bytes
 
 if TYPE_CHECKING:
     import pyarrow
@@ -68,7 +69,7 @@ def _opened(path: Path) -> Iterator["parquet.ParquetFile"]:
 
     try:
         with (
-            open(path, "rb") as source,
+            open_bytes(path, at_random=True) as source,
             ParquetFile(source, buffer_size=READ_BUFFER_BYTES, pre_buffer=False) as file,
         ):
             yield file
@@ -106,7 +107,7 @@ class ArrowTable(Format):
         from pyarrow import ArrowException
 
         try:
-            with open(path, "rb") as source:
+            with open_bytes(path, at_random=True) as source:
                 row = 0
                 for batch in _record_batches(source):
                     columns = _checked_columns(batch.schema, path, options)
@@ -131,7 +132,11 @@ def _record_batches(source: Any) -> Iterator["pyarrow.RecordBatch"]:
             yield file.get_batch(number)
 
 
-def _damaged_table(path: Path, error: BaseException) -> DataError:
+def _damaged_table(path: Path, error: Exception) -> EsolmError:
+    from pyarrow import ArrowException
+
+    if is_url(path) and not isinstance(error, FileNotFoundError | ArrowException):
+        return failed(path, error)
     problem = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return DataError(f"{path} cannot be read ({error.strerror}).")

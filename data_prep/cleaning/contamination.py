@@ -5,6 +5,7 @@ finds in the text in lower case, so that punctuation and line breaks make no dif
 fewer words is looked for as a whole, if it has at least 8 of them.
 """
 
+import hashlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -15,9 +16,10 @@ from esolm.data_prep.cleaning import Drop, Stage, Verdict
 from esolm.data_prep.cleaning.words import Hashes, hashes_of, rolling, words_of
 from esolm.data_prep.documents import Document, iterate_documents
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.files import fingerprint_of, sha256_of_file
+from esolm.data_prep.files import fingerprint_of
 from esolm.data_prep.known_formats import ANY
-from esolm.data_prep.sources import find_files
+from esolm.data_prep.remote import open_bytes
+from esolm.data_prep.sources import SourceFile, find_files
 
 NUM_WORDS = 13
 FEWEST_WORDS = 8
@@ -36,9 +38,14 @@ def decontamination(words: str, argument: str) -> Stage:
         raise DataError(
             f"--clean {words}: no text in it has {FEWEST_WORDS} words, so nothing would be found."
         )
-    content = [[source.name, sha256_of_file(source.path)] for source in files]
+    content = [[source.name, _sha256_of(source)] for source in files]
     judge = _Judge(passages)
     return Stage(words, judge, False, fingerprint_of([NUM_WORDS, FEWEST_WORDS, content]))
+
+
+def _sha256_of(source: SourceFile) -> str:
+    with open_bytes(source.path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 class Passages:

@@ -12,7 +12,7 @@ from esolm.pipeline.run.sections import PrepSection
 
 if TYPE_CHECKING:
     from esolm.data_prep.jobs import TokenizeJob
-    from esolm.data_prep.passes import PrepPass
+    from esolm.data_prep.passes import CorpusPass
     from esolm.data_prep.sources import SourceFile
 
 app = typer.Typer(
@@ -27,8 +27,9 @@ Inputs = Annotated[
     typer.Argument(
         metavar="INPUT",
         show_default=False,
-        help="Files of text, JSONL, Parquet or Arrow, directories of them, patterns ('a/**/*.gz'), "
-        "or @LIST, a file with an input on each line. Text and JSONL also as .gz, .zst, .xz, .bz2.",
+        help="Files (text, JSONL, Parquet, Arrow, tars, WARC), directories, patterns "
+        "('a/**/*.gz'), or @LIST, a file with an input on each line. Text and JSONL also as .gz, "
+        ".zst, .xz, .bz2.",
     ),
 ]
 FromStdlib = Annotated[
@@ -39,7 +40,7 @@ Format = Annotated[
     str,
     typer.Option(
         "--format",
-        metavar="auto|text|lines|jsonl|json|parquet|arrow",
+        metavar="auto|text|lines|jsonl|json|parquet|arrow|tar|warc",
         help="What INPUT holds; auto: by its names. lines: a document on each line.",
     ),
 ]
@@ -211,7 +212,7 @@ def tokenize(
     check_bad(job)
 
 
-def _run_pass(job: "TokenizeJob", one: "PrepPass", tasks: Sequence[int], workers: int) -> None:
+def _run_pass(job: "TokenizeJob", one: "CorpusPass", tasks: Sequence[int], workers: int) -> None:
     from esolm.data_prep.progress import ProgressBar
     from esolm.data_prep.workers import run_tasks
 

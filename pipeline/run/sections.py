@@ -269,7 +269,7 @@ class PrepSection:
     format: str = setting(
         "auto",
         "What inputs hold: `auto`, by their names; `text`, `lines`, `jsonl`, `json`, `parquet`,"
-        " `arrow`.",
+        " `arrow`, `tar`, `warc`.",
     )
     text_key: str = setting("text", "The key of JSON objects, or the column, with the text.")
     on_bad_document: str = setting("error", "`error` or `skip`.", choices=("error", "skip"))

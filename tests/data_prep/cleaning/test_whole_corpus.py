@@ -123,7 +123,7 @@ def test_tasks_of_an_array_give_the_same_and_wait_for_each_other(
     run(folder, "-m", "esolm", "prep", "merge", str(folder / "array"))
     assert shard_hashes(folder / "array") == shard_hashes(folder / "whole")
     # What passes leave is needed for nothing once the tokens are there.
-    shutil.rmtree(folder / "array" / "work")
+    shutil.rmtree(folder / "array" / "cleaning")
     assert "2 skipped as finished" in run(folder, *array)
 
 
