@@ -7,16 +7,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from esolm.model.inputs import without_idle
 from esolm.model.objectives import Objective, SampleKeys
 from esolm.model.objectives.base import term_of
 from esolm.model.objectives.noise import EPSILON
 from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.data.mixture import MixtureReader
 from esolm.pipeline.data.reader import SampleReader
 
 # Validation draws its noise from another key than training does.
 VALIDATION_SEED = 1 << 63
 # The losses of so many equal parts of the range of t are reported separately.
 NUM_TIME_BUCKETS = 4
+# What is left out of the noised stream is a multiple of this, so that there are few shapes.
+SKIP_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,18 @@ class BatchSource:
     """Makes the micro-batches of one data-parallel rank.
 
     Micro-batch m of replica r holds slots [(m * dp + r) * b, ... + b) of the global batch, so a
-    global batch is the same set of rows for every number of replicas.
+    global batch is the same set of rows for every number of replicas. skip_multiple: of noised
+    tokens without loss so many, times a whole number, are left out of every row.
     """
 
-    reader: SampleReader
+    reader: MixtureReader | SampleReader
     objective: Objective
     seed: int
     global_batch_size: int
     micro_batch_size: int
     dp_rank: int
     dp_size: int
+    skip_multiple: int = SKIP_MULTIPLE
 
     def batch(self, first_sample: int) -> list[MicroBatch]:
         """Return the micro-batches of the global batch that starts at a global sample index."""
@@ -69,7 +75,7 @@ class BatchSource:
 
     def _micro_batch(self, keys: SampleKeys) -> MicroBatch:
         tokens = torch.from_numpy(self.reader.read(keys.sample_index))
-        inputs, targets = self.objective.corrupt(tokens, keys)
+        inputs, targets = without_idle(*self.objective.corrupt(tokens, keys), self.skip_multiple)
         return MicroBatch(
             inputs=(inputs.tokens, inputs.positions, inputs.rows()),
             targets=targets.sparse(),

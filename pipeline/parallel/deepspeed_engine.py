@@ -39,6 +39,10 @@ class DeepSpeedEngine(Engine):
     def _run_without_update(self, batches: Sequence[MicroBatch]) -> None:
         """Runs the forward pass only, in evaluation mode."""
 
+    def _in_order(self, batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+        """Returns the micro-batches in the order in which they are run."""
+        return batches
+
     def _wrap(self, module: nn.Module, **arguments: Any) -> None:
         """Hands an initialised module to DeepSpeed."""
         self.deepspeed, *_ = import_deepspeed().initialize(
@@ -61,6 +65,7 @@ class DeepSpeedEngine(Engine):
     def train_step(
         self, batches: Sequence[MicroBatch], learning_rate: float, judge: Judge | None = None
     ) -> StepResult:
+        batches = self._in_order(batches)
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self._verdict = None
@@ -69,6 +74,7 @@ class DeepSpeedEngine(Engine):
         return self._judged(batches, judge)
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> dict[str, float]:
+        batches = self._in_order(batches)
         self._run_without_update(batches)
         return self._reduce_losses(batches)[0]
 

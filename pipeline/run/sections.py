@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from esolm.model.config import RECOMPUTE, Architecture
+from esolm.model.pieces import LOGITS_MB
 from esolm.model.settings import (
     BELOW_ONE,
     COUNT,
@@ -27,8 +28,42 @@ class RunSection:
 
 
 @dataclass
+class SourceSection:
+    """One entry of data.sources."""
+
+    path: str = setting("", "A dataset made by `esolm prep merge`.")
+    weight: float = setting(1.0, "Its part of the samples, in any unit.", POSITIVE)
+    epochs_max: float = setting(
+        0.0, "Most times that it may be read; 0: as `data.epochs_max` says.", NOT_NEGATIVE
+    )
+    name: str = setting("", "What metrics call it; empty: as its folder is called.")
+
+
+@dataclass
 class DataSection:
-    path: str = setting(MISSING, "A dataset made by `esolm prep merge`.")
+    path: str = setting(
+        "", "A dataset made by `esolm prep merge`; this or `data.sources` is required."
+    )
+    sources: list[SourceSection] = field(
+        default_factory=list,
+        metadata={
+            "help": "Several datasets of one tokenizer, each with `path`, `weight`, `epochs_max` "
+            "and `name`; see [data](data.md#mixtures)."
+        },
+    )
+    epochs_max: float = setting(
+        0.0, "Most times that a dataset may be read in the whole run; 0: any.", NOT_NEGATIVE
+    )
+    change_sources: bool = setting(
+        False,
+        "Let a resumed run go on with other datasets or weights than its checkpoint's, from the "
+        "next sample on.",
+    )
+    wrapped: bool = setting(
+        False,
+        "Rows of bos, seq_len - 2 tokens of the stream, eos, as in the published training on "
+        "OpenWebText, in place of seq_len tokens of the stream.",
+    )
     shuffle: str = setting("global", "`global` or `none`.", choices=SHUFFLES)
     verify: str = setting(
         "sizes",
@@ -54,6 +89,11 @@ class ObjectiveSection:
     kappa: float = setting(0.5, "esolm: share of each global batch that takes the diffusion term.")
     low_variance: bool = setting(
         False, "Drop the bound's weight in the diffusion term while training; validation keeps it."
+    )
+    separate_documents: bool = setting(
+        False,
+        "Tokens see only those of their own document, whose positions count from its first token; "
+        "a row is cut into documents where it has the tokenizer's eos.",
     )
     prepend: str = setting(
         "none", "ar: what stands before the first token; `none`, `bos` or `mask`."
@@ -87,6 +127,12 @@ class TrainSection:
         "bf16",
         "`fp32` or `bf16` (with fp32 gradient accumulation, weights and moments).",
         choices=("fp32", "bf16"),
+    )
+    logits_mb: int = setting(
+        LOGITS_MB,
+        "MB (10^6 bytes) that logits may take: the loss computes so many at a time, whatever the "
+        "micro-batch and the vocabulary.",
+        within=COUNT,
     )
     log_every_steps: int = setting(
         10, "Steps between lines of metrics; the last step is logged too.", within=COUNT

@@ -174,6 +174,12 @@ def prep_problems(config: RunConfig, stages: list[str]) -> list[str]:
     """Everything wrong with the `prep` section, also for the stages that use what it makes."""
     prep = config.prep
     problems = setting_problems(prep, "prep.")
+    if config.data.sources:
+        return [
+            *problems,
+            "stage prep makes one dataset, at data.path, and the run has data.sources: make each "
+            "of them by `esolm prep tokenize` and `merge`, then submit without this stage",
+        ]
     if not prep.inputs and not prep.from_python_stdlib:
         problems.append("prep.inputs names no text; give files, or prep.from_python_stdlib=true")
     if not prep.tokenizer:

@@ -26,9 +26,9 @@ def text_of(number: int, num_words: int = 200) -> str:
     return "".join(parts)
 
 
-def write_jsonl(path: Path, num_documents: int) -> Path:
-    """Write numbered documents as JSONL."""
-    lines = [json.dumps({"text": text_of(i)}) for i in range(num_documents)]
+def write_jsonl(path: Path, num_documents: int, first: int = 0) -> Path:
+    """Write documents numbered from `first` on as JSONL."""
+    lines = [json.dumps({"text": text_of(first + i)}) for i in range(num_documents)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
