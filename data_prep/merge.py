@@ -97,7 +97,7 @@ def read_cleaning(data: Path) -> list[StageReport]:
 
 
 def _merge_cleaning(data: Path, records: list[TaskRecord]) -> None:
-    if (data / CLEANING_NAME).exists() and not (data / WORK_DIRECTORY).exists():
+    if (data / CLEANING_NAME).exists() and not any((data / WORK_DIRECTORY).glob("*")):
         return  # it was merged before, and what the passes left was taken away since
     stages = cleaning_report(data, records)
     paths = [
