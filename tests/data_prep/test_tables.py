@@ -129,3 +129,32 @@ def test_columns_that_are_missing_or_no_text_are_named(tmp_path: Path) -> None:
         read(path, text_key="id")
     with pytest.raises(DataError, match=r"no column 'url' .* --id-key"):
         read(path, id_key="url")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_large_table_takes_little_memory(name: str, tmp_path: Path) -> None:
+    """One row group of 100 MB."""
+    path = tmp_path / name
+    texts = pa.array([text_of(n, 20_000) for n in range(8)])
+    one = pa.table({"text": pa.chunked_array([texts] * 90)})
+    if name.endswith("parquet"):
+        pq.write_table(one, path, row_group_size=one.num_rows, use_dictionary=False)
+    else:
+        feather.write_feather(one, path, "zstd")
+    script = f"""
+import resource
+from pathlib import Path
+from esolm.data_prep.bad_documents import BadDocuments
+from esolm.data_prep.documents import iterate_documents
+from esolm.data_prep.sources import find_files
+import pyarrow.parquet
+files = find_files([{str(path)!r}])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size = sum(len(document.text) for document in iterate_documents(files, BadDocuments()))
+print(size // 10**6, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    finished = run_python("-c", script)
+    assert finished.returncode == 0, finished.stderr
+    size, more = map(int, finished.stdout.split())
+    assert size > 90
+    assert more < 120, f"{more} MB for {size} MB"
