@@ -20,7 +20,7 @@ from esolm.data_prep.files import fingerprint_of, sha256_of_file
 if TYPE_CHECKING:
     from datatrove.pipeline.filters.base_filter import BaseFilter
 
-WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
+WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]+")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+")
 EMAIL, ADDRESS = "email@example.com", "192.0.2.1"
 """One for all, where the library takes turns: what a document becomes must depend on it alone. Both
