@@ -29,8 +29,14 @@ class LossModule(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, inputs: tuple[Tensor, Tensor, Tensor], targets: SparseTargets) -> Tensor:
-        return weighted_loss(self.network.head, self.network(inputs), targets)
+    def forward(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        targets: SparseTargets,
+        by_row: Tensor | None = None,
+    ) -> Tensor:
+        """by_row: see `weighted_loss`."""
+        return weighted_loss(self.network.head, self.network(inputs), targets, by_row)
 
 
 def parallel_config(layout: Layout) -> ModelParallelConfig:

@@ -63,7 +63,7 @@ class PipeEngine(DeepSpeedEngine):
         """
         head = self.deepspeed.module.forward_funcs[-1]
         assert isinstance(head, Head)
-        return self._record(weighted_loss(head, hidden_TD, targets))
+        return self._record(weighted_loss(head, hidden_TD, targets, self._new_rows()))
 
     def _run(self, batches: Sequence[MicroBatch]) -> None:
         self.deepspeed.train_batch(_pairs(batches))
