@@ -49,25 +49,24 @@ class TokenTar:
         self._digest = hashlib.sha256()
         self.checksums: list[int] = []
         """The crc32 of every 1,024 tokens of each member so far."""
-        self._pending: list[npt.NDArray[np.generic]] = []
-        self._num_pending = 0
+        self._pending: list[int] = []
 
-    def append(self, tokens: npt.NDArray[np.generic]) -> None:
-        """Add tokens [N] of the tar's dtype to the end of the stream."""
-        self._pending.append(tokens)
-        self._num_pending += len(tokens)
-        self.num_tokens += len(tokens)
-        if self._num_pending >= MEMBER_TOKENS:
+    def append(self, tokens: Iterable[int]) -> None:
+        """Add tokens to the end of the stream."""
+        # They become an array member by member, for most documents are short.
+        before = len(self._pending)
+        self._pending.extend(tokens)
+        self.num_tokens += len(self._pending) - before
+        if len(self._pending) >= MEMBER_TOKENS:
             self._write_members(MEMBER_TOKENS)
 
     def _write_members(self, smallest: int) -> None:
-        tokens = np.concatenate(self._pending)
+        tokens = np.array(self._pending, dtype=self._dtype)
         start = 0
         while len(tokens) - start >= smallest:
             self._write_member(tokens[start : start + MEMBER_TOKENS])
             start += MEMBER_TOKENS
-        self._pending = [tokens[start:]]
-        self._num_pending = len(self._pending[0])
+        del self._pending[:start]
 
     def _write_member(self, tokens: npt.NDArray[np.generic]) -> None:
         number = self.num_bytes // member_stride(self._dtype.itemsize)
@@ -91,7 +90,7 @@ class TokenTar:
 
     def commit(self) -> str:
         """Finish the tar, make it durable under its final name and return its sha256."""
-        if self._num_pending:
+        if self._pending:
             self._write_members(1)
         self._write(bytes(2 * TAR_BLOCK_BYTES))
         with naming(self.path):
@@ -125,19 +124,24 @@ class ShardWriter:
         self._tar: TokenTar | None = None
         self._ends: list[int] = []
 
-    def add(self, parts: Iterable[list[int]]) -> None:
+    def add(self, parts: Iterable[list[int]]) -> int:
         """Add the tokens of one document, with its eos, and close the shard if it is full.
+
+        Returns their number.
 
         The tokens come in parts, so that a document of any length needs little memory.
         """
         if self._tar is None:
             name = f"{self._prefix}{len(self.shards):05d}.tar"
             self._tar = TokenTar(self._data / SHARDS_DIRECTORY / name, self._dtype.str)
+        before = self._tar.num_tokens
         for tokens in parts:
-            self._tar.append(np.array(tokens, dtype=self._dtype))
-        self._ends.append(self._tar.num_tokens)
-        if self._tar.num_tokens >= self._shard_tokens:
+            self._tar.append(tokens)
+        end = self._tar.num_tokens
+        self._ends.append(end)
+        if end >= self._shard_tokens:
             self.close()
+        return end - before
 
     def close(self) -> None:
         """Commit the shard in progress, if any: the tar, what lies beside it, then its sidecar."""

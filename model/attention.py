@@ -2,7 +2,7 @@
 
 A rule says whether query i may see key j. P is the prefix length of the row. In two-stream patterns
 the 2L tokens are the noised stream z followed by the clean stream x, and i, j count within a
-stream.
+stream. Where z lacks its first tokens (`esolm.model.inputs.without_idle`), the others keep their i.
 """
 
 import enum
@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esolm.model.columns import Column
+from esolm.model.documents import document_of, place_of
 from esolm.model.kernels import kernels_in_use
+from esolm.model.two_streams import attend_noised
 
 
 class AttentionPattern(enum.Enum):
@@ -42,6 +44,11 @@ class AttentionPattern(enum.Enum):
     @property
     def num_streams(self) -> int:
         return 2 if "two_stream" in self.value else 1
+
+    @property
+    def noised_are_apart(self) -> bool:
+        """Whether a noised token of two streams is seen by no other token."""
+        return self in (AttentionPattern.TWO_STREAM, AttentionPattern.TWO_STREAM_PREFIX)
 
     @property
     def has_prefix(self) -> bool:
@@ -88,6 +95,10 @@ class AttentionMask:
     """Bool [B, 1, Q, S], True where a key is visible; None if a plain kernel or `block` serves."""
     block: Any = None
     """A FlexAttention BlockMask; only made on CUDA."""
+    skipped: int = 0
+    """The tokens that the noised stream lacks in front."""
+    clean: "AttentionMask | None" = None
+    """Of two streams that `esolm.model.two_streams` serves, the mask of the clean one alone."""
 
 
 def dense_mask(
@@ -96,21 +107,44 @@ def dense_mask(
     prefix_length: Tensor,
     block_size: int = 1,
     num_queries: int | None = None,
+    skipped: int = 0,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Returns the pattern as a bool mask [B, 1, Q, S], True where a key is visible.
 
     seq_len: S, the tokens fed to the network. num_queries: Q, how many of them, counted from the
-    front, are queries; by default all are.
+    front, are queries; by default all are. skipped: the tokens that the noised stream lacks.
+    positions: [B, S], of rows that keep their documents apart; see `esolm.model.documents`.
     """
-    index = torch.arange(seq_len, device=prefix_length.device)
-    return visible(
+    index = torch.arange(skipped, skipped + seq_len, device=prefix_length.device)[None]
+    if positions is not None:
+        index = _index_of(pattern, positions, skipped)
+    seen = visible(
         pattern,
-        index[None, :num_queries, None],
-        index[None, None, :],
-        seq_len // pattern.num_streams,
+        index[:, :num_queries, None],
+        index[:, None, :],
+        (seq_len + skipped) // pattern.num_streams,
         prefix_length[:, None, None],
         block_size,
-    ).expand(prefix_length.shape[0], -1, -1)[:, None]
+    )
+    if positions is not None:
+        documents = document_of(positions)
+        seen = seen & (documents[:, :num_queries, None] == documents[:, None, :])
+    return seen.expand(prefix_length.shape[0], -1, -1)[:, None]
+
+
+def _index_of(pattern: AttentionPattern, positions: Tensor, skipped: int) -> Tensor:
+    """Returns what the pattern counts, [B, S], where documents are apart.
+
+    That is the number in which a token is fed, or for blocks, which begin with each document, its
+    place there.
+    """
+    size = positions.shape[1]
+    index = torch.arange(skipped, skipped + size, device=positions.device).expand_as(positions)
+    if pattern is not AttentionPattern.BLOCK_TWO_STREAM:
+        return index
+    length = (size + skipped) // 2
+    return place_of(positions) + index // length * length
 
 
 def flex_mask(
@@ -119,16 +153,29 @@ def flex_mask(
     prefix_length: Tensor,
     block_size: int = 1,
     num_queries: int | None = None,
+    skipped: int = 0,
+    positions: Tensor | None = None,
 ) -> Any:
     """Returns the mask of `dense_mask` as a FlexAttention BlockMask, right for every row."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    length = seq_len // pattern.num_streams
+    length = (seq_len + skipped) // pattern.num_streams
+
+    apart = None
+    if positions is not None:
+        apart = (_index_of(pattern, positions, skipped), document_of(positions))
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible(pattern, q, k, length, prefix_length[b], block_size)
+        if apart is None:
+            i, j = q + skipped, k + skipped
+            return visible(pattern, i, j, length, prefix_length[b], block_size)
+        index, documents = apart
+        i, j = index[b, q], index[b, k]
+        seen = visible(pattern, i, j, length, prefix_length[b], block_size)
+        return seen & (documents[b, q] == documents[b, k])
 
-    batch = prefix_length.shape[0] if pattern.has_prefix else None
+    differs = pattern.has_prefix or positions is not None
+    batch = prefix_length.shape[0] if differs else None
     queries = seq_len if num_queries is None else num_queries
     return create_block_mask(mask_mod, batch, None, queries, seq_len, device=prefix_length.device)
 
@@ -144,44 +191,68 @@ class MaskBuilder:
     def __init__(self) -> None:
         self._rows: Tensor | None = None
         self._pattern = AttentionPattern.CAUSAL
-        self._block_size = 1
+        self._block_size, self._skipped, self._separate = 1, 0, False
         self._of_these_rows: dict[tuple[int, int], AttentionMask] = {}
         self._of_shapes: dict[Any, AttentionMask] = {}
 
-    def __call__(self, rows: Tensor, seq_len: int, outputs_only: bool = False) -> AttentionMask:
-        """Returns the mask for rows, int64 [B, 4] as made by `NetworkInput.rows`.
+    def __call__(
+        self,
+        rows: Tensor,
+        seq_len: int,
+        outputs_only: bool = False,
+        positions: Tensor | None = None,
+    ) -> AttentionMask:
+        """Returns the mask for rows, int64 [B, 6] as made by `NetworkInput.rows`.
 
         outputs_only: of two streams only the noised one has queries, because nothing reads the
-        output of the clean one.
+        output of the clean one. positions: [B, S], read if the rows keep their documents apart.
         """
         if self._rows is not rows:
             first = rows[0].tolist()
             self._rows, self._block_size = rows, first[Column.BLOCK_SIZE]
+            self._skipped = first[Column.SKIPPED]
             self._pattern = AttentionPattern.at(first[Column.PATTERN])
+            self._separate = bool(first[Column.SEPARATE])
             self._of_these_rows.clear()
-        num_queries = seq_len // self._pattern.num_streams if outputs_only else seq_len
-        shape = (seq_len, num_queries)
-        if self._pattern.has_prefix:
+        length = (seq_len + self._skipped) // self._pattern.num_streams
+        shape = (seq_len, length - self._skipped if outputs_only else seq_len)
+        if self._pattern.has_prefix or self._separate:
             if shape not in self._of_these_rows:
-                self._of_these_rows[shape] = self._build(rows, *shape)
+                self._of_these_rows[shape] = self._build(rows, *shape, positions)
             return self._of_these_rows[shape]
         batch, flexible = rows.shape[0], suits_flex(seq_len)
-        key = (self._pattern, self._block_size, *shape, batch, rows.device, flexible)
+        of_batch = (self._pattern, self._block_size, self._skipped, batch)
+        key = (*of_batch, *shape, rows.device, flexible)
         if key not in self._of_shapes:
             if len(self._of_shapes) >= MOST_MASKS:
                 self._of_shapes.clear()
-            self._of_shapes[key] = self._build(rows, *shape)
+            self._of_shapes[key] = self._build(rows, *shape, positions)
         return self._of_shapes[key]
 
-    def _build(self, rows: Tensor, seq_len: int, num_queries: int) -> AttentionMask:
+    def _build(
+        self, rows: Tensor, seq_len: int, num_queries: int, positions: Tensor | None
+    ) -> AttentionMask:
         pattern, prefix = self._pattern, rows[:, Column.PREFIX_LENGTH]
-        if pattern in (AttentionPattern.BIDIRECTIONAL, AttentionPattern.CAUSAL):
+        is_plain = pattern in (AttentionPattern.BIDIRECTIONAL, AttentionPattern.CAUSAL)
+        if is_plain and not self._separate:
             return AttentionMask(pattern, num_queries)
+        apart = positions if self._separate else None
+        assert self._separate == (apart is not None), "the positions tell the documents"
+        given = (pattern, seq_len, prefix, self._block_size, num_queries, self._skipped, apart)
         if kernels_in_use().flex_attention and prefix.is_cuda and suits_flex(seq_len):
-            block = flex_mask(pattern, seq_len, prefix, self._block_size, num_queries)
-            return AttentionMask(pattern, num_queries, block=block)
-        dense = dense_mask(pattern, seq_len, prefix, self._block_size, num_queries)
-        return AttentionMask(pattern, num_queries, dense=dense)
+            return AttentionMask(pattern, num_queries, block=flex_mask(*given))
+        merged = kernels_in_use().two_streams and pattern.noised_are_apart and apart is None
+        if merged and not prefix.is_cuda:
+            return self._apart(prefix, seq_len, num_queries)
+        return AttentionMask(pattern, num_queries, dense=dense_mask(*given))
+
+    def _apart(self, prefix: Tensor, seq_len: int, num_queries: int) -> AttentionMask:
+        length = (seq_len + self._skipped) // 2
+        clean = AttentionMask(AttentionPattern.CAUSAL, length)
+        if self._pattern.has_prefix:
+            dense = dense_mask(AttentionPattern.PREFIX, length, prefix)
+            clean = AttentionMask(AttentionPattern.PREFIX, length, dense=dense)
+        return AttentionMask(self._pattern, num_queries, skipped=self._skipped, clean=clean)
 
 
 def suits_flex(seq_len: int) -> bool:
@@ -202,10 +273,32 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     if mask.block is not None:
         out: Tensor = compiled_flex()(q, k, v, block_mask=mask.block, enable_gqa=grouped)
         return out
-    is_causal = mask.pattern is AttentionPattern.CAUSAL
+    if mask.clean is not None:
+        return attend_apart(q, k, v, mask)
+    is_causal = mask.pattern is AttentionPattern.CAUSAL and mask.dense is None
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask.dense, is_causal=is_causal, enable_gqa=grouped
     )
+
+
+def attend_apart(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns what `attend` does for two streams, of which no other token sees a noised one."""
+    assert mask.clean is not None
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
+    length = (k.shape[2] + mask.skipped) // 2
+    noised = length - mask.skipped
+    (noised_k, clean_k), (noised_v, clean_v) = (
+        torch.split(x, [noised, length], dim=2) for x in (k, v)
+    )
+    noised_q, clean_q = torch.split(q, [noised, q.shape[2] - noised], dim=2)
+    out = attend_noised(noised_q, (noised_k, noised_v), (clean_k, clean_v))
+    if not clean_q.shape[2]:
+        return out
+    clean_out = attend(clean_q, clean_k, clean_v, mask.clean)
+    # Both lie in memory token by token, and so does what the output projection reads.
+    return torch.cat([out.transpose(1, 2), clean_out.transpose(1, 2)], dim=1).transpose(1, 2)
 
 
 # How many masks a builder keeps: training has few shapes, but likelihoods under an order feed every

@@ -4,13 +4,21 @@ The mask of an element is a hash of (row key, layer site, position in the row, f
 no generator state to save, and recomputation in the backward pass draws the same mask.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Multiplicative constants of the splitmix64 finaliser, as signed 64-bit integers.
 _GAMMA = -7046029254386353131
 _MIX_1 = -4658895280553007687
 _MIX_2 = -7723592293110705685
+
+
+_LOWEST = -(1 << 63)
+# Elements that the CPU hashes at a time: their bits stay in its caches between operations.
+CHUNK = 1 << 18
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -35,17 +43,58 @@ def keyed_dropout(
     probability: float,
     seq_len: int,
     first_token: int = 0,
+    skipped: Tensor | int = 0,
 ) -> Tensor:
     """Zeroes elements with the given probability and scales the others up to keep the mean.
 
     hidden_TD: T consecutive tokens out of the B * S of all rows. keys_B: int64, one key per row.
     site: the number of this dropout in the network. seq_len: S, the tokens of a row. first_token:
-    the place of the first of the T tokens among the B * S.
+    the place of the first of the T tokens among the B * S. skipped: how many tokens a whole row has
+    in front of these S.
     """
-    (tokens, width), device = hidden_TD.shape, hidden_TD.device
+    tokens, device = hidden_TD.shape[0], hidden_TD.device
     token = torch.arange(first_token, first_token + tokens, device=device)
     row_keys = _mix(keys_B + _salt(torch.tensor(site)))
-    token_keys = _mix(row_keys[token // seq_len] + _salt(token % seq_len))
-    bits = _mix(token_keys[:, None] + _salt(torch.arange(width, device=device)))
-    keep = _shift_right(bits, 40) >= int(probability * (1 << 24))
-    return hidden_TD * keep / (1.0 - probability)
+    token_keys = _mix(row_keys[token // seq_len] + _salt(token % seq_len + skipped))
+    dropped: Tensor = _Dropout.apply(  # type: ignore[no-untyped-call]
+        hidden_TD, token_keys, probability
+    )
+    return dropped
+
+
+class _Dropout(torch.autograd.Function):
+    """Keeps a byte of each element for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, token_keys: Tensor, probability: float) -> Tensor:
+        ctx.share = 1.0 - probability
+        keep_TD = _kept(token_keys, hidden_TD.shape[1], probability)
+        ctx.save_for_backward(keep_TD)
+        return (hidden_TD * keep_TD).div_(ctx.share)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, None, None]:
+        (keep_TD,) = ctx.saved_tensors
+        return (gradient_TD * keep_TD).div_(ctx.share), None, None
+
+
+def _kept(token_keys: Tensor, width: int, probability: float) -> Tensor:
+    """Says which elements are kept, bool [T, D], given a key for each token."""
+    keep_TD = torch.empty(len(token_keys), width, dtype=torch.bool, device=token_keys.device)
+    salts = _salt(torch.arange(width, device=token_keys.device))
+    # Compared are the highest 24 bits, as a number without sign.
+    limit = (int(probability * (1 << 24)) << 40) + _LOWEST
+    at_once = max(1, CHUNK // width) if keep_TD.device.type == "cpu" else len(token_keys)
+    for first in range(0, len(token_keys), at_once):
+        part = slice(first, first + at_once)
+        bits = token_keys[part, None] + salts
+        _xor_with_shifted(bits, 30).mul_(_MIX_1)
+        _xor_with_shifted(bits, 27).mul_(_MIX_2)
+        # The last step of `_mix` leaves those bits as they are.
+        torch.ge(bits.add_(_LOWEST), limit, out=keep_TD[part])
+    return keep_TD
+
+
+def _xor_with_shifted(x: Tensor, bits: int) -> Tensor:
+    return x.bitwise_xor_((x >> bits).bitwise_and_((1 << (64 - bits)) - 1))

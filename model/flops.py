@@ -19,7 +19,8 @@ class RowWork:
 
     share: the share of this kind among the rows. length: L, the tokens of one stream. scored: the
     number of positions that go through the output layer. prefix_pairs: P (P - 1) / 2, the pairs of
-    tokens within the prefix of prefix patterns.
+    tokens within the prefix of prefix patterns. skipped: the tokens in front of the noised stream
+    that carry no loss, which are not fed; see `esolm.model.inputs.without_idle`.
     """
 
     share: float
@@ -28,6 +29,17 @@ class RowWork:
     scored: float
     block_size: int = 1
     prefix_pairs: float = 0.0
+    skipped: float = 0.0
+
+    @property
+    def outputs(self) -> float:
+        """The tokens of the first stream."""
+        return self.length - self.skipped
+
+    @property
+    def fed(self) -> float:
+        """The tokens of all streams."""
+        return self.outputs + (self.pattern.num_streams - 1) * self.length
 
 
 def visible_pairs(work: RowWork) -> tuple[float, float]:
@@ -41,19 +53,20 @@ def visible_pairs(work: RowWork) -> tuple[float, float]:
         return triangle + prefix, triangle + prefix
     blocks = length // work.block_size
     area, below = work.block_size**2, blocks * (blocks - 1) // 2
-    noised, clean = area * (blocks + below), area * (below + blocks)
+    clean = area * (below + blocks)
+    noised = clean - work.skipped * (work.skipped + 1) / 2
     return noised + clean + prefix, noised
 
 
 def layer_flops(config: ModelConfig, work: RowWork) -> list[float]:
     """The FLOPs of each layer for one row, forward and backward: embedding, blocks, head."""
-    width, streams = config.hidden_size, work.pattern.num_streams
+    width = config.hidden_size
     matrices = 3 if config.activation == "swiglu" else 2
     keys_values = 2 * width * config.kv_size
     others = 2 * width * width + matrices * width * config.ffn_hidden_size
     all_pairs, output_pairs = visible_pairs(work)
-    block = streams * work.length * (keys_values + others) + 2 * width * all_pairs
-    last = work.length * (streams * keys_values + others) + 2 * width * output_pairs
+    block = work.fed * (keys_values + others) + 2 * width * all_pairs
+    last = work.fed * keys_values + work.outputs * others + 2 * width * output_pairs
     head = work.scored * width * config.vocab_size
     return [0.0, *[6.0 * block] * (config.num_layers - 1), 6.0 * last, 6.0 * head]
 

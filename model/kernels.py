@@ -13,6 +13,8 @@ class Kernels:
 
     flex_attention: bool = True
     """On CUDA, a block mask where the pattern is not causal; else a dense mask."""
+    two_streams: bool = True
+    """On the CPU, two streams whose noised tokens are apart as causal passes that are merged."""
     fused_adamw: bool = True
     """One kernel for the whole update; else one for each of its operations."""
     apex_norm: bool = False

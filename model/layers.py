@@ -6,7 +6,6 @@ that of heads of keys and values, K the dimension of a head, F the width of the 
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -30,27 +29,6 @@ def column_linear(
     """Makes a linear layer whose outputs are split over the tensor-parallel ranks."""
     layer: nn.Module = ColumnParallelLinear(
         inputs, outputs, config=parallel, init_method=nn.init.zeros_, bias=bias, gather_output=False
-    )
-    return layer
-
-
-def output_linear(
-    inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig
-) -> nn.Module:
-    """Makes a `column_linear` for inputs that sequence parallelism has gathered already.
-
-    The backward pass of that gather sums the ranks' shares of the gradient of the inputs, so the
-    layer itself must not sum them again.
-    """
-    gathered = parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1
-    layer: nn.Module = ColumnParallelLinear(
-        inputs,
-        outputs,
-        config=replace(parallel, sequence_parallel=False),
-        init_method=nn.init.zeros_,
-        bias=bias,
-        gather_output=False,
-        disable_grad_reduce=gathered,
     )
     return layer
 

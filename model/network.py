@@ -6,8 +6,6 @@ run in one process or as pipeline stages; the cut into stages is made outside th
 
 from dataclasses import replace
 
-import torch
-import torch.distributed as dist
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import VocabParallelEmbedding
 from torch import Tensor, nn
@@ -17,14 +15,14 @@ from esolm.model.columns import Column
 from esolm.model.config import ModelConfig
 from esolm.model.dropout import keyed_dropout
 from esolm.model.inputs import NetworkInput
-from esolm.model.layers import Attention, Conditioning, FeedForward, Norm, output_linear
-from esolm.model.numerics import at_least_float32
+from esolm.model.layers import Attention, Conditioning, FeedForward, Norm
+from esolm.model.output import OutputLayer
 from esolm.model.rotary import rotary_angles
 from esolm.model.sequence_parallel import TokenSplit
 from esolm.model.sharding import mark_split
 from esolm.model.tensors import block_tensors, embedding_tensors, head_tensors
 
-# (hidden [B * S, D], positions [B, S], rows [B, 4]) and, with adaLN, the conditioning vector [C].
+# (hidden [B * S, D], positions [B, S], rows [B, 6]) and, with adaLN, the conditioning vector [C].
 # Under sequence parallelism a rank holds its part of the hidden states' B * S tokens.
 Flow = tuple[Tensor, ...]
 
@@ -32,7 +30,7 @@ Flow = tuple[Tensor, ...]
 class Embedding(nn.Module):
     """The token embedding, split over the vocabulary, and with adaLN the conditioning vector.
 
-    It maps (tokens [B, S], positions [B, S], rows [B, 4]) to a Flow.
+    It maps (tokens [B, S], positions [B, S], rows [B, 6]) to a Flow.
     """
 
     def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
@@ -56,7 +54,7 @@ class Embedding(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block, which maps a Flow to a Flow.
 
-    Of two streams the last block passes on the noised one alone, so that S = L behind it: attention
+    Of two streams the last block passes on the noised one alone, so that S = Q behind it: attention
     there reads the keys and values of the clean tokens, but nothing reads what becomes of them.
     """
 
@@ -76,7 +74,7 @@ class Block(nn.Module):
 
     def forward(self, flow: Flow) -> Flow:
         hidden, positions, rows, *conditioning = flow
-        mask = self.masks(rows, positions.shape[1], outputs_only=self.last)
+        mask = self.masks(rows, positions.shape[1], self.last, positions)
         angles = rotary_angles(positions, self.config.rotation(self.layer))
         if conditioning:
             modulation = self.modulation(conditioning[0]).chunk(6)
@@ -109,27 +107,25 @@ class Block(nn.Module):
             return hidden
         first_token = self.split.first_token(hidden.shape[0])
         site, seq_len = 2 * self.layer + half, positions.shape[1]
-        keys = rows[:, Column.DROPOUT_KEY]
-        return keyed_dropout(hidden, keys, site, self.config.dropout, seq_len, first_token)
+        keys, skipped = rows[:, Column.DROPOUT_KEY], rows[0, Column.SKIPPED]
+        return keyed_dropout(hidden, keys, site, self.config.dropout, seq_len, first_token, skipped)
 
 
 class Head(nn.Module):
     """The final norm and the output layer.
 
-    Called with the Flow of the last block, where S = L, it returns the normalised hidden states
-    [B * L, D]; `logits` projects those of them that are wanted. The two steps are apart because
+    Called with the Flow of the last block, where S = Q, it returns the normalised hidden states
+    [B * Q, D]; `logits` projects those of them that are wanted. The two steps are apart because
     only positions that carry loss are worth the width of the vocabulary.
     """
 
     def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
         super().__init__()
-        self.config, self.norm = config, Norm(config)
+        self.norm = Norm(config)
         if config.adaln:
             self.modulation = nn.Linear(config.cond_dim, 2 * config.hidden_size)
-        vocab_size = config.padded_vocab_size(parallel.tensor_model_parallel_size)
         self.split = TokenSplit(parallel)
-        self.output = output_linear(config.hidden_size, vocab_size, config.output_bias, parallel)
-        self.excluded = excluded_columns(config, vocab_size, self.output)
+        self.output = OutputLayer(config, parallel)
         # A tied weight is marked as well, because a last stage holds a copy of it.
         tensors = head_tensors(replace(config, tied_embeddings=False))
         mark_split(self, tensors, parallel.tensor_model_parallel_size)
@@ -147,20 +143,8 @@ class Head(nn.Module):
 
         The logits of ids that are never predicted are -inf.
         """
-        logits = at_least_float32(self.output(hidden_ND)[0])
-        if self.config.logit_softcap:
-            logits = torch.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
-        return logits.masked_fill(self.excluded.to(logits.device), -torch.inf)
-
-
-def excluded_columns(config: ModelConfig, padded_size: int, output: nn.Module) -> Tensor:
-    """Marks the mask id and the ids that only pad the vocabulary, bool [V of this rank]."""
-    # The network may be made on the meta device, but this is no weight that is filled later.
-    never = torch.zeros(padded_size, dtype=torch.bool, device="cpu")
-    never[list(config.excluded_ids)] = True
-    never[config.vocab_size :] = True
-    group: dist.ProcessGroup = output.tp_group  # type: ignore[assignment]
-    return never.chunk(group.size())[group.rank()]
+        logits: Tensor = self.output(hidden_ND)
+        return logits
 
 
 class Network(nn.Module):
@@ -179,7 +163,7 @@ class Network(nn.Module):
             self.head.output.weight = self.embedding.tokens.weight
 
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Maps (tokens, positions, rows) to normalised hidden states [B * L, D]; see `Head`."""
+        """Maps (tokens, positions, rows) to normalised hidden states [B * Q, D]; see `Head`."""
         flow = self.embedding(inputs)
         for block in self.blocks:
             flow = block(flow)
@@ -187,7 +171,7 @@ class Network(nn.Module):
         return hidden
 
     def all_logits(self, inputs: NetworkInput) -> Tensor:
-        """Returns the logits of all outputs, [B, L, V of this rank], in float32 or wider.
+        """Returns the logits of all outputs, [B, Q, V of this rank], in float32 or wider.
 
         Evaluation and tests call it; training projects only the positions that carry loss.
         """

@@ -32,6 +32,12 @@ def test_the_last_block() -> None:
     assert "ratio" in run("-m", "benchmarks.last_block", *small)
 
 
+@pytest.mark.check
+def test_a_checkout_is_as_fast_as_itself() -> None:
+    small = ("--rows", "2", "--micro-batch", "1", "--rounds", "1")
+    assert "; ratio " in run("-m", "benchmarks.against_checkout", str(ROOT), *small)
+
+
 @pytest.mark.dist
 @pytest.mark.check
 def test_both_loops_of_a_training_step_compute_the_same() -> None:

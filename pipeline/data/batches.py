@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from esolm.model.inputs import without_idle
 from esolm.model.objectives import Objective, SampleKeys
 from esolm.model.objectives.base import term_of
 from esolm.model.objectives.noise import EPSILON
@@ -18,6 +19,8 @@ from esolm.pipeline.data.reader import SampleReader
 VALIDATION_SEED = 1 << 63
 # The losses of so many equal parts of the range of t are reported separately.
 NUM_TIME_BUCKETS = 4
+# What is left out of the noised stream is a multiple of this, so that there are few shapes.
+SKIP_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class BatchSource:
     """Makes the micro-batches of one data-parallel rank.
 
     Micro-batch m of replica r holds slots [(m * dp + r) * b, ... + b) of the global batch, so a
-    global batch is the same set of rows for every number of replicas.
+    global batch is the same set of rows for every number of replicas. skip_multiple: of noised
+    tokens without loss so many, times a whole number, are left out of every row.
     """
 
     reader: MixtureReader | SampleReader
@@ -37,6 +41,7 @@ class BatchSource:
     dp_size: int
     with_sources: bool = False
     """Whether micro-batches say which source of a mixture each row is of."""
+    skip_multiple: int = SKIP_MULTIPLE
 
     def batch(self, first_sample: int) -> list[MicroBatch]:
         """Return the micro-batches of the global batch that starts at a global sample index."""
@@ -75,8 +80,9 @@ class BatchSource:
             with_sources=False,
         )
 
-    def _micro_batch(self, keys: SampleKeys, tokens: NDArray[np.int64]) -> MicroBatch:
-        inputs, targets = self.objective.corrupt(torch.from_numpy(tokens), keys)
+    def _micro_batch(self, keys: SampleKeys, rows: NDArray[np.int64]) -> MicroBatch:
+        tokens = torch.from_numpy(rows)
+        inputs, targets = without_idle(*self.objective.corrupt(tokens, keys), self.skip_multiple)
         sources = None
         if self.with_sources:
             assert isinstance(self.reader, MixtureReader)

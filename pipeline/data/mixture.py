@@ -11,7 +11,7 @@ from esolm.data_prep.errors import DataError
 from esolm.pipeline.data.dataset import TokenDataset, stream_of
 from esolm.pipeline.data.index import permute_each
 from esolm.pipeline.data.quotas import shares_of
-from esolm.pipeline.data.reader import SampleReader, state_problems
+from esolm.pipeline.data.reader import SampleReader, content_of, state_problems, wrap
 from esolm.pipeline.data.segments import MixtureIndex, MixtureSegment, SourceShare
 
 Int64Array = npt.NDArray[np.int64]
@@ -38,7 +38,7 @@ class MixtureSource:
 
 
 class MixtureReader:
-    """The samples of a run: `seq_len` contiguous tokens each, of one source or of several in turn.
+    """The samples of a run, rows of `seq_len` tokens of one source or of several in turn.
 
     A batch is asked for by the global numbers of its samples, so it is the same for every number of
     data-parallel ranks and after every restart. With one source the samples are those of its
@@ -46,14 +46,19 @@ class MixtureReader:
     """
 
     def __init__(
-        self, sources: Sequence[MixtureSource], seq_len: int, seed: int, shuffle: str = "global"
+        self,
+        sources: Sequence[MixtureSource],
+        seq_len: int,
+        seed: int,
+        shuffle: str = "global",
+        wrapped: bool = False,
     ) -> None:
         """sources: of different datasets. Raise DataError when one has too few tokens for a row."""
         self.sources = tuple(sources)
-        self.seq_len, self.seed, self.shuffle = seq_len, seed, shuffle
+        self.seq_len, self.seed, self.shuffle, self.wrapped = seq_len, seed, shuffle, wrapped
         self._readers = {
-            source.dataset.fingerprint: SampleReader(source.dataset, seq_len, seed, shuffle)
-            for source in sources
+            each.dataset.fingerprint: SampleReader(each.dataset, seq_len, seed, shuffle, wrapped)
+            for each in sources
         }
         assert len(self._readers) == len(self.sources)
         self._bounds = {s.dataset.fingerprint: s.epochs_max for s in sources if s.epochs_max}
@@ -69,7 +74,9 @@ class MixtureReader:
             return self._readers[self.index.fingerprints[0]].read(global_sample_indices)
         numbers, sequences = self.locate(global_sample_indices)
         stream, firsts = self._joined
-        return stream.read_many(firsts[numbers] + sequences * self.seq_len, self.seq_len)
+        length = content_of(self.seq_len, self.wrapped)
+        rows = stream.read_many(firsts[numbers] + sequences * length, length)
+        return wrap(rows, self.sources[0].dataset) if self.wrapped else rows
 
     def locate(self, global_sample_indices: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return (number of the source [N], index of the sequence in it [N]) of global samples.
@@ -135,7 +142,7 @@ class MixtureReader:
                 f"A sample of '{was.name}' was asked for, a source of the run before they were "
                 f"changed; {was.path} now holds other tokens. Put back what was there."
             )
-        return SampleReader(dataset, self.seq_len, self.seed, self.shuffle)
+        return SampleReader(dataset, self.seq_len, self.seed, self.shuffle, self.wrapped)
 
     def state(self, consumed_samples: int) -> dict[str, Any]:
         """Return all that a checkpoint must keep to continue at sample `consumed_samples`."""
@@ -192,7 +199,8 @@ class MixtureReader:
         ]
 
     def _settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, "seq_len": self.seq_len, "shuffle": self.shuffle}
+        settings = {"seed": self.seed, "seq_len": self.seq_len, "shuffle": self.shuffle}
+        return {**settings, "wrapped": self.wrapped}
 
     def _segment(self, first_sample: int) -> MixtureSegment:
         return MixtureSegment(first_sample, tuple(source.share() for source in self.sources))

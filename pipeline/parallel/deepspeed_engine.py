@@ -42,6 +42,10 @@ class DeepSpeedEngine(Engine):
     def _run_without_update(self, batches: Sequence[MicroBatch]) -> None:
         """Runs the forward pass only, in evaluation mode."""
 
+    def _in_order(self, batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+        """Returns the micro-batches in the order in which they are run."""
+        return batches
+
     def _wrap(self, module: nn.Module, **arguments: Any) -> None:
         """Hands an initialised module to DeepSpeed."""
         self.deepspeed, *_ = import_deepspeed().initialize(
@@ -64,6 +68,7 @@ class DeepSpeedEngine(Engine):
     def train_step(
         self, batches: Sequence[MicroBatch], learning_rate: float, judge: Judge | None = None
     ) -> StepResult:
+        batches = self._in_order(batches)
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self._verdict = None
@@ -74,6 +79,7 @@ class DeepSpeedEngine(Engine):
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> dict[str, float]:
         self._with_sources = batches[0].sources is not None
+        batches = self._in_order(batches)
         self._run_without_update(batches)
         return self._reduce_losses(batches).terms
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from esolm.model.config import ModelConfig
+from esolm.model.pieces import LOGITS_MB
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.parallel.fragments import AVERAGE, WEIGHTS, Fragment
 from esolm.pipeline.parallel.layout import Layout
@@ -40,6 +41,8 @@ class EngineConfig:
     """Relative costs of the embedding, every block and the head, by which stages are balanced."""
     recompute: str = "none"
     """What the backward pass computes again instead of keeping it; see `esolm.model.recompute`."""
+    logits_mb: int = LOGITS_MB
+    """What logits may take at a time; see `esolm.model.output.Scored`."""
     offload: bool = False
     """Keep the optimizer's states and do its update in host memory."""
 

@@ -20,7 +20,7 @@ class FlatEngine(DeepSpeedEngine):
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
-        module, mpu = LossModule(empty_network(config)), _ModelParallelUnit()
+        module, mpu = LossModule(empty_network(config), config.logits_mb), _ModelParallelUnit()
         take: Any = list
         if config.layout.zero == 3:
             take = partial(cut_one_by_one, settings=deepspeed_config(config), mpu=mpu)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from esolm.model.initialize import initial_values
 from esolm.model.loss import SparseTargets, weighted_loss
 from esolm.model.network import Network
+from esolm.model.pieces import LOGITS_MB
 from esolm.model.recompute import set_recompute
 from esolm.model.sequence_parallel import sum_partial_gradients
 from esolm.model.tensors import network_tensors
@@ -25,9 +26,9 @@ from esolm.pipeline.parallel.optimizer import EmaAdamW
 class LossModule(nn.Module):
     """The network and its loss in one forward call, as ZeRO-3's hooks need it."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, logits_mb: int = LOGITS_MB) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.logits_mb = network, logits_mb
 
     def forward(
         self,
@@ -36,7 +37,8 @@ class LossModule(nn.Module):
         by_row: Tensor | None = None,
     ) -> Tensor:
         """by_row: see `weighted_loss`."""
-        return weighted_loss(self.network.head, self.network(inputs), targets, by_row)
+        hidden_TD = self.network(inputs)
+        return weighted_loss(self.network.head, hidden_TD, targets, self.logits_mb, by_row)
 
 
 def parallel_config(layout: Layout) -> ModelParallelConfig:

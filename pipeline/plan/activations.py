@@ -6,10 +6,13 @@ heads, V the vocabulary, t the number of tensor-parallel ranks, and e the bytes 
 s is t under sequence parallelism and else 1.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from esolm.model.config import ModelConfig
 from esolm.model.flops import RowWork
+from esolm.model.pieces import LOGITS_MB, bytes_per_logit, piece_rows
+from esolm.pipeline.data.batches import SKIP_MULTIPLE
 from esolm.pipeline.parallel.layout import Layout
 from esolm.pipeline.plan.state import ELEMENT_BYTES
 
@@ -28,11 +31,14 @@ class MicroBatchShape:
         """Returns the shape of a micro-batch of so many rows.
 
         All tokens of one stream count as scored, because all may be masked as t nears 1; of two
-        streams the mean share counts.
+        streams the mean share counts. Of the noised stream a micro-batch leaves out what all rows
+        can spare: the mean, less four standard deviations of a row's count at most.
         """
         length, streams = work.length, work.pattern.num_streams
         scored = length if streams == 1 else round(work.scored)
-        return cls(rows * streams * length, rows * length, rows * scored)
+        spared = max(0, int(work.skipped - 2 * math.sqrt(length)))
+        queries = length - spared // SKIP_MULTIPLE * SKIP_MULTIPLE
+        return cls(rows * (queries + (streams - 1) * length), rows * queries, rows * scored)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Activations:
     precision: str
     checkpointing: str
     """`none`, `selective` or `full`; see `esolm.model.recompute`."""
+    logits_mb: int = LOGITS_MB
 
     @property
     def _element(self) -> int:
@@ -98,13 +105,17 @@ class Activations:
         return norm + self._element * shape.scored * width
 
     def logits(self, shape: MicroBatchShape) -> int:
-        """The bytes of the fp32 logits of this rank's vocabulary, and of one copy or gradient.
+        """The bytes of the loss: a piece of logits, and the gradients that it has made by then.
 
-        A bound of the logits keeps one more, and so does the gradient of z-loss.
+        Those are of the scored hidden states and, in fp32, of the output layer's weight. Autograd
+        holds a gradient of the largest parameter in any case, which in fp32 is this one.
         """
-        model, tp = self.model, self.layout.tp
-        copies = 2 + (model.logit_softcap > 0) + (model.z_loss > 0)
-        return 4 * copies * shape.scored * model.padded_vocab_size(tp) // tp
+        model, tp, element = self.model, self.layout.tp, self._element
+        size = model.padded_vocab_size(tp) // tp
+        rows = min(shape.scored, piece_rows(model, tp, element, self.logits_mb))
+        of_weight = 4 * size * model.hidden_size if element == 2 else 0
+        of_hidden = element * shape.scored * model.hidden_size
+        return rows * size * bytes_per_logit(model, element) + of_weight + of_hidden
 
     def working(self, shape: MicroBatchShape) -> int:
         """The bytes that live for the backward pass of one block; the logits are gone by then.

@@ -3,10 +3,11 @@
 It is an estimate; docs/plan.md states everything that is in it and what is not.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from esolm.model.config import ModelConfig
-from esolm.model.flops import layer_costs
+from esolm.model.flops import RowWork, layer_costs
 from esolm.pipeline.parallel.layout import REDUCE_BUCKET, Layout
 from esolm.pipeline.plan.cost import Machine
 from esolm.pipeline.plan.plan import Plan
@@ -45,8 +46,8 @@ def step_seconds(plan: Plan, machine: Machine, checkpointing: str) -> StepSecond
     precision, rows = config.train.precision, config.train.micro_batch_size
     works = plan.subject.objective.work(config.train.seq_len)
     repeated = _repeated_share(model, checkpointing)
-    one = _micro_batch_seconds(plan, machine, repeated)
-    fed = rows * sum(work.share * work.pattern.num_streams * work.length for work in works)
+    one = _micro_batch_seconds(plan, machine, works) * (1 + repeated)
+    fed = rows * sum(work.share * work.fed for work in works)
     message = message_seconds(model, layout, machine, precision, fed)
     compute = plan.micro_batches * one
     tokens = plan.micro_batches * fed * (1 + repeated / 2)
@@ -55,7 +56,7 @@ def step_seconds(plan: Plan, machine: Machine, checkpointing: str) -> StepSecond
     exposed = exposed_seconds(data, compute, layout, machine, parameters, plan.micro_batches)
     return StepSeconds(
         compute=compute,
-        bubble=(layout.pp - 1) * (one + message),
+        bubble=(layout.pp - 1) * (_longest_seconds(plan, machine) * (1 + repeated) + message),
         tensor=tensor_seconds(model, layout, machine, precision, tokens),
         data=exposed,
         hidden=data - exposed,
@@ -63,15 +64,25 @@ def step_seconds(plan: Plan, machine: Machine, checkpointing: str) -> StepSecond
     )
 
 
-def _micro_batch_seconds(plan: Plan, machine: Machine, repeated: float) -> float:
-    """The seconds that the costliest stage computes for a micro-batch, forward and backward."""
+def _micro_batch_seconds(plan: Plan, machine: Machine, works: Sequence[RowWork]) -> float:
+    """The seconds that the costliest stage computes for a micro-batch, forward and backward.
+
+    It is one of mean rows of these kinds; nothing is computed twice.
+    """
     config, model, layout = plan.subject.config, plan.subject.model, plan.layout
-    costs = layer_costs(model, plan.subject.objective.work(config.train.seq_len))
+    costs = layer_costs(model, works)
     flops = max(sum(costs[first:end]) for first, end in (s.layers for s in plan.stages))
     blocks = -(-model.num_layers // layout.pp)
     speed = machine.mfu * machine.gpu.peak_flops * layout.tp
     matrices = flops * config.train.micro_batch_size / speed
-    return max(matrices, blocks * LAUNCH_SECONDS) * (1 + repeated)
+    return max(matrices, blocks * LAUNCH_SECONDS)
+
+
+def _longest_seconds(plan: Plan, machine: Machine) -> float:
+    """The seconds of a micro-batch of the costliest kind of row."""
+    works = plan.subject.objective.work(plan.subject.config.train.seq_len)
+    kinds = [[replace(work, share=1.0)] for work in works]
+    return max(_micro_batch_seconds(plan, machine, kind) for kind in kinds)
 
 
 def _repeated_share(model: ModelConfig, mode: str) -> float:

@@ -109,7 +109,7 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
     once.
     """
     problems, notes = problems_before_data(config, ranks), []
-    mask_id = bos_id = 0
+    mask_id = bos_id = eos_id = 0
     sources, data_problems = open_sources(config)
     if sources:
         dataset = sources[0].dataset
@@ -119,7 +119,8 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
             notes.append(
                 f"the vocabulary is the dataset's, {dataset.vocab_size}; --vocab-size was not used"
             )
-        vocab_size, mask_id, bos_id = dataset.vocab_size, dataset.mask_id, dataset.bos_id
+        vocab_size, mask_id = dataset.vocab_size, dataset.mask_id
+        bos_id, eos_id = dataset.bos_id, dataset.eos_id
     elif vocab_size is None:
         problems += [
             f"{problem} To plan without it, give --vocab-size N." for problem in data_problems
@@ -134,7 +135,7 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
         raise ConfigError(problems)
     assert vocab_size is not None
     model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
-    objective, _ = build_objective(config, VocabularyIds(vocab_size, mask_id, bos_id))
+    objective, _ = build_objective(config, VocabularyIds(vocab_size, mask_id, bos_id, eos_id))
     assert objective is not None
     uses = tuple(uses_of(config, sources)) if sources else ()
     return Planned(config, model, objective, tuple(notes), uses)
@@ -173,7 +174,10 @@ def _plan_stage(
     works = subject.objective.work(train.seq_len)
     shapes = [MicroBatchShape.of(work, train.micro_batch_size) for work in works]
     size = stage_size(subject.model, *bounds, layout.tp)
-    kinds = {mode: Activations(subject.model, layout, train.precision, mode) for mode in RECOMPUTE}
+    kinds = {
+        mode: Activations(subject.model, layout, train.precision, mode, train.logits_mb)
+        for mode in RECOMPUTE
+    }
     has_head = bounds[1] == subject.model.num_layers + 2
     chosen = kinds[parallel.activation_checkpointing]
     # The plan is for the kind of row that needs most memory, logits included.

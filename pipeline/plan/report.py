@@ -105,12 +105,12 @@ def _attention(plan: Plan) -> list[dict[str, Any]]:
     """Returns, for each kind of row, its share of the batch and the share of pairs that attend."""
     rows = []
     for work in plan.subject.objective.work(plan.subject.config.train.seq_len):
-        fed = work.pattern.num_streams * work.length
+        fed = work.fed
         rows.append(
             {
                 "pattern": work.pattern.value,
                 "share_of_rows": work.share,
-                "tokens_fed": fed,
+                "tokens_fed": round(fed),
                 "density": visible_pairs(work)[0] / fed**2,
                 "scored": work.scored,
             }

@@ -88,7 +88,8 @@ def _assemble(
     mask_id = dataset.mask_id if dataset else 0
     vocab_size = dataset.vocab_size if dataset else mask_id + 1
     model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
-    ids = VocabularyIds(vocab_size, mask_id, dataset.bos_id if dataset else 0)
+    bos_id, eos_id = (dataset.bos_id, dataset.eos_id) if dataset else (0, 0)
+    ids = VocabularyIds(vocab_size, mask_id, bos_id, eos_id)
     objective, objective_problems = build_objective(config, ids)
     problems += model.problems() + objective_problems + _sharing_problems(config, model)
     if objective is not None and not objective_problems:
@@ -108,7 +109,12 @@ def build_objective(config: RunConfig, ids: VocabularyIds) -> tuple[Objective | 
         objective = objective_kind(config.objective.name).build(asdict(config.objective), ids)
     except ValueError as error:
         return None, str(error).splitlines()
-    return objective, objective.problems(config.train.seq_len)
+    problems = objective.problems(config.train.seq_len)
+    if config.objective.separate_documents and objective.eos_id is None:
+        problems.append(
+            f"objective.separate_documents: '{config.objective.name}' does not keep documents apart"
+        )
+    return objective, problems
 
 
 def _train_problems(config: RunConfig) -> list[str]:

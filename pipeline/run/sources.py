@@ -11,6 +11,7 @@ from esolm.model.settings import setting_problems
 from esolm.pipeline.checkpoint.commit import newest_valid
 from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.data.mixture import MixtureReader, MixtureSource, SourceUse
+from esolm.pipeline.data.reader import content_of
 from esolm.pipeline.errors import CheckpointError
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.sections import DataSection, RunConfig, SourceSection
@@ -70,7 +71,8 @@ def open_split(config: RunConfig, split: str) -> list[MixtureSource]:
 
 def reader_of(config: RunConfig, sources: Sequence[MixtureSource]) -> MixtureReader:
     """Returns the reader of the samples of a run from its beginning."""
-    return MixtureReader(sources, config.train.seq_len, config.seed, config.data.shuffle)
+    data, seq_len = config.data, config.train.seq_len
+    return MixtureReader(sources, seq_len, config.seed, data.shuffle, data.wrapped)
 
 
 def uses_of(config: RunConfig, sources: Sequence[MixtureSource]) -> list[SourceUse]:
@@ -136,7 +138,7 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
         f"one sequence of train.seq_len {config.train.seq_len}: make that smaller, or tokenize "
         "more text (for the valid split: with a larger --valid-fraction)"
         for split in splits
-        if split.num_tokens < config.train.seq_len
+        if split.num_tokens < content_of(config.train.seq_len, config.data.wrapped)
     ]
 
 

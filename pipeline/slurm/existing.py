@@ -48,7 +48,7 @@ def evaluation_problems(config: RunConfig) -> list[str]:
         ]
     try:
         dataset = TokenDataset(config.data.path, "valid")
-        SampleReader(dataset, config.train.seq_len, seed=0, shuffle="none")
+        SampleReader(dataset, config.train.seq_len, 0, "none", config.data.wrapped)
     except DataError as error:
         return [f"stage evaluate: {error}"]
     return []

@@ -26,6 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LEFT_OUT = "left out: "
 ABSENT = {
     "fused_adamw": "not proved",
+    "two_streams": "needs the CPU; FlexAttention or dense masks serve",
     "flex_attention": "needs CUDA; dense masks serve",
     "apex_norm": "needs CUDA and NVIDIA apex; PyTorch's own serves",
 }
@@ -43,7 +44,7 @@ class Finding:
 def kernels_of(device: torch.device) -> list[str]:
     """Returns the fields of `Kernels` that name what could run on a device."""
     on_cuda = ["flex_attention", *(["apex_norm"] if has_apex() else [])]
-    return ["fused_adamw", *(on_cuda if device.type == "cuda" else [])]
+    return ["fused_adamw", *(on_cuda if device.type == "cuda" else ["two_streams"])]
 
 
 def prove_kernels(
@@ -53,7 +54,11 @@ def prove_kernels(
     probes: dict[str, tuple[Callable[[], float], float]] = {
         "fused_adamw": (lambda: _adamw_error(device), FP32_TOLERANCE),
         "flex_attention": (
-            lambda: _attention_error(device, model, dtype),
+            lambda: _attention_error(device, model, dtype, _block_mask),
+            ATTENTION_TOLERANCES[dtype],
+        ),
+        "two_streams": (
+            lambda: _attention_error(device, model, dtype, _mask_of_passes),
             ATTENTION_TOLERANCES[dtype],
         ),
         "apex_norm": (lambda: _norm_error(device, model), FP32_TOLERANCE),
@@ -103,20 +108,33 @@ def _finding(error: Callable[[], float], tolerance: float) -> Finding:
     return Finding()
 
 
-def _attention_error(device: torch.device, model: ModelConfig, dtype: torch.dtype) -> float:
+def _block_mask(pattern: AttentionPattern, prefix: Tensor) -> AttentionMask:
+    return AttentionMask(pattern, 2 * LENGTH, block=flex_mask(pattern, 2 * LENGTH, prefix))
+
+
+def _mask_of_passes(pattern: AttentionPattern, prefix: Tensor) -> AttentionMask:
+    clean = AttentionMask(AttentionPattern.CAUSAL, LENGTH)
+    return AttentionMask(pattern, 2 * LENGTH, clean=clean)
+
+
+def _attention_error(
+    device: torch.device,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    make: Callable[[AttentionPattern, Tensor], AttentionMask],
+) -> float:
     pattern, seq_len = AttentionPattern.TWO_STREAM, 2 * LENGTH
     prefix = torch.zeros(ROWS, dtype=torch.int64, device=device)
-    block = AttentionMask(pattern, seq_len, block=flex_mask(pattern, seq_len, prefix))
     dense = AttentionMask(pattern, seq_len, dense=dense_mask(pattern, seq_len, prefix))
     heads = (HEADS * model.num_heads // model.kv_heads, HEADS, HEADS)
     q, k, v = (
         _noise((ROWS, number, seq_len, model.head_dim), device, seed).to(dtype).requires_grad_()
         for seed, number in enumerate(heads)
     )
-    outputs = [attend(q, k, v, mask) for mask in (block, dense)]
+    outputs = [attend(q, k, v, mask) for mask in (make(pattern, prefix), dense)]
     upstream = _noise(tuple(q.shape), device, 3).to(dtype)
-    by_flex, by_dense = ([out, *torch.autograd.grad(out, (q, k, v), upstream)] for out in outputs)
-    return _largest_error(by_flex, by_dense)
+    found, expected = ([out, *torch.autograd.grad(out, (q, k, v), upstream)] for out in outputs)
+    return _largest_error(found, expected)
 
 
 def _adamw_error(device: torch.device) -> float:

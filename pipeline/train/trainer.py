@@ -1,6 +1,7 @@
 """The training loop."""
 
 import logging
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from megatron.core import parallel_state
 from esolm.model.flops import layer_costs
 from esolm.pipeline.checkpoint.checkpointer import Checkpointer, RunState
 from esolm.pipeline.checkpoint.commit import Retention
-from esolm.pipeline.data.batches import BatchSource
+from esolm.pipeline.data.batches import SKIP_MULTIPLE, BatchSource
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.data.mixture import MixtureReader
 from esolm.pipeline.data.prefetch import Prefetcher, prefetch
@@ -257,6 +258,8 @@ def batch_source(experiment: Experiment, reader: MixtureReader) -> BatchSource:
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=experiment.layout.dp,
         with_sources=bool(experiment.config.data.sources),
+        # Sequence parallelism shares out the tokens that are left.
+        skip_multiple=math.lcm(SKIP_MULTIPLE, experiment.layout.tp),
     )
 
 
@@ -274,6 +277,7 @@ def engine_config(experiment: Experiment, device: torch.device) -> EngineConfig:
         gradient_clipping=config.optimizer.clip,
         optimizer=optimizer_arguments(config),
         layer_costs=layer_costs(experiment.model, experiment.objective.work(config.train.seq_len)),
+        logits_mb=config.train.logits_mb,
         recompute=config.parallel.activation_checkpointing,
         offload=config.parallel.offload,
     )

@@ -49,7 +49,9 @@ class Validator:
         shares = shares_of([split.weight for split in opened])
         splits = []
         for split, share in zip(opened, shares, strict=True):
-            reader = SampleReader(split.dataset, config.train.seq_len, config.seed, "none")
+            reader = SampleReader(
+                split.dataset, config.train.seq_len, config.seed, "none", config.data.wrapped
+            )
             splits.append(ValidSplit(split.name, float(share), source.for_validation(reader)))
         num_batches = max(1, config.train.valid_samples // config.train.global_batch_size)
         by_source = bool(config.data.sources)

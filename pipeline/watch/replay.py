@@ -106,9 +106,8 @@ def _source(
     newest = commit.newest_valid(directory.checkpoints)
     if newest is not None:
         reader.adopt(newest[1].run["data"], config.data.change_sources)
-    objective, problems = build_objective(
-        config, VocabularyIds(dataset.vocab_size, dataset.mask_id, dataset.bos_id)
-    )
+    ids = VocabularyIds(dataset.vocab_size, dataset.mask_id, dataset.bos_id, dataset.eos_id)
+    objective, problems = build_objective(config, ids)
     if objective is None or problems:
         raise ConfigError(problems)
     return BatchSource(
@@ -141,10 +140,11 @@ def _rows(source: BatchSource, keys: SampleKeys, batch: MicroBatch) -> list[Row]
 
 
 def _outputs(batch: MicroBatch) -> int:
-    """Returns the number L of output positions of each row."""
+    """Returns the number Q of output positions of each row."""
     tokens, _, rows = batch.inputs
     pattern = AttentionPattern.at(int(rows[0, Column.PATTERN]))
-    return tokens.shape[1] // pattern.num_streams
+    skipped = int(rows[0, Column.SKIPPED])
+    return (tokens.shape[1] + skipped) // pattern.num_streams - skipped
 
 
 def _losses(network: Network, batch: MicroBatch) -> Tensor:

@@ -34,6 +34,9 @@ EIGHT_RANKS = {
     "TP2 x PP2 x DP2": {"tp": 2, "pp": 2, "dp": 2, "zero": 1},
     "TP2+SP x PP2 x DP2": {"tp": 2, "pp": 2, "dp": 2, "zero": 1, "sequence": True},
 }
+# Several ranks leave out noised tokens without loss and take the loss in pieces of few rows. The
+# single process that they are held to does neither.
+PIECEWISE = {"skip_multiple": 4, "piece_rows": 3}
 # Each case makes process groups, whose threads wake up for ever: sixty of them per case and rank.
 CASES_PER_LAUNCH = 14
 LAYOUTS = {"one": SINGLE, **TWO_RANKS, **FOUR_RANKS, **EIGHT_RANKS}
@@ -87,9 +90,10 @@ def _launch(
     timeout: float,
     device: str,
 ) -> dict[str, Outcome]:
+    pieces = PIECEWISE if ranks > 1 else {}
     places = [folder / f"weights_{number}" for number in range(len(cases))]
     arguments = [
-        {"layout": LAYOUTS[layout], **settings, "steps": steps, "out": str(place)}
+        {"layout": LAYOUTS[layout], **settings, "steps": steps, "out": str(place), **pieces}
         for (layout, settings), place in zip(cases.values(), places, strict=True)
     ]
     answers = run_ranks("losses", ranks, arguments, folder, timeout, device=device)

@@ -8,15 +8,18 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from esolm.model import output
 from esolm.model.config import ModelConfig
 from esolm.model.flops import layer_costs
 from esolm.model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
+from esolm.model.pieces import LOGITS_MB
 from esolm.pipeline.checkpoint import store
 from esolm.pipeline.checkpoint.checkpointer import Checkpointer
 from esolm.pipeline.checkpoint.commit import Retention
@@ -88,6 +91,11 @@ OBJECTIVES: dict[str, Objective] = {
     "bd3lm": BD3LM(MASK_ID, block_size=4, t_min=0.3, t_max=0.8),
     "ar": AutoRegressive(prepend_id=1),
 }
+# Every fifth row of random tokens has an id somewhere that here ends a document.
+EOS_ID = 3
+OBJECTIVES["documents"] = EsoLM(MASK_ID, alpha_0=0.5, kappa=0.5, eos_id=EOS_ID)
+OBJECTIVES["documents, A"] = EsoLM(MASK_ID, 0.5, 0.5, variant="A", eos_id=EOS_ID)
+OBJECTIVES["documents, bd3lm"] = BD3LM(MASK_ID, 4, keep_first=False, eos_id=EOS_ID)
 
 
 class RandomTokens:
@@ -139,6 +147,7 @@ def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
         micro_batch_size=micro_batch_size,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=layout.dp,
+        skip_multiple=case.get("skip_multiple", SEQ_LEN),
     )
     yield engine, source
     if isinstance(engine, DeepSpeedEngine):
@@ -164,7 +173,9 @@ def losses(cases: list[dict[str, Any]]) -> Any:
     """[loss, gradient norm] over the steps of every case; the last weights go to its `out`."""
     answers = []
     for case in cases:
-        with engine_of(case) as (engine, source):
+        rows = case.get("piece_rows", output.piece_rows(MODELS["paper"], 1, 4, LOGITS_MB))
+        pieces = patch.object(output, "piece_rows", lambda *_, rows=rows: rows)
+        with pieces, engine_of(case) as (engine, source):
             answers.append(train_steps(engine, source, 0, case["steps"]))
             parts = engine.fragments()
             weights = [replace(part, states={WEIGHTS: part.states[WEIGHTS]}) for part in parts]

@@ -101,7 +101,7 @@ def test_dense_flex_and_loops_agree(
 def test_the_mask_builder_chooses_what_gives_the_same(
     pattern: AttentionPattern, outputs_only: bool
 ) -> None:
-    """Plain kernels for plain patterns, else the dense mask; causal ones need no mask at all."""
+    """Plain kernels, and passes of them, where the pattern allows; else the dense mask."""
     length, block_size = 12, 4
     seq_len = length * pattern.num_streams
     inputs = input_of(pattern, length, block_size)
@@ -109,7 +109,8 @@ def test_the_mask_builder_chooses_what_gives_the_same(
     queries = length if outputs_only else seq_len
     assert mask.num_queries == queries
     plain = pattern in (AttentionPattern.BIDIRECTIONAL, AttentionPattern.CAUSAL)
-    assert (mask.dense is None) == plain
+    assert (mask.clean is not None) == pattern.noised_are_apart
+    assert (mask.dense is None) == (plain or pattern.noised_are_apart)
     q, k, v = (torch.randn(3, 1, seq_len, 4) for _ in range(3))
     size = block_size if pattern is BLOCK else 1
     expected = torch.stack([loop_mask(pattern, length, int(p), size) for p in prefixes(length)])
@@ -141,7 +142,11 @@ def test_masks_of_shapes_outlive_the_micro_batch() -> None:
     build, seq_len = MaskBuilder(), 24
     blocks, pairs = (input_of(p, 12, 4).rows() for p in (BLOCK, AttentionPattern.TWO_STREAM))
     kept = build(blocks, seq_len)
-    assert kept is not build(pairs, seq_len)
+    of_pairs = build(pairs, seq_len)
+    fewer = pairs.clone()
+    fewer[:, Column.SKIPPED] = 4
+    assert build(fewer, seq_len).skipped == 4
+    assert build(pairs.clone(), seq_len) is of_pairs
     assert kept is build(blocks.clone(), seq_len)
     other_size = blocks.clone()
     other_size[:, Column.BLOCK_SIZE] = 6

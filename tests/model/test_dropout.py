@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from esolm.model import dropout
 from esolm.model.dropout import keyed_dropout
 
 KEYS = torch.tensor([1, -9, 2**62])
@@ -32,6 +33,42 @@ def test_values_are_frozen() -> None:
     out = rows_dropout(torch.ones(4, 6), torch.tensor([1, -9]), 3, 0.5)
     expected = [[2, 0, 0, 2, 0, 0], [0, 0, 0, 2, 0, 2], [2, 0, 2, 0, 2, 2], [2, 2, 2, 0, 2, 2]]
     assert out.tolist() == expected
+
+
+def splitmix64(x: int) -> int:
+    """The finaliser of splitmix64 in whole numbers (Steele et al., OOPSLA 2014)."""
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+
+def hash_of(key: int, *places: int) -> int:
+    for place in places:
+        key = splitmix64((key + (place + 1) * 0x9E3779B97F4A7C15) % 2**64)
+    return key
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.999])
+@pytest.mark.parametrize("chunk", [1, 3 * 20, 1 << 18])
+def test_equals_the_hash_in_whole_numbers(
+    monkeypatch: pytest.MonkeyPatch, probability: float, chunk: int
+) -> None:
+    monkeypatch.setattr(dropout, "CHUNK", chunk)
+    hidden = torch.randn(3 * 8, 20, requires_grad=True)
+    out = rows_dropout(hidden, KEYS, 5, probability)
+    (gradient,) = torch.autograd.grad(out, hidden, torch.ones_like(out))
+    keep = torch.tensor(
+        [
+            [
+                hash_of(key, 5, token, feature) >> 40 >= int(probability * 2**24)
+                for feature in range(20)
+            ]
+            for key in KEYS.tolist()
+            for token in range(8)
+        ]
+    )
+    assert torch.equal(out, hidden * keep / (1.0 - probability))
+    assert torch.equal(gradient, keep / (1.0 - probability))
 
 
 def test_same_key_same_mask_and_all_else_differs() -> None:

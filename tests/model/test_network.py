@@ -89,7 +89,7 @@ def test_loss_and_gradients_equal_those_of_all_positions(network: Network) -> No
     expected = (losses * weights.flatten()).sum()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
     penalty = (logits.flatten(0, 1).logsumexp(1).square() * weights.flatten()).sum()
-    whole = expected + network.head.config.z_loss * penalty
+    whole = expected + network.config.z_loss * penalty
     for mine, theirs in zip(
         gradients, torch.autograd.grad(whole, list(network.parameters())), strict=True
     ):
@@ -173,10 +173,10 @@ def test_every_dropout_of_the_network_has_a_site_of_its_own(
     sites = []
 
     def record(
-        hidden: Tensor, keys: Tensor, site: int, probability: float, seq_len: int, first: int
+        hidden: Tensor, keys: Tensor, site: int, probability: float, seq_len: int, *places: object
     ) -> Tensor:
         assert keys.tolist() == [5, 6, 7]
-        assert (probability, seq_len, first) == (0.3, LENGTH, 0)
+        assert (probability, seq_len, *places) == (0.3, LENGTH, 0, 0)
         sites.append(site)
         return hidden
 

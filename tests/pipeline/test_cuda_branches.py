@@ -42,7 +42,7 @@ def test_masks_of_a_gpu_are_blocks_where_the_kernel_is_proved(flex: bool) -> Non
         tokens, tokens, AttentionPattern.TWO_STREAM, torch.zeros(2).long(), torch.zeros(2).long()
     ).rows()
     try:
-        use_kernels(Kernels(flex_attention=flex))
+        use_kernels(Kernels(flex_attention=flex, two_streams=True))
         mask = MaskBuilder()(rows.as_subclass(OnCuda), 256)
     finally:
         use_kernels(Kernels())

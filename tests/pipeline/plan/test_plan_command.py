@@ -61,7 +61,11 @@ def test_the_figures_of_the_papers_run(
     assert plan["time"]["seconds"] == pytest.approx(flops / (0.5 * 312e12 * 8))
     densities = {row["pattern"]: row["density"] for row in plan["attention"]}
     assert densities["causal"] == pytest.approx(1025 / 2048)
-    assert densities["two_stream"] == pytest.approx((1024 * 1025) / 2048**2)
+    seen_by_each_stream = 1024 * 1025 / 2
+    by_noised_left_out = 512 * 513 / 2
+    assert densities["two_stream"] == pytest.approx(
+        (2 * seen_by_each_stream - by_noised_left_out) / (512 + 1024) ** 2
+    )
     (stage,) = plan["stages"]
     assert stage["weights"] == 2 * 169_625_681
     assert stage["activations"]["full"] < stage["activations"]["selective"]

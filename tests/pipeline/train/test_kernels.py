@@ -10,7 +10,9 @@ import torch
 from torch.nn.attention import flex_attention as flex_module
 
 from esolm.model import attention
+from esolm.model.attention import AttentionPattern, MaskBuilder
 from esolm.model.config import ModelConfig
+from esolm.model.inputs import NetworkInput
 from esolm.model.kernels import Kernels, kernels_in_use, use_kernels
 from esolm.model.layers import Norm
 from esolm.pipeline.parallel.optimizer import EmaAdamW
@@ -42,11 +44,12 @@ def prove(*names: str) -> dict[str, Finding]:
 
 
 def test_what_a_cpu_has_is_proved_and_what_it_has_not_is_said() -> None:
-    assert kernels_of(CPU) == ["fused_adamw"]
+    assert kernels_of(CPU) == ["fused_adamw", "two_streams"]
     words = choose_kernels(prove(*kernels_of(CPU)))
     assert words["fused_adamw"] == "proved"
+    assert words["two_streams"] == "proved"
     assert words["flex_attention"] == "needs CUDA; dense masks serve"
-    assert kernels_in_use() == Kernels(flex_attention=False, fused_adamw=True, apex_norm=False)
+    assert kernels_in_use() == Kernels(flex_attention=False, apex_norm=False)
 
 
 def test_a_kernel_that_is_off_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +106,19 @@ def test_flex_attention_is_held_against_the_dense_mask(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(attention, "compiled_flex", lambda: off)
     assert prove("flex_attention")["flex_attention"].off
+
+
+def test_passes_of_two_streams_are_held_against_the_dense_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "attend_noised", lambda q, noised, clean: noised[1])
+    (finding,) = prove("two_streams").values()
+    assert finding.off
+    choose_kernels({"two_streams": finding})
+    prefix = torch.zeros(2, dtype=torch.int64)
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    rows = NetworkInput(tokens, tokens, AttentionPattern.TWO_STREAM, prefix, prefix).rows()
+    assert MaskBuilder()(rows, 8).dense is not None
 
 
 @pytest.mark.parametrize(("factor", "used"), [(1.0, True), (1.1, False)])
