@@ -8,7 +8,6 @@ is wall-clock time, which takes two idle cores. Run it with `python -m benchmark
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -68,6 +67,30 @@ def tokenize(source: Path, tokenizer: Path, tasks: int = 1, workers: int = 1) ->
             run_tasks(job, range(tasks), workers, progress)
 
 
+def compare(texts: list[str], sources: dict[str, Path], tokenizer: Path, num_rounds: int) -> None:
+    """Print CPU seconds of the sides, and how fast some are beside others."""
+    processor = SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
+
+    def bare() -> None:
+        for text in texts:
+            processor.encode(text)
+
+    def reading() -> None:
+        with open(sources["JSONL"], encoding="utf-8") as stream:
+            for line in stream:
+                processor.encode(json.loads(line)["text"])
+
+    sides: list[Callable[[], object]] = [bare, reading]
+    sides += [partial(tokenize, path, tokenizer) for path in sources.values()]
+    names = ("a loop over texts in memory", "a loop that reads JSONL", *sources)
+    rounds = [[cpu_seconds(side) for side in sides] for _ in range(num_rounds)]
+    for name, times in zip(names, zip(*rounds, strict=True), strict=True):
+        print(f"{name}: {median(times):.2f} s of CPU")
+    for first, second in ((2, 0), (2, 1), (3, 2)):
+        ratio = median(times[second] / times[first] for times in rounds)
+        print(f"speed of {names[first]} / {names[second]}: {ratio:.2f}", flush=True)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -79,33 +102,16 @@ def main() -> None:
     files = find_files([args.corpus] if args.corpus else [], not args.corpus)
     documents = list(iterate_documents(files, BadDocuments("skip")))
     texts = list(dict.fromkeys(document.text for document in documents))
+    print(f"{len(texts):,} documents, {sum(map(len, texts)) / 1e6:.1f} M characters", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sources = write_corpus(texts, folder)
-        save_tokenizer(
-            train_model(sample_chunks(documents, 3000), args.vocab_size), folder / "tokenizer"
-        )
-        del documents
-        processor = SentencePieceProcessor(model_file=str(folder / "tokenizer/tokenizer.model"))
-
-        def bare() -> None:
-            for text in texts:
-                processor.encode(text)
-
-        sides: list[Callable[[], object]] = [bare]
-        sides += [partial(tokenize, path, folder / "tokenizer") for path in sources.values()]
-        rounds = [[cpu_seconds(side) for side in sides] for _ in range(args.rounds)]
-        loop, lines, table = (median(times) for times in zip(*rounds, strict=True))
-        print(f"{len(texts):,} documents, {sum(map(len, texts)) / 1e6:.1f} M characters")
-        print(f"bare loop {loop:.2f} s, JSONL {lines:.2f} s, Parquet {table:.2f} s of CPU")
-        for label, first, second in (("JSONL / bare loop", 0, 1), ("Parquet / JSONL", 1, 2)):
-            ratio = median(times[first] / times[second] for times in rounds)
-            print(f"speed of {label}: {ratio:.2f}")
+        chunks = sample_chunks(documents, 3000)
+        save_tokenizer(train_model(chunks, args.vocab_size), folder / "tokenizer")
+        compare(texts, sources, folder / "tokenizer", args.rounds)
         work = partial(tokenize, sources["JSONL"], folder / "tokenizer", args.workers_tasks)
         pairs = [[wall_seconds(partial(work, count)) for count in (1, 2)] for _ in range(3)]
         print(f"speed of two workers / one: {median(one / two for one, two in pairs):.2f}")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"most memory of a worker: {peak:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import os
 import tarfile
 import zlib
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esolm.data_prep.files import (
-    fsync_directory,
+    commit_stream,
     naming,
     temporary_path,
     write_atomic,
@@ -28,6 +27,7 @@ from esolm.data_prep.layout import (
 )
 from esolm.data_prep.manifest import SHARDS_DIRECTORY
 from esolm.data_prep.records import write_record
+from esolm.data_prep.tokenizers.protocol import Ids
 
 
 def shard_prefix(split: str, task: int) -> str:
@@ -49,24 +49,26 @@ class TokenTar:
         self._digest = hashlib.sha256()
         self.checksums: list[int] = []
         """The crc32 of every 1,024 tokens of each member so far."""
-        self._pending: list[int] = []
+        self._pending: list[Ids] = []
+        self._num_pending = 0
 
-    def append(self, tokens: Iterable[int]) -> None:
+    def append(self, tokens: Ids) -> None:
         """Add tokens to the end of the stream."""
-        # They become an array member by member, for most documents are short.
-        before = len(self._pending)
-        self._pending.extend(tokens)
-        self.num_tokens += len(self._pending) - before
-        if len(self._pending) >= MEMBER_TOKENS:
+        # They become one array member by member, for most documents are short.
+        self._pending.append(tokens)
+        self._num_pending += len(tokens)
+        self.num_tokens += len(tokens)
+        if self._num_pending >= MEMBER_TOKENS:
             self._write_members(MEMBER_TOKENS)
 
     def _write_members(self, smallest: int) -> None:
-        tokens = np.array(self._pending, dtype=self._dtype)
+        parts = (part for part in self._pending if len(part))  # no type is known of an empty list
+        tokens = np.concatenate([*parts]).astype(self._dtype)
         start = 0
         while len(tokens) - start >= smallest:
             self._write_member(tokens[start : start + MEMBER_TOKENS])
             start += MEMBER_TOKENS
-        del self._pending[:start]
+        self._pending, self._num_pending = [tokens[start:]], len(tokens) - start
 
     def _write_member(self, tokens: npt.NDArray[np.generic]) -> None:
         number = self.num_bytes // member_stride(self._dtype.itemsize)
@@ -90,15 +92,10 @@ class TokenTar:
 
     def commit(self) -> str:
         """Finish the tar, make it durable under its final name and return its sha256."""
-        if self._pending:
+        if self._num_pending:
             self._write_members(1)
         self._write(bytes(2 * TAR_BLOCK_BYTES))
-        with naming(self.path):
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-            self._stream.close()
-        os.replace(self._temporary, self.path)
-        fsync_directory(self.path.parent)
+        commit_stream(self._stream, self._temporary, self.path)
         return self._digest.hexdigest()
 
     def discard(self) -> None:
@@ -124,7 +121,7 @@ class ShardWriter:
         self._tar: TokenTar | None = None
         self._ends: list[int] = []
 
-    def add(self, parts: Iterable[list[int]]) -> int:
+    def add(self, parts: Iterable[Ids]) -> int:
         """Add the tokens of one document, with its eos, and close the shard if it is full.
 
         Returns their number.
