@@ -259,9 +259,8 @@ def test_verify_names_every_missing_file_and_a_changed_tokenizer(
     with pytest.raises(DataError) as by_four:
         verify_dataset(job.out, read_manifest(job.out), told.append, workers=4)
     assert str(by_four.value) == str(caught.value)
-    there = [
-        size for name, size, _ in files_of(read_manifest(job.out)) if (job.out / name).exists()
-    ]
+    files = files_of(read_manifest(job.out))
+    there = [size for name, size, _ in files if (job.out / name).exists()]
     assert sum(told) == sum(there)
 
 
