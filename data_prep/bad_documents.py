@@ -2,12 +2,11 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import IO, Any
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.files import fsync_directory, naming, temporary_path
+from esolm.data_prep.files import commit_stream, naming, temporary_path
 from esolm.data_prep.formats import Place
 
 POLICIES = ("error", "skip")
@@ -96,12 +95,7 @@ class JsonLinesFile:
         if self._stream is None:
             self.path.unlink(missing_ok=True)
             return
-        with naming(self.path):
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-            self._stream.close()
-        os.replace(self._temporary, self.path)
-        fsync_directory(self.path.parent)
+        commit_stream(self._stream, self._temporary, self.path)
 
     def discard(self) -> None:
         """Drop what was not committed."""

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import os
 import tarfile
 import zlib
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esolm.data_prep.files import (
-    fsync_directory,
+    commit_stream,
     naming,
     temporary_path,
     write_atomic,
@@ -96,12 +95,7 @@ class TokenTar:
         if self._num_pending:
             self._write_members(1)
         self._write(bytes(2 * TAR_BLOCK_BYTES))
-        with naming(self.path):
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-            self._stream.close()
-        os.replace(self._temporary, self.path)
-        fsync_directory(self.path.parent)
+        commit_stream(self._stream, self._temporary, self.path)
         return self._digest.hexdigest()
 
     def discard(self) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from esolm.data_prep.errors import DataError
-from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.dataset import TokenDataset, stream_of
+from esolm.pipeline.data.index import permute_each
 from esolm.pipeline.data.quotas import shares_of
-from esolm.pipeline.data.reader import SampleReader, state_problems
+from esolm.pipeline.data.reader import SampleReader, content_of, state_problems, wrap
 from esolm.pipeline.data.segments import MixtureIndex, MixtureSegment, SourceShare
 
 Int64Array = npt.NDArray[np.int64]
@@ -60,37 +61,73 @@ class MixtureReader:
             for each in sources
         }
         assert len(self._readers) == len(self.sources)
-        self._bounds = {source.dataset.fingerprint: source.epochs_max for source in sources}
-        self.index = MixtureIndex([self._segment(0)], seed)
+        self._bounds = {s.dataset.fingerprint: s.epochs_max for s in sources if s.epochs_max}
+        self._follow([self._segment(0)])
 
     def read(self, global_sample_indices: Int64Array) -> Int64Array:
         """Return the tokens [N, L] of global samples [N].
 
         Raises DataError for one of a source that was read `epochs_max` times.
         """
-        numbers, occurrences = self.index.locate(global_sample_indices)
-        rows = np.empty((len(numbers), self.seq_len), dtype=np.int64)
-        for number in dict.fromkeys(numbers.tolist()):
-            here = np.flatnonzero(numbers == number)
-            rows[here] = self._reader(number, occurrences[here]).read(occurrences[here])
-        return rows
+        if len(self.index.fingerprints) == 1:
+            self._refuse_exhausted(np.zeros_like(global_sample_indices), global_sample_indices)
+            return self._readers[self.index.fingerprints[0]].read(global_sample_indices)
+        numbers, sequences = self.locate(global_sample_indices)
+        stream, firsts = self._joined
+        length = content_of(self.seq_len, self.wrapped)
+        rows = stream.read_many(firsts[numbers] + sequences * length, length)
+        return wrap(rows, self.sources[0].dataset) if self.wrapped else rows
 
-    def _reader(self, number: int, occurrences: Int64Array) -> SampleReader:
-        fingerprint = self.index.fingerprints[number]
-        if fingerprint not in self._readers:
-            self._readers[fingerprint] = self._former(fingerprint)
-        reader = self._readers[fingerprint]
-        bound = self._bounds.get(fingerprint, 0.0) * reader.num_sequences
-        if bound and int(occurrences.max()) >= bound:
-            raise DataError(
-                f"{reader.dataset.path} is exhausted: its {reader.num_sequences} sequences were "
-                f"read {self._bounds[fingerprint]:g} times, which is its epochs_max. Raise that, "
-                "or train fewer steps."
-            )
-        return reader
+    def locate(self, global_sample_indices: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Return (number of the source [N], index of the sequence in it [N]) of global samples.
+
+        Raises DataError as `read` does.
+        """
+        numbers, occurrences = self.index.locate(global_sample_indices)
+        self._open_former(numbers)
+        self._refuse_exhausted(numbers, occurrences)
+        sizes = self._sizes
+        epochs, positions = np.divmod(occurrences, sizes[numbers])
+        if self.shuffle == "global":
+            positions = permute_each(positions, sizes, numbers, self.seed, epochs)
+        return numbers, positions
+
+    def _refuse_exhausted(self, numbers: Int64Array, occurrences: Int64Array) -> None:
+        for fingerprint, epochs in self._bounds.items():
+            reader = self._readers[fingerprint]
+            mine = occurrences[numbers == self.index.fingerprints.index(fingerprint)]
+            if int(mine.max(initial=-1)) >= epochs * reader.num_sequences:
+                raise DataError(
+                    f"{reader.dataset.path} is exhausted: its {reader.num_sequences} sequences "
+                    f"were read {epochs:g} times, which is its epochs_max. Raise that, or train "
+                    "fewer steps."
+                )
+
+    def _follow(self, segments: Sequence[MixtureSegment]) -> None:
+        """Let samples lie where these segments say."""
+        self.index = MixtureIndex(segments, self.seed)
+        self._join()
+
+    def _join(self) -> None:
+        """Lay the sources that are open end to end, so that a batch is read in one go."""
+        known = [self._readers.get(fingerprint) for fingerprint in self.index.fingerprints]
+        sizes = [reader.num_sequences if reader else 1 for reader in known]
+        self._sizes = np.array(sizes, dtype=np.int64)
+        tokens = np.array([reader.dataset.num_tokens if reader else 0 for reader in known])
+        stream = stream_of([reader.dataset for reader in known if reader])
+        self._joined = stream, np.cumsum(tokens) - tokens
+
+    def _open_former(self, numbers: Int64Array) -> None:
+        """Open sources that the run had before; only a look back asks for their samples."""
+        missing = {
+            self.index.fingerprints[number] for number in np.unique(numbers).tolist()
+        } - self._readers.keys()
+        if missing:
+            self._readers |= {fingerprint: self._former(fingerprint) for fingerprint in missing}
+            self._join()
 
     def _former(self, fingerprint: str) -> SampleReader:
-        """Return the reader of a source that the run had before; only a look back asks for it."""
+        """Return the reader of a source that the run had before."""
         shares = [share for segment in self.index.segments for share in segment.shares]
         was = next(share for share in shares if share.fingerprint == fingerprint)
         try:
@@ -138,8 +175,13 @@ class MixtureReader:
             # What nothing was read of is no part of the run.
             segments = [segment for segment in segments if segment.first_sample < begin]
             segments.append(self._segment(begin))
-        self.index = MixtureIndex(segments, self.seed)
+        self._follow(segments)
         return changes
+
+    def names(self) -> dict[int, str]:
+        """Return the name of each source that is here, by its number."""
+        numbers = self.index.fingerprints.index
+        return {numbers(source.dataset.fingerprint): source.name for source in self.sources}
 
     def uses(self, num_samples: int) -> list["SourceUse"]:
         """Return what the first num_samples samples of the run take of each source that is here."""

@@ -20,6 +20,12 @@ def content_of(seq_len: int, wrapped: bool) -> int:
     return seq_len - 2 if wrapped else seq_len
 
 
+def wrap(rows: Int64Array, dataset: TokenDataset) -> Int64Array:
+    """Return rows [N, L] between bos and eos: [N, L + 2]."""
+    ends = ((0, 0), (1, 1))
+    return np.pad(rows, ends, constant_values=(dataset.bos_id, dataset.eos_id))
+
+
 def state_problems(state: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Say how a checkpoint's state differs from what the settings give now, but for its place."""
     state = FORMER | state
@@ -71,10 +77,7 @@ class SampleReader:
         """Return the tokens [N, L] of global samples [N]."""
         _, sequences = self.index.locate(global_sample_indices)
         rows = self.dataset.read_many(sequences * self._content, self._content)
-        if not self.wrapped:
-            return rows
-        ends = ((0, 0), (1, 1))
-        return np.pad(rows, ends, constant_values=(self.dataset.bos_id, self.dataset.eos_id))
+        return wrap(rows, self.dataset) if self.wrapped else rows
 
     def state(self, consumed_samples: int) -> dict[str, Any]:
         """Return all that a checkpoint must keep to continue at sample `consumed_samples`."""

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from esolm.model.config import RECOMPUTE, ModelConfig
 from esolm.model.flops import flops_per_token, layer_costs
 from esolm.model.objectives import Objective, VocabularyIds
+from esolm.pipeline.data.mixture import SourceUse
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.layout import Layout, fit_layout
 from esolm.pipeline.plan.activations import Activations, MicroBatchShape
@@ -19,7 +20,7 @@ from esolm.pipeline.run.experiment import (
     problems_of_a_start,
 )
 from esolm.pipeline.run.sections import RunConfig
-from esolm.pipeline.run.sources import open_sources, source_paths
+from esolm.pipeline.run.sources import open_sources, source_paths, uses_of
 
 CHECKPOINT_BYTES = 16
 """The bytes of a checkpoint per parameter: fp32 weights, two moments and the average."""
@@ -33,6 +34,8 @@ class Planned:
     model: ModelConfig
     objective: Objective
     notes: tuple[str, ...] = ()
+    uses: tuple[SourceUse, ...] = ()
+    """What the run takes of each dataset; none if there is no dataset."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
     model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
     objective, _ = build_objective(config, VocabularyIds(vocab_size, mask_id, bos_id, eos_id))
     assert objective is not None
-    return Planned(config, model, objective, tuple(notes))
+    uses = tuple(uses_of(config, sources)) if sources else ()
+    return Planned(config, model, objective, tuple(notes), uses)
 
 
 def make_plan(subject: Planned, ranks: int) -> Plan:

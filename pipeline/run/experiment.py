@@ -17,7 +17,7 @@ from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.layout import Layout, fit_layout
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.sections import RunConfig, section_problems
-from esolm.pipeline.run.sources import epoch_problems, open_sources, reader_of
+from esolm.pipeline.run.sources import open_sources, uses_of
 from esolm.pipeline.run.step_range import steps_problems
 
 
@@ -58,16 +58,12 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
 
 
 def problems_of_a_start(config: RunConfig, sources: Sequence[MixtureSource]) -> list[str]:
-    """Says which sources a run would read too often, if it has no checkpoint to go on from.
-
-    Of one that has, training says it when it knows how far it is.
-    """
-    num_samples = config.train.steps * config.train.global_batch_size
-    if num_samples < 1 or committed(RunDirectory(config.run.dir).checkpoints):
+    """Says which sources a run would read too often."""
+    if config.train.steps < 1 or config.train.global_batch_size < 1:
         return []
     try:
-        return epoch_problems(reader_of(config, sources), num_samples)
-    except DataError:  # a setting of the reader, which is named with the others
+        return [use.problem for use in uses_of(config, sources) if use.problem]
+    except DataError:  # a setting that is named with the others, or a checkpoint that is refused
         return []
 
 

@@ -2,14 +2,18 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.verify import tokenizer_problems
 from esolm.model.settings import setting_problems
+from esolm.pipeline.checkpoint.commit import newest_valid
 from esolm.pipeline.data.dataset import TokenDataset
-from esolm.pipeline.data.mixture import MixtureReader, MixtureSource
+from esolm.pipeline.data.mixture import MixtureReader, MixtureSource, SourceUse
 from esolm.pipeline.data.reader import content_of
+from esolm.pipeline.errors import CheckpointError
+from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.sections import DataSection, RunConfig, SourceSection
 
 _NAME = re.compile(r"[\w.-]+")
@@ -69,6 +73,23 @@ def reader_of(config: RunConfig, sources: Sequence[MixtureSource]) -> MixtureRea
     """Returns the reader of the samples of a run from its beginning."""
     data, seq_len = config.data, config.train.seq_len
     return MixtureReader(sources, seq_len, config.seed, data.shuffle, data.wrapped)
+
+
+def uses_of(config: RunConfig, sources: Sequence[MixtureSource]) -> list[SourceUse]:
+    """Returns what a run takes of each source by its last step.
+
+    It goes on from its newest checkpoint, if there is one; whether that is of the same run is for
+    the training to say. Raises DataError for settings that no reader takes.
+    """
+    reader, train = reader_of(config, sources), config.train
+    num_samples = train.steps * train.global_batch_size
+    with suppress(CheckpointError, DataError):
+        found = newest_valid(RunDirectory(config.run.dir).checkpoints)
+        if found is not None and (state := found[1].run["data"]):
+            reader.adopt(state, may_change=True)
+            to_come = max(0, train.steps - found[1].step) * train.global_batch_size
+            num_samples = state["consumed_samples"] + to_come
+    return reader.uses(num_samples)
 
 
 def epoch_problems(reader: MixtureReader, num_samples: int) -> list[str]:

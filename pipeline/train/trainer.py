@@ -146,7 +146,7 @@ class Trainer:
             figures["tokens"] = self.progress.tokens
             figures["data_wait_seconds"] = self.batches.reset_wait()
             figures["skipped_steps"] = self.progress.step - self.progress.updates
-            figures |= self._epochs()
+            figures |= self._by_source(result)
             self.recorder.record(self.progress.step, figures)
         if not result.applied:
             self._note_incident(result)
@@ -161,12 +161,14 @@ class Trainer:
         self.progress.consumed_samples += train.global_batch_size
         self.progress.tokens += train.global_batch_size * train.seq_len
 
-    def _epochs(self) -> dict[str, float]:
-        """Returns how often each source has been read; of a mixture by the source's name."""
+    def _by_source(self, result: StepResult) -> dict[str, float]:
+        """Returns how often the data has been read; of a mixture by source, and their losses."""
         uses = self.reader.uses(self.progress.consumed_samples)
         if not self.config.data.sources:
             return {"epochs": uses[0].epochs}
-        return {f"epochs/{use.name}": use.epochs for use in uses}
+        names = self.reader.names()
+        losses = {f"loss/{names[source]}": loss for source, loss in result.sources.items()}
+        return losses | {f"epochs/{use.name}": use.epochs for use in uses}
 
     def _due(self, every: int) -> bool:
         step = self.progress.step
@@ -255,6 +257,7 @@ def batch_source(experiment: Experiment, reader: MixtureReader) -> BatchSource:
         micro_batch_size=train.micro_batch_size,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=experiment.layout.dp,
+        with_sources=bool(experiment.config.data.sources),
         # Sequence parallelism shares out the tokens that are left.
         skip_multiple=math.lcm(SKIP_MULTIPLE, experiment.layout.tp),
     )

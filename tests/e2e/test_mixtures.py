@@ -48,6 +48,16 @@ def test_killed_and_resumed_with_other_replicas(
     for step in range(1, 13):
         assert mine[step] == pytest.approx(theirs[step], rel=1e-5)
     lines = lines_of(undisturbed.parent / "run")
+    by_source = [
+        {line["step"]: line for line in each if "loss" in line} for each in (lines_of(run), lines)
+    ]
+    for step in range(1, 13):
+        found, expected = (
+            {f"loss/{name}": each[step].get(f"loss/{name}", 0.0) for name in WEIGHTS}
+            for each in by_source
+        )
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert any(found.values())
     validations = [line for line in lines if "valid_loss" in line]
     assert [line["step"] for line in validations] == [0, 6, 12]
     for line in validations:

@@ -1,5 +1,6 @@
 """What is wrong with the sources of a run is said before anything starts."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from esolm.pipeline.cli.main import main
+from esolm.pipeline.data.dataset import TokenDataset
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_jsonl
 from tests.e2e.runs import sources_of, write_mixture
 
@@ -80,3 +82,33 @@ def test_more_epochs_than_are_allowed_are_refused_before_anything_starts(
     assert "more than its epochs_max 5" in text
     assert "source 'c'" not in text, "it has a bound of its own"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_says_how_often_each_source_is_read(
+    source_folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = write_mixture(tmp_path, source_folders)
+
+    def planned(*arguments: str) -> str:
+        monkeypatch.setattr(
+            sys, "argv", ["esolm", "plan", str(config), "parallel.tp=1", *arguments]
+        )
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 0
+        return capsys.readouterr().out
+
+    # 2,560 steps of 4 rows are ten windows.
+    found = json.loads(planned("train.steps=2560", "data.epochs_max=500", "--json"))["sources"]
+    assert [(use["name"], use["share"], use["samples"]) for use in found] == [
+        ("a", 0.5, 5120), ("b", 0.3, 3072), ("c", 0.2, 2048),
+    ]  # fmt: skip
+    for use in found:
+        rows = TokenDataset(source_folders[use["name"]], "train").num_tokens // 32
+        assert use["num_sequences"] == rows
+        assert use["epochs"] == use["samples"] / rows
+        assert use["epochs_max"] == 500.0
+    assert "5,120 rows of" in planned("train.steps=2560")
