@@ -21,6 +21,7 @@ from esolm.data_prep.manifest import (
     SPLITS,
     TASKS_DIRECTORY,
     TOKENIZER_DIRECTORY,
+    WORK_DIRECTORY,
     Manifest,
     repair_advice,
     shard_problems,
@@ -96,6 +97,8 @@ def read_cleaning(data: Path) -> list[StageReport]:
 
 
 def _merge_cleaning(data: Path, records: list[TaskRecord]) -> None:
+    if (data / CLEANING_NAME).exists() and not any((data / WORK_DIRECTORY).glob("*")):
+        return  # it was merged before, and what the passes left was taken away since
     stages = cleaning_report(data, records)
     paths = [
         path

@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import HASH_BLOCK_BYTES
@@ -21,18 +23,29 @@ def files_of(manifest: Manifest) -> list[tuple[str, int, str]]:
     return [file for shard in manifest.shards for file in shard.files()]
 
 
-def verify_dataset(data: Path, manifest: Manifest, on_bytes: Callable[[int], None]) -> int:
+def verify_dataset(
+    data: Path, manifest: Manifest, on_bytes: Callable[[int], None], workers: int = 1
+) -> int:
     """Check every file of a dataset and return how many there are.
 
-    on_bytes: called with the number of bytes of each read. Raises DataError, which names every
-    damaged file with what was expected and what was found.
+    on_bytes: called with the number of bytes of each read. workers: files read at a time. Raises
+    DataError, which names every damaged file with what was expected and what was found.
     """
-    problems = []
-    files = files_of(manifest)
-    for name, num_bytes, sha256 in files:
-        problem = file_problem(data / name, num_bytes, sha256, on_bytes)
-        if problem:
-            problems.append(problem)
+    files, one_at_a_time = files_of(manifest), Lock()
+
+    def count(num_bytes: int) -> None:
+        with one_at_a_time:
+            on_bytes(num_bytes)
+
+    pool = ThreadPoolExecutor(workers)  # hashing and reading let other threads run
+    try:
+        waiting = [
+            pool.submit(file_problem, data / name, num_bytes, sha256, count)
+            for name, num_bytes, sha256 in files
+        ]
+        problems = [problem for each in waiting if (problem := each.result())]
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the files at hand alone
     problems += _task_problems(data, manifest)
     if problems:
         problems.append(repair_advice(data))

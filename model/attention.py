@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esolm.model.columns import Column
+from esolm.model.columns import Column, first_row
 from esolm.model.documents import document_of, place_of
 from esolm.model.kernels import kernels_in_use
 from esolm.model.two_streams import attend_noised
@@ -184,8 +184,8 @@ class MaskBuilder:
     """Makes the masks of a micro-batch once per stage, not once per layer.
 
     The layers of a stage share one builder. Reading the pattern's id from the device is a
-    synchronisation, so it is read only when another `rows` tensor comes in. Masks that depend on
-    shapes alone are kept beyond the micro-batch.
+    synchronisation, so it is read only when another `rows` tensor comes in that nobody has noted.
+    Masks that depend on shapes alone are kept beyond the micro-batch.
     """
 
     def __init__(self) -> None:
@@ -208,7 +208,7 @@ class MaskBuilder:
         output of the clean one. positions: [B, S], read if the rows keep their documents apart.
         """
         if self._rows is not rows:
-            first = rows[0].tolist()
+            first = first_row(rows)
             self._rows, self._block_size = rows, first[Column.BLOCK_SIZE]
             self._skipped = first[Column.SKIPPED]
             self._pattern = AttentionPattern.at(first[Column.PATTERN])

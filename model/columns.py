@@ -2,6 +2,9 @@
 
 from enum import IntEnum
 
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
 
 class Column(IntEnum):
     """Columns of `rows`, int64 [B, 6], as `NetworkInput.rows` makes it."""
@@ -17,3 +20,17 @@ class Column(IntEnum):
     """The tokens that the noised stream lacks in front; the same in every row. See `inputs`."""
     SEPARATE = 5
     """Whether tokens see only those of their own document, 0 or 1; the same in every row."""
+
+
+_first_rows = WeakTensorKeyDictionary()
+
+
+def note_first_row(rows: Tensor, first: list[int]) -> None:
+    """Notes the first of some rows, which the host knows, so that nothing waits for a device."""
+    _first_rows[rows] = first
+
+
+def first_row(rows: Tensor) -> list[int]:
+    """Returns the first of some rows; where it was not noted, the host waits for the device."""
+    noted: list[int] = _first_rows[rows] if rows in _first_rows else rows[0].tolist()
+    return noted

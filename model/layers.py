@@ -27,6 +27,8 @@ def column_linear(
     inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig
 ) -> nn.Module:
     """Makes a linear layer whose outputs are split over the tensor-parallel ranks."""
+    if parallel.tensor_model_parallel_size == 1:
+        return WholeLinear(inputs, outputs, bias)
     layer: nn.Module = ColumnParallelLinear(
         inputs, outputs, config=parallel, init_method=nn.init.zeros_, bias=bias, gather_output=False
     )
@@ -38,6 +40,8 @@ def row_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelCon
 
     The outputs of the ranks are summed.
     """
+    if parallel.tensor_model_parallel_size == 1:
+        return WholeLinear(inputs, outputs, bias)
     layer: nn.Module = RowParallelLinear(
         inputs,
         outputs,
@@ -48,6 +52,22 @@ def row_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelCon
         skip_bias_add=False,
     )
     return layer
+
+
+class WholeLinear(nn.Module):
+    """What takes the place of megatron-core's layers where nothing is split, with zero weights.
+
+    Those add the bias in a pass of its own, which also makes the output once more.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def forward(self, hidden_TD: Tensor) -> tuple[Tensor, None]:
+        """Returns (the outputs, None), as those layers do."""
+        return F.linear(hidden_TD, self.weight, self.bias), None
 
 
 class Norm(nn.Module):

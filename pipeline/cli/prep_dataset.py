@@ -50,13 +50,20 @@ def status(
             typer.echo(line)
 
 
-def verify(data: Data) -> None:
+def verify(
+    data: Data,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Files read at a time; by default one a core.")
+    ] = None,
+) -> None:
     """Compare every byte of a dataset with its checksums; damaged files are named (exit 64).
 
     Example:
 
         esolm prep verify data/py
     """
+    import os
+
     from esolm.data_prep.manifest import read_manifest
     from esolm.data_prep.progress import ProgressBar
     from esolm.data_prep.verify import files_of, verify_dataset
@@ -64,7 +71,8 @@ def verify(data: Data) -> None:
     manifest = read_manifest(data)
     num_bytes = sum(size for _, size, _ in files_of(manifest))
     with ProgressBar("verify", num_bytes, in_bytes=True) as progress:
-        num_files = verify_dataset(data, manifest, progress.advance)
+        workers = workers or os.cpu_count() or 1
+        num_files = verify_dataset(data, manifest, progress.advance, workers)
     typer.echo(f"{data}: {num_files} files and the tokenizer are as they were written")
 
 

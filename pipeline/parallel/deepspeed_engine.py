@@ -151,6 +151,8 @@ def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
         "gradient_accumulation_steps": config.num_micro_batches,
         "gradient_clipping": config.gradient_clipping,
         "steps_per_print": None,
+        # Its timer waits for the device twice in every micro-batch.
+        "timers": {"throughput": {"enabled": False}},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from torch import Tensor
 
+from esolm.model.columns import note_first_row
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config
 from esolm.pipeline.parallel.engine import EngineConfig
@@ -47,11 +49,19 @@ class FlatEngine(DeepSpeedEngine):
                 self._record(self.deepspeed(inputs, targets, self._new_rows()))
 
     def _on_device(self, batch: MicroBatch) -> tuple[Any, Any]:
-        device = self.config.device
-        return (
-            tuple(tensor.to(device, non_blocking=True) for tensor in batch.inputs),
-            tuple(tensor.to(device, non_blocking=True) for tensor in batch.targets),
+        inputs, targets = (
+            tuple(to_device(tensor, self.config.device) for tensor in tensors)
+            for tensors in (batch.inputs, batch.targets)
         )
+        note_first_row(inputs[2], batch.inputs[2][0].tolist())
+        return inputs, targets
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor of the host on a device; the host does not wait for the copy."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # from other memory the copy would not run beside the host
+    return tensor.to(device, non_blocking=True)
 
 
 class _ModelParallelUnit:

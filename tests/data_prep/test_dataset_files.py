@@ -255,6 +255,13 @@ def test_verify_names_every_missing_file_and_a_changed_tokenizer(
         verify(job.out)
     assert "train-00001-00000.tar: missing" in str(caught.value)
     assert "tokenizer.model" in str(caught.value)
+    told: list[int] = []
+    with pytest.raises(DataError) as by_four:
+        verify_dataset(job.out, read_manifest(job.out), told.append, workers=4)
+    assert str(by_four.value) == str(caught.value)
+    files = files_of(read_manifest(job.out))
+    there = [size for name, size, _ in files if (job.out / name).exists()]
+    assert sum(told) == sum(there)
 
 
 @pytest.mark.parametrize("field", ["name", "ends_name", "crc_name"])

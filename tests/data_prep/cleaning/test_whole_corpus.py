@@ -125,6 +125,9 @@ def test_tasks_of_an_array_give_the_same_and_wait_for_each_other(
     # What passes leave is needed for nothing once the tokens are there.
     shutil.rmtree(folder / "array" / "cleaning")
     assert "2 skipped as finished" in run(folder, *array)
+    before = (folder / "array" / "cleaning.json").read_bytes()
+    run(folder, "-m", "esolm", "prep", "merge", str(folder / "array"))
+    assert (folder / "array" / "cleaning.json").read_bytes() == before
 
 
 def test_other_settings_of_cleaning_are_refused(folder: Path, tokenizer_directory: Path) -> None:
