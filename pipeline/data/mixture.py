@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from esolm.pipeline.data.index import permute_each
 from esolm.pipeline.data.quotas import shares_of
 from esolm.pipeline.data.reader import SampleReader, content_of, state_problems, wrap
 from esolm.pipeline.data.segments import MixtureIndex, MixtureSegment, SourceShare
+from esolm.pipeline.data.token_stream import TokenStream
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -73,7 +75,7 @@ class MixtureReader:
             self._refuse_exhausted(np.zeros_like(global_sample_indices), global_sample_indices)
             return self._readers[self.index.fingerprints[0]].read(global_sample_indices)
         numbers, sequences = self.locate(global_sample_indices)
-        stream, firsts = self._joined
+        stream, firsts, _ = self._joined
         length = content_of(self.seq_len, self.wrapped)
         rows = stream.read_many(firsts[numbers] + sequences * length, length)
         return wrap(rows, self.sources[0].dataset) if self.wrapped else rows
@@ -86,7 +88,7 @@ class MixtureReader:
         numbers, occurrences = self.index.locate(global_sample_indices)
         self._open_former(numbers)
         self._refuse_exhausted(numbers, occurrences)
-        sizes = self._sizes
+        sizes = self._joined[2]
         epochs, positions = np.divmod(occurrences, sizes[numbers])
         if self.shuffle == "global":
             positions = permute_each(positions, sizes, numbers, self.seed, epochs)
@@ -106,16 +108,22 @@ class MixtureReader:
     def _follow(self, segments: Sequence[MixtureSegment]) -> None:
         """Let samples lie where these segments say."""
         self.index = MixtureIndex(segments, self.seed)
-        self._join()
+        self._forget_joined()
 
-    def _join(self) -> None:
-        """Lay the sources that are open end to end, so that a batch is read in one go."""
+    def _forget_joined(self) -> None:
+        self.__dict__.pop("_joined", None)
+
+    @cached_property
+    def _joined(self) -> tuple[TokenStream, Int64Array, Int64Array]:
+        """The sources that are open end to end, so that a batch is read in one go.
+
+        Also where each begins in the stream, and its number of rows, by the numbers of sources.
+        """
         known = [self._readers.get(fingerprint) for fingerprint in self.index.fingerprints]
         sizes = [reader.num_sequences if reader else 1 for reader in known]
-        self._sizes = np.array(sizes, dtype=np.int64)
         tokens = np.array([reader.dataset.num_tokens if reader else 0 for reader in known])
         stream = stream_of([reader.dataset for reader in known if reader])
-        self._joined = stream, np.cumsum(tokens) - tokens
+        return stream, np.cumsum(tokens) - tokens, np.array(sizes, dtype=np.int64)
 
     def _open_former(self, numbers: Int64Array) -> None:
         """Open sources that the run had before; only a look back asks for their samples."""
@@ -124,7 +132,7 @@ class MixtureReader:
         } - self._readers.keys()
         if missing:
             self._readers |= {fingerprint: self._former(fingerprint) for fingerprint in missing}
-            self._join()
+            self._forget_joined()
 
     def _former(self, fingerprint: str) -> SampleReader:
         """Return the reader of a source that the run had before."""

@@ -12,7 +12,7 @@ from esolm.pipeline.data.checked_tokens import CheckedTokens, TokenArray
 
 Int64Array = npt.NDArray[np.int64]
 
-BLOCK_ROWS = 256
+BLOCK_ROWS = 512
 """The rows that are read and checked at a time."""
 
 

@@ -15,6 +15,7 @@ from esolm.pipeline.slurm.lint import lint_script
 from esolm.pipeline.slurm.profile import PROFILES, ClusterProfile, ContainerSection, load_profile
 from esolm.pipeline.slurm.stages import STAGES
 from esolm.pipeline.slurm.submit import prepare, submit
+from tests.e2e.runs import write_mixture
 from tests.slurm.cluster import MiniCluster
 from tests.slurm.runs import esolm, submit_run, write_profile, write_run
 
@@ -171,6 +172,28 @@ def test_what_a_node_would_find_much_later(
     assert refused.returncode == 64
     assert "no cluster profile" in refused.stderr
     assert "train.nonsense" in refused.stderr
+
+
+def test_several_datasets_are_trained_on_and_no_more(
+    source_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages prep and evaluate are about one dataset; what they would need is said."""
+    config = write_mixture(tmp_path, source_folders)
+    text = refusal(monkeypatch, config, "cpu", "prep.from_python_stdlib=true")
+    assert "stage prep makes one dataset, at data.path, and the run has data.sources" in text
+    assert "stage evaluate measures one dataset, and the run has data.sources" in text
+    stages = ["prep", "train", "export"]
+    submission = prepare(config, ["parallel.tp=1"], "cpu", stages)
+    assert list(submission.scripts) == ["train", "export"]
+    assert f"prep: {source_folders['a']}, " in submission.notes[0]
+    assert [source.name for source in submission.config.data.sources] == ["a", "b", "c"]
+    relative = os.path.relpath(source_folders["a"])
+    again = prepare(
+        config, ["parallel.tp=1", f"data.sources=[{{path: {relative}}}]"], "cpu", stages
+    )
+    assert again.config.data.sources[0].path == str(source_folders["a"])
+    with pytest.raises(ConfigError, match=r"nowhere/manifest\.json does not exist"):
+        prepare(config, ["data.sources=[{path: nowhere}]"], "cpu", ["train"])
 
 
 def test_what_a_plan_finds_is_refused(
