@@ -17,12 +17,15 @@ from statistics import median
 
 import numpy as np
 
-from esolm.data_prep.documents import BadDocuments, find_files, iterate_documents
-from esolm.data_prep.jobs import TokenizeJob, prepare_output, run_task
+from esolm.data_prep.bad_documents import BadDocuments
+from esolm.data_prep.documents import iterate_documents
+from esolm.data_prep.jobs import TokenizeJob, prepare_output
 from esolm.data_prep.manifest import Manifest, write_manifest
 from esolm.data_prep.sampling import sample_chunks
 from esolm.data_prep.shards import ShardWriter
+from esolm.data_prep.sources import find_files
 from esolm.data_prep.tokenizers import TokenizerInfo, load_tokenizer, save_tokenizer, train_model
+from esolm.data_prep.tokenizing import run_task
 from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.data.index import SampleIndex
 from esolm.pipeline.data.prefetch import prefetch

@@ -1,24 +1,27 @@
-"""Reading .gz and .zst files so that a truncated or damaged one is an error, never a short read."""
+"""Reading compressed files so that a truncated or damaged one is an error, never a short read."""
 
+import bz2
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from esolm.data_prep.errors import DataError
+from esolm.data_prep.remote import open_bytes
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-COMPRESSED_SUFFIXES = (".gz", ".zst")
+COMPRESSED_SUFFIXES = (".gz", ".zst", ".xz", ".bz2")
 READ_BYTES = 1 << 20
 
 
 def without_compression_suffix(path: Path) -> Path:
-    """Return the path without a final .gz or .zst."""
+    """Return the path without a final suffix of compression."""
     return path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
 
 
@@ -67,26 +70,39 @@ class _ZstdStream(io.RawIOBase):
 
 
 @contextmanager
-def open_decompressed(path: Path) -> Iterator[IO[bytes]]:
+def open_decompressed(path: Path, at_random: bool = False) -> Iterator[IO[bytes]]:
     """Open a file for reading bytes, decompressed by its suffix.
 
-    Raises DataError naming the file when it cannot be read or its compressed data is damaged.
+    at_random: whether it must be possible to seek in it. Raises DataError
+    naming the file when it cannot be read or its compressed data is damaged.
     """
     from zstandard import ZstdError
 
     try:
-        with open(path, "rb") as source:
-            if path.suffix.lower() == ".gz":
-                with gzip.open(source) as unzipped:
-                    yield cast(IO[bytes], unzipped)
-            elif path.suffix.lower() == ".zst":
-                with io.BufferedReader(_ZstdStream(source), READ_BYTES) as stream:
-                    yield stream
-            else:
-                yield source
-    except (EOFError, gzip.BadGzipFile, zlib.error, ZstdError) as error:
-        raise DataError(
-            f"{path} is damaged or cut short ({error}). Fetch or compress it again."
-        ) from error
+        with (
+            open_bytes(path, at_random) as source,
+            _decompressed(source, path.suffix.lower()) as stream,
+        ):
+            yield stream
+    except (EOFError, lzma.LZMAError, zlib.error, ZstdError) as error:
+        raise _damaged(path, error) from error
     except OSError as error:
+        if error.errno is None:  # which is how gzip and bz2 say that this is not their format
+            raise _damaged(path, error) from error
         raise DataError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def _decompressed(source: IO[bytes], suffix: str) -> AbstractContextManager[IO[bytes]]:
+    if suffix == ".gz":
+        return cast(IO[bytes], gzip.open(source))
+    if suffix == ".xz":
+        return cast(IO[bytes], lzma.open(source))
+    if suffix == ".bz2":
+        return cast(IO[bytes], bz2.open(source))
+    if suffix == ".zst":
+        return io.BufferedReader(_ZstdStream(source), READ_BYTES)
+    return nullcontext(source)
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is damaged or cut short ({error}). Fetch or compress it again.")

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from esolm.data_prep.errors import DataError
 
@@ -82,6 +82,16 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+
+
+def commit_stream(stream: IO[Any], temporary: Path, path: Path) -> None:
+    """Close a file and make what was written durable under its final name."""
+    with naming(path):
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()
+    os.replace(temporary, path)
     fsync_directory(path.parent)
 
 

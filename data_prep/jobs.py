@@ -1,37 +1,44 @@
-"""Tokenising as logical tasks, whichever processes work on them.
+"""A job of tokenising: its settings, its logical tasks, and which of them are finished.
 
-A task owns the documents whose index is its number modulo the number of tasks. It writes shards of
-its own and leaves a marker when all of them are durable. Tasks with a marker are skipped.
+A task owns a slice of the corpus (`esolm.data_prep.slices`). It writes shards of its own and leaves
+a marker when all of them are durable. Tasks with a marker are skipped.
 """
 
-import hashlib
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esolm.data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
+from esolm.data_prep.bad_documents import BadDocuments, too_many
+from esolm.data_prep.cleaning.report import StageReport
+from esolm.data_prep.cleaning.stages import build_stages, fingerprints_of
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import fingerprint_of, refuse_taken
+from esolm.data_prep.formats import MOST_DOCUMENT_BYTES, ReadOptions
 from esolm.data_prep.known_formats import format_of
-from esolm.data_prep.layout import ShardInfo, token_dtype
+from esolm.data_prep.layout import ShardInfo
 from esolm.data_prep.manifest import (
+    CLEANING_NAME,
+    ERRORS_NAME,
+    EXAMPLES_NAME,
     MANIFEST_NAME,
     SHARDS_DIRECTORY,
-    SPLITS,
     TASKS_DIRECTORY,
     TOKENIZER_DIRECTORY,
+    WORK_DIRECTORY,
     record_to,
     record_to_shard,
     shard_problems,
 )
-from esolm.data_prep.records import read_record, write_record
-from esolm.data_prep.shards import ShardWriter, shard_prefix
-from esolm.data_prep.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
+from esolm.data_prep.records import read_record
+from esolm.data_prep.slices import Stretch, slice_of
+from esolm.data_prep.sources import SourceFile
+from esolm.data_prep.tokenizers import TokenizerInfo, load_tokenizer
 
 COUNTS = ("documents", "duplicates", "empty", "bad")
+FILTERED, NEAR_DUPLICATES = "filtered", "near_duplicates"
+"""Further counts of a job that cleans."""
+DEDUPS = ("task", "corpus", "near")
 DELETE_MARKER = "Delete it and run the same `esolm prep tokenize` command again."
 
 
@@ -49,6 +56,14 @@ class TokenizeJob:
     """How many bytes of text are taken at most, shared out equally over the tasks."""
     text_key: str = "text"
     on_bad_document: str = "error"
+    most_document_bytes: int = MOST_DOCUMENT_BYTES
+    clean: tuple[str, ...] = ()
+    """The stages that every document passes, as `esolm.data_prep.cleaning.stages` names them."""
+    dedup: str = "task"
+    """Where a repeat is looked for: `task`; `corpus`; `near`, also near-duplicates in it."""
+    id_key: str = ""
+    max_bad: int | None = None
+    """How many bad documents and files are left out at most. It decides no byte that is written."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -60,7 +75,12 @@ class TokenizeJob:
             problems.append(f"--shard-tokens is {self.shard_tokens}, must be at least 1")
         if self.max_bytes is not None and self.max_bytes < 1:
             problems.append(f"--max-bytes is {self.max_bytes}, must be at least 1")
-        BadDocuments(self.on_bad_document)
+        if self.most_document_bytes < 1:
+            problems.append(f"--max-document-bytes is {self.most_document_bytes}, must be positive")
+        if self.dedup not in DEDUPS:
+            problems.append(f"--dedup is '{self.dedup}', must be {', '.join(DEDUPS)}")
+        BadDocuments(self.on_bad_document, self.max_bad)
+        build_stages(self.clean)
         if problems:
             raise DataError("; ".join(problems) + ".")
 
@@ -73,8 +93,13 @@ class TokenizeJob:
             for each in self.files
             if each.format == "json" or each.format != format_of(each.path)
         }
+        most = self.most_document_bytes
         return {
             **({"formats": sorted(stated)} if stated else {}),
+            **({"slices": "bytes"} if self.num_tasks > 1 else {}),
+            **({"most_document_bytes": most} if most != MOST_DOCUMENT_BYTES else {}),
+            **({"clean": fingerprints_of(build_stages(self.clean))} if self.clean else {}),
+            **({"dedup": self.dedup} if self.dedup != "task" else {}),
             "inputs": fingerprint_of(files),
             "tokenizer": self.tokenizer.fingerprint,
             "tasks": self.num_tasks,
@@ -84,6 +109,20 @@ class TokenizeJob:
             "text_key": self.text_key,
             "on_bad_document": self.on_bad_document,
         }
+
+    @property
+    def compares(self) -> bool:
+        """Whether documents of different tasks are compared before any becomes tokens."""
+        return self.dedup != "task"
+
+    @property
+    def options(self) -> ReadOptions:
+        """What is taken from a file."""
+        return ReadOptions(self.text_key, self.id_key, self.most_document_bytes)
+
+    def slice(self, task: int) -> tuple[Stretch, ...]:
+        """What a task reads."""
+        return slice_of(self.files, task, self.num_tasks)
 
     @property
     def num_bytes(self) -> int:
@@ -102,11 +141,22 @@ class TaskRecord:
     tokenizer: TokenizerInfo
     counts: dict[str, int]
     shards: dict[str, list[ShardInfo]] = field(default_factory=dict)
+    cleaning: list[StageReport] = field(default_factory=list)
 
 
 def marker_path(data: Path, task: int, num_tasks: int) -> Path:
     """Return the path of a task's marker."""
     return data / TASKS_DIRECTORY / f"task-{task:05d}-of-{num_tasks:05d}.json"
+
+
+def errors_path(data: Path, task: int, num_tasks: int) -> Path:
+    """Return the path of the list of what a task left out as bad; without any there is none."""
+    return marker_path(data, task, num_tasks).with_suffix(".errors.jsonl")
+
+
+def examples_path(data: Path, task: int, num_tasks: int, name: str = "task") -> Path:
+    """Return the path of the examples of what a pass of a task left out while it cleaned."""
+    return data / WORK_DIRECTORY / f"{name}-{task:05d}-of-{num_tasks:05d}.examples.jsonl"
 
 
 def task_fingerprint(task: int, settings: dict[str, Any]) -> str:
@@ -134,8 +184,9 @@ def read_marker(data: Path, path: Path) -> TaskRecord:
             int(marker["num_tasks"]),
             dict(marker["settings"]),
             tokenizer,
-            {name: int(marker["counts"][name]) for name in COUNTS},
+            {name: int(marker["counts"][name]) for name in (*COUNTS, *marker["counts"])},
             shards,
+            [StageReport(**stage) for stage in marker.get("cleaning", [])],
         )
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({type(error).__name__}). {DELETE_MARKER}") from error
@@ -161,9 +212,9 @@ def check_settings(job: TokenizeJob) -> None:
             continue
         before = found if isinstance(found, dict) else {}
         changes = [
-            f"{key}: was {before.get(key)}, now {value}"
-            for key, value in settings.items()
-            if before.get(key) != value
+            f"{key}: was {before.get(key)}, now {settings.get(key)}"
+            for key in {**settings, **before}
+            if before.get(key) != settings.get(key)
         ]
         raise DataError(
             f"{path} was made with other settings ({'; '.join(changes)}). Give another --out, or "
@@ -182,110 +233,22 @@ def is_finished(job: TokenizeJob, task: int) -> bool:
         # Redoing the task writes the same bytes again, which is the remedy for any damage.
         return False
     shards = [shard for infos in record.shards.values() for shard in infos]
-    return not shard_problems(job.out, shards)
-
-
-def is_validation(digest: bytes, valid_fraction: float) -> bool:
-    """Return whether a document with this content hash belongs to the valid split."""
-    return int.from_bytes(digest[:8], "little") < valid_fraction * 2.0**64
-
-
-def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> dict[str, int]:
-    """Tokenise the documents of one task, write its shards and marker, return its counts.
-
-    `on_bytes` is called with the number of source bytes of each document. Raises DataError for bad
-    input, and when another process has begun the same task since, which goes on with it.
-    """
-    tokenizer = _tokenizer_of(job)
-    _clean(job, task)
-    fingerprint = task_fingerprint(task, job.settings())
-    dtype = token_dtype(job.tokenizer.vocab_size)
-    writers = {
-        split: ShardWriter(job.out, split, task, dtype, job.shard_tokens, fingerprint)
-        for split in SPLITS
-    }
-    counts = dict.fromkeys(COUNTS, 0)
-    eos = [tokenizer.info.eos_id]
-    try:
-        for document, digest in _distinct_documents(job, task, counts, on_bytes):
-            split = "valid" if is_validation(digest, job.valid_fraction) else "train"
-            writers[split].add(chain(tokenizer.encode_parts(document.text), [eos]))
-        for writer in writers.values():
-            writer.close()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{error.filename} was removed while task {task} wrote it: another process does the "
-            "same task. Leave it to that one."
-        ) from error
-    finally:
-        for writer in writers.values():
-            writer.discard()
-    _write_marker(job, task, counts, writers)
-    return counts
-
-
-def _tokenizer_of(job: TokenizeJob) -> Tokenizer:
-    tokenizer = load_tokenizer(job.out / TOKENIZER_DIRECTORY)
-    if tokenizer.info != job.tokenizer:
-        raise DataError(
-            f"{tokenizer.path} was replaced by another tokenizer since this job began "
-            f"({tokenizer.info.fingerprint} found, {job.tokenizer.fingerprint} expected). Give "
-            "each dataset an --out of its own, and run the command again."
-        )
-    return tokenizer
-
-
-def _distinct_documents(
-    job: TokenizeJob, task: int, counts: dict[str, int], on_bytes: Callable[[int], None]
-) -> Iterator[tuple[Document, bytes]]:
-    budget = None if job.max_bytes is None else -(-job.max_bytes // job.num_tasks)
-    seen: set[bytes] = set()
-    bad = BadDocuments(job.on_bad_document)
-    used = 0
-    for document in iterate_documents(job.files, bad, job.text_key, task, job.num_tasks):
-        digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
-        used += document.num_bytes
-        on_bytes(document.num_bytes)
-        if not document.text:
-            counts["empty"] += 1
-        elif digest in seen:
-            counts["duplicates"] += 1
-        else:
-            seen.add(digest)
-            counts["documents"] += 1
-            yield document, digest
-        if budget is not None and used >= budget:
-            break
-    counts["bad"] = bad.count
-
-
-def _clean(job: TokenizeJob, task: int) -> None:
-    """Remove what an earlier run of the task has left, its marker first."""
-    marker_path(job.out, task, job.num_tasks).unlink(missing_ok=True)
-    for split in SPLITS:
-        for path in (job.out / SHARDS_DIRECTORY).glob(shard_prefix(split, task) + "*"):
-            path.unlink(missing_ok=True)
-
-
-def _write_marker(
-    job: TokenizeJob, task: int, counts: dict[str, int], writers: dict[str, ShardWriter]
-) -> None:
-    names = {split: [shard.name for shard in w.shards] for split, w in writers.items()}
-    record = {
-        "task": task,
-        "num_tasks": job.num_tasks,
-        "settings": job.settings(),
-        "tokenizer": asdict(job.tokenizer),
-        "counts": counts,
-        "sidecars": {
-            split: [name.removesuffix(".tar") + ".json" for name in names[split]] for split in names
-        },
-    }
-    write_record(marker_path(job.out, task, job.num_tasks), record)
+    has_list = errors_path(job.out, task, job.num_tasks).exists() == (record.counts["bad"] > 0)
+    return has_list and not shard_problems(job.out, shards)
 
 
 MARKS_OF_OTHERS = ("checkpoints", "export.json")
 """What a run and a bundle have, and no dataset."""
+
+
+def check_bad(job: TokenizeJob) -> None:
+    """Raise DataError if the finished tasks together left out more than `max_bad`."""
+    if job.max_bad is None:
+        return
+    paths = sorted((job.out / TASKS_DIRECTORY).glob("task-*.json"))
+    count = sum(int(read_record(path, DELETE_MARKER)["counts"]["bad"]) for path in paths)
+    if count > job.max_bad:
+        raise too_many(count, job.max_bad, f"{job.out / TASKS_DIRECTORY} lists them. ")
 
 
 def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool) -> None:
@@ -297,11 +260,13 @@ def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool)
     tokenizer = load_tokenizer(tokenizer_directory)
     refuse_taken(job.out, MARKS_OF_OTHERS, "dataset")
     if overwrite:
-        (job.out / MANIFEST_NAME).unlink(missing_ok=True)
-        for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY, TOKENIZER_DIRECTORY):
+        for name in (MANIFEST_NAME, ERRORS_NAME, CLEANING_NAME, EXAMPLES_NAME):
+            (job.out / name).unlink(missing_ok=True)
+        for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY, TOKENIZER_DIRECTORY, WORK_DIRECTORY):
             if (job.out / name).exists():
                 shutil.rmtree(job.out / name)
     check_settings(job)
-    for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY):
+    work = [WORK_DIRECTORY] if job.clean or job.compares else []
+    for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY, *work):
         (job.out / name).mkdir(parents=True, exist_ok=True)
     tokenizer.save(job.out / TOKENIZER_DIRECTORY)

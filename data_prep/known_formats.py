@@ -4,14 +4,26 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from esolm.data_prep.archive_formats import TextTar, Warc
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.formats import GROUP, Format
-from esolm.data_prep.text_formats import Json, JsonLines, PlainText
+from esolm.data_prep.table_formats import ArrowTable, Parquet
+from esolm.data_prep.text_formats import Json, JsonLines, PlainLines, PlainText
 
 AUTO = "auto"
 """By the file's name; a name that says nothing is refused."""
 ANY = "any"
 """By the file's name; a file whose name says nothing is text."""
+SHIPPED: dict[str, Format] = {
+    "jsonl": JsonLines(),
+    "json": Json(),
+    "parquet": Parquet(),
+    "arrow": ArrowTable(),
+    "tar": TextTar(),
+    "warc": Warc(),
+    "lines": PlainLines(),
+    "text": PlainText(),
+}
 
 
 def format_of(path: Path, told: str = AUTO) -> str | None:
@@ -32,4 +44,4 @@ def format_of(path: Path, told: str = AUTO) -> str | None:
 def formats() -> dict[str, Format]:
     """Return every format by name, those of installed packages first."""
     added = {entry.name: entry.load() for entry in entry_points(group=GROUP)}
-    return {**added, "jsonl": JsonLines(), "json": Json(), "text": PlainText()}
+    return {**added, **SHIPPED}

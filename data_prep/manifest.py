@@ -13,7 +13,14 @@ from esolm.data_prep.records import UNSEALED_VERSION, read_record, write_record
 from esolm.data_prep.tokenizers import TokenizerInfo
 
 MANIFEST_NAME = "manifest.json"
+ERRORS_NAME = "errors.jsonl"
+"""The bad documents and files that were left out, of which `merge` makes a list."""
+CLEANING_NAME = "cleaning.json"
+"""What every stage of cleaning did, of which `merge` makes the sum."""
+EXAMPLES_NAME = "cleaning-examples.jsonl"
 SHARDS_DIRECTORY = "shards"
+WORK_DIRECTORY = "cleaning"
+"""What tasks tell each other while they clean; nothing reads it once the dataset is merged."""
 TASKS_DIRECTORY = "tasks"
 TOKENIZER_DIRECTORY = "tokenizer"
 SPLITS = ("train", "valid")
@@ -29,7 +36,8 @@ class Manifest:
     tokenizer: TokenizerInfo
     splits: dict[str, list[ShardInfo]]
     counts: dict[str, int]
-    """How many documents had each outcome: documents (kept), duplicates, empty, bad."""
+    """How many documents had each outcome: documents (kept), duplicates, empty, bad; and, of a job
+    that cleans, filtered and near_duplicates."""
     states_former: bool = False
     """Whether its record was written when the fingerprint did not cover the layout of tokens."""
 

@@ -2,10 +2,22 @@
 
 from pathlib import Path
 
+from esolm.data_prep.cleaning.report import StageReport, summed
+from esolm.data_prep.comparing import COMPARE, cleaning_of
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.jobs import COUNTS, DELETE_MARKER, TaskRecord, read_marker
+from esolm.data_prep.files import read_json, write_atomic, write_json
+from esolm.data_prep.jobs import (
+    DELETE_MARKER,
+    TaskRecord,
+    errors_path,
+    examples_path,
+    read_marker,
+)
 from esolm.data_prep.layout import token_dtype
 from esolm.data_prep.manifest import (
+    CLEANING_NAME,
+    ERRORS_NAME,
+    EXAMPLES_NAME,
     SPLITS,
     TASKS_DIRECTORY,
     TOKENIZER_DIRECTORY,
@@ -45,10 +57,58 @@ def merge_tasks(data: Path) -> Manifest:
         raise DataError(
             f"{data} holds no tokens: every document was empty or bad. Check the input."
         )
-    counts = {name: sum(record.counts[name] for record in records) for name in COUNTS}
+    counts = {name: sum(record.counts[name] for record in records) for name in first.counts}
     manifest = Manifest(dtype, tokenizer, splits, counts)
+    _merge_errors(data, records)
+    _merge_cleaning(data, records)
     write_manifest(data, manifest)
     return manifest
+
+
+def _merge_errors(data: Path, records: list[TaskRecord]) -> None:
+    """Put the lists of bad documents and files together, in the order of the tasks."""
+    paths = [errors_path(data, r.task, r.num_tasks) for r in records if r.counts["bad"]]
+    if lost := [str(path) for path in paths if not path.exists()]:
+        raise DataError("\n".join([f"Missing: {', '.join(lost)}", repair_advice(data)]))
+    if paths:
+        write_atomic(data / ERRORS_NAME, b"".join(path.read_bytes() for path in paths))
+    else:
+        (data / ERRORS_NAME).unlink(missing_ok=True)
+
+
+def cleaning_report(data: Path, records: list[TaskRecord]) -> list[StageReport]:
+    """Return what the stages of cleaning did to the corpus, in their order."""
+    compared = [
+        cleaning_of(data, record.task, record.num_tasks)
+        for record in records
+        if "dedup" in record.settings
+    ]
+    return summed([*compared, *(record.cleaning for record in records)])
+
+
+def read_cleaning(data: Path) -> list[StageReport]:
+    """Return what `merge` wrote of the stages of cleaning; nothing if there were none."""
+    path = data / CLEANING_NAME
+    if not path.exists():
+        return []
+    stages = read_json(path, f"Run `esolm prep merge {data}`.")["stages"]
+    return [StageReport(**stage) for stage in stages]
+
+
+def _merge_cleaning(data: Path, records: list[TaskRecord]) -> None:
+    stages = cleaning_report(data, records)
+    paths = [
+        path
+        for name in (COMPARE, "task")
+        for record in records
+        if (path := examples_path(data, record.task, record.num_tasks, name)).exists()
+    ]
+    if not stages:
+        for name in (CLEANING_NAME, EXAMPLES_NAME):
+            (data / name).unlink(missing_ok=True)
+        return
+    write_json(data / CLEANING_NAME, {"stages": [stage.to_record() for stage in stages]})
+    write_atomic(data / EXAMPLES_NAME, b"".join(path.read_bytes() for path in paths))
 
 
 def _finished_tasks(data: Path) -> list[TaskRecord]:

@@ -4,8 +4,11 @@ import hashlib
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 
-from esolm.data_prep.documents import BadDocuments, Document, SourceFile, iterate_documents
+from esolm.data_prep.bad_documents import BadDocuments
+from esolm.data_prep.documents import Document, iterate_documents
+from esolm.data_prep.formats import ReadOptions
 from esolm.data_prep.progress import ProgressBar
+from esolm.data_prep.sources import SourceFile
 
 CHUNK_CHARACTERS = 1024
 
@@ -53,22 +56,22 @@ def sample_chunks(documents: Iterable[Document], max_chunks: int) -> list[str]:
 
 
 def sample_files(
-    files: Sequence[SourceFile], bad: BadDocuments, text_key: str, max_chunks: int
+    files: Sequence[SourceFile], bad: BadDocuments, options: ReadOptions, max_chunks: int
 ) -> list[str]:
     """Return `sample_chunks` of the documents of files, and show how much of them is read."""
     total = sum(source.num_bytes for source in files)
     with ProgressBar("sample text", total, in_bytes=True) as progress:
-        return sample_chunks(_counted(files, bad, text_key, progress), max_chunks)
+        return sample_chunks(_counted(files, bad, options, progress), max_chunks)
 
 
 def _counted(
-    files: Sequence[SourceFile], bad: BadDocuments, text_key: str, progress: ProgressBar
+    files: Sequence[SourceFile], bad: BadDocuments, options: ReadOptions, progress: ProgressBar
 ) -> Iterator[Document]:
     """Yield all documents. A file that is compressed counts for no more than it takes on disk."""
     before = 0
     for source in files:
         read = 0
-        for document in iterate_documents([source], bad, text_key):
+        for document in iterate_documents([source], bad, options):
             yield document
             read += document.num_bytes
             progress.update(before + min(read, source.num_bytes))

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import os
 import tarfile
 import zlib
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esolm.data_prep.files import (
-    fsync_directory,
+    commit_stream,
     naming,
     temporary_path,
     write_atomic,
@@ -28,6 +27,7 @@ from esolm.data_prep.layout import (
 )
 from esolm.data_prep.manifest import SHARDS_DIRECTORY
 from esolm.data_prep.records import write_record
+from esolm.data_prep.tokenizers.protocol import Ids
 
 
 def shard_prefix(split: str, task: int) -> str:
@@ -49,11 +49,12 @@ class TokenTar:
         self._digest = hashlib.sha256()
         self.checksums: list[int] = []
         """The crc32 of every 1,024 tokens of each member so far."""
-        self._pending: list[npt.NDArray[np.generic]] = []
+        self._pending: list[Ids] = []
         self._num_pending = 0
 
-    def append(self, tokens: npt.NDArray[np.generic]) -> None:
-        """Add tokens [N] of the tar's dtype to the end of the stream."""
+    def append(self, tokens: Ids) -> None:
+        """Add tokens to the end of the stream."""
+        # They become one array member by member, for most documents are short.
         self._pending.append(tokens)
         self._num_pending += len(tokens)
         self.num_tokens += len(tokens)
@@ -61,13 +62,13 @@ class TokenTar:
             self._write_members(MEMBER_TOKENS)
 
     def _write_members(self, smallest: int) -> None:
-        tokens = np.concatenate(self._pending)
+        parts = (part for part in self._pending if len(part))  # no type is known of an empty list
+        tokens = np.concatenate([*parts]).astype(self._dtype)
         start = 0
         while len(tokens) - start >= smallest:
             self._write_member(tokens[start : start + MEMBER_TOKENS])
             start += MEMBER_TOKENS
-        self._pending = [tokens[start:]]
-        self._num_pending = len(self._pending[0])
+        self._pending, self._num_pending = [tokens[start:]], len(tokens) - start
 
     def _write_member(self, tokens: npt.NDArray[np.generic]) -> None:
         number = self.num_bytes // member_stride(self._dtype.itemsize)
@@ -94,12 +95,7 @@ class TokenTar:
         if self._num_pending:
             self._write_members(1)
         self._write(bytes(2 * TAR_BLOCK_BYTES))
-        with naming(self.path):
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-            self._stream.close()
-        os.replace(self._temporary, self.path)
-        fsync_directory(self.path.parent)
+        commit_stream(self._stream, self._temporary, self.path)
         return self._digest.hexdigest()
 
     def discard(self) -> None:
@@ -125,19 +121,24 @@ class ShardWriter:
         self._tar: TokenTar | None = None
         self._ends: list[int] = []
 
-    def add(self, parts: Iterable[list[int]]) -> None:
+    def add(self, parts: Iterable[Ids]) -> int:
         """Add the tokens of one document, with its eos, and close the shard if it is full.
+
+        Returns their number.
 
         The tokens come in parts, so that a document of any length needs little memory.
         """
         if self._tar is None:
             name = f"{self._prefix}{len(self.shards):05d}.tar"
             self._tar = TokenTar(self._data / SHARDS_DIRECTORY / name, self._dtype.str)
+        before = self._tar.num_tokens
         for tokens in parts:
-            self._tar.append(np.array(tokens, dtype=self._dtype))
-        self._ends.append(self._tar.num_tokens)
-        if self._tar.num_tokens >= self._shard_tokens:
+            self._tar.append(tokens)
+        end = self._tar.num_tokens
+        self._ends.append(end)
+        if end >= self._shard_tokens:
             self.close()
+        return end - before
 
     def close(self) -> None:
         """Commit the shard in progress, if any: the tar, what lies beside it, then its sidecar."""

@@ -1,4 +1,4 @@
-"""The formats that are shipped: JSON lines, JSON, and plain text."""
+"""The formats of text that are shipped: JSON lines, JSON, plain lines, and plain text."""
 
 import json
 from collections.abc import Iterator
@@ -7,41 +7,93 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from esolm.data_prep.compression import open_decompressed
-from esolm.data_prep.formats import Format, RawDocument, UnusableError
+from esolm.data_prep.compression import COMPRESSED_SUFFIXES, open_decompressed
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.formats import (
+    MOST_DOCUMENT_BYTES,
+    Format,
+    Passage,
+    Place,
+    RawDocument,
+    ReadOptions,
+    UnusableError,
+)
+from esolm.data_prep.lines import Line, lines_between, lines_of, num_lines_before
 
 
-class JsonLines(Format):
+class PlainLines(Format):
+    """One document for each line that is not blank, without the line's end; only if it is told."""
+
+    def can_be_cut(self, path: Path) -> bool:
+        return path.suffix.lower() not in COMPRESSED_SUFFIXES
+
+    def pieces(self, path: Path, options: ReadOptions) -> Iterator[RawDocument]:
+        return self._documents(lines_of(path, options.most_bytes), path, options)
+
+    def pieces_between(
+        self, path: Path, options: ReadOptions, start: int, stop: int
+    ) -> Iterator[RawDocument]:
+        lines = lines_between(path, options.most_bytes, start, stop)
+        return self._documents(lines, path, options)
+
+    def _documents(
+        self, lines: Iterator[Line], path: Path, options: ReadOptions
+    ) -> Iterator[RawDocument]:
+        for line in lines:
+            if line.content.strip():
+                place = partial(_place_of, path, line.number, line.origin)
+                yield RawDocument(place, partial(self._read, line, options))
+
+    def _read(self, line: Line, options: ReadOptions) -> Passage:
+        options.check_length(len(line.content) + line.is_cut)
+        return self.text_of(line.content, options)
+
+    def text_of(self, line: bytes, options: ReadOptions) -> Passage:
+        """Return the text of a line; raises UnusableError if it has none."""
+        try:
+            return Passage(line.decode("utf-8").rstrip("\r\n"), len(line))
+        except UnicodeDecodeError as error:
+            raise UnusableError(f"invalid UTF-8 ({error.reason})") from error
+
+
+def _place_of(path: Path, number: int, origin: int) -> Place:
+    return Place(str(path), line=number + (num_lines_before(path, origin) if origin else 0))
+
+
+class JsonLines(PlainLines):
     """One document for each line that is not blank: an object that holds a text."""
 
     suffixes = (".jsonl", ".ndjson")
 
-    def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
-        with open_decompressed(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield RawDocument(f"{path}:{number}", partial(self.text_of, line, text_key))
-
-    @staticmethod
-    def text_of(line: bytes, text_key: str) -> tuple[str, int]:
+    def text_of(self, line: bytes, options: ReadOptions) -> Passage:
         """Return the text of an object in JSON, and how many bytes the object takes."""
         try:
             record = json.loads(line.decode("utf-8"))
-            text = record[text_key] if isinstance(record, dict) else None
-            if isinstance(text, str):
-                text.encode("utf-8")
-        except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        except UnicodeDecodeError as error:
             raise UnusableError(f"invalid Unicode ({error.reason})") from error
         except ValueError as error:
             problem = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise UnusableError(f"invalid JSON ({problem})") from error
         except RecursionError as error:
             raise UnusableError("JSON nested too deeply") from error
-        except KeyError as error:
-            raise UnusableError(f"no key '{text_key}' (choose another with --text-key)") from error
-        if not isinstance(text, str):
-            raise UnusableError(f"not an object whose '{text_key}' is a string")
-        return text, len(line)
+        return _passage_of(record, len(line), options)
+
+
+def _passage_of(record: Any, num_bytes: int, options: ReadOptions) -> Passage:
+    """Return the text of an object; raises UnusableError if it has none."""
+    try:
+        text = record[options.text_key] if isinstance(record, dict) else None
+        name = record[options.id_key] if options.id_key and text is not None else ""
+    except KeyError as error:
+        option = "--text-key" if options.text_key not in record else "--id-key"
+        raise UnusableError(f"no key {error} (choose another with {option})") from error
+    if not isinstance(text, str):
+        raise UnusableError(f"not an object whose '{options.text_key}' is a string")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UnusableError(f"invalid Unicode ({error.reason})") from error
+    return Passage(text, num_bytes, str(name))
 
 
 class Json(Format):
@@ -51,33 +103,47 @@ class Json(Format):
     """
 
     suffixes = (".json",)
+    _lines = JsonLines()
 
-    def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
-        lines = JsonLines()
-        with open_decompressed(path) as stream:
-            first = list(islice((line for line in stream if line.strip()), 2))
-        if _are_lines(first):
-            yield from lines.pieces(path, text_key)
+    def can_be_cut(self, path: Path) -> bool:
+        return self._lines.can_be_cut(path) and self._are_lines(path)
+
+    def pieces_between(
+        self, path: Path, options: ReadOptions, start: int, stop: int
+    ) -> Iterator[RawDocument]:
+        return self._lines.pieces_between(path, options, start, stop)
+
+    def pieces(self, path: Path, options: ReadOptions) -> Iterator[RawDocument]:
+        if self._are_lines(path):
+            yield from self._lines.pieces(path, options)
             return
         with open_decompressed(path) as stream:
-            content = stream.read()
+            content = stream.read(options.most_bytes + 1)
+        if len(content) > options.most_bytes:
+            raise DataError(
+                f"{path} is no JSON lines and longer than {options.most_bytes:,} bytes, which are "
+                "read as a whole. Make JSON lines of it, or raise --max-document-bytes."
+            )
         values = _list_in(content)
         if values is None:
-            yield RawDocument(str(path), partial(lines.text_of, content, text_key))
+            read = partial(self._lines.text_of, content, options)
+            yield RawDocument(Place(str(path)), read)
             return
         for number, value in enumerate(values):
-            one = json.dumps(value).encode()
-            yield RawDocument(f"{path}[{number}]", partial(lines.text_of, one, text_key))
+            num_bytes = len(json.dumps(value))
+            read = partial(_passage_of, value, num_bytes, options)
+            yield RawDocument(Place(str(path), row=number), read)
 
+    def _are_lines(self, path: Path) -> bool:
+        """Say whether the first two lines are those of JSON lines, of which one may be damaged.
 
-def _are_lines(first: list[bytes]) -> bool:
-    """Say whether the first two lines are those of JSON lines, of which one may be damaged.
-
-    The first line of an object or a list over several lines is no more than its beginning.
-    """
-    if not first or first[0].strip() in (b"{", b"["):
-        return not first
-    return any(_is_object(line) for line in first)
+        The first line of an object or a list over several lines is no more than its beginning.
+        """
+        lines = (line.content for line in lines_of(path, MOST_DOCUMENT_BYTES))
+        first = list(islice((line for line in lines if line.strip()), 2))
+        if not first or first[0].strip() in (b"{", b"["):
+            return not first
+        return any(_is_object(line) for line in first)
 
 
 def _is_object(line: bytes) -> bool:
@@ -104,15 +170,16 @@ class PlainText(Format):
         *(".php", ".pl", ".py", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts"),
     )
 
-    def pieces(self, path: Path, text_key: str) -> Iterator[RawDocument]:
-        yield RawDocument(str(path), partial(self._read, path))
+    def pieces(self, path: Path, options: ReadOptions) -> Iterator[RawDocument]:
+        yield RawDocument(Place(str(path)), partial(self._read, path, options))
 
     @staticmethod
-    def _read(path: Path) -> tuple[str, int]:
+    def _read(path: Path, options: ReadOptions) -> Passage:
         with open_decompressed(path) as stream:
-            content = stream.read()
+            content = stream.read(options.most_bytes + 1)
+        options.check_length(len(content))
         try:
-            return content.decode("utf-8"), len(content)
+            return Passage(content.decode("utf-8"), len(content))
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
             problem = f"invalid UTF-8 at byte {error.start} ({error.reason})"

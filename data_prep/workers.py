@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
-from typing import Any
+from typing import Any, TypeAlias
 
 from esolm.data_prep.errors import EsolmError
-from esolm.data_prep.jobs import TokenizeJob, run_task
+from esolm.data_prep.jobs import TokenizeJob
 from esolm.data_prep.processes import die_with_parent
 from esolm.data_prep.progress import ProgressBar
+from esolm.data_prep.tokenizing import run_task
 
 POLL_SECONDS = 0.2
+RunTask: TypeAlias = Callable[[TokenizeJob, int, Callable[[int], None]], dict[str, int]]
+"""A pass of a task: `run_task`, or one of `esolm.data_prep.comparing`."""
 
 _done_bytes: "Synchronized[int] | None" = None
 
@@ -24,7 +27,7 @@ def _begin_worker(counter: "Synchronized[int]", parent: int) -> None:
     die_with_parent(parent)
 
 
-def _run_in_worker(job: TokenizeJob, task: int) -> dict[str, int]:
+def _run_in_worker(run: RunTask, job: TokenizeJob, task: int) -> dict[str, int]:
     counter = _done_bytes
     assert counter is not None
 
@@ -32,11 +35,15 @@ def _run_in_worker(job: TokenizeJob, task: int) -> dict[str, int]:
         with counter.get_lock():
             counter.value += num_bytes
 
-    return run_task(job, task, add)
+    return run(job, task, add)
 
 
 def run_tasks(
-    job: TokenizeJob, tasks: Sequence[int], num_workers: int, progress: ProgressBar
+    job: TokenizeJob,
+    tasks: Sequence[int],
+    num_workers: int,
+    progress: ProgressBar,
+    run: RunTask = run_task,
 ) -> list[dict[str, int]]:
     """Run tasks in `num_workers` processes and return the counts of each, in the order of `tasks`.
 
@@ -46,9 +53,9 @@ def run_tasks(
     """
     if num_workers <= 1 or len(tasks) <= 1:
         done = _Total(progress.update)
-        return [run_task(job, task, done.add) for task in tasks]
+        return [run(job, task, done.add) for task in tasks]
     try:
-        return _run_in_pool(job, tasks, num_workers, progress)
+        return _run_in_pool(run, job, tasks, num_workers, progress)
     except BrokenProcessPool as error:
         raise EsolmError(
             "A worker process was killed, as happens when memory runs out. Run the same command "
@@ -58,13 +65,13 @@ def run_tasks(
 
 
 def _run_in_pool(
-    job: TokenizeJob, tasks: Sequence[int], num_workers: int, progress: ProgressBar
+    run: RunTask, job: TokenizeJob, tasks: Sequence[int], num_workers: int, progress: ProgressBar
 ) -> list[dict[str, int]]:
     # Workers are not forked, because the parent may have threads (the progress bar) with locks.
     context: Any = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     with ProcessPoolExecutor(num_workers, context, _begin_worker, (counter, os.getpid())) as pool:
-        futures = [pool.submit(_run_in_worker, job, task) for task in tasks]
+        futures = [pool.submit(_run_in_worker, run, job, task) for task in tasks]
         _watch(futures, lambda: progress.update(counter.value))
         pool.shutdown(cancel_futures=any(_failed(future) for future in futures))
     for future in futures:

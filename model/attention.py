@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esolm.model.columns import Column, first_row
+from esolm.model.documents import document_of, place_of
 from esolm.model.kernels import kernels_in_use
 from esolm.model.two_streams import attend_noised
 
@@ -107,21 +108,43 @@ def dense_mask(
     block_size: int = 1,
     num_queries: int | None = None,
     skipped: int = 0,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Returns the pattern as a bool mask [B, 1, Q, S], True where a key is visible.
 
     seq_len: S, the tokens fed to the network. num_queries: Q, how many of them, counted from the
     front, are queries; by default all are. skipped: the tokens that the noised stream lacks.
+    positions: [B, S], of rows that keep their documents apart; see `esolm.model.documents`.
     """
-    index = torch.arange(skipped, skipped + seq_len, device=prefix_length.device)
-    return visible(
+    index = torch.arange(skipped, skipped + seq_len, device=prefix_length.device)[None]
+    if positions is not None:
+        index = _index_of(pattern, positions, skipped)
+    seen = visible(
         pattern,
-        index[None, :num_queries, None],
-        index[None, None, :],
+        index[:, :num_queries, None],
+        index[:, None, :],
         (seq_len + skipped) // pattern.num_streams,
         prefix_length[:, None, None],
         block_size,
-    ).expand(prefix_length.shape[0], -1, -1)[:, None]
+    )
+    if positions is not None:
+        documents = document_of(positions)
+        seen = seen & (documents[:, :num_queries, None] == documents[:, None, :])
+    return seen.expand(prefix_length.shape[0], -1, -1)[:, None]
+
+
+def _index_of(pattern: AttentionPattern, positions: Tensor, skipped: int) -> Tensor:
+    """Returns what the pattern counts, [B, S], where documents are apart.
+
+    That is the number in which a token is fed, or for blocks, which begin with each document, its
+    place there.
+    """
+    size = positions.shape[1]
+    index = torch.arange(skipped, skipped + size, device=positions.device).expand_as(positions)
+    if pattern is not AttentionPattern.BLOCK_TWO_STREAM:
+        return index
+    length = (size + skipped) // 2
+    return place_of(positions) + index // length * length
 
 
 def flex_mask(
@@ -131,16 +154,28 @@ def flex_mask(
     block_size: int = 1,
     num_queries: int | None = None,
     skipped: int = 0,
+    positions: Tensor | None = None,
 ) -> Any:
     """Returns the mask of `dense_mask` as a FlexAttention BlockMask, right for every row."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     length = (seq_len + skipped) // pattern.num_streams
 
-    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible(pattern, q + skipped, k + skipped, length, prefix_length[b], block_size)
+    apart = None
+    if positions is not None:
+        apart = (_index_of(pattern, positions, skipped), document_of(positions))
 
-    batch = prefix_length.shape[0] if pattern.has_prefix else None
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        if apart is None:
+            i, j = q + skipped, k + skipped
+            return visible(pattern, i, j, length, prefix_length[b], block_size)
+        index, documents = apart
+        i, j = index[b, q], index[b, k]
+        seen = visible(pattern, i, j, length, prefix_length[b], block_size)
+        return seen & (documents[b, q] == documents[b, k])
+
+    differs = pattern.has_prefix or positions is not None
+    batch = prefix_length.shape[0] if differs else None
     queries = seq_len if num_queries is None else num_queries
     return create_block_mask(mask_mod, batch, None, queries, seq_len, device=prefix_length.device)
 
@@ -156,27 +191,34 @@ class MaskBuilder:
     def __init__(self) -> None:
         self._rows: Tensor | None = None
         self._pattern = AttentionPattern.CAUSAL
-        self._block_size, self._skipped = 1, 0
+        self._block_size, self._skipped, self._separate = 1, 0, False
         self._of_these_rows: dict[tuple[int, int], AttentionMask] = {}
         self._of_shapes: dict[Any, AttentionMask] = {}
 
-    def __call__(self, rows: Tensor, seq_len: int, outputs_only: bool = False) -> AttentionMask:
-        """Returns the mask for rows, int64 [B, 5] as made by `NetworkInput.rows`.
+    def __call__(
+        self,
+        rows: Tensor,
+        seq_len: int,
+        outputs_only: bool = False,
+        positions: Tensor | None = None,
+    ) -> AttentionMask:
+        """Returns the mask for rows, int64 [B, 6] as made by `NetworkInput.rows`.
 
         outputs_only: of two streams only the noised one has queries, because nothing reads the
-        output of the clean one.
+        output of the clean one. positions: [B, S], read if the rows keep their documents apart.
         """
         if self._rows is not rows:
             first = first_row(rows)
             self._rows, self._block_size = rows, first[Column.BLOCK_SIZE]
             self._skipped = first[Column.SKIPPED]
             self._pattern = AttentionPattern.at(first[Column.PATTERN])
+            self._separate = bool(first[Column.SEPARATE])
             self._of_these_rows.clear()
         length = (seq_len + self._skipped) // self._pattern.num_streams
         shape = (seq_len, length - self._skipped if outputs_only else seq_len)
-        if self._pattern.has_prefix:
+        if self._pattern.has_prefix or self._separate:
             if shape not in self._of_these_rows:
-                self._of_these_rows[shape] = self._build(rows, *shape)
+                self._of_these_rows[shape] = self._build(rows, *shape, positions)
             return self._of_these_rows[shape]
         batch, flexible = rows.shape[0], suits_flex(seq_len)
         of_batch = (self._pattern, self._block_size, self._skipped, batch)
@@ -184,20 +226,25 @@ class MaskBuilder:
         if key not in self._of_shapes:
             if len(self._of_shapes) >= MOST_MASKS:
                 self._of_shapes.clear()
-            self._of_shapes[key] = self._build(rows, *shape)
+            self._of_shapes[key] = self._build(rows, *shape, positions)
         return self._of_shapes[key]
 
-    def _build(self, rows: Tensor, seq_len: int, num_queries: int) -> AttentionMask:
+    def _build(
+        self, rows: Tensor, seq_len: int, num_queries: int, positions: Tensor | None
+    ) -> AttentionMask:
         pattern, prefix = self._pattern, rows[:, Column.PREFIX_LENGTH]
-        if pattern in (AttentionPattern.BIDIRECTIONAL, AttentionPattern.CAUSAL):
+        is_plain = pattern in (AttentionPattern.BIDIRECTIONAL, AttentionPattern.CAUSAL)
+        if is_plain and not self._separate:
             return AttentionMask(pattern, num_queries)
-        shape = (pattern, seq_len, prefix, self._block_size, num_queries, self._skipped)
+        apart = positions if self._separate else None
+        assert self._separate == (apart is not None), "the positions tell the documents"
+        given = (pattern, seq_len, prefix, self._block_size, num_queries, self._skipped, apart)
         if kernels_in_use().flex_attention and prefix.is_cuda and suits_flex(seq_len):
-            return AttentionMask(pattern, num_queries, block=flex_mask(*shape))
-        if kernels_in_use().two_streams and pattern.noised_are_apart and not prefix.is_cuda:
+            return AttentionMask(pattern, num_queries, block=flex_mask(*given))
+        merged = kernels_in_use().two_streams and pattern.noised_are_apart and apart is None
+        if merged and not prefix.is_cuda:
             return self._apart(prefix, seq_len, num_queries)
-        dense = dense_mask(*shape)
-        return AttentionMask(pattern, num_queries, dense=dense)
+        return AttentionMask(pattern, num_queries, dense=dense_mask(*given))
 
     def _apart(self, prefix: Tensor, seq_len: int, num_queries: int) -> AttentionMask:
         length = (seq_len + self._skipped) // 2
@@ -228,7 +275,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         return out
     if mask.clean is not None:
         return attend_apart(q, k, v, mask)
-    is_causal = mask.pattern is AttentionPattern.CAUSAL
+    is_causal = mask.pattern is AttentionPattern.CAUSAL and mask.dense is None
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask.dense, is_causal=is_causal, enable_gqa=grouped
     )

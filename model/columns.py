@@ -7,7 +7,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class Column(IntEnum):
-    """Columns of `rows`, int64 [B, 5], as `NetworkInput.rows` makes it."""
+    """Columns of `rows`, int64 [B, 6], as `NetworkInput.rows` makes it."""
 
     PATTERN = 0
     """`AttentionPattern.index`; the same in every row of a micro-batch."""
@@ -18,6 +18,8 @@ class Column(IntEnum):
     DROPOUT_KEY = 3
     SKIPPED = 4
     """The tokens that the noised stream lacks in front; the same in every row. See `inputs`."""
+    SEPARATE = 5
+    """Whether tokens see only those of their own document, 0 or 1; the same in every row."""
 
 
 _first_rows = WeakTensorKeyDictionary()

@@ -23,7 +23,8 @@ class NetworkInput:
     tokens, positions: int64 [B, S]. In a two-stream pattern S = 2L, and the noised stream comes
     first. prefix_length: int64 [B], the number of clean tokens in front in prefix patterns, and
     zero in others. dropout_keys: int64 [B], one key per row, so that dropout depends on the sample
-    alone. skipped: L - Q; see `without_idle`.
+    alone. skipped: L - Q; see `without_idle`. separate: whether tokens see only those of their own
+    document, which their positions then tell; see `esolm.model.documents`.
     """
 
     tokens: Tensor
@@ -33,15 +34,17 @@ class NetworkInput:
     dropout_keys: Tensor
     block_size: int = 1
     skipped: int = 0
+    separate: bool = False
 
     def rows(self) -> Tensor:
-        """The integers that go with each row, int64 [B, 5]; see `esolm.model.columns.Column`."""
+        """The integers that go with each row, int64 [B, 6]; see `esolm.model.columns.Column`."""
         columns = {
             Column.PATTERN: torch.full_like(self.prefix_length, self.pattern.index),
             Column.BLOCK_SIZE: torch.full_like(self.prefix_length, self.block_size),
             Column.PREFIX_LENGTH: self.prefix_length,
             Column.DROPOUT_KEY: self.dropout_keys,
             Column.SKIPPED: torch.full_like(self.prefix_length, self.skipped),
+            Column.SEPARATE: torch.full_like(self.prefix_length, self.separate),
         }
         return torch.stack([columns[column] for column in Column], dim=1)
 

@@ -25,19 +25,24 @@ Logits = Callable[[NetworkInput], Tensor]
 
 
 def order_log_likelihood(
-    logits: Logits, tokens: Tensor, order: NDArray[np.int64], mask_id: int
+    logits: Logits,
+    tokens: Tensor,
+    order: NDArray[np.int64],
+    mask_id: int,
+    eos_id: int | None = None,
 ) -> Tensor:
     """Returns log p of each token given all tokens before it in the order.
 
     The result is float64 [B, L] and stands in that order. tokens: int64 [B, L] at natural
-    positions. order: natural positions [B, L], one order per row.
+    positions. order: natural positions [B, L], one order per row. eos_id: what ends documents that
+    are kept apart; the order of each is then that in which its tokens come.
 
     This is for networks of Eso-LM (B), and of (A) without a diffusion phase; the published code
     measures every (A) so, whatever its decoder does. It takes one pass over
     2L tokens with a noised stream of nothing but masks, which is how the network decodes one token
     per step. Source: Eso-LM section 4 (arXiv 2506.01928).
     """
-    rows = MaskedRows.in_order(tokens, np.ones(order.shape, dtype=np.bool_), order)
+    rows = MaskedRows.in_order(tokens, np.ones(order.shape, dtype=np.bool_), order, eos_id)
     inputs = rows.two_streams(mask_id, AttentionPattern.TWO_STREAM, _no_keys(order))
     return token_log_p(logits, inputs, rows.labels)
 
@@ -48,6 +53,7 @@ def prefix_order_log_likelihood(
     order: NDArray[np.int64],
     prefix_length: NDArray[np.int64],
     mask_id: int,
+    eos_id: int | None = None,
 ) -> Tensor:
     """Returns what `order_log_likelihood` does, for networks of Eso-LM (A).
 
@@ -56,7 +62,7 @@ def prefix_order_log_likelihood(
     what the others compute; each of them takes a pass over those before it. The other tokens of
     the order take one pass over 2L tokens together.
     """
-    rows = MaskedRows.in_order(tokens, _natural_mask(order, prefix_length), order)
+    rows = MaskedRows.in_order(tokens, _natural_mask(order, prefix_length), order, eos_id)
     sequential = rows.two_streams(mask_id, AttentionPattern.TWO_STREAM_PREFIX, _no_keys(order))
     log_p = token_log_p(logits, sequential, rows.labels)
     for place in range(int(prefix_length.max())):
@@ -70,6 +76,7 @@ def prefix_order_log_likelihood(
             pattern=AttentionPattern.PREFIX,
             prefix_length=clean,
             dropout_keys=torch.zeros_like(clean),
+            separate=rows.separate,
         )
         log_p[chosen, place] = token_log_p(logits, inputs, rows.labels[chosen, : place + 1])[:, -1]
     return log_p
@@ -125,6 +132,7 @@ def orders_log_likelihood(
     mask_id: int,
     prefix_lengths: NDArray[np.int64] | None = None,
     on_order: Callable[[], None] = lambda: None,
+    eos_id: int | None = None,
 ) -> Tensor:
     """Returns log p of each sequence under each of its orders, float64 [B, K].
 
@@ -134,10 +142,10 @@ def orders_log_likelihood(
     columns = []
     for k in range(orders.shape[1]):
         if prefix_lengths is None:
-            log_p = order_log_likelihood(logits, tokens, orders[:, k], mask_id)
+            log_p = order_log_likelihood(logits, tokens, orders[:, k], mask_id, eos_id)
         else:
             log_p = prefix_order_log_likelihood(
-                logits, tokens, orders[:, k], prefix_lengths[:, k], mask_id
+                logits, tokens, orders[:, k], prefix_lengths[:, k], mask_id, eos_id
             )
         columns.append(log_p.sum(1))
         on_order()

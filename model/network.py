@@ -22,7 +22,7 @@ from esolm.model.sequence_parallel import TokenSplit
 from esolm.model.sharding import mark_split
 from esolm.model.tensors import block_tensors, embedding_tensors, head_tensors
 
-# (hidden [B * S, D], positions [B, S], rows [B, 5]) and, with adaLN, the conditioning vector [C].
+# (hidden [B * S, D], positions [B, S], rows [B, 6]) and, with adaLN, the conditioning vector [C].
 # Under sequence parallelism a rank holds its part of the hidden states' B * S tokens.
 Flow = tuple[Tensor, ...]
 
@@ -30,7 +30,7 @@ Flow = tuple[Tensor, ...]
 class Embedding(nn.Module):
     """The token embedding, split over the vocabulary, and with adaLN the conditioning vector.
 
-    It maps (tokens [B, S], positions [B, S], rows [B, 5]) to a Flow.
+    It maps (tokens [B, S], positions [B, S], rows [B, 6]) to a Flow.
     """
 
     def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
@@ -74,7 +74,7 @@ class Block(nn.Module):
 
     def forward(self, flow: Flow) -> Flow:
         hidden, positions, rows, *conditioning = flow
-        mask = self.masks(rows, positions.shape[1], outputs_only=self.last)
+        mask = self.masks(rows, positions.shape[1], self.last, positions)
         angles = rotary_angles(positions, self.config.rotation(self.layer))
         if conditioning:
             modulation = self.modulation(conditioning[0]).chunk(6)

@@ -25,11 +25,15 @@ from esolm.model.pieces import LOGITS_MB, piece_rows
 
 @dataclass(frozen=True)
 class Scored:
-    """The labels [N] and weights [N] of rows, and how many MB (10^6 bytes) a piece may take."""
+    """The labels [N] and weights [N] of rows, and how many MB (10^6 bytes) a piece may take.
+
+    losses: float32 [N], where each row's weighted loss is written, or None.
+    """
 
     labels: Tensor
     weights: Tensor
     logits_mb: int = LOGITS_MB
+    losses: Tensor | None = None
 
 
 class OutputLayer(nn.Module):
@@ -97,7 +101,10 @@ class _Loss(torch.autograd.Function):
             # Saved tensors would be held by two, and then autograd copies gradients of parameters.
             ctx.gradients = [gradients.of_hidden, gradients.of_weight, gradients.of_bias]
         ctx.dtype = weight.dtype
-        return (nll * scored.weights).sum()
+        losses = nll * scored.weights
+        if scored.losses is not None:
+            scored.losses.copy_(losses)
+        return losses.sum()
 
     @staticmethod
     @once_differentiable

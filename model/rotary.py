@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from esolm.model.config import Rotation
+from esolm.model.documents import place_of
 from esolm.model.numerics import at_least_float32
 
 # YaRN leaves frequencies that turn so often within the original length as they are, and slows those
@@ -15,13 +16,13 @@ FAST_TURNS, SLOW_TURNS = 32, 1
 
 
 def rotary_angles(positions: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-    """Returns the cos and sin, float32 [B, S, K/2], of integer positions [B, S].
+    """Returns the cos and sin, float32 [B, S, K/2], of positions [B, S], by their places alone.
 
     They are computed from the positions each time: a cached table would be one more buffer to keep
     exact, and inputs in any order would have to gather from it anyway. Under YaRN both are longer
     than 1, which makes the scores of attention larger, as section 3.4 there has it.
     """
-    angles = positions.float()[..., None] * rotary_frequencies(rotation, positions.device)
+    angles = place_of(positions).float()[..., None] * rotary_frequencies(rotation, positions.device)
     if rotation.factor == 1:
         return angles.cos(), angles.sin()
     length = 0.1 * math.log(rotation.factor) + 1.0

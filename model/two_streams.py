@@ -20,7 +20,7 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-class Pass(NamedTuple):
+class KernelCall(NamedTuple):
     """One call of the kernel: which noised tokens as queries, which clean tokens as keys."""
 
     queries: slice
@@ -38,13 +38,13 @@ def attend_noised(q: Tensor, noised: tuple[Tensor, Tensor], clean: tuple[Tensor,
     return out
 
 
-def _passes(noised: int, length: int) -> list[Pass]:
+def _passes(noised: int, length: int) -> list[KernelCall]:
     skipped = length - noised
     everything, later = slice(0, noised), slice(1, noised)
     passes = [
-        Pass(everything, slice(0, skipped), False),
+        KernelCall(everything, slice(0, skipped), False),
         # z_i sees x_j for j < i, so the second one sees the first key here, and so on.
-        Pass(later, slice(skipped, length - 1), True),
+        KernelCall(later, slice(skipped, length - 1), True),
     ]
     return [each for each in passes if each.keys.stop > each.keys.start]
 

@@ -144,7 +144,7 @@ def sample(bundle: Path) -> dict[str, Any]:
     """Shows two samples and returns the comparison of cached with uncached decoding."""
     shown = ("generate", str(bundle), "--prompt", "def ", "--length", str(SAMPLE_LENGTH))
     esolm(*shown, "--alpha-0", "0.5", "--steps", "32", "--top-p", "0.9", "--num-samples", "2")
-    measured = (*shown, "--alpha-0", "0.5", "--steps", "64", "--compare", "--json")
+    measured = (*shown, "--ignore-eos", "--alpha-0", "0.5", "--steps", "64", "--compare", "--json")
     answer = subprocess.run(announce(measured), check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return result

@@ -48,20 +48,23 @@ class Request:
     max_new_tokens: int | None = None
     guesses: int | None = None
     cuda_graphs: bool | None = None
+    ignore_eos: bool = False
 
     def options(self) -> dict[str, Any]:
         """Returns the keyword arguments for the bundle's `generate`."""
-        return {key: value for key, value in asdict(self).items()
-                if key != "prompt" and value is not None}  # fmt: skip
+        own = ("prompt", "ignore_eos")
+        found = {key: value for key, value in asdict(self).items()
+                 if key not in own and value is not None}  # fmt: skip
+        return found | ({"eos_token_id": None} if self.ignore_eos else {})
 
 
 @dataclass(frozen=True)
 class Generation:
     """The samples that were written.
 
-    texts: one for each sample; without a tokenizer they are the token ids as numbers. nfe: the
-    number of forward passes. tokens_per_second: counts the tokens written in all samples, but not
-    the prompt.
+    texts: one for each sample, up to its end; without a tokenizer they are the token ids as
+    numbers. sequences: padded behind the ends. nfe: the number of forward passes.
+    tokens_per_second: counts the tokens written in all samples, but not the prompt.
     """
 
     texts: list[str]
@@ -206,10 +209,11 @@ def generate(
         raise ConfigError(str(error)) from error
     sequences = output.sequences.cpu()  # waits for a GPU
     seconds = time.perf_counter() - started
+    rows = [row[:end].tolist() for row, end in zip(sequences, output.lengths, strict=True)]
     if bundle.tokenizer is None:
-        texts = [" ".join(map(str, row)) for row in sequences.tolist()]
+        texts = [" ".join(map(str, row)) for row in rows]
     else:
-        texts = [bundle.tokenizer.decode_with_specials(row) for row in sequences.tolist()]
+        texts = [bundle.tokenizer.decode_with_specials(row) for row in rows]
     return Generation(texts, sequences, output.nfe, seconds, output.num_written / seconds)
 
 

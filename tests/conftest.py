@@ -20,6 +20,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
+@pytest.fixture(scope="session")
+def source_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Five small datasets of one tokenizer, and of other texts each, by the names a to e."""
+    folder = tmp_path_factory.mktemp("sources")
+    tokenizer = make_tokenizer(folder / "tokenizer")
+    for number, name in enumerate("abcde"):
+        text = write_jsonl(folder / f"{name}.jsonl", 8 + 4 * number, first=1000 * number)
+        run_job(make_job(text, tokenizer, folder / name, valid_fraction=0.2), tokenizer)
+    return {name: folder / name for name in "abcde"}
+
+
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Mounts a small file system with options on a folder."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from esolm.data_prep.errors import DataError
 
-Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
+Ids: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Tokenizer(ABC):
         """
         return self.encode(text)
 
-    def encode_parts(self, text: str) -> Iterator[list[int]]:
+    def encode_parts(self, text: str) -> Iterator[Ids]:
         """Yield the ids of `encode` in parts that need little memory; by default, in one part."""
         yield self.encode(text)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from esolm.model.attention import AttentionPattern
+from esolm.model.documents import begins, document_of, standing
 from esolm.model.flops import RowWork
 from esolm.model.inputs import NetworkInput, Targets
 from esolm.model.objectives.base import (
@@ -17,6 +18,7 @@ from esolm.model.objectives.base import (
     ObjectiveKind,
     Orders,
     VocabularyIds,
+    end_of_documents,
 )
 from esolm.model.objectives.draws import SampleKeys
 
@@ -26,10 +28,20 @@ class AutoRegressive(Objective):
     """The autoregressive objective.
 
     prepend_id: the token that is put before the sequence (bos or mask). If it is None, the first
-    token is not predicted and a row carries L - 1 losses.
+    token is not predicted and a row carries L - 1 losses. eos_id: what ends the documents of a row
+    that are kept apart, if they are; the token is then put before each of them.
     """
 
     prepend_id: int | None = None
+    eos_id: int | None = None
+
+    def problems(self, seq_len: int) -> list[str]:
+        if self.eos_id is None or self.prepend_id is not None:
+            return []
+        return [
+            "objective.separate_documents needs a token that the first one of each document is "
+            "predicted from: set objective.prepend to bos or mask"
+        ]
 
     def predicted_tokens(self, seq_len: int) -> int:
         return seq_len - (self.prepend_id is None)
@@ -56,12 +68,18 @@ class AutoRegressive(Objective):
             first = torch.full_like(tokens[:, :1], self.prepend_id)
             inputs, labels = torch.cat([first, tokens[:, :-1]], dim=1), tokens
         batch, length = labels.shape
+        positions = torch.arange(length).expand(batch, length)
+        if self.eos_id is not None:
+            assert self.prepend_id is not None, "see `problems`"
+            positions = standing(labels, self.eos_id)
+            inputs = inputs.masked_fill(begins(document_of(positions)), self.prepend_id)
         network_input = NetworkInput(
             tokens=inputs,
-            positions=torch.arange(length).expand(batch, length),
+            positions=positions,
             pattern=AttentionPattern.CAUSAL,
             prefix_length=torch.zeros(batch, dtype=torch.int64),
             dropout_keys=torch.from_numpy(keys.dropout_keys()),
+            separate=self.eos_id is not None,
         )
         weight = 1.0 / (keys.global_batch_size * length)
         return network_input, Targets(labels, torch.full((batch, length), weight))
@@ -84,7 +102,7 @@ def _build(settings: Mapping[str, Any], ids: VocabularyIds) -> AutoRegressive:
     prepend_id = _prepend_id(settings, ids)
     if settings.get("prepend") == "bos" and prepend_id is None:
         raise ValueError("the network was trained with bos in front: name its --tokenizer")
-    return AutoRegressive(prepend_id)
+    return AutoRegressive(prepend_id, end_of_documents(settings, ids))
 
 
 KIND = ObjectiveKind(

@@ -114,6 +114,9 @@ class Objective(ABC):
         """
         return self
 
+    eos_id: int | None = None
+    """What ends the documents of a row, where tokens see only those of their own document."""
+
     @property
     def is_exact(self) -> bool:
         """Whether the validation loss is the negative log-likelihood itself and draws nothing."""
@@ -149,12 +152,13 @@ class Objective(ABC):
 class VocabularyIds:
     """The ids that objectives put into sequences, and the size of the vocabulary.
 
-    bos_id: None if the tokenizer is not known.
+    bos_id, eos_id: None if the tokenizer is not known.
     """
 
     size: int
     mask_id: int
     bos_id: int | None
+    eos_id: int | None = None
 
 
 SCHEDULE_OPTIONS = ("alpha_0", "num_steps")
@@ -191,6 +195,21 @@ class ObjectiveKind:
     orders: Orders = Orders.NONE
     decoding: Decoding | None = None
     bundle_fields: Callable[[Mapping[str, Any], VocabularyIds], dict[str, Any]] = lambda *_: {}
+
+
+def end_of_documents(settings: Mapping[str, Any], ids: VocabularyIds) -> int | None:
+    """Returns the id that ends the documents of a row, or None where they are not kept apart.
+
+    Raises ValueError if they are and the id is not known.
+    """
+    if not settings.get("separate_documents", False):
+        return None
+    if ids.eos_id is None:
+        raise ValueError(
+            "the network was trained on separate documents, whose end only its tokenizer knows: "
+            "name its --tokenizer"
+        )
+    return ids.eos_id
 
 
 def term_of(objective: Objective, keys: SampleKeys) -> str:

@@ -9,9 +9,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esolm.model.attention import AttentionPattern
+from esolm.model.documents import place_of, standing
 from esolm.model.flops import RowWork
 from esolm.model.inputs import NetworkInput, Targets
-from esolm.model.objectives.base import DIFFUSION, Decoding, Objective, ObjectiveKind, VocabularyIds
+from esolm.model.objectives.base import (
+    DIFFUSION,
+    Decoding,
+    Objective,
+    ObjectiveKind,
+    VocabularyIds,
+    end_of_documents,
+)
 from esolm.model.objectives.draws import Purpose, SampleKeys
 from esolm.model.objectives.noise import EPSILON, Array, stratified_t
 from esolm.model.objectives.rows import Mask, MaskedRows
@@ -25,7 +33,8 @@ class BD3LM(Objective):
     is smaller makes a clipped schedule, whose loss is not a bound. resample: whether the masks of a
     block are drawn again until their share lies in the range too. keep_first: whether the first
     token of a row is given. low_variance: whether the bound's weight 1 / t is dropped (in training
-    only). Source: arXiv 2503.09573, sections 3-5.
+    only). eos_id: what ends the documents of a row that are kept apart, if they are; blocks then
+    begin with each of them. Source: arXiv 2503.09573, sections 3-5.
     """
 
     mask_id: int
@@ -35,6 +44,7 @@ class BD3LM(Objective):
     resample: bool = False
     keep_first: bool = True
     low_variance: bool = False
+    eos_id: int | None = None
 
     def problems(self, seq_len: int) -> list[str]:
         if self.block_size < 1 or seq_len % self.block_size:
@@ -46,8 +56,12 @@ class BD3LM(Objective):
                 f"objective.t_min {self.t_min} and objective.t_max {self.t_max} must be in order "
                 f"and lie in [{EPSILON}, 1]"
             ]
-        shares = np.arange(self.block_size + 1) / self.block_size
-        if self.resample and not self._allowed(shares).any():
+        if self.eos_id is not None and self.keep_first:
+            return [
+                "objective.separate_documents and objective.keep_first do not go together: how "
+                "many tokens are given would depend on the row; set objective.keep_first to false"
+            ]
+        if self.resample and not self._can_be_allowed()[-1]:
             return [
                 f"no number of masks in a block of {self.block_size} makes a share between "
                 f"objective.t_min {self.t_min} and objective.t_max {self.t_max}; set "
@@ -87,14 +101,14 @@ class BD3LM(Objective):
 
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
         length = tokens.shape[1]
-        t_of_block = self._times(keys, length // self.block_size)
-        t_of_token = np.repeat(t_of_block, self.block_size, axis=1)
-        masked = self._draw_masked(keys, t_of_token)
+        blocks = self._blocks(tokens)
+        t_of_token = np.take_along_axis(self._times(keys, blocks), blocks, axis=1)
+        masked = self._draw_masked(keys, t_of_token, blocks)
         if self.keep_first:
             masked[:, 0] = False
         weights = np.ones_like(t_of_token) if self.low_variance else 1.0 / t_of_token
         weights /= keys.global_batch_size * self.predicted_tokens(length)
-        rows = MaskedRows.in_place(tokens, masked)
+        rows = MaskedRows.in_place(tokens, masked, self.eos_id)
         pattern = AttentionPattern.BLOCK_TWO_STREAM
         inputs = rows.two_streams(self.mask_id, pattern, keys, self.block_size)
         return inputs, rows.targets(weights, t_of_token)
@@ -105,34 +119,52 @@ class BD3LM(Objective):
         pattern = AttentionPattern.BLOCK_TWO_STREAM
         return [RowWork(1.0, pattern, seq_len, scored, block_size=self.block_size)]
 
-    def _times(self, keys: SampleKeys, num_blocks: int) -> Array:
-        """Draws t for every block, [B, L / block_size].
+    def _blocks(self, tokens: Tensor) -> NDArray[np.int64]:
+        """Returns the number of each token's block in its row, [B, L]."""
+        if self.eos_id is None:
+            return np.broadcast_to(np.arange(tokens.shape[1]) // self.block_size, tokens.shape)
+        places = place_of(standing(tokens, self.eos_id)).numpy()
+        blocks: NDArray[np.int64] = (places % self.block_size == 0).cumsum(axis=1) - 1
+        return blocks
+
+    def _times(self, keys: SampleKeys, blocks: NDArray[np.int64]) -> Array:
+        """Draws t for every block of these numbers, [B, the most blocks of a row].
 
         The t of block b is stratified over the global batch, for each b by itself. Block b starts a
-        share b / num_blocks into the strata, so that the blocks of one row spread over the range.
+        share b / (L / block_size) into the strata, so that the blocks of one row spread over the
+        range.
         """
-        num_slots = keys.global_batch_size
-        shift = np.arange(num_blocks) * num_slots // num_blocks
+        num_slots, number = keys.global_batch_size, np.arange(int(blocks.max()) + 1)
+        shift = number * num_slots // (blocks.shape[1] // self.block_size)
         slot: NDArray[np.int64] = (keys.slot[:, None] + shift) % num_slots
-        uniform = keys.uniforms(Purpose.TIME, num_blocks)
+        uniform = keys.uniforms(Purpose.TIME, len(number))
         return stratified_t(uniform, slot, num_slots, self.t_min, self.t_max)
 
-    def _draw_masked(self, keys: SampleKeys, t_of_token: Array) -> Mask:
+    def _draw_masked(self, keys: SampleKeys, t_of_token: Array, blocks: NDArray[np.int64]) -> Mask:
         """Draws which tokens are masked, bool [B, L].
 
-        The draws of a row depend on the row alone, however often other rows are drawn again.
+        The draws of a row depend on the row alone, however often other rows are drawn again. The
+        last block of a document may be so short that no share of it lies in the range; such a one
+        keeps its first draw.
         """
         length, attempts = t_of_token.shape[1], 1
         masked: Mask = keys.uniforms(Purpose.MASK, length) < t_of_token
+        sizes = _per_block(np.ones_like(masked), blocks)
+        settled = ~self._can_be_allowed()[sizes.astype(np.int64)]
         while self.resample:
-            shares = masked.reshape(len(masked), -1, self.block_size).mean(axis=2)
-            redo = np.repeat(~self._allowed(shares), self.block_size, axis=1)
+            redo = ~(self._allowed(_per_block(masked, blocks) / sizes) | settled)
             if not redo.any():
                 break
             attempts += 1
             draws = keys.uniforms(Purpose.MASK, attempts * length)[:, -length:]
             masked = np.where(redo, draws < t_of_token, masked)
         return masked
+
+    def _can_be_allowed(self) -> Mask:
+        """Says of how many tokens a block may be so that a share of it is allowed, from 0 on."""
+        sizes = range(1, self.block_size + 1)
+        allowed = [self._allowed(np.arange(size + 1) / size).any() for size in sizes]
+        return np.array([False, *allowed])
 
     def _allowed(self, shares: Array) -> Mask:
         """Says which shares of masked tokens lie in the range of t.
@@ -143,11 +175,19 @@ class BD3LM(Objective):
         return at_least & (shares <= self.t_max)
 
 
+def _per_block(marked: Mask, blocks: NDArray[np.int64]) -> Array:
+    """Returns how many tokens are marked in the block of each token, [B, L]."""
+    numbers = blocks + (blocks.max() + 1) * np.arange(len(blocks))[:, None]
+    found: Array = np.bincount(numbers.ravel(), weights=marked.ravel())[numbers]
+    return found
+
+
 SETTINGS = ("block_size", "t_min", "t_max", "resample", "keep_first", "low_variance")
 
 
 def _build(settings: Mapping[str, Any], ids: VocabularyIds) -> BD3LM:
-    return BD3LM(mask_id=ids.mask_id, **{key: settings[key] for key in SETTINGS if key in settings})
+    own = {key: settings[key] for key in SETTINGS if key in settings}
+    return BD3LM(mask_id=ids.mask_id, eos_id=end_of_documents(settings, ids), **own)
 
 
 KIND = ObjectiveKind(

@@ -26,6 +26,7 @@ from esolm.model.objectives.base import (
     ObjectiveKind,
     Orders,
     VocabularyIds,
+    end_of_documents,
     term_of,
 )
 from esolm.model.objectives.draws import Purpose, SampleKeys
@@ -44,7 +45,7 @@ class EsoLM(Objective):
 
     alpha_0: the share of tokens that diffusion generates. kappa: the share of rows that take the
     loss term of diffusion. low_variance: whether the bound's weight is dropped in that term (in
-    training only).
+    training only). eos_id: what ends the documents of a row that are kept apart, if they are.
     """
 
     mask_id: int
@@ -52,6 +53,7 @@ class EsoLM(Objective):
     kappa: float
     variant: str = "B"
     low_variance: bool = True
+    eos_id: int | None = None
 
     def problems(self, seq_len: int) -> list[str]:
         found = []
@@ -134,7 +136,7 @@ class EsoLM(Objective):
             keys, length, t, self.alpha_0, num_rows, self.low_variance
         )
         order = clean_first(masked, keys.uniforms(Purpose.ORDER, length))
-        rows = MaskedRows.in_order(tokens, masked, order)
+        rows = MaskedRows.in_order(tokens, masked, order, self.eos_id)
         inputs = rows.one_stream(self.mask_id, PATTERNS[self.variant][0], keys)
         return inputs, rows.targets(weights, t)
 
@@ -149,7 +151,7 @@ class EsoLM(Objective):
         length = tokens.shape[1]
         masked = keys.uniforms(Purpose.MASK, length) < 1.0 - self.alpha_0
         scores = np.where(masked, natural_scores(length), keys.uniforms(Purpose.ORDER, length))
-        rows = MaskedRows.in_order(tokens, masked, clean_first(masked, scores))
+        rows = MaskedRows.in_order(tokens, masked, clean_first(masked, scores), self.eos_id)
         inputs = rows.two_streams(self.mask_id, PATTERNS[self.variant][1], keys)
         return inputs, rows.targets(np.full((len(tokens), 1), 1.0 / (num_rows * length)))
 
@@ -158,7 +160,8 @@ SETTINGS = ("alpha_0", "kappa", "variant", "low_variance")
 
 
 def _build(settings: Mapping[str, Any], ids: VocabularyIds) -> EsoLM:
-    return EsoLM(mask_id=ids.mask_id, **{key: settings[key] for key in SETTINGS if key in settings})
+    own = {key: settings[key] for key in SETTINGS if key in settings}
+    return EsoLM(mask_id=ids.mask_id, eos_id=end_of_documents(settings, ids), **own)
 
 
 KIND = ObjectiveKind(

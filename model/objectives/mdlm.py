@@ -9,7 +9,13 @@ from esolm.model.attention import AttentionPattern
 from esolm.model.flops import RowWork
 from esolm.model.inputs import NetworkInput, Targets
 from esolm.model.objectives import noise
-from esolm.model.objectives.base import DIFFUSION, Decoding, Objective, ObjectiveKind
+from esolm.model.objectives.base import (
+    DIFFUSION,
+    Decoding,
+    Objective,
+    ObjectiveKind,
+    end_of_documents,
+)
 from esolm.model.objectives.draws import SampleKeys
 from esolm.model.objectives.rows import MaskedRows
 
@@ -18,12 +24,13 @@ from esolm.model.objectives.rows import MaskedRows
 class MDLM(Objective):
     """The masked diffusion objective.
 
-    low_variance: whether the bound's weight is dropped (in training only). Source: arXiv
-    2406.07524.
+    low_variance: whether the bound's weight is dropped (in training only). eos_id: what ends the
+    documents of a row that are kept apart, if they are. Source: arXiv 2406.07524.
     """
 
     mask_id: int
     low_variance: bool = False
+    eos_id: int | None = None
 
     def predicted_tokens(self, seq_len: int) -> int:
         return seq_len
@@ -45,7 +52,7 @@ class MDLM(Objective):
         num_rows, length = keys.global_batch_size, tokens.shape[1]
         t = noise.row_times(keys, num_rows)
         masked, weights = noise.draw_masked(keys, length, t, 1.0, num_rows, self.low_variance)
-        rows = MaskedRows.in_place(tokens, masked)
+        rows = MaskedRows.in_place(tokens, masked, self.eos_id)
         inputs = rows.one_stream(self.mask_id, AttentionPattern.BIDIRECTIONAL, keys)
         return inputs, rows.targets(weights, t)
 
@@ -56,6 +63,8 @@ class MDLM(Objective):
 
 KIND = ObjectiveKind(
     "mdlm",
-    build=lambda settings, ids: MDLM(ids.mask_id, settings.get("low_variance", False)),
+    build=lambda settings, ids: MDLM(
+        ids.mask_id, settings.get("low_variance", False), end_of_documents(settings, ids)
+    ),
     decoding=Decoding(decoders=("mdlm",), options=("num_steps",), fixed_share=1.0),
 )

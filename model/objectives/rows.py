@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esolm.model.attention import AttentionPattern
+from esolm.model.documents import standing
 from esolm.model.inputs import NetworkInput, Targets
 from esolm.model.objectives.draws import SampleKeys
 
@@ -35,24 +36,39 @@ class MaskedRows:
     """Rows of tokens, some of them masked, in the order in which they are fed.
 
     All fields are [B, L]. labels: the token ids, int64. masked: which tokens are masked, bool.
-    positions: the natural position of each token, int64.
+    positions: the natural position of each token, int64, or where it stands among the documents of
+    its row. separate: which of the two.
     """
 
     labels: Tensor
     masked: Tensor
     positions: Tensor
+    separate: bool = False
 
     @classmethod
-    def in_order(cls, tokens: Tensor, masked: Mask, order: NDArray[np.int64]) -> "MaskedRows":
-        """Brings tokens and masks, given at natural positions, into a generation order."""
-        index = torch.from_numpy(order)
-        return cls(tokens.gather(1, index), torch.from_numpy(masked).gather(1, index), index)
+    def in_order(
+        cls, tokens: Tensor, masked: Mask, order: NDArray[np.int64], eos_id: int | None = None
+    ) -> "MaskedRows":
+        """Brings tokens and masks, given at natural positions, into a generation order.
+
+        eos_id: what ends the documents that are kept apart; None takes a row as one document.
+        """
+        rows, index = cls.in_place(tokens, masked, eos_id), torch.from_numpy(order)
+        return cls(
+            rows.labels.gather(1, index),
+            rows.masked.gather(1, index),
+            rows.positions.gather(1, index),
+            rows.separate,
+        )
 
     @classmethod
-    def in_place(cls, tokens: Tensor, masked: Mask) -> "MaskedRows":
-        """Makes rows that keep the natural order."""
-        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        return cls(tokens, torch.from_numpy(masked), positions)
+    def in_place(cls, tokens: Tensor, masked: Mask, eos_id: int | None = None) -> "MaskedRows":
+        """Makes rows that keep the natural order; eos_id as in `in_order`."""
+        if eos_id is None:
+            positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        else:
+            positions = standing(tokens, eos_id)
+        return cls(tokens, torch.from_numpy(masked), positions, eos_id is not None)
 
     def one_stream(self, mask_id: int, pattern: AttentionPattern, keys: SampleKeys) -> NetworkInput:
         """Makes input of one stream, S = L: the rows with the mask in place of masked tokens."""
@@ -62,6 +78,7 @@ class MaskedRows:
             pattern=pattern,
             prefix_length=self._clean_in_front(),
             dropout_keys=torch.from_numpy(keys.dropout_keys()),
+            separate=self.separate,
         )
 
     def two_streams(
@@ -79,6 +96,7 @@ class MaskedRows:
             prefix_length=self._clean_in_front(),
             dropout_keys=torch.from_numpy(keys.dropout_keys()),
             block_size=block_size,
+            separate=self.separate,
         )
 
     def targets(

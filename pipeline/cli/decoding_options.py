@@ -6,6 +6,7 @@ ALPHA_0 = typer.Option(help="Share of tokens that an Eso-LM writes by diffusion,
 STEPS = typer.Option(help="Diffusion steps; of a BD3-LM, in each block.")
 SCHEDULE = typer.Option(help="binomial (as trained), fixed, strided, or confidence (biased).")
 LENGTH = typer.Option(help="Tokens of a sample, prompt included.")
+IGNORE_EOS = typer.Option("--ignore-eos", help="Write --length tokens, whatever ends a document.")
 MAX_NEW_TOKENS = typer.Option(help="Tokens behind the prompt, in place of --length.")
 PROMPT = typer.Option(help="How every sample begins.")
 PROMPTS = typer.Option(

@@ -64,6 +64,10 @@ def evaluate_command(
     samples: Annotated[
         bool, typer.Option("--samples", help="Measure what a bundle writes, not likelihoods.")
     ] = False,
+    wrapped: Annotated[
+        bool,
+        typer.Option("--wrapped", help="Rows of bos, tokens, eos, as data.wrapped trains on."),
+    ] = False,
     clip_search: Annotated[
         bool, typer.Option("--clip-search", help="Find the range of t to train a BD3-LM on.")
     ] = False,
@@ -116,7 +120,9 @@ def evaluate_command(
         )
         text = show.samples_text
     else:
-        target = Target(network, dataset, split, suite, files, tokenizer, weights, clip_search)
+        target = Target(
+            network, dataset, split, wrapped, suite, files, tokenizer, weights, clip_search
+        )
         amount = {
             "num_draws": draws, "num_orders": orders, "seed": seed,
             "tokens_per_pass": tokens_per_pass, "orders_as": orders_as,
@@ -137,6 +143,7 @@ class Target:
     network: Path
     dataset: Path | None
     split: str
+    wrapped: bool
     suite: str | None
     files: Path | None
     tokenizer: Path | None
@@ -191,6 +198,7 @@ def _rows(
 
     if target.suite is None:
         assert target.dataset is not None
-        return rows.dataset_rows(target.dataset, target.split, network, seq_len, limit)
+        place = (target.dataset, target.split)
+        return rows.dataset_rows(*place, network, seq_len, limit, target.wrapped)
     with phase(f"tokenize {target.suite}", shown=shown):
         return suites.suite_rows(target.suite, target.files, network, seq_len, limit)

@@ -29,6 +29,7 @@ def generate_command(
     seed: Annotated[int, options.SEED] = 0,
     num_samples: Annotated[int, options.NUM_SAMPLES] = 1,
     cuda_graphs: Annotated[bool | None, options.CUDA_GRAPHS] = None,
+    ignore_eos: Annotated[bool, options.IGNORE_EOS] = False,
     stream: Annotated[bool, options.STREAM] = False,
     compare: Annotated[bool, options.COMPARE] = False,
     as_json: Annotated[bool, options.AS_JSON] = False,
@@ -55,7 +56,7 @@ def generate_command(
         raise ConfigError(f"{given} were given: name one of them")
     request = decoding.Request(
         alpha_0, steps, length, top_p, temperature, seed, num_samples, prompt, schedule, top_k,
-        max_new_tokens, guesses, cuda_graphs,
+        max_new_tokens, guesses, cuda_graphs, ignore_eos,
     )  # fmt: skip
     loaded = decoding.load_bundle(bundle, dtype)
     for note in _notes(loaded, request):

@@ -1,29 +1,35 @@
 """`esolm prep`: text becomes token tars."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esolm.pipeline.cli.prep_dataset import export, inspect, merge, stats, status, verify
 from esolm.pipeline.run.sections import PrepSection
 
 if TYPE_CHECKING:
-    from esolm.data_prep.documents import SourceFile
-    from esolm.data_prep.manifest import Manifest
+    from esolm.data_prep.jobs import TokenizeJob
+    from esolm.data_prep.passes import CorpusPass
+    from esolm.data_prep.sources import SourceFile
 
 app = typer.Typer(
-    help="Text becomes token tars: train a tokenizer, tokenize, merge, verify, inspect.",
+    help="Text becomes token tars: train a tokenizer, tokenize, status, merge, verify, inspect, "
+    "stats, export.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 
 Inputs = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Argument(
         metavar="INPUT",
         show_default=False,
-        help="Text files, directories of them, or JSONL (.jsonl, .ndjson); .gz and .zst as well.",
+        help="Files (text, JSONL, Parquet, Arrow, tars, WARC), directories, patterns "
+        "('a/**/*.gz'), or @LIST, a file with an input on each line. Text and JSONL also as .gz, "
+        ".zst, .xz, .bz2.",
     ),
 ]
 FromStdlib = Annotated[
@@ -33,18 +39,28 @@ FromStdlib = Annotated[
 Format = Annotated[
     str,
     typer.Option(
-        "--format", metavar="auto|text|jsonl|json", help="What INPUT holds; auto: by its names."
+        "--format",
+        metavar="auto|text|lines|jsonl|json|parquet|arrow|tar|warc",
+        help="What INPUT holds; auto: by its names. lines: a document on each line.",
     ),
 ]
-TextKey = Annotated[str, typer.Option(help="The key of JSONL objects that holds the text.")]
-OnBadDocument = Annotated[
-    str, typer.Option(metavar="error|skip", help="What to do with a document that is damaged.")
+TextKey = Annotated[
+    str, typer.Option(help="The key of JSON objects, or the column of tables, with the text.")
 ]
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="The dataset directory.")]
+MaxBad = Annotated[
+    int | None,
+    typer.Option(help="Most bad documents and files to skip in all; more are an error."),
+]
+MaxDocumentBytes = Annotated[
+    int, typer.Option(help="A document that is longer is a bad one; a task holds one in memory.")
+]
+OnBadDocument = Annotated[
+    str, typer.Option(metavar="error|skip", help="What to do with a damaged document or file.")
+]
 
 
-def _find(inputs: list[Path] | None, from_python_stdlib: bool, told: str) -> "list[SourceFile]":
-    from esolm.data_prep.documents import find_files
+def _find(inputs: list[str] | None, from_python_stdlib: bool, told: str) -> "list[SourceFile]":
+    from esolm.data_prep.sources import find_files
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     return find_files(inputs or [], from_python_stdlib, told)
@@ -61,6 +77,8 @@ def tokenizer(
     format: Format = "auto",
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
+    max_bad: MaxBad = None,
+    max_document_bytes: MaxDocumentBytes = PrepSection.max_document_bytes,
     max_sentences: Annotated[
         int, typer.Option(help="Most pieces of text (about 1,000 characters each) to train on.")
     ] = PrepSection.max_sentences,
@@ -71,9 +89,10 @@ def tokenizer(
 
         esolm prep tokenizer --from-python-stdlib --vocab-size 4096 --out data/tok
     """
-    from esolm.data_prep.documents import BadDocuments
+    from esolm.data_prep.bad_documents import BadDocuments
     from esolm.data_prep.errors import DataError
     from esolm.data_prep.files import refuse_taken
+    from esolm.data_prep.formats import ReadOptions
     from esolm.data_prep.jobs import MARKS_OF_OTHERS
     from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY
     from esolm.data_prep.progress import phase
@@ -83,9 +102,10 @@ def tokenizer(
     if max_sentences < 1:
         raise DataError(f"--max-sentences is {max_sentences}, must be at least 1.")
     refuse_taken(out, (*MARKS_OF_OTHERS, MANIFEST_NAME, TASKS_DIRECTORY), "tokenizer")
-    bad = BadDocuments(on_bad_document)
+    bad = BadDocuments(on_bad_document, max_bad)
+    options = ReadOptions(text_key, most_bytes=max_document_bytes)
     files = _find(inputs, from_python_stdlib, format)
-    chunks = sample_files(files, bad, text_key, max_sentences)
+    chunks = sample_files(files, bad, options, max_sentences)
     num_characters = sum(map(len, chunks))
     typer.echo(f"training on {num_characters:,} characters of {len(files):,} files", err=True)
     # Fewer than asked for are all there are.
@@ -123,6 +143,33 @@ def tokenize(
     format: Format = "auto",
     text_key: TextKey = "text",
     on_bad_document: OnBadDocument = "error",
+    max_bad: MaxBad = None,
+    max_document_bytes: MaxDocumentBytes = PrepSection.max_document_bytes,
+    id_key: Annotated[
+        str, typer.Option(help="The key or column with a document's name, for examples.")
+    ] = "",
+    clean: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE",
+            help="A stage that documents pass, in the order given: see docs/data.md, Cleaning.",
+        ),
+    ] = None,
+    dedup: Annotated[
+        str,
+        typer.Option(
+            metavar="task|corpus|near",
+            help="Where repeats are dropped: in a task; in the corpus; near-duplicates, too.",
+        ),
+    ] = "task",
+    only_pass: Annotated[
+        str,
+        typer.Option(
+            "--pass",
+            metavar="compare|choose|tokenize",
+            help="Do this pass only (for array jobs); all by default, with --task the last.",
+        ),
+    ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start DATA anew.")] = False,
 ) -> None:
     """Write webdataset tars of tokens. Finished tasks are skipped, so run it again to continue.
@@ -132,10 +179,9 @@ def tokenize(
         esolm prep tokenize --from-python-stdlib --tokenizer data/tok --out data/py
     """
     from esolm.data_prep.errors import DataError
-    from esolm.data_prep.jobs import TokenizeJob, is_finished, prepare_output
-    from esolm.data_prep.progress import ProgressBar
+    from esolm.data_prep.jobs import TokenizeJob, check_bad, prepare_output
+    from esolm.data_prep.passes import passes_of
     from esolm.data_prep.tokenizers import load_tokenizer
-    from esolm.data_prep.workers import run_tasks
 
     if task is not None and not 0 <= task < tasks:
         raise DataError(f"--task is {task}, must be at least 0 and below --tasks ({tasks}).")
@@ -151,103 +197,36 @@ def tokenize(
         max_bytes=max_bytes,
         text_key=text_key,
         on_bad_document=on_bad_document,
+        most_document_bytes=max_document_bytes,
+        max_bad=max_bad,
+        id_key=id_key,
+        clean=tuple(clean or ()),
+        dedup=dedup,
     )
+    wanted = passes_of(job, only_pass, task)
     prepare_output(job, tokenizer, overwrite)
-    wanted = range(tasks) if task is None else [task]
-    to_do = [number for number in wanted if not is_finished(job, number)]
-    with ProgressBar("tokenize", job.num_bytes * len(to_do) // tasks, in_bytes=True) as progress:
-        counts = run_tasks(job, to_do, workers, progress)
-    total = {key: sum(count[key] for count in counts) for key in (counts[0] if counts else {})}
-    found = "".join(f", {total[key]:,} {key}" for key in total)
-    typer.echo(f"{len(to_do)} tasks done, {len(wanted) - len(to_do)} skipped as finished{found}")
+    if task is None and not only_pass and wanted[-1].is_done_for_all(job):
+        wanted = wanted[-1:]  # what the passes before left may be gone
+    for each in wanted:
+        _run_pass(job, each, range(tasks) if task is None else [task], workers)
+    check_bad(job)
 
 
-@app.command()
-def merge(data: Data) -> None:
-    """Check that every task is complete and write DATA/manifest.json.
-
-    Example:
-
-        esolm prep merge data/py
-    """
-    from esolm.data_prep.merge import merge_tasks
-    from esolm.data_prep.progress import phase
-
-    with phase(f"merge {data}"):
-        manifest = merge_tasks(data)
-    _echo_summary(data, manifest)
-
-
-@app.command()
-def verify(data: Data) -> None:
-    """Compare every byte of a dataset with its checksums; damaged files are named (exit 64).
-
-    Example:
-
-        esolm prep verify data/py
-    """
-    from esolm.data_prep.manifest import read_manifest
+def _run_pass(job: "TokenizeJob", one: "CorpusPass", tasks: Sequence[int], workers: int) -> None:
     from esolm.data_prep.progress import ProgressBar
-    from esolm.data_prep.verify import files_of, verify_dataset
+    from esolm.data_prep.workers import run_tasks
 
-    manifest = read_manifest(data)
-    num_bytes = sum(size for _, size, _ in files_of(manifest))
-    with ProgressBar("verify", num_bytes, in_bytes=True) as progress:
-        num_files = verify_dataset(data, manifest, progress.advance)
-    typer.echo(f"{data}: {num_files} files and the tokenizer are as they were written")
-
-
-@app.command()
-def inspect(
-    data: Data,
-    split: Annotated[str, typer.Option(help="train or valid.")] = "train",
-    sample: Annotated[int, typer.Option(help="Global number of the sample, from 0.")] = 0,
-    seq_len: Annotated[int, typer.Option(help="Tokens of a sample.")] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of the order of samples.")] = 0,
-) -> None:
-    """Print what a dataset holds, and one sample as training would see it.
-
-    Example:
-
-        esolm prep inspect data/py --sample 3 --seq-len 128
-    """
-    import numpy as np
-
-    from esolm.data_prep.errors import DataError
-    from esolm.data_prep.manifest import read_manifest
-    from esolm.data_prep.tokenizers import load_tokenizer
-    from esolm.pipeline.data.dataset import TokenDataset
-    from esolm.pipeline.data.reader import SampleReader
-
-    if sample < 0:
-        raise DataError(f"--sample is {sample}, must be at least 0.")
-    dataset = TokenDataset(data, split)
-    reader = SampleReader(dataset, seq_len, seed)
-    numbers = np.array([sample], dtype=np.int64)
-    epoch, sequence = (int(array[0]) for array in reader.index.locate(numbers))
-    tokens = reader.read(numbers)[0]
-    text = load_tokenizer(dataset.tokenizer_directory).decode_with_specials(tokens)
-    _echo_summary(data, read_manifest(data))
+    to_do = [number for number in tasks if not one.is_done(job, number)]
+    num_bytes = job.num_bytes * len(to_do) // job.num_tasks
+    with ProgressBar(one.name, num_bytes, in_bytes=True) as progress:
+        counts = run_tasks(job, to_do, workers, progress, one.run)
+    total = {key: sum(count[key] for count in counts) for key in (counts[0] if counts else {})}
+    found = "".join(f", {total[key]:,} {key.replace('_', ' ')}" for key in total)
+    name = "" if one.is_last else f"{one.name}: "
     typer.echo(
-        f"sample {sample} of split {split}: epoch {epoch}, sequence {sequence} of "
-        f"{reader.num_sequences:,}, {seq_len} tokens\n\n{text}"
+        f"{name}{len(to_do)} tasks done, {len(tasks) - len(to_do)} skipped as finished{found}"
     )
 
 
-def _echo_summary(data: Path, manifest: "Manifest") -> None:
-    counts: dict[str, Any] = manifest.counts
-    info = manifest.tokenizer
-    for split, shards in manifest.splits.items():
-        documents = sum(shard.num_documents for shard in shards)
-        typer.echo(
-            f"{split}: {manifest.num_tokens(split):,} tokens, {documents:,} documents, "
-            f"{len(shards)} shards, {sum(shard.num_bytes for shard in shards):,} bytes"
-        )
-    typer.echo(
-        f"left out: {counts['duplicates']:,} duplicate, {counts['empty']:,} empty, "
-        f"{counts['bad']:,} bad documents"
-    )
-    typer.echo(
-        f"vocabulary {info.vocab_size:,} (mask {info.mask_id}, bos {info.bos_id}, eos "
-        f"{info.eos_id}), {manifest.dtype}, fingerprint {manifest.fingerprint[:16]}, {data}"
-    )
+for command in (status, merge, verify, inspect, stats, export):
+    app.command()(command)

@@ -12,6 +12,7 @@ from esolm.model.objectives import Objective, SampleKeys
 from esolm.model.objectives.base import term_of
 from esolm.model.objectives.noise import EPSILON
 from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.data.mixture import MixtureReader
 from esolm.pipeline.data.reader import SampleReader
 
 # Validation draws its noise from another key than training does.
@@ -31,18 +32,24 @@ class BatchSource:
     tokens without loss so many, times a whole number, are left out of every row.
     """
 
-    reader: SampleReader
+    reader: MixtureReader | SampleReader
     objective: Objective
     seed: int
     global_batch_size: int
     micro_batch_size: int
     dp_rank: int
     dp_size: int
+    with_sources: bool = False
+    """Whether micro-batches say which source of a mixture each row is of."""
     skip_multiple: int = SKIP_MULTIPLE
 
     def batch(self, first_sample: int) -> list[MicroBatch]:
         """Return the micro-batches of the global batch that starts at a global sample index."""
-        return [self._micro_batch(self.keys(first_sample, slot)) for slot in self.first_slots()]
+        keys = [self.keys(first_sample, slot) for slot in self.first_slots()]
+        # All rows at once: what a reader does before the first row it does once.
+        tokens = self.reader.read(np.concatenate([each.sample_index for each in keys]))
+        rows = np.split(tokens, len(keys))
+        return [self._micro_batch(*each) for each in zip(keys, rows, strict=True)]
 
     def first_slots(self) -> range:
         """Return the first slot of each micro-batch."""
@@ -70,16 +77,22 @@ class BatchSource:
             reader=reader,
             objective=self.objective.for_validation(),
             seed=self.seed ^ VALIDATION_SEED,
+            with_sources=False,
         )
 
-    def _micro_batch(self, keys: SampleKeys) -> MicroBatch:
-        tokens = torch.from_numpy(self.reader.read(keys.sample_index))
+    def _micro_batch(self, keys: SampleKeys, rows: NDArray[np.int64]) -> MicroBatch:
+        tokens = torch.from_numpy(rows)
         inputs, targets = without_idle(*self.objective.corrupt(tokens, keys), self.skip_multiple)
+        sources = None
+        if self.with_sources:
+            assert isinstance(self.reader, MixtureReader)
+            sources = tuple(self.reader.index.locate(keys.sample_index)[0].tolist())
         return MicroBatch(
             inputs=(inputs.tokens, inputs.positions, inputs.rows()),
             targets=targets.sparse(),
             term=term_of(self.objective, keys),
             bucket=None if targets.times is None else _bucket_of(targets.times),
+            sources=sources,
         )
 
 

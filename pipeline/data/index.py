@@ -23,6 +23,9 @@ SHUFFLES = ("global", "none")
 NUM_ROUNDS = 8
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 _GOLDEN_RATIO = 0x9E37_79B9_7F4A_7C15
+_ROUNDS = np.array(
+    [[(number + 1) * _GOLDEN_RATIO & _WORD] for number in range(NUM_ROUNDS)], dtype=np.uint64
+)
 
 
 def _mix(x: Uint64Array) -> Uint64Array:
@@ -38,29 +41,54 @@ def _epoch_keys(seed: int, epochs: Uint64Array) -> Uint64Array:
     return _mix(_mix(seed_word) + (epochs + np.uint64(1)) * np.uint64(_GOLDEN_RATIO))
 
 
-def _feistel(x: Uint64Array, keys: Uint64Array, rows: int, columns: int) -> Uint64Array:
+def _feistel(
+    x: Uint64Array,
+    keys: Uint64Array,
+    num_rows: Uint64Array | np.uint64,
+    num_columns: Uint64Array | np.uint64,
+) -> Uint64Array:
     """Return a permutation of [0, rows * columns) at each x [N], under each element's key [N]."""
-    num_rows, num_columns = np.uint64(rows), np.uint64(columns)
     row, column = x // num_columns, x % num_columns
-    for number in range(NUM_ROUNDS):
-        round_keys = keys + np.uint64((number + 1) * _GOLDEN_RATIO & _WORD)
+    for number, round_keys in enumerate(_mix(keys + _ROUNDS)):
         if number % 2 == 0:
-            row = (row + _mix(column ^ _mix(round_keys)) % num_rows) % num_rows
+            row = (row + _mix(column ^ round_keys) % num_rows) % num_rows
         else:
-            column = (column + _mix(row ^ _mix(round_keys)) % num_columns) % num_columns
+            column = (column + _mix(row ^ round_keys) % num_columns) % num_columns
     return row * num_columns + column
+
+
+def grid_of(size: int) -> tuple[int, int]:
+    """Return the rows and columns of the grid that the permutation of [0, size) walks on."""
+    rows = math.isqrt(size - 1) + 1
+    return rows, -(-size // rows)
 
 
 def permute(x: Int64Array, size: int, seed: int, epochs: Int64Array) -> Int64Array:
     """Return the keyed permutation of [0, size) of each epoch, at each x [N] below size."""
-    rows = math.isqrt(size - 1) + 1
-    columns = -(-size // rows)
+    rows, columns = grid_of(size)
     keys = _epoch_keys(seed, epochs.astype(np.uint64))
-    result = _feistel(x.astype(np.uint64), keys, rows, columns)
+    result = _feistel(x.astype(np.uint64), keys, np.uint64(rows), np.uint64(columns))
     outside = np.flatnonzero(result >= np.uint64(size))
     while len(outside):
-        result[outside] = _feistel(result[outside], keys[outside], rows, columns)
-        outside = outside[result[outside] >= np.uint64(size)]
+        again = _feistel(result[outside], keys[outside], np.uint64(rows), np.uint64(columns))
+        result[outside] = again
+        outside = outside[again >= np.uint64(size)]
+    return result.astype(np.int64)
+
+
+def permute_each(
+    x: Int64Array, sizes: Int64Array, which: Int64Array, seed: int, epochs: Int64Array
+) -> Int64Array:
+    """Return `permute` at each x [N] of the sizes [K] that `which` [N] names, in one pass."""
+    grids = np.array([grid_of(size) for size in sizes.tolist()], dtype=np.uint64)
+    rows, columns = grids[which].T
+    limits, keys = sizes.astype(np.uint64)[which], _epoch_keys(seed, epochs.astype(np.uint64))
+    result = _feistel(x.astype(np.uint64), keys, rows, columns)
+    outside = np.flatnonzero(result >= limits)
+    while len(outside):
+        again = _feistel(result[outside], keys[outside], rows[outside], columns[outside])
+        result[outside] = again
+        outside = outside[again >= limits[outside]]
     return result.astype(np.int64)
 
 

@@ -12,10 +12,12 @@ class MicroBatch:
     """The tensors of one micro-batch and the name of its loss term.
 
     inputs: (tokens, positions, rows). targets: see `SparseTargets`. bucket: the part of
-    the range of t that all its rows lie in, or None if there is no such part.
+    the range of t that all its rows lie in, or None if there is no such part. sources: the number
+    of the source of each row, or None if losses by source are not asked for.
     """
 
     inputs: tuple[Tensor, Tensor, Tensor]
     targets: SparseTargets
     term: str
     bucket: int | None = None
+    sources: tuple[int, ...] | None = None

@@ -5,9 +5,6 @@ from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
 
-import numpy as np
-import numpy.typing as npt
-
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import sha256_of_file
 
@@ -19,18 +16,20 @@ class OpenFile:
     """A descriptor that is closed when its last user lets go of it, whichever thread that is."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = os.open(path, os.O_RDONLY)
+        """Open for as long as its reader holds this object."""
 
     def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
-    def read_into(self, row: npt.NDArray[np.generic], offset: int) -> int:
-        """Fill a row from a byte offset and return the bytes found.
+    def read(self, num_bytes: int, offset: int) -> bytes:
+        """Return the bytes from an offset on, fewer where the file ends."""
+        return os.pread(self.descriptor, num_bytes, offset)
 
-        A method, so that the caller's reference keeps the descriptor open until the read is done.
-        """
-        return os.preadv(self._descriptor, [row.data], offset)
+    def size(self) -> int:
+        """Return how many bytes the file has now."""
+        return os.fstat(self.descriptor).st_size
 
 
 class OpenFiles:

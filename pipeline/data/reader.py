@@ -11,21 +11,58 @@ from esolm.pipeline.data.index import SampleIndex
 
 Int64Array = npt.NDArray[np.int64]
 
+# What a checkpoint that does not say it was trained on.
+FORMER = {"wrapped": False}
+
+
+def content_of(seq_len: int, wrapped: bool) -> int:
+    """Return how many tokens of the stream a row takes."""
+    return seq_len - 2 if wrapped else seq_len
+
+
+def wrap(rows: Int64Array, dataset: TokenDataset) -> Int64Array:
+    """Return rows [N, L] between bos and eos: [N, L + 2]."""
+    ends = ((0, 0), (1, 1))
+    return np.pad(rows, ends, constant_values=(dataset.bos_id, dataset.eos_id))
+
+
+def state_problems(state: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Say how a checkpoint's state differs from what the settings give now, but for its place."""
+    state = FORMER | state
+    consumed = state.get("consumed_samples")
+    problems = []
+    if not isinstance(consumed, int) or consumed < 0:
+        problems.append(f"consumed_samples: {consumed} is not a number of samples")
+    return problems + [
+        f"{key}: {state.get(key)} in the checkpoint, {value} here"
+        for key, value in here.items()
+        if key != "consumed_samples" and state.get(key) != value
+    ]
+
 
 class SampleReader:
     """Samples of `seq_len` contiguous tokens; what is left at the end of the stream is dropped.
+
+    wrapped: each is bos, seq_len - 2 contiguous tokens, eos instead.
 
     A batch is asked for by the global numbers of its samples, so it is the same for every number of
     data-parallel ranks and after every restart.
     """
 
     def __init__(
-        self, dataset: TokenDataset, seq_len: int, seed: int, shuffle: str = "global"
+        self,
+        dataset: TokenDataset,
+        seq_len: int,
+        seed: int,
+        shuffle: str = "global",
+        wrapped: bool = False,
     ) -> None:
         """Raise DataError when the split has too few tokens for a single sequence."""
-        if seq_len < 1:
-            raise DataError(f"seq_len is {seq_len}, must be at least 1.")
-        self.num_sequences = dataset.num_tokens // seq_len
+        self._content = content_of(seq_len, wrapped)
+        if self._content < 1:
+            least = seq_len - self._content + 1
+            raise DataError(f"seq_len is {seq_len}, must be at least {least}.")
+        self.num_sequences = dataset.num_tokens // self._content
         if not self.num_sequences:
             raise DataError(
                 f"{dataset.path} has {dataset.num_tokens} tokens in split '{dataset.split}', too "
@@ -33,13 +70,14 @@ class SampleReader:
                 "text (for the valid split: a larger --valid-fraction)."
             )
         self.dataset = dataset
-        self.seq_len = seq_len
+        self.seq_len, self.wrapped = seq_len, wrapped
         self.index = SampleIndex(self.num_sequences, seed, shuffle)
 
     def read(self, global_sample_indices: Int64Array) -> Int64Array:
         """Return the tokens [N, L] of global samples [N]."""
         _, sequences = self.index.locate(global_sample_indices)
-        return self.dataset.read_many(sequences * self.seq_len, self.seq_len)
+        rows = self.dataset.read_many(sequences * self._content, self._content)
+        return wrap(rows, self.dataset) if self.wrapped else rows
 
     def state(self, consumed_samples: int) -> dict[str, Any]:
         """Return all that a checkpoint must keep to continue at sample `consumed_samples`."""
@@ -49,20 +87,16 @@ class SampleReader:
             "dataset_fingerprint": self.dataset.fingerprint,
             "seq_len": self.seq_len,
             "shuffle": self.index.shuffle,
+            "wrapped": self.wrapped,
         }
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise DataError listing every way in which a checkpoint's data differs from this."""
-        consumed = state.get("consumed_samples")
-        problems = []
-        if not isinstance(consumed, int) or consumed < 0:
-            problems.append(f"consumed_samples: {consumed} is not a number of samples")
-        for key, here in self.state(0).items():
-            if key == "dataset_fingerprint" and state.get(key) == self.dataset.former_fingerprint:
-                continue  # the checkpoint is older than the manifest, which was merged anew
-            if key != "consumed_samples" and state.get(key) != here:
-                problems.append(f"{key}: {state.get(key)} in the checkpoint, {here} here")
-        if problems:
+        here = self.state(0)
+        if state.get("dataset_fingerprint") == self.dataset.former_fingerprint:
+            # The checkpoint is older than the manifest, which was merged anew.
+            here["dataset_fingerprint"] = self.dataset.former_fingerprint
+        if problems := state_problems(state, here):
             raise DataError(
                 f"The checkpoint was trained on other samples than {self.dataset.path} gives now:\n"
                 + "\n".join(f"  {problem}" for problem in problems)

@@ -156,7 +156,8 @@ class Passes:
                     buckets += counted
         if follows_orders(self.objective):
             natural = np.tile(np.arange(tokens.shape[1]), (len(rows), 1))
-            log_p = order_log_likelihood(logits, rows, natural, self.subject.mask_id)
+            mask_id, eos_id = self.subject.mask_id, self.objective.eos_id
+            log_p = order_log_likelihood(logits, rows, natural, mask_id, eos_id)
             exact = log_p.sum(1).numpy()
             orders = self._orders(rows, index, on_part)
         on_part()
@@ -205,7 +206,13 @@ class Passes:
         )
         prefixes = draw_prefix_lengths(*draw) if behind_prefix else None
         log_p = orders_log_likelihood(
-            self.subject.logits, rows, draw_orders(*draw), self.subject.mask_id, prefixes, on_order
+            self.subject.logits,
+            rows,
+            draw_orders(*draw),
+            self.subject.mask_id,
+            prefixes,
+            on_order,
+            self.objective.eos_id,
         )
         drawn: Float64Array = log_p.numpy()
         return drawn

@@ -77,17 +77,23 @@ class ArrayRows:
 
 
 def dataset_rows(
-    path: Path, split: str, subject: Subject, seq_len: int | None, limit: int | None
+    path: Path,
+    split: str,
+    subject: Subject,
+    seq_len: int | None,
+    limit: int | None,
+    wrapped: bool = False,
 ) -> DatasetRows:
     """Returns the rows of a split of a dataset, at most `limit` of them.
 
-    Raises DataError for a bad dataset and ConfigError for one of another vocabulary.
+    wrapped: as `data.wrapped` makes them. Raises DataError for a bad dataset and ConfigError for
+    one of another vocabulary.
     """
     dataset = TokenDataset(path, split)
     subject.check_vocabulary(
         path, dataset.vocab_size, dataset.mask_id, dataset.tokenizer_fingerprint
     )
-    reader = SampleReader(dataset, seq_len or subject.seq_len, seed=0, shuffle="none")
+    reader = SampleReader(dataset, seq_len or subject.seq_len, 0, "none", wrapped)
     return DatasetRows(
         f"{path} ({split})",
         limited(reader.num_sequences, limit),

@@ -174,6 +174,7 @@ def _write(
             temperature=settings.temperature,
             seed=settings.seed + number,
             num_samples=min(settings.batch_size, settings.num_samples - first),
+            ignore_eos=True,  # all of one length, as the rows of training are
         )
         result = generate(bundle, request)
         rows.append(result.sequences.numpy())

@@ -86,8 +86,10 @@ def _open_checkpoint(
     directory = tokenizer or reader.tokenizer_path
     loaded = load_tokenizer(directory) if directory else None
     network = load_network(reader.model, load_tensors(reader, weights), whole_network()).to(device)
-    bos_id = loaded.vocabulary.bos_id if loaded else None
-    ids = VocabularyIds(reader.model.vocab_size, reader.model.mask_id, bos_id)
+    bos_id, eos_id = (
+        (loaded.vocabulary.bos_id, loaded.vocabulary.eos_id) if loaded else (None, None)
+    )
+    ids = VocabularyIds(reader.model.vocab_size, reader.model.mask_id, bos_id, eos_id)
     return Subject(
         path=reader.directory,
         kind="checkpoint",
@@ -118,7 +120,8 @@ def _open_bundle(
     model = read_model(path, torch.float32).to(device)
     config = model.config
     bos_id = loaded.vocabulary.bos_id if loaded else config.bos_token_id
-    ids = VocabularyIds(config.vocab_size, config.mask_token_id, bos_id)
+    eos_id = loaded.vocabulary.eos_id if loaded else config.eos_token_id
+    ids = VocabularyIds(config.vocab_size, config.mask_token_id, bos_id, eos_id)
     return Subject(
         path=path,
         kind="bundle",

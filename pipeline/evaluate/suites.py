@@ -8,9 +8,12 @@ import numpy as np
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from esolm.data_prep.documents import BadDocuments, find_files, iterate_documents
+from esolm.data_prep.bad_documents import BadDocuments
+from esolm.data_prep.documents import iterate_documents
 from esolm.data_prep.errors import DataError
+from esolm.data_prep.formats import ReadOptions
 from esolm.data_prep.known_formats import ANY
+from esolm.data_prep.sources import find_files
 from esolm.data_prep.tokenizers import Tokenizer
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.evaluate.detokenize import DETOKENIZERS
@@ -101,7 +104,8 @@ def _texts(suite: SuiteConfig, files: Path) -> Iterator[str]:
             f"{path} is missing. Put {suite.title} there ({suite.source}); nothing is downloaded."
         )
     detokenize = DETOKENIZERS[suite.detokenizer]
-    for document in iterate_documents(find_files([path], told=ANY), BadDocuments(), suite.text_key):
+    options = ReadOptions(suite.text_key)
+    for document in iterate_documents(find_files([path], told=ANY), BadDocuments(), options):
         text = document.text[suite.first_character :]
         if suite.unit == "document":
             yield detokenize(text)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from esolm.model.attention import AttentionPattern
 from esolm.model.config import ModelConfig
+from esolm.model.documents import document_of, place_of
 from esolm.model.inputs import NetworkInput
 from esolm.pipeline.errors import ExportError
 from esolm.pipeline.export.consolidate import Source
@@ -80,10 +81,11 @@ def bundle_logits(bundle: Any, inputs: NetworkInput) -> Tensor:
     device = bundle.device
     logits: Tensor = bundle(
         inputs.tokens.to(device),
-        inputs.positions.to(device),
+        place_of(inputs.positions).to(device),
         attention_pattern=inputs.pattern.value,
         prefix_length=inputs.prefix_length.to(device),
         block_size=inputs.block_size,
+        document_ids=document_of(inputs.positions).to(device) if inputs.separate else None,
     ).logits
     return logits
 
@@ -158,7 +160,7 @@ def check_decoding(source: Source, stored: Any) -> dict[str, Any]:
         prompt = some_tokens(source.model, 3, prompt_length)
         options = {
             "alpha_0": alpha_0, "num_steps": num_steps, "length": length, "top_p": top_p,
-            "temperature": 1.0, "seed": seed, "return_dict_in_generate": True,
+            "temperature": 1.0, "seed": seed, "return_dict_in_generate": True, "eos_token_id": None,
         }  # fmt: skip
         cached = bundle.generate(prompt, **options)
         uncached = bundle.generate(prompt, use_cache=False, **options)

@@ -82,7 +82,10 @@ def _write_task(work: Path, source: Source, stored: Any, texts: list[Text]) -> N
         "positions": inputs.positions.contiguous(),
         "logits": bundle_logits(stored, inputs),
     }
-    options = {"alpha_0": 0.5, "num_steps": 4, "length": decoding_length(source), "seed": 0}
+    options = {
+        "alpha_0": 0.5, "num_steps": 4, "length": decoding_length(source), "seed": 0,
+        "eos_token_id": None,
+    }  # fmt: skip
     tensors["prompt"] = some_tokens(source.model, 2, 1)
     tensors["sequences"] = stored.double().generate(tensors["prompt"], **options)
     stored.float()

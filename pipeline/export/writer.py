@@ -119,10 +119,11 @@ def bundle_config(
     from esolm.pipeline.export.bundle.configuration_esolm import EsoLMConfig
 
     model, objective = source.model, source.objective
+    eos_id = None
     if tokenizer is not None:
-        bos_id = tokenizer.vocabulary.bos_id
+        bos_id, eos_id = tokenizer.vocabulary.bos_id, tokenizer.vocabulary.eos_id
     kind = objective_kind(objective["name"])
-    ids = VocabularyIds(model.vocab_size, model.mask_id, bos_id)
+    ids = VocabularyIds(model.vocab_size, model.mask_id, bos_id, eos_id)
     if kind.decoding is None:
         raise ExportError(
             f"the objective '{kind.name}' names no decoder, so nothing could write text from a "
@@ -131,7 +132,7 @@ def bundle_config(
     config = EsoLMConfig(
         **to_bundle(model),
         bos_token_id=bos_id,
-        eos_token_id=tokenizer.vocabulary.eos_id if tokenizer else None,
+        eos_token_id=eos_id,
         objective=kind.name,
         **{"variant": None, **kind.bundle_fields(objective, ids)},
         seq_len=source.seq_len,
@@ -191,7 +192,7 @@ def write_bundle(directory: Path, source: Source, model: Any, tokenizer: Tokeniz
     Raises ExportError unless the network has the tokenizer's vocabulary, and DataError if
     transformers cannot load a tokenizer of this kind.
     """
-    model.generation_config = _generation_config(source)
+    model.generation_config = _generation_config(model.config)
     with no_transformers_bars():
         model.save_pretrained(directory)
     for path in directory.glob("*.safetensors"):  # safetensors lets only their owner read them
@@ -204,12 +205,16 @@ def write_bundle(directory: Path, source: Source, model: Any, tokenizer: Tokeniz
     (directory / "README.md").write_text(card_of(model, source))
 
 
-def _generation_config(source: Source) -> Any:
+def _generation_config(config: "EsoLMConfig") -> Any:
     from esolm.pipeline.export.bundle.generation_esolm import EsoLMGenerationConfig
 
-    alpha_0 = bundle_config(source, None).alpha_0
-    given = {} if alpha_0 is None else {"alpha_0": alpha_0}
-    return EsoLMGenerationConfig(**given, num_steps=DEFAULT_STEPS, length=source.seq_len)
+    given = {} if config.alpha_0 is None else {"alpha_0": config.alpha_0}
+    return EsoLMGenerationConfig(
+        **given,
+        num_steps=DEFAULT_STEPS,
+        length=config.seq_len,
+        eos_token_id=config.eos_token_id,
+    )
 
 
 def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:

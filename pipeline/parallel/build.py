@@ -6,6 +6,7 @@ process by PyTorch alone, and its losses are FlatEngine's:
 
 ```python
 import math
+from dataclasses import replace
 
 import torch
 
@@ -40,16 +41,16 @@ class PlainEngine(Engine):
         sum(losses).backward()
         clip = self.config.gradient_clipping or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip))
-        terms, buckets = self._reduced(batches, losses)
-        result = StepResult(terms, norm, math.isfinite(norm), buckets)
+        found = self._reduced(batches, losses)
+        result = StepResult(found.terms, norm, math.isfinite(norm), found.buckets)
         applied = result.applied and (judge is None or judge(result))
         if applied:
             self.optimizer.step()
-        return StepResult(terms, norm, applied, buckets)
+        return replace(result, applied=applied)
 
     @torch.no_grad()
     def evaluate(self, batches):
-        return self._reduced(batches, [self.module(b.inputs, b.targets) for b in batches])[0]
+        return self._reduced(batches, [self.module(b.inputs, b.targets) for b in batches]).terms
 
     def _reduced(self, batches, losses):
         recorded = [loss.detach() for loss in losses]

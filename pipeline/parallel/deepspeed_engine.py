@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from esolm.pipeline.data.micro_batch import MicroBatch
@@ -14,7 +15,7 @@ from esolm.pipeline.parallel.bootstrap import import_deepspeed
 from esolm.pipeline.parallel.engine import Engine, EngineConfig, Judge, Replica, StepResult
 from esolm.pipeline.parallel.fragments import Fragment
 from esolm.pipeline.parallel.layout import REDUCE_BUCKET
-from esolm.pipeline.parallel.losses import reduce_losses
+from esolm.pipeline.parallel.losses import StepLosses, reduce_losses
 from esolm.pipeline.parallel.module import build_optimizer
 from esolm.pipeline.parallel.names import canonical_parameters
 from esolm.pipeline.parallel.optimizer import EmaAdamW
@@ -27,6 +28,8 @@ class DeepSpeedEngine(Engine):
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
         self._recorded: list[Tensor] = []
+        self._by_row: list[Tensor] = []
+        self._with_sources = False
         self._verdict: StepResult | None = None
         self.deepspeed: Any = None
         """DeepSpeed's engine; set by `_wrap`."""
@@ -69,14 +72,16 @@ class DeepSpeedEngine(Engine):
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self._verdict = None
+        self._with_sources = batches[0].sources is not None
         self.optimizer.veto = lambda: not self._judged(batches, judge).applied
         self._run(batches)
         return self._judged(batches, judge)
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> dict[str, float]:
+        self._with_sources = batches[0].sources is not None
         batches = self._in_order(batches)
         self._run_without_update(batches)
-        return self._reduce_losses(batches)[0]
+        return self._reduce_losses(batches).terms
 
     @cached_property
     def _states(self) -> ZeroStates:
@@ -107,8 +112,8 @@ class DeepSpeedEngine(Engine):
             wrapper = self.deepspeed.optimizer
             norm = float(wrapper._global_grad_norm)
             finite = math.isfinite(norm) and not wrapper.overflow
-            losses, buckets = self._reduce_losses(batches)
-            result = StepResult(losses, norm, finite, buckets)
+            losses = self._reduce_losses(batches)
+            result = StepResult(losses.terms, norm, finite, losses.buckets, losses.sources)
             if finite and judge is not None:
                 result = replace(result, applied=judge(result))
             self._verdict = result
@@ -123,11 +128,19 @@ class DeepSpeedEngine(Engine):
         self._recorded.append(loss.detach())
         return loss * (self.config.num_micro_batches * self.layout.dp)
 
-    def _reduce_losses(
-        self, batches: Sequence[MicroBatch]
-    ) -> tuple[dict[str, float], dict[int, float]]:
-        reduced = reduce_losses(batches, self._recorded, self.layout, self.config.device)
+    def _new_rows(self) -> Tensor | None:
+        """Returns where the losses of the next micro-batch's rows go, if they are asked for."""
+        if not self._with_sources:
+            return None
+        self._by_row.append(torch.zeros(self.config.micro_batch_size, device=self.config.device))
+        return self._by_row[-1]
+
+    def _reduce_losses(self, batches: Sequence[MicroBatch]) -> StepLosses:
+        reduced = reduce_losses(
+            batches, self._recorded, self.layout, self.config.device, self._by_row
+        )
         self._recorded.clear()
+        self._by_row.clear()
         return reduced
 
 

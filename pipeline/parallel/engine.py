@@ -65,6 +65,8 @@ class StepResult:
     """False if the update was judged harmful and the weights are what they were."""
     buckets: dict[int, float] = field(default_factory=dict)
     """By bucket: what the term's loss would be if all its rows were like those with t in it."""
+    sources: dict[int, float] = field(default_factory=dict)
+    """By number of a source: what the loss would be if all rows were like those of the source."""
 
     @property
     def loss(self) -> float:

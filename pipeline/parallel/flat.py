@@ -37,7 +37,7 @@ class FlatEngine(DeepSpeedEngine):
         self.deepspeed.train()
         for batch in batches:
             inputs, targets = self._on_device(batch)
-            loss = self._record(self.deepspeed(inputs, targets))
+            loss = self._record(self.deepspeed(inputs, targets, self._new_rows()))
             self.deepspeed.backward(loss)
             self.deepspeed.step()
 
@@ -46,7 +46,7 @@ class FlatEngine(DeepSpeedEngine):
         with torch.no_grad():
             for batch in batches:
                 inputs, targets = self._on_device(batch)
-                self._record(self.deepspeed(inputs, targets))
+                self._record(self.deepspeed(inputs, targets, self._new_rows()))
 
     def _on_device(self, batch: MicroBatch) -> tuple[Any, Any]:
         inputs, targets = (

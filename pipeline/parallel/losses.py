@@ -1,6 +1,9 @@
 """The losses of a step, summed over the replicas and told to every stage."""
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -10,52 +13,91 @@ from torch import Tensor
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.parallel.layout import Layout
 
-Kind = tuple[str, int | None]
-"""The term and the bucket of a micro-batch."""
+
+class Kind(NamedTuple):
+    """What is summed up: micro-batches of a term and bucket, or rows of a term and source."""
+
+    term: str
+    bucket: int | None = None
+    source: int | None = None
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Losses over all replicas.
+
+    terms: of each term, summed over the global batch. buckets: what the term's loss would be if all
+    its rows were like those with t in the bucket. sources: what the whole loss would be if all rows
+    were like those of the source; a source without a row in every term has none.
+    """
+
+    terms: dict[str, float]
+    buckets: dict[int, float]
+    sources: dict[int, float]
 
 
 def reduce_losses(
-    batches: Sequence[MicroBatch], recorded: Sequence[Tensor], layout: Layout, device: torch.device
-) -> tuple[dict[str, float], dict[int, float]]:
-    """Returns (loss by term, loss by bucket) over all replicas; collective over all ranks.
+    batches: Sequence[MicroBatch],
+    recorded: Sequence[Tensor],
+    layout: Layout,
+    device: torch.device,
+    by_row: Sequence[Tensor] = (),
+) -> StepLosses:
+    """Returns the losses over all replicas; collective over all ranks.
 
-    recorded: the loss of each micro-batch on the last stage; empty on the other stages.
+    recorded: the loss of each micro-batch on the last stage; empty on the other stages. by_row: of
+    each micro-batch that names its rows' sources, there also the losses of its rows, float32 [B].
     """
-    kinds = sorted({(batch.term, batch.bucket) for batch in batches}, key=str)
+    kinds = sorted({kind for batch in batches for kind in _kinds_of(batch)}, key=str)
     if layout.dp > 1:
         gathered: list[list[Kind]] = [[] for _ in range(layout.dp)]
         group = parallel_state.get_data_parallel_group()
         dist.all_gather_object(gathered, kinds, group=group)
         kinds = sorted(set().union(*gathered), key=str)
-    # Each row holds the loss of a kind and its number of micro-batches.
+    # Each row holds the loss of a kind and its number of micro-batches, or of rows.
     sums = torch.zeros(len(kinds), 2, dtype=torch.float64, device=device)
     if parallel_state.is_pipeline_last_stage():
-        for batch, loss in zip(batches, recorded, strict=True):
-            row = sums[kinds.index((batch.term, batch.bucket))]
-            row += torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
+        pairs = zip(recorded, by_row, strict=True) if by_row else ((loss,) for loss in recorded)
+        values = torch.cat([part.view(-1) for parts in pairs for part in parts]).double()
+        numbers = [kinds.index(kind) for batch in batches for kind in _kinds_of(batch)]
+        of_kind = torch.arange(len(kinds))[:, None] == torch.tensor(numbers)
+        mine = of_kind.to(device)
+        # Not a product: a loss that is not finite must not spoil the sums of others.
+        sums[:, 0] = torch.where(mine, values, 0.0).sum(dim=1)
+        sums[:, 1] = mine.sum(dim=1)
         if layout.dp > 1:
             dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
     if layout.pp > 1:
         source = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(sums, source, group=parallel_state.get_pipeline_model_parallel_group())
-    return _by_term_and_bucket(kinds, sums)
+    return _step_losses(dict(zip(kinds, sums.tolist(), strict=True)))
 
 
-def _by_term_and_bucket(
-    kinds: list[Kind], sums: Tensor
-) -> tuple[dict[str, float], dict[int, float]]:
-    """Returns (loss by term, loss by bucket).
+def _kinds_of(batch: MicroBatch) -> list[Kind]:
+    """Returns the kind of a micro-batch, and that of each of its rows if it names their sources."""
+    rows = [Kind(batch.term, source=source) for source in batch.sources or ()]
+    return [Kind(batch.term, batch.bucket), *rows]
 
-    sums: [kinds, 2], the loss of each kind and its number of micro-batches, which have equal size.
-    """
-    terms = {term: 0.0 for term, _ in kinds}
-    counts = dict.fromkeys(terms, 0.0)
-    for (term, _), (loss, count) in zip(kinds, sums.tolist(), strict=True):
-        terms[term] += loss
-        counts[term] += count
+
+def _step_losses(sums: dict[Kind, list[float]]) -> StepLosses:
+    """sums: the loss of each kind and how many it is of, which have equal size."""
+    terms: dict[str, float] = defaultdict(float)
+    counts: dict[str, float] = defaultdict(float)
+    num_rows: dict[str, float] = defaultdict(float)
+    for kind, (loss, count) in sums.items():
+        if kind.source is None:
+            terms[kind.term] += loss
+            counts[kind.term] += count
+        else:
+            num_rows[kind.term] += count
     buckets = {
-        bucket: loss * counts[term] / count
-        for (term, bucket), (loss, count) in zip(kinds, sums.tolist(), strict=True)
-        if bucket is not None
+        kind.bucket: loss * counts[kind.term] / count
+        for kind, (loss, count) in sums.items()
+        if kind.bucket is not None
     }
-    return terms, buckets
+    parts: dict[int, list[float]] = defaultdict(list)
+    for kind, (loss, count) in sums.items():
+        if kind.source is not None:
+            parts[kind.source].append(loss * num_rows[kind.term] / count)
+    whole = {source: sum(each) for source, each in parts.items() if len(each) == len(terms)}
+    return StepLosses(dict(terms), buckets, whole)

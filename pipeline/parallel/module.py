@@ -30,9 +30,15 @@ class LossModule(nn.Module):
         super().__init__()
         self.network, self.logits_mb = network, logits_mb
 
-    def forward(self, inputs: tuple[Tensor, Tensor, Tensor], targets: SparseTargets) -> Tensor:
+    def forward(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        targets: SparseTargets,
+        by_row: Tensor | None = None,
+    ) -> Tensor:
+        """by_row: see `weighted_loss`."""
         hidden_TD = self.network(inputs)
-        return weighted_loss(self.network.head, hidden_TD, targets, self.logits_mb)
+        return weighted_loss(self.network.head, hidden_TD, targets, self.logits_mb, by_row)
 
 
 def parallel_config(layout: Layout) -> ModelParallelConfig:

@@ -63,7 +63,8 @@ class PipeEngine(DeepSpeedEngine):
         """
         head = self.deepspeed.module.forward_funcs[-1]
         assert isinstance(head, Head)
-        return self._record(weighted_loss(head, hidden_TD, targets, self.config.logits_mb))
+        logits_mb, by_row = self.config.logits_mb, self._new_rows()
+        return self._record(weighted_loss(head, hidden_TD, targets, logits_mb, by_row))
 
     def _in_order(self, batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
         return one_short_then_longest_first(batches)

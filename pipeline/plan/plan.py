@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from esolm.model.config import RECOMPUTE, ModelConfig
 from esolm.model.flops import flops_per_token, layer_costs
 from esolm.model.objectives import Objective, VocabularyIds
+from esolm.pipeline.data.mixture import SourceUse
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.layout import Layout, fit_layout
 from esolm.pipeline.plan.activations import Activations, MicroBatchShape
@@ -13,8 +14,13 @@ from esolm.pipeline.plan.host import HostBytes, host_bytes
 from esolm.pipeline.plan.shapes import stage_size
 from esolm.pipeline.plan.stages import stage_bounds
 from esolm.pipeline.plan.state import StateBytes, state_bytes
-from esolm.pipeline.run.experiment import build_objective, open_dataset, problems_before_data
+from esolm.pipeline.run.experiment import (
+    build_objective,
+    problems_before_data,
+    problems_of_a_start,
+)
 from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.run.sources import open_sources, source_paths, uses_of
 
 CHECKPOINT_BYTES = 16
 """The bytes of a checkpoint per parameter: fp32 weights, two moments and the average."""
@@ -28,6 +34,8 @@ class Planned:
     model: ModelConfig
     objective: Objective
     notes: tuple[str, ...] = ()
+    uses: tuple[SourceUse, ...] = ()
+    """What the run takes of each dataset; none if there is no dataset."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +109,18 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
     once.
     """
     problems, notes = problems_before_data(config, ranks), []
-    mask_id = bos_id = 0
-    dataset, data_problems = open_dataset(config)
-    if dataset is not None:
+    mask_id = bos_id = eos_id = 0
+    sources, data_problems = open_sources(config)
+    if sources:
+        dataset = sources[0].dataset
+        data_problems = data_problems or problems_of_a_start(config, sources)
         problems += data_problems
         if vocab_size not in (None, dataset.vocab_size):
             notes.append(
                 f"the vocabulary is the dataset's, {dataset.vocab_size}; --vocab-size was not used"
             )
-        vocab_size, mask_id, bos_id = dataset.vocab_size, dataset.mask_id, dataset.bos_id
+        vocab_size, mask_id = dataset.vocab_size, dataset.mask_id
+        bos_id, eos_id = dataset.bos_id, dataset.eos_id
     elif vocab_size is None:
         problems += [
             f"{problem} To plan without it, give --vocab-size N." for problem in data_problems
@@ -117,15 +128,17 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
     elif vocab_size < 2:
         problems.append(f"--vocab-size is {vocab_size}; it must be at least 2")
     else:
-        notes.append(f"no dataset at {config.data.path}: --vocab-size {vocab_size} stands in")
+        there = " or ".join(source_paths(config.data))
+        notes.append(f"no dataset at {there}: --vocab-size {vocab_size} stands in")
         mask_id = vocab_size - 1
     if problems:
         raise ConfigError(problems)
     assert vocab_size is not None
     model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
-    objective, _ = build_objective(config, VocabularyIds(vocab_size, mask_id, bos_id))
+    objective, _ = build_objective(config, VocabularyIds(vocab_size, mask_id, bos_id, eos_id))
     assert objective is not None
-    return Planned(config, model, objective, tuple(notes))
+    uses = tuple(uses_of(config, sources)) if sources else ()
+    return Planned(config, model, objective, tuple(notes), uses)
 
 
 def make_plan(subject: Planned, ranks: int) -> Plan:

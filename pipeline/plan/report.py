@@ -51,6 +51,7 @@ def describe(plan: Plan, machine: Machine) -> dict[str, Any]:
             "steps": train.steps,
             "tokens": tokens,
         },
+        "sources": [{**asdict(use), "epochs": use.epochs} for use in plan.subject.uses],
         "bubble_share": plan.bubble,
         "activation_checkpointing": config.parallel.activation_checkpointing,
         "stages": _stages(plan),

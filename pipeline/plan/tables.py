@@ -46,6 +46,13 @@ def _summary(plan: Plan, facts: dict[str, Any]) -> Table:
     )
     table.add_row("tokens per step", f"{batch['tokens_per_step']:,}")
     table.add_row("tokens in all", f"{batch['tokens']:,} in {batch['steps']:,} steps")
+    for use in facts["sources"]:
+        bound = f" of {use['epochs_max']:g}" if use["epochs_max"] else ""
+        table.add_row(
+            f"  of {use['name']}",
+            f"{use['share']:.4g} of the samples, {use['samples']:,} rows of "
+            f"{use['num_sequences']:,}: {use['epochs']:.3g}{bound} epochs",
+        )
     table.add_row("pipeline bubble", f"{facts['bubble_share']:.1%}")
     table.add_row(
         "checkpoint", f"{size(facts['checkpoint_bytes'])}, {facts['checkpoints_kept']} kept"

@@ -66,6 +66,8 @@ def _resolve(schema: type[Schema], layers: list[Layer], problems: list[str]) -> 
             problems += _set(config, known, key, value)
     for key in known:
         problems += _value_problems(config, key)
+    if schema is RunConfig and not any(_plain(config.data)[key] for key in ("path", "sources")):
+        problems.append("'data.path' is missing (or 'data.sources', for a mixture)")
     if problems:
         raise ConfigError(problems)
     resolved = OmegaConf.to_object(config)

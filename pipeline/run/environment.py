@@ -2,13 +2,14 @@
 
 import os
 import re
+from dataclasses import asdict
 from functools import reduce
 from operator import getitem
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.run.sections import RunConfig, SourceSection
 
 _VARIABLE = re.compile(r"\$\{oc\.env:\s*(\w+)\s*\}")
 
@@ -28,7 +29,8 @@ def from_environment(config: DictConfig, known: list[str]) -> dict[str, tuple[st
 def stated_value(config: RunConfig, key: str) -> Any:
     """Returns the value of a setting; of one from the environment, the text that names it."""
     value: Any = reduce(getattr, key.split("."), config)
-    value = list(value) if isinstance(value, tuple) else value  # as a file has it
+    if isinstance(value, tuple | list):  # as a file has it
+        value = [asdict(each) if isinstance(each, SourceSection) else each for each in value]
     text, then = config.from_environment.get(key, (None, None))
     return text if text is not None and value == then else value
 

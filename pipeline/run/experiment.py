@@ -1,21 +1,23 @@
 """Turns a configuration into the things it describes, and names everything wrong with it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY
-from esolm.data_prep.verify import tokenizer_problems
 from esolm.model.config import ModelConfig
 from esolm.model.objectives import Objective, VocabularyIds, objective_kind
 from esolm.pipeline.checkpoint.commit import committed
 from esolm.pipeline.checkpoint.remote import is_url, url_problems
 from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.mixture import MixtureSource
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.layout import Layout, fit_layout
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.sections import RunConfig, section_problems
+from esolm.pipeline.run.sources import open_sources, uses_of
 from esolm.pipeline.run.step_range import steps_problems
 
 
@@ -24,10 +26,15 @@ class Experiment:
     """A configuration that holds together: what is trained, on what, in which layout."""
 
     config: RunConfig
-    dataset: TokenDataset
+    sources: tuple[MixtureSource, ...]
     model: ModelConfig
     objective: Objective
     layout: Layout
+
+    @property
+    def dataset(self) -> TokenDataset:
+        """The first dataset, for what all have in common: tokenizer and vocabulary."""
+        return self.sources[0].dataset
 
     @property
     def num_micro_batches(self) -> int:
@@ -41,40 +48,38 @@ def resolve(config: RunConfig, world_size: int) -> Experiment:
 
     Raises ConfigError with every problem at once.
     """
-    dataset, problems = open_dataset(config)
-    experiment, others = _assemble(config, world_size, dataset)
+    sources, problems = open_sources(config)
+    if not problems:
+        problems = problems_of_a_start(config, sources)
+    experiment, others = _assemble(config, world_size, sources)
     if problems or experiment is None:
         raise ConfigError(problems + others)
     return experiment
 
 
-def open_dataset(config: RunConfig) -> tuple[TokenDataset | None, list[str]]:
-    """Returns the train split (None if it cannot be opened) and what is wrong with the dataset.
-
-    Its tokenizer must be that of the tokens: the run keeps a copy, which its export needs.
-    """
-    dataset, problems = None, []
+def problems_of_a_start(config: RunConfig, sources: Sequence[MixtureSource]) -> list[str]:
+    """Says which sources a run would read too often."""
+    if config.train.steps < 1 or config.train.global_batch_size < 1:
+        return []
     try:
-        dataset = TokenDataset(config.data.path, "train", config.data.verify != "none")
-        problems += _split_problems(config, dataset)
-        problems += tokenizer_problems(dataset.path, dataset.manifest)
-    except DataError as error:
-        problems.append(str(error))
-    return dataset, problems
+        return [use.problem for use in uses_of(config, sources) if use.problem]
+    except DataError:  # a setting that is named with the others, or a checkpoint that is refused
+        return []
 
 
 def problems_before_data(config: RunConfig, world_size: int) -> list[str]:
     """Names everything wrong with a configuration whose dataset is yet to be made."""
-    return _assemble(config, world_size, None)[1]
+    return _assemble(config, world_size, [])[1]
 
 
 def _assemble(
-    config: RunConfig, world_size: int, dataset: TokenDataset | None
+    config: RunConfig, world_size: int, sources: Sequence[MixtureSource]
 ) -> tuple[Experiment | None, list[str]]:
     """Returns the experiment and the problems found.
 
     The experiment is None if there are problems or there is no dataset.
     """
+    dataset = sources[0].dataset if sources else None
     parallel = config.parallel
     layout, problems = fit_layout(
         parallel.tp, parallel.pp, parallel.zero, parallel.sequence, world_size
@@ -83,7 +88,8 @@ def _assemble(
     mask_id = dataset.mask_id if dataset else 0
     vocab_size = dataset.vocab_size if dataset else mask_id + 1
     model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
-    ids = VocabularyIds(vocab_size, mask_id, dataset.bos_id if dataset else 0)
+    bos_id, eos_id = (dataset.bos_id, dataset.eos_id) if dataset else (0, 0)
+    ids = VocabularyIds(vocab_size, mask_id, bos_id, eos_id)
     objective, objective_problems = build_objective(config, ids)
     problems += model.problems() + objective_problems + _sharing_problems(config, model)
     if objective is not None and not objective_problems:
@@ -94,21 +100,7 @@ def _assemble(
         return None, problems
     assert objective is not None
     assert layout is not None
-    return Experiment(config, dataset, model, objective, layout), []
-
-
-def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
-    """Names the splits that hold no whole sequence. Raises DataError if there is no valid split."""
-    splits = [dataset]
-    if config.train.valid_every_steps > 0:
-        splits.append(TokenDataset(config.data.path, "valid", config.data.verify != "none"))
-    return [
-        f"split '{split.split}' of {config.data.path} has {split.num_tokens} tokens, too few for "
-        f"one sequence of train.seq_len {config.train.seq_len}: make that smaller, or tokenize "
-        "more text (for the valid split: with a larger --valid-fraction)"
-        for split in splits
-        if split.num_tokens < config.train.seq_len
-    ]
+    return Experiment(config, tuple(sources), model, objective, layout), []
 
 
 def build_objective(config: RunConfig, ids: VocabularyIds) -> tuple[Objective | None, list[str]]:
@@ -117,7 +109,12 @@ def build_objective(config: RunConfig, ids: VocabularyIds) -> tuple[Objective | 
         objective = objective_kind(config.objective.name).build(asdict(config.objective), ids)
     except ValueError as error:
         return None, str(error).splitlines()
-    return objective, objective.problems(config.train.seq_len)
+    problems = objective.problems(config.train.seq_len)
+    if config.objective.separate_documents and objective.eos_id is None:
+        problems.append(
+            f"objective.separate_documents: '{config.objective.name}' does not keep documents apart"
+        )
+    return objective, problems
 
 
 def _train_problems(config: RunConfig) -> list[str]:

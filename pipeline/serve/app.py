@@ -39,7 +39,7 @@ from esolm.pipeline.serve.schemas import (
     TokensOfText,
 )
 from esolm.pipeline.serve.score import score
-from esolm.pipeline.serve.service import Service
+from esolm.pipeline.serve.service import Service, ending
 from esolm.pipeline.serve.sse import stream, unless_gone
 
 MAX_BODY_BYTES = 4 << 20
@@ -153,7 +153,7 @@ def _add_small_routes(app: FastAPI, service: Service) -> None:
     @app.get("/ready", responses=answers(StatusAnswer, (503,)))
     async def ready() -> dict[str, str]:
         if service.engine.is_draining:
-            raise ApiError(503, "the server is shutting down")
+            raise ending()
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=PlainTextResponse)

@@ -12,11 +12,12 @@ from esolm.pipeline.errors import CheckpointError, ConfigError
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import Experiment
 from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.run.sources import reader_of, source_paths
 
 
 def is_prepared(config: RunConfig) -> bool:
-    """Whether the dataset is merged, so that training could read it now."""
-    return (Path(config.data.path) / MANIFEST_NAME).is_file()
+    """Whether every dataset is merged, so that training could read it now."""
+    return all((Path(path) / MANIFEST_NAME).is_file() for path in source_paths(config.data))
 
 
 def access_problems(run: Path) -> list[str]:
@@ -40,9 +41,14 @@ def _owner(path: Path) -> str:
 
 def evaluation_problems(config: RunConfig) -> list[str]:
     """Why stage evaluate would find nothing to measure in the dataset that is there."""
+    if config.data.sources:
+        return [
+            "stage evaluate measures one dataset, and the run has data.sources: leave it out; "
+            "training reports valid_loss/SOURCE, and `esolm evaluate RUN DATASET` measures each"
+        ]
     try:
         dataset = TokenDataset(config.data.path, "valid")
-        SampleReader(dataset, config.train.seq_len, seed=0, shuffle="none")
+        SampleReader(dataset, config.train.seq_len, 0, "none", config.data.wrapped)
     except DataError as error:
         return [f"stage evaluate: {error}"]
     return []
@@ -55,9 +61,7 @@ def resume_problems(experiment: Experiment) -> list[str]:
     from esolm.pipeline.train.progress import check_same_run
 
     config = experiment.config
-    reader = SampleReader(
-        experiment.dataset, config.train.seq_len, config.seed, config.data.shuffle
-    )
+    reader = reader_of(config, experiment.sources)
     try:
         found = newest_valid(RunDirectory(config.run.dir).checkpoints)
         if found is None:

@@ -7,10 +7,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from esolm.data_prep.sources import folders_of
 from esolm.pipeline.checkpoint.remote import is_url
 from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.run.sources import source_paths
 from esolm.pipeline.slurm.profile import ClusterProfile
-from esolm.pipeline.slurm.stages import GPU_STAGES, Job, Paths, partition_of
+from esolm.pipeline.slurm.stages import GPU_STAGES, PURPOSES, Job, Paths, partition_of
 
 TEMPLATES = Path(__file__).parents[2] / "slurm"
 
@@ -98,9 +100,9 @@ def mounted_folders(config: RunConfig, profile: ClusterProfile, stage: str) -> l
     """What the container of a stage must see, each FROM or FROM:TO; none without containers."""
     if profile.container.runtime == "none":
         return []
-    folders = [*profile.container.mounts, config.run.dir, config.data.path]
-    if stage in ("tokenizer", "prep"):
-        folders += [*config.prep.inputs, config.prep.tokenizer]
+    folders = [*profile.container.mounts, config.run.dir, *source_paths(config.data)]
+    if stage == "tokenizer" or stage in PURPOSES:
+        folders += [*folders_of(config.prep.inputs), config.prep.tokenizer]
     if stage == "train" and not is_url(config.train.init_from):
         # Of a checkpoint the whole run: its tokenizer lies beside the checkpoints.
         origin = Path(config.train.init_from)

@@ -4,10 +4,12 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from esolm.data_prep.documents import find_files
+from esolm.data_prep.comparing import CHOOSE, COMPARE
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.jobs import TokenizeJob, check_settings, is_finished
+from esolm.data_prep.jobs import TokenizeJob, check_settings
 from esolm.data_prep.manifest import MANIFEST_NAME
+from esolm.data_prep.passes import passes_of
+from esolm.data_prep.sources import find_files
 from esolm.data_prep.tokenizers import has_tokenizer, load_tokenizer
 from esolm.model.settings import setting_problems
 from esolm.pipeline.run.sections import RunConfig
@@ -16,6 +18,12 @@ from esolm.pipeline.slurm.profile import ClusterProfile
 STAGES = ("prep", "train", "evaluate", "export", "serve")
 # What runs on the partition of training; the rest on that for jobs without GPUs.
 GPU_STAGES = ("train", "evaluate", "serve")
+PURPOSES = {
+    "compare": "Cleans one part of the corpus and writes down what its documents are known by.",
+    "choose": "Finds in one part of that the documents that repeat an earlier one.",
+    "prep": "Turns one part of the corpus into token tars.",
+}
+"""Of the job arrays of a preparation, in order; the last alone if documents are not compared."""
 FEWEST_PIECES = 260
 
 
@@ -102,36 +110,42 @@ def _prep_jobs(config: RunConfig) -> tuple[list[Job], list[str]]:
     inputs = [*prep.inputs, *(["--from-python-stdlib"] if prep.from_python_stdlib else [])]
     corpus = f"{_words(*inputs)} --text-key {_words(prep.text_key)}"
     corpus += f" --on-bad-document {prep.on_bad_document} --format {_words(prep.format)}"
+    corpus += f" --max-document-bytes {prep.max_document_bytes}"
+    corpus += "" if prep.max_bad < 0 else f" --max-bad {prep.max_bad}"
     jobs = []
     if not has_tokenizer(Path(prep.tokenizer)):
         train = f"prep tokenizer {corpus} --vocab-size {prep.vocab_size}"
         train += f" --max-sentences {prep.max_sentences} --out {_words(prep.tokenizer)}"
         jobs.append(Job("tokenizer", "Trains the tokenizer.", train))
     missing = _missing_tasks(config)
-    if missing:
+    if missing["prep"]:
         tokenize = f"prep tokenize {corpus} --tokenizer {_words(prep.tokenizer)}"
         tokenize += f" --out {_words(data)} --valid-fraction {prep.valid_fraction}"
         tokenize += f" --shard-tokens {prep.shard_tokens} --tasks {prep.tasks}"
+        tokenize += "".join(f" --clean {_words(stage)}" for stage in prep.clean)
+        tokenize += f" --dedup {prep.dedup}" if prep.dedup != "task" else ""
         tokenize += ' --task "$SLURM_ARRAY_TASK_ID"'
-        purpose = "Turns one part of the corpus into token tars."
-        jobs.append(Job("prep", purpose, tokenize, tuple(missing)))
-    if missing or not (data / MANIFEST_NAME).exists():
+        for stage, tasks in missing.items():
+            command = tokenize if stage == "prep" else f"{tokenize} --pass {stage}"
+            jobs.append(Job(stage, PURPOSES[stage], command, tuple(tasks)))
+    if missing["prep"] or not (data / MANIFEST_NAME).exists():
         merge = "Checks that every part is complete and writes the dataset's manifest."
         jobs.append(Job("merge", merge, f"prep merge {_words(data)}"))
-    done = prep.tasks - len(missing)
+    done = prep.tasks - len(missing["prep"])
     notes = [f"prep: {done} of {prep.tasks} tasks are finished and are skipped"] if done else []
     return jobs, notes
 
 
-def _missing_tasks(config: RunConfig) -> list[int]:
-    """Tasks of the array without a complete result.
+def _missing_tasks(config: RunConfig) -> dict[str, list[int]]:
+    """Tasks without a complete result, of each job array that has any, and of the last.
 
     Raises DataError if inputs are missing or the dataset was begun with other settings.
     """
     prep = config.prep
-    files = find_files([Path(path) for path in prep.inputs], prep.from_python_stdlib, prep.format)
+    files = find_files(prep.inputs, prep.from_python_stdlib, prep.format)
     if not has_tokenizer(Path(prep.tokenizer)):
-        return list(range(prep.tasks))
+        stages = ["prep"] if prep.dedup == "task" else [COMPARE, CHOOSE, "prep"]
+        return {stage: list(range(prep.tasks)) for stage in stages}
     job = TokenizeJob(
         out=Path(config.data.path),
         files=tuple(files),
@@ -141,15 +155,31 @@ def _missing_tasks(config: RunConfig) -> list[int]:
         shard_tokens=prep.shard_tokens,
         text_key=prep.text_key,
         on_bad_document=prep.on_bad_document,
+        most_document_bytes=prep.max_document_bytes,
+        max_bad=None if prep.max_bad < 0 else prep.max_bad,
+        clean=tuple(prep.clean),
+        dedup=prep.dedup,
     )
     check_settings(job)
-    return [task for task in range(prep.tasks) if not is_finished(job, task)]
+    *first, last = passes_of(job)
+    missing = {
+        one.name: [task for task in range(prep.tasks) if not one.is_done(job, task)]
+        for one in first
+    }
+    finished = {name: tasks for name, tasks in missing.items() if tasks}
+    return {**finished, "prep": [t for t in range(prep.tasks) if not last.is_done(job, t)]}
 
 
 def prep_problems(config: RunConfig, stages: list[str]) -> list[str]:
     """Everything wrong with the `prep` section, also for the stages that use what it makes."""
     prep = config.prep
     problems = setting_problems(prep, "prep.")
+    if config.data.sources:
+        return [
+            *problems,
+            "stage prep makes one dataset, at data.path, and the run has data.sources: make each "
+            "of them by `esolm prep tokenize` and `merge`, then submit without this stage",
+        ]
     if not prep.inputs and not prep.from_python_stdlib:
         problems.append("prep.inputs names no text; give files, or prep.from_python_stdlib=true")
     if not prep.tokenizer:

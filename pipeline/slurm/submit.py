@@ -17,6 +17,7 @@ from esolm.pipeline.run.config import load_config, to_yaml
 from esolm.pipeline.run.directory import REVISION, RunDirectory, git_revision
 from esolm.pipeline.run.experiment import problems_before_data, resolve
 from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.run.sources import named_sources, source_paths
 from esolm.pipeline.slurm import client
 from esolm.pipeline.slurm.chain import CANCELLED, Chain, ChainJob, refuse_if_live, write_chain
 from esolm.pipeline.slurm.check import cluster_problems
@@ -172,7 +173,10 @@ def _queue(paths: Paths, job: Job, queued: list[ChainJob]) -> ChainJob:
 def _absolute(config: RunConfig) -> RunConfig:
     """Every path from the root on: jobs run in a folder of their own."""
     config.run.dir = str(Path(config.run.dir).resolve())
-    config.data.path = str(Path(config.data.path).resolve())
+    for source, named in zip(config.data.sources, named_sources(config.data), strict=False):
+        source.path, source.name = str(Path(source.path).resolve()), named.name
+    if config.data.path:
+        config.data.path = str(Path(config.data.path).resolve())
     config.prep.inputs = [str(Path(path).resolve()) for path in config.prep.inputs]
     if config.prep.tokenizer:
         config.prep.tokenizer = str(Path(config.prep.tokenizer).resolve())
@@ -236,7 +240,7 @@ def _without_prepared(config: RunConfig, stages: list[str]) -> tuple[list[str], 
     names_text = config.prep.inputs or config.prep.from_python_stdlib
     if "prep" not in stages or names_text or not is_prepared(config):
         return stages, []
-    note = f"prep: {config.data.path} is finished and is skipped"
+    note = f"prep: {', '.join(source_paths(config.data))} is finished and is skipped"
     return [stage for stage in stages if stage != "prep"], [note]
 
 
@@ -299,7 +303,8 @@ def _write(submission: Submission) -> None:
     paths.code.mkdir(parents=True)
     paths.config.write_text(to_yaml(submission.config))
     if submission.in_container:  # what a job is yet to make has to be there to be mounted
-        for folder in (submission.config.data.path, submission.config.prep.tokenizer):
+        config = submission.config
+        for folder in (*source_paths(config.data), config.prep.tokenizer):
             Path(folder).mkdir(parents=True, exist_ok=True)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(__file__).parents[2], paths.code / PACKAGE, ignore=ignored)

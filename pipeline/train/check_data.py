@@ -1,6 +1,6 @@
 """What `data.verify` has a run read of its dataset before it trains on it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ SAMPLED_PARTS = 16
 
 
 def check_data(
-    data: Path, manifest: Manifest, verify: str, seed: int, on_bytes: Callable[[int], None]
+    datasets: Sequence[TokenDataset], verify: str, seed: int, on_bytes: Callable[[int], None]
 ) -> None:
-    """Checks a dataset, each rank its share of the shards; collective over all ranks.
+    """Checks datasets, each rank its share of the shards; collective over all ranks.
 
     verify: `data.verify`; `none` and `sizes` ask for nothing here. on_bytes: called with the number
     of bytes after each read. Raises DataError on every rank, with what all of them found.
@@ -27,11 +27,14 @@ def check_data(
     if verify not in ("sampled", "full"):
         return
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    mine: list[str] = []
+    for data, manifest in ((dataset.path, dataset.manifest) for dataset in datasets):
+        found = share_problems(data, manifest, verify, seed, on_bytes, rank, world_size)
+        mine += [*found, repair_advice(data)] if found else []
     everywhere: list[list[str]] = [[] for _ in range(world_size)]
-    mine = share_problems(data, manifest, verify, seed, on_bytes, rank, world_size)
     dist.all_gather_object(everywhere, mine)
     if problems := [problem for found in everywhere for problem in found]:
-        raise DataError("\n".join([*problems, repair_advice(data)]))
+        raise DataError("\n".join(dict.fromkeys(problems)))
 
 
 def share_problems(

@@ -1,13 +1,20 @@
 """How far a run has come, and whether a checkpoint is of the same run."""
 
+import logging
 from dataclasses import asdict, dataclass
+
+import torch.distributed as dist
 
 from esolm.model.config import ModelConfig
 from esolm.pipeline.checkpoint.checkpointer import RunState
-from esolm.pipeline.data.reader import SampleReader
+from esolm.pipeline.data.mixture import MixtureReader
 from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.parallel.first_rank import from_first_rank
 from esolm.pipeline.run.experiment import Experiment
+from esolm.pipeline.run.sources import epoch_problems
 from esolm.pipeline.train.guards import SpikeGuard
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -23,7 +30,9 @@ class Progress:
     consumed_samples: int = 0
     tokens: int = 0
 
-    def to_state(self, experiment: Experiment, reader: SampleReader, guard: SpikeGuard) -> RunState:
+    def to_state(
+        self, experiment: Experiment, reader: MixtureReader, guard: SpikeGuard
+    ) -> RunState:
         """Returns what a checkpoint written at this moment says of the run."""
         return RunState(
             **asdict(self),
@@ -41,8 +50,24 @@ class Progress:
         return cls(state.step, state.updates, state.consumed_samples, state.tokens)
 
 
-def check_same_run(state: RunState, experiment: Experiment, reader: SampleReader) -> None:
-    """Raises ConfigError or DataError with every way in which the checkpoint is of another run."""
+def follow(state: RunState, experiment: Experiment, reader: MixtureReader) -> None:
+    """Lets the reader of every rank go on from a checkpoint; collective over all ranks.
+
+    Raises what `check_same_run` raises.
+    """
+    changes = from_first_rank(lambda: check_same_run(state, experiment, reader))
+    if state.data:
+        reader.adopt(state.data, experiment.config.data.change_sources)
+    if dist.get_rank() == 0:
+        for change in changes:
+            logger.warning("from sample %d on: %s", state.consumed_samples, change)
+
+
+def check_same_run(state: RunState, experiment: Experiment, reader: MixtureReader) -> list[str]:
+    """Lets the reader go on from a checkpoint; returns how its sources have changed, in words.
+
+    Raises ConfigError or DataError with every way in which the checkpoint is of another run.
+    """
     dataset, here = experiment.dataset, asdict(experiment.model)
     there = asdict(ModelConfig(**state.model))  # what an older checkpoint lacks gets its default
     problems = [
@@ -60,5 +85,11 @@ def check_same_run(state: RunState, experiment: Experiment, reader: SampleReader
     if problems:
         advice = "run.dir holds a checkpoint of another network; use another directory"
         raise ConfigError([*problems, advice])
-    if state.data:
-        reader.check_state(state.data)
+    if not state.data:
+        return []
+    train = experiment.config.train
+    changes = reader.adopt(state.data, experiment.config.data.change_sources)
+    to_come = max(0, train.steps - state.step) * train.global_batch_size
+    if problems := epoch_problems(reader, state.consumed_samples + to_come):
+        raise ConfigError(problems)
+    return changes

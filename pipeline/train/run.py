@@ -95,9 +95,9 @@ def _prepare(
     watchdog: Watchdog,
 ) -> Trainer:
     """Proves data and kernels, builds the trainer, and writes down what the run is."""
-    config, dataset = experiment.config, experiment.dataset
+    config = experiment.config
     check_data(
-        dataset.path, dataset.manifest, config.data.verify, config.seed,
+        [source.dataset for source in experiment.sources], config.data.verify, config.seed,
         lambda _: watchdog.progress(),
     )  # fmt: skip
     dtype = DTYPES[config.train.precision]
@@ -106,11 +106,29 @@ def _prepare(
         logger.info("%s", describe_device(device))
         _announce(experiment, kernels)
     trainer = Trainer(experiment, directory, device, info.rank, watchdog)
+    if info.rank == 0:
+        _announce_sources(trainer)
     gc.freeze()  # all that is there now stays to the end
     gc.set_threshold(*PYTHONS_OWN_PACE)
     from_first_rank(lambda: _tell_changes(directory, config))
-    from_first_rank(lambda: directory.describe(config, dataset.tokenizer_directory, kernels))
+    tokenizer = experiment.dataset.tokenizer_directory
+    from_first_rank(lambda: directory.describe(config, tokenizer, kernels))
     return trainer
+
+
+def _announce_sources(trainer: Trainer) -> None:
+    """Logs what the whole run takes of each dataset, for a person to check."""
+    train, progress = trainer.config.train, trainer.progress
+    to_come = max(0, train.steps - progress.step) * train.global_batch_size
+    uses = trainer.reader.uses(progress.consumed_samples + to_come)
+    for source, use in zip(trainer.reader.sources, uses, strict=True):
+        logger.info(
+            "dataset %s: %d tokens, %.4g of the samples to come, read %.3g times by the last step",
+            source.dataset.path,
+            source.dataset.num_tokens,
+            use.share,
+            use.epochs,
+        )
 
 
 def _run(trainer: Trainer, history: History) -> int:
@@ -174,7 +192,6 @@ def _announce(experiment: Experiment, kernels: dict[str, str]) -> None:
     work = experiment.objective.work(train.seq_len)
     flops = flops_per_token(experiment.model, work, train.seq_len)
     logger.info("%.3g training FLOPs per token", flops)
-    logger.info("dataset %s: %d tokens", experiment.dataset.path, experiment.dataset.num_tokens)
     if experiment.model.tied_embeddings and experiment.layout.pp > 1:
         logger.info("the two copies of the tied embeddings are not among the replicas compared")
     for name, choice in kernels.items():

@@ -15,21 +15,21 @@ from esolm.pipeline.checkpoint.checkpointer import Checkpointer, RunState
 from esolm.pipeline.checkpoint.commit import Retention
 from esolm.pipeline.data.batches import SKIP_MULTIPLE, BatchSource
 from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.data.mixture import MixtureReader
 from esolm.pipeline.data.prefetch import Prefetcher, prefetch
-from esolm.pipeline.data.reader import SampleReader
 from esolm.pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, CheckpointError, EsolmError
 from esolm.pipeline.launch.startup import seconds_since_start
 from esolm.pipeline.parallel.build import build_engine
 from esolm.pipeline.parallel.engine import EngineConfig, StepResult
-from esolm.pipeline.parallel.first_rank import from_first_rank
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import Experiment, optimizer_arguments
+from esolm.pipeline.run.sources import reader_of
 from esolm.pipeline.run.step_range import parse_steps
 from esolm.pipeline.train.guards import SpikeGuard, Standstill, check_replicas
 from esolm.pipeline.train.initial_weights import start_from
 from esolm.pipeline.train.measures import Measures
 from esolm.pipeline.train.profiling import StepProfiler
-from esolm.pipeline.train.progress import Progress, check_same_run
+from esolm.pipeline.train.progress import Progress, follow
 from esolm.pipeline.train.recorder import Recorder
 from esolm.pipeline.train.requests import RequestPoll
 from esolm.pipeline.train.schedule import learning_rate
@@ -54,9 +54,7 @@ class Trainer:
         train, saving = self.config.train, self.config.checkpoint
         self.directory, self.device, self.rank = directory, device, rank
         self.watchdog = watchdog
-        self.reader = SampleReader(
-            experiment.dataset, train.seq_len, self.config.seed, self.config.data.shuffle
-        )
+        self.reader = reader_of(self.config, experiment.sources)
         self.source = batch_source(experiment, self.reader)
         self.checkpointer = Checkpointer(
             directory.checkpoints,
@@ -74,8 +72,7 @@ class Trainer:
         )
         found = self.checkpointer.resume_point()
         if found is not None:
-            state = found[1]
-            from_first_rank(lambda: check_same_run(state, experiment, self.reader))
+            follow(found[1], experiment, self.reader)
         self.watchdog.progress()
         self.engine = build_engine(engine_config(experiment, device))
         self.watchdog.progress()
@@ -149,6 +146,7 @@ class Trainer:
             figures["tokens"] = self.progress.tokens
             figures["data_wait_seconds"] = self.batches.reset_wait()
             figures["skipped_steps"] = self.progress.step - self.progress.updates
+            figures |= self._by_source(result)
             self.recorder.record(self.progress.step, figures)
         if not result.applied:
             self._note_incident(result)
@@ -162,6 +160,15 @@ class Trainer:
         self.progress.updates += int(result.applied)
         self.progress.consumed_samples += train.global_batch_size
         self.progress.tokens += train.global_batch_size * train.seq_len
+
+    def _by_source(self, result: StepResult) -> dict[str, float]:
+        """Returns how often the data has been read; of a mixture by source, and their losses."""
+        uses = self.reader.uses(self.progress.consumed_samples)
+        if not self.config.data.sources:
+            return {"epochs": uses[0].epochs}
+        names = self.reader.names()
+        losses = {f"loss/{names[source]}": loss for source, loss in result.sources.items()}
+        return losses | {f"epochs/{use.name}": use.epochs for use in uses}
 
     def _due(self, every: int) -> bool:
         step = self.progress.step
@@ -239,7 +246,7 @@ class Trainer:
         return prefetch(source, self.config.data.prefetch)
 
 
-def batch_source(experiment: Experiment, reader: SampleReader) -> BatchSource:
+def batch_source(experiment: Experiment, reader: MixtureReader) -> BatchSource:
     """Returns the source of the micro-batches of this rank's replica."""
     train = experiment.config.train
     return BatchSource(
@@ -250,6 +257,7 @@ def batch_source(experiment: Experiment, reader: SampleReader) -> BatchSource:
         micro_batch_size=train.micro_batch_size,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=experiment.layout.dp,
+        with_sources=bool(experiment.config.data.sources),
         # Sequence parallelism shares out the tokens that are left.
         skip_multiple=math.lcm(SKIP_MULTIPLE, experiment.layout.tp),
     )

@@ -16,14 +16,13 @@ from esolm.model.objectives.draws import Purpose
 from esolm.pipeline.checkpoint import commit
 from esolm.pipeline.checkpoint.reader import CheckpointReader
 from esolm.pipeline.data.batches import BatchSource
-from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.data.micro_batch import MicroBatch
-from esolm.pipeline.data.reader import SampleReader
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.single import load_network, single_process
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import build_objective
 from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.run.sources import open_split, reader_of
 from esolm.pipeline.watch.place import StepRows, checkpoint_before, find_step
 
 
@@ -95,14 +94,20 @@ def _source(
     directory: RunDirectory, config: RunConfig, place: StepRows, data: Path | None
 ) -> BatchSource:
     """Returns the source of all replicas' rows, in one process."""
-    dataset = TokenDataset(data or config.data.path, "train")
-    reader = SampleReader(dataset, config.train.seq_len, config.seed, config.data.shuffle)
+    if data is not None:
+        if config.data.sources:
+            raise ConfigError(
+                f"--data names one dataset, but {directory.path} has data.sources; if they have "
+                "moved, put their folders back, or links to them"
+            )
+        config.data.path = str(data)
+    sources = open_split(config, "train")
+    reader, dataset = reader_of(config, sources), sources[0].dataset
     newest = commit.newest_valid(directory.checkpoints)
     if newest is not None:
-        reader.check_state(newest[1].run["data"])
-    objective, problems = build_objective(
-        config, VocabularyIds(dataset.vocab_size, dataset.mask_id, dataset.bos_id)
-    )
+        reader.adopt(newest[1].run["data"], config.data.change_sources)
+    ids = VocabularyIds(dataset.vocab_size, dataset.mask_id, dataset.bos_id, dataset.eos_id)
+    objective, problems = build_objective(config, ids)
     if objective is None or problems:
         raise ConfigError(problems)
     return BatchSource(

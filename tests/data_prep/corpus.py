@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from random import Random
 
-from esolm.data_prep.documents import find_files
-from esolm.data_prep.jobs import TokenizeJob, is_finished, prepare_output, run_task
+from esolm.data_prep.jobs import TokenizeJob, is_finished, prepare_output
 from esolm.data_prep.merge import merge_tasks
 from esolm.data_prep.sampling import split_into_chunks
+from esolm.data_prep.sources import find_files
 from esolm.data_prep.tokenizers import load_tokenizer, save_tokenizer, train_model
+from esolm.data_prep.tokenizing import run_task
 
 SYLLABLES = [c + v for c in "bcdfghjklmnprstvwz" for v in ("a", "e", "in", "or", "us")]
 
@@ -25,9 +26,9 @@ def text_of(number: int, num_words: int = 200) -> str:
     return "".join(parts)
 
 
-def write_jsonl(path: Path, num_documents: int) -> Path:
-    """Write numbered documents as JSONL."""
-    lines = [json.dumps({"text": text_of(i)}) for i in range(num_documents)]
+def write_jsonl(path: Path, num_documents: int, first: int = 0) -> Path:
+    """Write documents numbered from `first` on as JSONL."""
+    lines = [json.dumps({"text": text_of(first + i)}) for i in range(num_documents)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

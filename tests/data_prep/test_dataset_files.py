@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import webdataset
 
-from esolm.data_prep.documents import BadDocuments, iterate_documents
+from esolm.data_prep.bad_documents import BadDocuments
+from esolm.data_prep.documents import iterate_documents
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import sha256_of_file, write_atomic
-from esolm.data_prep.jobs import check_settings, is_finished, prepare_output, run_task
+from esolm.data_prep.jobs import check_settings, is_finished, prepare_output
 from esolm.data_prep.layout import token_dtype
 from esolm.data_prep.manifest import Manifest, read_manifest
 from esolm.data_prep.merge import merge_tasks
@@ -19,6 +20,7 @@ from esolm.data_prep.progress import ProgressBar
 from esolm.data_prep.records import write_record
 from esolm.data_prep.shards import ShardWriter, TokenTar
 from esolm.data_prep.tokenizers import load_tokenizer
+from esolm.data_prep.tokenizing import run_task
 from esolm.data_prep.verify import files_of, verify_dataset
 from esolm.data_prep.workers import run_tasks
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, text_of, write_jsonl

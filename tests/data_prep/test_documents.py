@@ -1,19 +1,32 @@
+import bz2
 import gzip
 import json
+import lzma
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from esolm.data_prep.documents import BadDocuments, Document, find_files, iterate_documents
+from esolm.data_prep.bad_documents import BadDocuments
+from esolm.data_prep.documents import iterate_documents
 from esolm.data_prep.errors import DataError
+from esolm.data_prep.formats import ReadOptions
+from esolm.data_prep.sources import find_files
 
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+}
 TEXTS = ["one\r\ntwo", "three \u00e9\n", "four\tfive", "six"]
 
 
-def texts_of(path: Path, **options: object) -> list[str]:
-    documents = iterate_documents(find_files([path]), BadDocuments(), **options)  # type: ignore[arg-type]
+def texts_of(path: Path, text_key: str = "text") -> list[str]:
+    documents = iterate_documents(find_files([path]), BadDocuments(), ReadOptions(text_key))
     return [document.text for document in documents]
 
 
@@ -22,12 +35,10 @@ def jsonl(texts: list[str], key: str = "text") -> bytes:
 
 
 def compress(content: bytes, suffix: str) -> bytes:
-    if suffix == ".gz":
-        return gzip.compress(content)
-    return zstandard.compress(content) if suffix == ".zst" else content
+    return COMPRESSIONS[suffix](content)
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
 def test_jsonl_and_text_in_every_compression(tmp_path: Path, suffix: str) -> None:
     lines = tmp_path / f"corpus.jsonl{suffix}"
     lines.write_bytes(compress(jsonl(TEXTS[:2]) + b"\n  \n" + jsonl(TEXTS[2:]), suffix))
@@ -52,7 +63,7 @@ def test_a_zstd_file_is_read_in_linear_time(tmp_path: Path) -> None:
     assert texts_of(path) == [text]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", list(COMPRESSIONS)[1:])
 def test_truncated_compressed_file_is_an_error(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"corpus.jsonl{suffix}"
     content = compress(jsonl([str(i) * 50 for i in range(500)]), suffix)
@@ -99,21 +110,6 @@ def test_what_is_no_readable_file_is_named(tmp_path: Path, monkeypatch: pytest.M
         find_files([tmp_path])
 
 
-@pytest.mark.parametrize("num_tasks", [1, 2, 3, 7])
-def test_tasks_share_out_every_document_once(tmp_path: Path, num_tasks: int) -> None:
-    (tmp_path / "a.jsonl").write_bytes(jsonl([f"a{i}" for i in range(5)]))
-    (tmp_path / "b.txt").write_text("b")
-    (tmp_path / "c.jsonl").write_bytes(jsonl([f"c{i}" for i in range(4)]))
-    files = find_files([tmp_path])
-    found: list[Document] = []
-    for task in range(num_tasks):
-        part = list(iterate_documents(files, BadDocuments(), "text", task, num_tasks))
-        assert all(document.index % num_tasks == task for document in part)
-        found += part
-    texts = [document.text for document in sorted(found, key=lambda document: document.index)]
-    assert texts == [f"a{i}" for i in range(5)] + ["b"] + [f"c{i}" for i in range(4)]
-
-
 BAD_LINES = {
     b'{"text": ': "invalid JSON",
     b'{"text": "\xff"}': "invalid Unicode",
@@ -135,7 +131,7 @@ def test_bad_line_is_named_or_skipped(tmp_path: Path, line: bytes) -> None:
     assert "--on-bad-document skip" in str(caught.value)
     bad = BadDocuments("skip")
     documents = list(iterate_documents(find_files([path]), bad))
-    assert [(d.index, d.text) for d in documents] == list(zip([0, 2, 3, 4], TEXTS, strict=True))
+    assert [(d.number, d.text) for d in documents] == list(zip([0, 2, 3, 4], TEXTS, strict=True))
     assert bad.count == 1
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from esolm.data_prep.documents import BadDocuments, find_files, iterate_documents
+from esolm.data_prep.bad_documents import BadDocuments
+from esolm.data_prep.documents import iterate_documents
 from esolm.data_prep.errors import DataError
+from esolm.data_prep.sources import find_files
 from tests.data_prep.corpus import make_job, run_job
 
 RECORDS = [{"text": "one"}, {"text": "two\nlines", "url": "u"}, {"text": "three"}]
@@ -69,16 +71,16 @@ def test_an_object_over_lines_is_not_taken_for_lines(first: str, tmp_path: Path)
 
 
 def test_names_that_say_nothing_are_refused_all_at_once_unless_told(tmp_path: Path) -> None:
-    for name in ("part-00000", "_SUCCESS", "data.parquet", "notes.txt"):
+    for name in ("part-00000", "_SUCCESS", "data.orc", "notes.txt"):
         (tmp_path / name).write_text(LINES)
     with pytest.raises(DataError, match="Their names do not say") as refused:
         texts(tmp_path)
-    for name in ("part-00000", "_SUCCESS", "data.parquet", "--format text", "prep.format"):
+    for name in ("part-00000", "_SUCCESS", "data.orc", "text (prep.format)"):
         assert name in str(refused.value)
     assert "notes.txt" not in str(refused.value)
     assert texts(tmp_path / "part-00000", told="text") == [LINES]
     assert texts(tmp_path / "part-00000", told="jsonl") == ["one", "two\nlines", "three"]
-    with pytest.raises(DataError, match="--format is 'csv'; choose of auto, jsonl, json, text"):
+    with pytest.raises(DataError, match="--format is 'csv'; choose of auto, jsonl, json, parquet"):
         texts(tmp_path / "part-00000", told="csv")
 
 

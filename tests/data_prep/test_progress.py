@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from esolm.data_prep import progress
-from esolm.data_prep.documents import BadDocuments, find_files, iterate_documents
+from esolm.data_prep.bad_documents import BadDocuments
+from esolm.data_prep.documents import iterate_documents
+from esolm.data_prep.formats import ReadOptions
 from esolm.data_prep.progress import ProgressBar, phase
 from esolm.data_prep.sampling import sample_chunks, sample_files
+from esolm.data_prep.sources import find_files
 from tests.processes import run_python
 from tests.terminal import run_at_terminal
 
@@ -67,7 +70,7 @@ def test_sampling_shows_how_much_of_the_files_is_read(
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"another line\n" * 4000))
     (tmp_path / "c.txt").write_text("a third line\n" * 400)
     files = find_files([tmp_path])
-    chunks = sample_files(files, BadDocuments(), "text", 50)
+    chunks = sample_files(files, BadDocuments(), ReadOptions(), 50)
     assert chunks == sample_chunks(iterate_documents(files, BadDocuments()), 50)
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("sample text: ") for line in lines)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from esolm.data_prep import debian
-from esolm.data_prep.documents import BadDocuments, find_files, iterate_documents
+from esolm.data_prep.bad_documents import BadDocuments
+from esolm.data_prep.documents import iterate_documents
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.prose import SOURCES, build
+from esolm.data_prep.sources import find_files
 
 PROGRAMS = (*debian.NEEDED, "dpkg-deb")
 pytestmark = pytest.mark.skipif(

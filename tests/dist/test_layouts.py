@@ -27,14 +27,18 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "esolm_b, grouped, selective": ({"model": "grouped", "recompute": "selective"}, "fp32"),
     "esolm_b, one key": ({"model": "one key"}, "fp32"),
     "esolm_b, bf16": ({"precision": "bf16"}, "bf16"),
+    "documents": ({"objective": "documents"}, "fp32"),
+    "documents, A": ({"objective": "documents, A"}, "fp32"),
+    "documents, bd3lm": ({"objective": "documents, bd3lm"}, "fp32"),
 }
 EVERYWHERE = ("esolm_b", "esolm_b, bf16")
-# Heads that share keys and values, which ranks split or share, and all else of today's networks.
-SHARED = ("esolm_b, grouped", "esolm_b, one key")
+# Heads that share keys and values, which ranks split or share, and all else of today's networks;
+# documents kept apart.
+BESIDES = ("esolm_b, grouped", "esolm_b, one key", "documents")
 SOMEWHERE = ("TP2+SP", "PP2", "DP2 ZeRO-3")
 # What `make test` takes: every way to share a network out, and two mixtures of them.
 TWO_WAYS = [(layout, kind) for layout in TWO_RANKS for kind in EVERYWHERE]
-TWO_WAYS += [("TP2", "esolm_b, grouped"), ("TP2+SP", "esolm_b, one key")]
+TWO_WAYS += [("TP2", "esolm_b, grouped"), ("TP2+SP", "esolm_b, one key"), ("PP2", "documents")]
 MIXED = [
     ("TP2 x PP2", "esolm_b"),
     ("TP2+SP x DP2 ZeRO-3", "esolm_b"),
@@ -47,7 +51,7 @@ TIED = ("DP2 ZeRO-1", "TP2 x PP2")
 @pytest.fixture(scope="module")
 def reference_everywhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """The few kinds of `make test` in a single process."""
-    cases = {kind: ("one", KINDS[kind][0]) for kind in EVERYWHERE + SHARED}
+    cases = {kind: ("one", KINDS[kind][0]) for kind in EVERYWHERE + BESIDES}
     return layouts.run(cases, tmp_path_factory.mktemp("few"), STEPS, 240)
 
 

@@ -91,6 +91,11 @@ OBJECTIVES: dict[str, Objective] = {
     "bd3lm": BD3LM(MASK_ID, block_size=4, t_min=0.3, t_max=0.8),
     "ar": AutoRegressive(prepend_id=1),
 }
+# Every fifth row of random tokens has an id somewhere that here ends a document.
+EOS_ID = 3
+OBJECTIVES["documents"] = EsoLM(MASK_ID, alpha_0=0.5, kappa=0.5, eos_id=EOS_ID)
+OBJECTIVES["documents, A"] = EsoLM(MASK_ID, 0.5, 0.5, variant="A", eos_id=EOS_ID)
+OBJECTIVES["documents, bd3lm"] = BD3LM(MASK_ID, 4, keep_first=False, eos_id=EOS_ID)
 
 
 class RandomTokens:

@@ -51,6 +51,26 @@ def write_config(
     return config
 
 
+WEIGHTS = {"a": 0.5, "b": 0.3, "c": 0.2}
+
+
+def write_mixture(folder: Path, folders: dict[str, Path]) -> Path:
+    """A run configuration over three sources; see the fixture `source_folders`."""
+    config = write_config(folder, Path("none"))
+    sources = [{"path": str(folders[name]), "weight": weight} for name, weight in WEIGHTS.items()]
+    lines = config.read_text().replace("{path: none}", json.dumps({"sources": sources}))
+    # The number of steps may differ from run to run.
+    lines = lines.replace("schedule: cosine", "schedule: constant")
+    config.write_text(lines.replace("valid_every_steps: 10", "valid_every_steps: 6"))
+    return config
+
+
+def sources_of(folders: dict[str, Path], **weights: float) -> str:
+    """`data.sources=...` as one types it."""
+    entries = (f"{{path: {folders[name]}, weight: {w}}}" for name, w in weights.items())
+    return f"data.sources=[{', '.join(entries)}]"
+
+
 def start(*arguments: str, packages: tuple[Path, ...] = ()) -> subprocess.Popen[str]:
     """`esolm ARGUMENTS...` as a process; packages as for `tests.processes.environment`."""
     process = subprocess.Popen(

@@ -72,10 +72,16 @@ def visible(
     return seen
 
 
-def dense_mask(pattern: str, seq_len: int, prefix_length: Tensor, block_size: int) -> Tensor:
-    """The pattern as bool [B, 1, S, S]; prefix_length: int [B]."""
-    index = torch.arange(seq_len, device=prefix_length.device)
-    q, k = index[None, None, :, None], index[None, None, None, :]
+def dense_mask(
+    pattern: str, seq_len: int, prefix_length: Tensor, block_size: int, index: Any = None
+) -> Tensor:
+    """The pattern as bool [B, 1, S, S]; prefix_length: int [B].
+
+    index: int [B, S], what the pattern counts, if that is not the number in which a token is fed.
+    """
+    if index is None:
+        index = torch.arange(seq_len, device=prefix_length.device)[None]
+    q, k = index[:, None, :, None], index[:, None, None, :]
     prefix = prefix_length[:, None, None, None]
     seen = visible(pattern, q, k, max(seq_len // 2, 1), prefix, block_size)
     return seen.expand(len(prefix_length), 1, seq_len, seq_len)

@@ -32,7 +32,8 @@ class EsoLMGenerationConfig(GenerationConfig):
     block. An `ar` network ignores it. schedule: one of SCHEDULES, see `planning_esolm`.
     length: tokens of a text, the prompt included; max_new_tokens: without it, None for `length`.
     temperature: 0 takes the likeliest token. top_p: nucleus; 1 keeps the whole distribution. top_k:
-    the so many likeliest; 0 keeps all. eos_token_id: what ends a text, not before min_new_tokens.
+    the so many likeliest; 0 keeps all. eos_token_id: what ends a text, not before min_new_tokens;
+    None for nothing.
     guesses: tokens that a pass of the sequential phase guesses ahead; the distribution stays what
     it is. adaptive: fewer where they do not hold. seed: None draws a new one each time.
     cuda_graphs: whether passes that come often become CUDA graphs, where there is a GPU.
@@ -100,7 +101,8 @@ class EsoLMGenerationConfig(GenerationConfig):
 class EsoLMGenerationOutput(ModelOutput):
     """sequences: int64 [B, P + N], the prompt as it was given and what was written behind it.
 
-    Texts that are done with fewer than N tokens are padded. nfe: forward passes taken.
+    Texts that are done with fewer than N tokens are padded. lengths: int64 [B], tokens of each row
+    up to there. nfe: forward passes taken.
     order: int64 [B, L], places of each text in the order of writing, what was given first; -1 where
     it has ended before. counts: int64 [nfe, B], tokens of each text that each pass has written.
     num_diffusion: int64 [B], passes of the diffusion phase, which are the first ones.
@@ -108,6 +110,7 @@ class EsoLMGenerationOutput(ModelOutput):
     """
 
     sequences: Tensor | None = None
+    lengths: Tensor | None = None
     nfe: int | None = None
     order: Tensor | None = None
     counts: Tensor | None = None
@@ -149,8 +152,6 @@ class EsoLMGenerationMixin:
             found = given.to_dict()
         elif given is not None:
             found |= of_plain(given)
-        if "eos_token_id" not in found and self.config.eos_token_id is not None:
-            found["eos_token_id"] = self.config.eos_token_id
         return EsoLMGenerationConfig(**{**found, **translated(options)})
 
     def infill(
@@ -240,10 +241,12 @@ class EsoLMGenerationMixin:
         told.end(sequences)
         if not settings.return_dict_in_generate:
             return sequences
-        return output_of(sequences, writings, nfe)
+        return output_of(sequences, prompts.lengths(writings), writings, nfe)
 
 
-def output_of(sequences: Tensor, writings: list[Writing], nfe: int) -> EsoLMGenerationOutput:
+def output_of(
+    sequences: Tensor, lengths: list[int], writings: list[Writing], nfe: int
+) -> EsoLMGenerationOutput:
     """What the passes did."""
     counts = torch.zeros(nfe, len(writings), dtype=torch.int64)
     order = torch.full((len(writings), max(w.request.length for w in writings)), -1)
@@ -254,6 +257,7 @@ def output_of(sequences: Tensor, writings: list[Writing], nfe: int) -> EsoLMGene
         order[row, : len(places)] = torch.from_numpy(places)
     return EsoLMGenerationOutput(
         sequences=sequences,
+        lengths=torch.tensor(lengths),
         nfe=nfe,
         order=order.to(sequences.device),
         counts=counts,

@@ -40,7 +40,9 @@ def translated(options: dict[str, Any]) -> dict[str, Any]:
         found["length"] = length
     if found.pop("do_sample", None) is False:
         found["temperature"] = 0.0
-    return {name: value for name, value in found.items() if value is not None or name == "seed"}
+    # Of these None says something: a new seed each time, and that nothing ends a text early.
+    return {name: value for name, value in found.items()
+            if value is not None or name in ("seed", "eos_token_id")}  # fmt: skip
 
 
 def of_plain(config: GenerationConfig) -> dict[str, Any]:

@@ -65,11 +65,12 @@ class EsoLMModel(EsoLMPreTrainedModel):
         logits_to_keep: int | Tensor = 0,
         attention_mask: Tensor | None = None,
         output_hidden_states: bool = False,
+        document_ids: Tensor | None = None,
     ) -> BaseModelOutput:
         """Normalised hidden states [B, L, D] of the output positions; see EsoLMForMaskedLM."""
         reading = reading_of(
             self.config, input_ids, position_ids, attention_pattern, prefix_length, block_size,
-            attention_mask,
+            attention_mask, document_ids,
         )  # fmt: skip
         attend = WholeRows(reading.mask, is_causal=reading.is_causal)
         angles = rotary_angles(reading.positions, self.config)
@@ -136,6 +137,7 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         inputs_embeds: Any = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        document_ids: Tensor | None = None,
     ) -> MaskedLMOutput:
         """Logits, at least float32, [B, L, V]; the mask id's is -inf.
 
@@ -150,6 +152,8 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
         logits_to_keep: only the last so many positions, 0 means all; or int64 [B, L], which ones.
         attention_mask: [B, S], 0 where a row is padded: nothing sees that, and positions and
         prefixes do not count it. Not in two-stream patterns.
+        document_ids: int64 [B, S]: tokens see only those of their own document; positions, which
+        must be given, count from its first token.
         labels: int64 [B, L]; then there is a loss, in nats per token. `ar`: logits at a place are
         for the label behind it. Others: of the places that hold the mask. -100 is left out.
         output_hidden_states: what enters each block, and the last state behind the final norm,
@@ -161,7 +165,7 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
             raise ValueError("labels go with all logits: leave logits_to_keep out")
         found = self.model(
             input_ids, position_ids, attention_pattern, prefix_length, block_size, logits_to_keep,
-            attention_mask, bool(output_hidden_states),
+            attention_mask, bool(output_hidden_states), document_ids,
         )  # fmt: skip
         logits = self.logits_of(found.last_hidden_state)
         loss = None if labels is None else self._loss(input_ids, logits, labels)

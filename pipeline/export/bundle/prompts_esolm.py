@@ -96,18 +96,21 @@ class Prompts:
             found.append(np.pad(prompt, (0, total - len(prompt)), constant_values=self._mask_id))
         return found
 
+    def lengths(self, writings: list[Writing]) -> list[int]:
+        """P + N of each row: the prompt with its padding, and what is written up to the end."""
+        ends = [w.request.length if w.ends_at is None else w.ends_at for w in writings]
+        pairs = zip(ends, self.sizes, strict=True)
+        return [self.ids.shape[1] + max(end - size, 0) for end, size in pairs]
+
     def joined(self, batch: Batch, writings: list[Writing]) -> Tensor:
         """int64 [B, P + N]: the prompts with their padding, then what was written, padded."""
-        texts = [torch.from_numpy(batch.tokens(writing)) for writing in writings]
-        sizes = self.sizes
-        ends = [len(text) if w.ends_at is None else w.ends_at
-                for w, text in zip(writings, texts, strict=True)]  # fmt: skip
-        most = max(max(end - size for end, size in zip(ends, sizes, strict=True)), 0)
-        found = torch.full((len(texts), self.ids.shape[1] + most), self._pad_id)
-        found[:, : self.ids.shape[1]] = self.ids
-        for row, text, size, end, shown in zip(found, texts, sizes, ends, self.shown, strict=True):
-            row[: self.ids.shape[1]][shown] = text[:size]
-            row[self.ids.shape[1] :][: max(end - size, 0)] = text[size:end]
+        width, lengths = self.ids.shape[1], self.lengths(writings)
+        found = torch.full((len(writings), max(lengths)), self._pad_id)
+        found[:, :width] = self.ids
+        for row, writing, length, shown in zip(found, writings, lengths, self.shown, strict=True):
+            text, size = torch.from_numpy(batch.tokens(writing)), int(shown.sum())
+            row[:width][shown] = text[:size]
+            row[width:length] = text[size : size + length - width]
         return found.to(self._device)
 
 

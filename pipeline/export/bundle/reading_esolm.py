@@ -47,9 +47,12 @@ def reading_of(
     prefix: Any,
     block_size: int | None,
     attention_mask: Tensor | None,
+    documents: Tensor | None = None,
 ) -> RowsRead:
     """Raises ValueError for what cannot be read; the arguments are those of `forward`."""
     shown, places = shown_of(attention_mask, ids), None
+    if documents is not None and (positions is None or shown is not None):
+        raise ValueError("document_ids go with position_ids, and with rows without padding")
     if pattern is None and positions is not None:
         pattern = "causal"
     elif pattern is None:
@@ -67,9 +70,15 @@ def reading_of(
         ids, positions = ids.gather(1, places), positions.gather(1, places)
         shown = None if shown is None else shown.gather(1, places)
     mask = None
-    if shown is not None or pattern not in ("bidirectional", "causal"):
+    separate = shown is not None or documents is not None
+    if separate or pattern not in ("bidirectional", "causal"):
         prefix = expanded("prefix_length", 0 if prefix is None else prefix, ids[:, 0])
-        mask = mask_of(pattern, ids, prefix, block_size or config.block_size or 1, shown)
+        block_size = block_size or config.block_size or 1
+        if documents is None:
+            mask = mask_of(pattern, ids, prefix, block_size, shown)
+        else:
+            documents = expanded("document_ids", documents, ids)
+            mask = mask_within(pattern, positions, prefix, block_size, documents)
     is_causal = pattern == "causal" and mask is None
     return RowsRead(ids, positions, mask, is_causal, ids.shape[1] // streams, places)
 
@@ -134,6 +143,18 @@ def mask_of(
     # Padding sees itself: a row of the mask must not be empty.
     itself = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
     return (seen & shown[:, None, None]) | itself
+
+
+def mask_within(
+    pattern: str, positions: Tensor, prefix: Tensor, block_size: int, documents: Tensor
+) -> Tensor:
+    """Who sees whom, bool [B, 1, S, S], within documents, whose blocks begin with them."""
+    index, size = None, positions.shape[1]
+    if pattern == "block_two_stream":
+        second = torch.arange(size, device=positions.device) >= size // 2
+        index = positions + second * (size // 2)
+    seen = dense_mask(pattern, size, prefix, block_size, index)
+    return seen & (documents[:, None, :, None] == documents[:, None, None, :])
 
 
 def expanded(name: str, values: Any, like: Tensor) -> Tensor:

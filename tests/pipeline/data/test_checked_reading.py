@@ -1,5 +1,6 @@
 """Tokens are checked while they are read: a changed one is an error that names its place."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.layout import MEMBER_TOKENS
 from esolm.data_prep.manifest import read_manifest
+from esolm.pipeline.data import checksums
+from esolm.pipeline.data.checksums import crc32
 from esolm.pipeline.data.dataset import TokenDataset
 
 START = 512
@@ -31,6 +34,12 @@ def test_checked_and_unchecked_rows_are_the_same(data_path: Path) -> None:
     for length in (1, 64, 1024, 3000):
         one, other = (data.read_many(starts, length) for data in (checked, unchecked))
         assert (one == other).all()
+    # More rows than are read at a time, some over several members and shards, all out of order.
+    every = unchecked.read(0, checked.num_tokens)
+    for length, count in ((10, 1000), (2 * MEMBER_TOKENS + 5, 20)):
+        places = np.random.default_rng(1).integers(0, checked.num_tokens - length, count)
+        for row, place in zip(checked.read_many(places, length), places.tolist(), strict=True):
+            assert (row == every[place : place + length]).all()
 
 
 def test_a_changed_token_is_named_by_shard_member_and_byte(copy_path: Path) -> None:
@@ -74,3 +83,21 @@ def test_a_file_that_goes_away_in_use_is_named(copy_path: Path, name: str) -> No
     (copy_path / getattr(shard, name)).unlink()
     with pytest.raises(DataError, match=rf"{getattr(shard, name)} is missing\. Put it back"):
         data.read(0, 10)
+
+
+def test_checksums_are_those_of_zlib() -> None:
+    """Whichever package computes them here: the format says so."""
+    content = memoryview(bytes(range(256)) * 16)
+    for size in (0, 1, 2, 7, 64, 2047, 2048, 4096):
+        assert crc32(content[:size]) == zlib.crc32(content[:size])
+
+
+def test_checksums_that_there_is_no_room_for_are_read(
+    data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = np.random.default_rng(0).integers(0, 100_000, 50)
+    kept, read = TokenDataset(data_path, "train"), TokenDataset(data_path, "train")
+    monkeypatch.setattr(checksums, "KEPT_BYTES", 0)
+    read = TokenDataset(data_path, "train")
+    for _ in range(3):
+        assert (read.read_many(starts, 3000) == kept.read_many(starts, 3000)).all()

@@ -46,7 +46,7 @@ def start_tokenizing(corpus: Path, tokenizer: Path, data: Path) -> subprocess.Po
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
@@ -70,7 +70,7 @@ def test_workers_end_with_their_parent(
     for worker in alive:
         worker.kill()
     assert not alive
-    assert not list((tmp_path / "data" / "tasks").iterdir()), "they were at work"
+    assert not list((tmp_path / "data" / "tasks").glob("*.json")), "they were at work"
 
 
 def test_a_killed_worker_is_one_line(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:

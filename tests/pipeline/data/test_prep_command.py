@@ -86,6 +86,8 @@ def test_bad_options_are_named(
         prep(*start, *arguments)
 
 
-@pytest.mark.parametrize("command", ["tokenizer", "tokenize", "merge", "verify", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["tokenizer", "tokenize", "status", "merge", "verify", "inspect"]
+)
 def test_every_help_has_an_example(command: str) -> None:
     assert f"esolm prep {command} " in prep(command, "--help")

@@ -1,13 +1,16 @@
 """The bundle's network: every pattern against the training network, masks, cache, reloading."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from esolm.model.attention import AttentionPattern
+from esolm.model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, SampleKeys
 from esolm.pipeline.export.bundle.attention_esolm import (
     BLOCK_CAUSAL,
     GUESSED,
@@ -197,3 +200,32 @@ def test_can_be_trained_on(paper_source: Any) -> None:
     logits = bundle(torch.randint(4, paper_source.model.vocab_size, (2, 8))).logits
     logits.log_softmax(-1)[..., 5].sum().backward()
     assert all(parameter.grad is not None for parameter in bundle.parameters())
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        EsoLM(3, 0.5, 0.5, variant="A", eos_id=2),
+        EsoLM(3, 0.0, 0.0, eos_id=2),
+        MDLM(3, eos_id=2),
+        BD3LM(3, 4, keep_first=False, eos_id=2),
+        AutoRegressive(1, eos_id=2),
+    ],
+)
+def test_documents_kept_apart(paper_source: Any, objective: Any) -> None:
+    """The bundle's logits of a row of documents are those of the training network."""
+    bundle, rows, joined = network_of(paper_source), np.arange(2), []
+    tokens = torch.randint(4, paper_source.model.vocab_size, (2, 12))
+    tokens[0, [4, 9]] = tokens[1, 5] = 2
+    for slot in rows:
+        keys = SampleKeys(0, rows[slot : slot + 1], rows[slot : slot + 1], 2)
+        inputs, _ = objective.corrupt(tokens[slot : slot + 1], keys)
+        [expected] = training_logits(paper_source.model, paper_source.tensors("ema"), [inputs])
+        with torch.no_grad():
+            found = bundle_logits(bundle, inputs)
+            other = bundle_logits(bundle, replace(inputs, separate=False))
+        assert relative_difference(found, expected) < 1e-5
+        joined.append(relative_difference(other, expected))
+    assert max(joined) > 1e-3
+    with pytest.raises(ValueError, match="document_ids go with position_ids"):
+        bundle(tokens, document_ids=torch.zeros_like(tokens))

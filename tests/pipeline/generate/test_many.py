@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from esolm.pipeline.cli.generate import generate_command
 from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.export.manifest import write_manifest
 from esolm.pipeline.generate import Request, generate, load_bundle
 from esolm.pipeline.generate_many import fill, read_prompts, write_all
 from tests.pipeline.generate.test_generate_command import make_bundle
@@ -100,3 +101,24 @@ def test_another_dtype(bundle: Path) -> None:
     assert one[:5] == other[:5] == "def f"
     with pytest.raises(ConfigError, match="the dtype is 'int4'; choose of bf16, fp32, int8"):
         load_bundle(bundle, "int4")
+
+
+def test_a_text_ends_where_its_document_does(make_bundle: Callable[..., Path]) -> None:
+    """By default, as the bundle says, and not with --ignore-eos; each of a batch by itself."""
+    path, length = make_bundle(), 60
+    options = ("--prompt", "def f(", "--length", length, "--num-samples", 4, "--json")
+    loaded = load_bundle(path)
+    free = generate(loaded, Request(length=length, prompt="def f(", num_samples=4))
+    given = len(loaded.tokenizer.encode("def f("))
+    eos = int(free.sequences[0, given + 20])
+    settings = json.loads((path / "generation_config.json").read_text())
+    (path / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": eos}))
+    (path / "export.json").unlink()
+    write_manifest(path, {"step": 1})
+    expected = []
+    for row in free.sequences.tolist():
+        ends = [place for place in range(given, length) if row[place] == eos]
+        expected.append(loaded.tokenizer.decode_with_specials(row[: ends[0] + 1] if ends else row))
+    assert json.loads(invoke(path, *options).stdout)["texts"] == expected
+    assert expected != free.texts
+    assert json.loads(invoke(path, *options, "--ignore-eos").stdout)["texts"] == free.texts

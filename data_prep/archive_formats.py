@@ -1,0 +1,165 @@
+"""The formats of archives that are shipped: webdataset tars of text, WARC files of web pages."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from esolm.data_prep.compression import READ_BYTES, open_decompressed
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.formats import Format, Passage, Place, RawDocument, ReadOptions, UnusableError
+from esolm.data_prep.text_formats import JsonLines
+
+TEXT, JSON = "txt", "json"
+
+
+class TextTar(Format):
+    """One document for each sample of a webdataset tar: its `.txt`, or the text of its `.json`.
+
+    The id is that of the `.json`, if it is asked for, and else the sample's key.
+    """
+
+    suffixes = (".tar",)
+
+    def suits(self, path: Path) -> bool:
+        return super().suits(path) and path.suffix.lower() != ".zst"  # which cannot be sought in
+
+    def pieces(self, path: Path, options: ReadOptions) -> Iterator[RawDocument]:
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+
+        _check_tar(path, options)
+        with open_decompressed(path) as stream:
+            members = tar_file_expander([{"url": str(path), "stream": stream}])
+            samples = group_by_keys(members, suffixes={TEXT, JSON})
+            try:
+                for sample in samples:
+                    place = Place(str(path), member=sample["__key__"])
+                    yield RawDocument(place, partial(_text_of_sample, sample, options))
+            except ValueError as error:  # two members of one name
+                raise DataError(f"{path}: {error.args[0]}. Write the tar again.") from error
+
+
+def _check_tar(path: Path, options: ReadOptions) -> None:
+    """Raise DataError if a tar is not whole, or has a member that is too long.
+
+    webdataset, as it stands on tarfile, ends in silence where a header is damaged or missing.
+    """
+    with open_decompressed(path, at_random=True) as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for member in tar:
+                    tar.members = []  # type: ignore[attr-defined]
+                    if member.size > options.most_bytes:
+                        raise DataError(
+                            f"{path}: member {member.name} has {member.size:,} bytes, more than "
+                            f"the {options.most_bytes:,} of --max-document-bytes."
+                        )
+                end = tar.offset
+        except tarfile.TarError as error:
+            raise _damaged_archive(path, str(error)) from error
+        stream.seek(end)
+        padding = 0
+        while block := stream.read(READ_BYTES):
+            padding += len(block)
+            if block.count(0) < len(block):
+                raise _damaged_archive(path, f"no header of a member at byte {end}")
+        if padding < tarfile.BLOCKSIZE:
+            raise _damaged_archive(path, "its end is missing")
+
+
+def _damaged_archive(path: Path, problem: str) -> DataError:
+    return DataError(f"{path} is damaged or cut short ({problem}). Fetch or write it again.")
+
+
+def _text_of_sample(sample: dict[str, Any], options: ReadOptions) -> Passage:
+    text, record = sample.get(TEXT), sample.get(JSON)
+    if text is None and record is None:
+        found = ", ".join(key for key in sample if not key.startswith("__")) or "no member of them"
+        raise UnusableError(f"neither .{TEXT} nor .{JSON} in the sample, but {found}")
+    if text is None:
+        assert record is not None
+        passage = JsonLines().text_of(record, options)
+        return passage if passage.id else passage._replace(id=sample["__key__"])
+    try:
+        content = text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UnusableError(f"invalid UTF-8 at byte {error.start} ({error.reason})") from error
+    return Passage(content, len(text), _id_in(record, options) or sample["__key__"])
+
+
+def _id_in(record: bytes | None, options: ReadOptions) -> str:
+    if record is None or not options.id_key:
+        return ""
+    try:
+        return str(json.loads(record)[options.id_key])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnusableError(f"no key '{options.id_key}' in its .json (--id-key)") from error
+
+
+class Warc(Format):
+    """One document for each page of a WARC file: the text of HTML by trafilatura, or plain text.
+
+    That of WET files, which hold text, is taken as it is. The id is the address of the page.
+    """
+
+    suffixes = (".warc", ".wet")
+    _pages = ("text/html", "application/xhtml+xml")
+
+    def pieces(self, path: Path, options: ReadOptions) -> Iterator[RawDocument]:
+        try:
+            from warcio.archiveiterator import ArchiveIterator
+            from warcio.exceptions import ArchiveLoadFailed
+        except ImportError as error:
+            raise DataError(f"{path} needs warcio: pip install 'esolm[warc]'") from error
+        with open_decompressed(path) as stream:
+            try:
+                for number, record in enumerate(ArchiveIterator(stream)):
+                    kind = self._kind(record)
+                    content = record.content_stream().read(options.most_bytes + 1)
+                    _check_record(record, path, number)
+                    if kind:
+                        address = record.rec_headers.get_header("WARC-Target-URI") or ""
+                        place = Place(str(path), row=number)
+                        read = partial(_text_of_page, content, kind, address, options)
+                        yield RawDocument(place, read)
+                # warcio takes the error of a stream that was cut short for the end of the file.
+                while stream.read(READ_BYTES):
+                    pass
+            except (ArchiveLoadFailed, ValueError) as error:
+                raise _damaged_archive(path, str(error)) from error
+
+    def _kind(self, record: Any) -> str:
+        """Return the type of a record's content, if it is one of text."""
+        headers = record.http_headers if record.rec_type == "response" else record.rec_headers
+        if record.rec_type not in ("response", "conversion") or headers is None:
+            return ""
+        kind = str(headers.get_header("Content-Type") or "").partition(";")[0].strip().lower()
+        return kind if kind in (*self._pages, "text/plain") else ""
+
+
+def _check_record(record: Any, path: Path, number: int) -> None:
+    """Raise DataError if a record is shorter than its header says, which warcio passes over."""
+    rest: IO[bytes] = record.raw_stream
+    while rest.read(READ_BYTES):
+        pass
+    if not record.rec_headers.get_header("Content-Length"):
+        raise _damaged_archive(path, f"record {number} lacks its header")
+    if missing := record.raw_stream.limit:
+        raise _damaged_archive(path, f"record {number} lacks {missing} bytes")
+
+
+def _text_of_page(content: bytes, kind: str, address: str, options: ReadOptions) -> Passage:
+    options.check_length(len(content))
+    if kind == "text/plain":
+        try:
+            return Passage(content.decode("utf-8"), len(content), address)
+        except UnicodeDecodeError as error:
+            raise UnusableError(f"invalid UTF-8 at byte {error.start} ({error.reason})") from error
+    try:
+        from trafilatura import extract
+    except ImportError as error:
+        raise DataError("HTML needs trafilatura: pip install 'esolm[warc]'") from error
+    # A page without an article has no text: an empty document, which is counted as such.
+    return Passage(extract(content, url=address or None) or "", len(content), address)

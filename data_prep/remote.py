@@ -1,0 +1,109 @@
+"""Files at an address, read by fsspec through paths that look like those of this machine."""
+
+import io
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from esolm.data_prep.errors import DataError, EsolmError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+MARK = "://"
+BUFFER_BYTES = 1 << 20
+
+
+def is_url(given: str | Path) -> bool:
+    """Say whether this is an address, and no path on this machine."""
+    return MARK in given if isinstance(given, str) else not isinstance(given, Path)
+
+
+def path_of(given: str) -> Path:
+    """Return a path, or what stands for it at an address of a protocol that fsspec knows.
+
+    Raises DataError if it knows none such, or a package for it is missing.
+    """
+    if not is_url(given):
+        return Path(given)
+    from upath import UPath
+
+    try:
+        path = UPath(given)
+        path.fs  # noqa: B018  # what is missing shows now
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{given} cannot be opened ({error}).") from error
+    return cast(Path, path)
+
+
+def names_below(folder: Path, pattern: str = "") -> list[str]:
+    """Return the files below a folder at an address, or those that match, by relative names.
+
+    Hidden ones are left out. Raises what the protocol raises.
+    """
+    remote: Any = folder
+    root = str(remote.path).rstrip("/")
+    if pattern:
+        found = remote.fs.glob(f"{root}/{pattern}", detail=True)
+    else:
+        found = remote.fs.find(f"{root}/", detail=True)
+    files = [name for name, about in found.items() if about["type"] == "file"]
+    names = sorted(name.removeprefix(root).lstrip("/") for name in files)
+    return [name for name in names if not any(p.startswith(".") for p in name.split("/"))]
+
+
+def open_bytes(path: Path, at_random: bool = False) -> IO[bytes]:
+    """Open a file for reading, here or at an address.
+
+    at_random: whether it must be possible to seek, which a plain server for HTTP does not let one.
+    Raises OSError; reading at an address raises EsolmError if the connection fails.
+    """
+    if not is_url(path):
+        return open(path, "rb")
+    try:
+        if at_random:
+            return cast(IO[bytes], path.open("rb"))
+        size = path.stat().st_size
+        streamed = {"block_size": 0} if str(path).startswith("http") else {}
+        stream: Any = cast(Any, path).open("rb", **streamed)
+    except OSError:
+        raise
+    except Exception as error:  # each protocol has its own
+        raise failed(path, error) from error
+    return io.BufferedReader(_RemoteStream(stream, path, size), BUFFER_BYTES)
+
+
+def failed(path: Path, error: Exception) -> EsolmError:
+    """Return the error of a connection. It is no DataError: the file may be well."""
+    return EsolmError(
+        f"{path} could not be read ({type(error).__name__}: {error}). Run the same command again: "
+        "finished tasks are skipped."
+    )
+
+
+class _RemoteStream(io.RawIOBase):
+    """A file at an address that is read to its end, which is where its size says."""
+
+    def __init__(self, stream: Any, path: Path, size: int | None) -> None:
+        self._stream, self._path, self._size = stream, path, size
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer).cast("B")
+        try:
+            content = self._stream.read(len(view))
+        except Exception as error:
+            raise failed(self._path, error) from error
+        if not content and self._size is not None and self._place < self._size:
+            cut = EOFError(f"it ended after {self._place:,} of {self._size:,} bytes")
+            raise failed(self._path, cut)
+        view[: len(content)] = content
+        self._place += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()

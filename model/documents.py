@@ -1,0 +1,39 @@
+"""Where a token stands: in which document of its row, and at which place there.
+
+One integer holds both, so that whatever carries the positions of tokens, between layers, stages and
+generation orders, carries their documents too. In rows of one document it is the position itself.
+"""
+
+import torch
+from torch import Tensor
+
+_PLACES = 1 << 32
+
+
+def standing(tokens: Tensor, eos_id: int) -> Tensor:
+    """Returns where tokens, int64 [B, L] in natural order, stand: int64 [B, L].
+
+    A document ends with eos, and places count from its first token. What a row begins with is a
+    document, though it may be the rest of one that the row before began.
+    """
+    ends = tokens == eos_id
+    documents = ends.cumsum(1) - ends.long()
+    index = torch.arange(tokens.shape[1]).expand_as(tokens)
+    starts = torch.where(begins(documents), index, 0).cummax(1).values
+    return documents * _PLACES + index - starts
+
+
+def begins(documents: Tensor) -> Tensor:
+    """Says where a document begins, bool [B, L], from their numbers in natural order, [B, L]."""
+    first = torch.ones_like(documents[:, :1], dtype=torch.bool)
+    return torch.cat([first, documents[:, 1:] != documents[:, :-1]], dim=1)
+
+
+def place_of(positions: Tensor) -> Tensor:
+    """Returns the places of tokens within their documents, by which they are rotated."""
+    return positions % _PLACES
+
+
+def document_of(positions: Tensor) -> Tensor:
+    """Returns the number of each token's document, counted in its row from 0."""
+    return positions // _PLACES
