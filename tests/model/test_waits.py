@@ -75,6 +75,6 @@ def test_a_pass_waits_for_nothing(name: str, architecture: str, mode: str) -> No
 def test_a_row_that_nobody_noted_is_read() -> None:
     """Which is what a stage does that gets its rows from another."""
     network = Network(small_config(), single_process())
-    rows = torch.zeros(2, 5, dtype=torch.int64, device="meta")
+    rows = torch.zeros(2, 6, dtype=torch.int64, device="meta")
     with pytest.raises(NotImplementedError):
         network.blocks[0].masks(rows, LENGTH)  # type: ignore[operator]
