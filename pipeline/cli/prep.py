@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esolm.pipeline.cli.prep_dataset import export, inspect, merge, stats, status, verify
-from esolm.pipeline.run.sections import PrepSection
+from esolm.pipeline.run.data_sections import PrepSection
 
 if TYPE_CHECKING:
     from esolm.data_prep.jobs import TokenizeJob

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from esolm.pipeline.run.sections import RunConfig, SourceSection
+from esolm.pipeline.run.data_sections import SourceSection
+from esolm.pipeline.run.sections import RunConfig
 
 _VARIABLE = re.compile(r"\$\{oc\.env:\s*(\w+)\s*\}")
 

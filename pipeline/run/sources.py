@@ -13,8 +13,9 @@ from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.data.mixture import MixtureReader, MixtureSource, SourceUse
 from esolm.pipeline.data.reader import content_of
 from esolm.pipeline.errors import CheckpointError
+from esolm.pipeline.run.data_sections import DataSection, SourceSection
 from esolm.pipeline.run.directory import RunDirectory
-from esolm.pipeline.run.sections import DataSection, RunConfig, SourceSection
+from esolm.pipeline.run.sections import RunConfig
 
 _NAME = re.compile(r"[\w.-]+")
 
