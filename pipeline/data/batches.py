@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from esolm.model.attention import FLEX_BLOCK
 from esolm.model.inputs import without_idle
+from esolm.model.kernels import kernels_in_use
 from esolm.model.objectives import Objective, SampleKeys
 from esolm.model.objectives.base import term_of
 from esolm.model.objectives.noise import EPSILON
@@ -21,6 +23,12 @@ VALIDATION_SEED = 1 << 63
 NUM_TIME_BUCKETS = 4
 # What is left out of the noised stream is a multiple of this, so that there are few shapes.
 SKIP_MULTIPLE = 32
+
+
+def skip_multiple() -> int:
+    """Return of how many tokens the noised stream loses a whole number with this run's kernels."""
+    # FlexAttention is compiled for every length, and computes blocks of so many tokens anyway.
+    return FLEX_BLOCK if kernels_in_use().flex_attention else SKIP_MULTIPLE
 
 
 @dataclass(frozen=True)

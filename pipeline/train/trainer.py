@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from esolm.model.flops import layer_costs
 from esolm.pipeline.checkpoint.checkpointer import Checkpointer, RunState
 from esolm.pipeline.checkpoint.commit import Retention
-from esolm.pipeline.data.batches import SKIP_MULTIPLE, BatchSource
+from esolm.pipeline.data.batches import BatchSource, skip_multiple
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.data.mixture import MixtureReader
 from esolm.pipeline.data.prefetch import Prefetcher, prefetch
@@ -259,7 +259,7 @@ def batch_source(experiment: Experiment, reader: MixtureReader) -> BatchSource:
         dp_size=experiment.layout.dp,
         with_sources=bool(experiment.config.data.sources),
         # Sequence parallelism shares out the tokens that are left.
-        skip_multiple=math.lcm(SKIP_MULTIPLE, experiment.layout.tp),
+        skip_multiple=math.lcm(skip_multiple(), experiment.layout.tp),
     )
 
 
