@@ -112,7 +112,7 @@ class Warc(Format):
             from warcio.archiveiterator import ArchiveIterator
             from warcio.exceptions import ArchiveLoadFailed
         except ImportError as error:
-            raise DataError(f"{path} needs warcio: pip install 'esolm[warc]'") from error
+            raise DataError(f"{path} needs warcio ({error}): pip install 'esolm[warc]'") from error
         with open_decompressed(path) as stream:
             try:
                 for number, record in enumerate(ArchiveIterator(stream)):
@@ -160,6 +160,6 @@ def _text_of_page(content: bytes, kind: str, address: str, options: ReadOptions)
     try:
         from trafilatura import extract
     except ImportError as error:
-        raise DataError("HTML needs trafilatura: pip install 'esolm[warc]'") from error
+        raise DataError(f"HTML needs trafilatura ({error}): pip install 'esolm[warc]'") from error
     # A page without an article has no text: an empty document, which is counted as such.
     return Passage(extract(content, url=address or None) or "", len(content), address)
