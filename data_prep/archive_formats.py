@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from esolm.data_prep.compression import READ_BYTES, open_decompressed
-from esolm.data_prep.errors import DataError
+from esolm.data_prep.errors import DataError, MissingPackageError
 from esolm.data_prep.formats import Format, Passage, Place, RawDocument, ReadOptions, UnusableError
 from esolm.data_prep.text_formats import JsonLines
 
 TEXT, JSON = "txt", "json"
+LACKS = "pip install 'esolm[warc]'"
 
 
 class TextTar(Format):
@@ -112,7 +113,7 @@ class Warc(Format):
             from warcio.archiveiterator import ArchiveIterator
             from warcio.exceptions import ArchiveLoadFailed
         except ImportError as error:
-            raise DataError(f"{path} needs warcio ({error}): pip install 'esolm[warc]'") from error
+            raise MissingPackageError(f"{path} needs warcio: {LACKS} ({error})") from error
         with open_decompressed(path) as stream:
             try:
                 for number, record in enumerate(ArchiveIterator(stream)):
@@ -160,6 +161,6 @@ def _text_of_page(content: bytes, kind: str, address: str, options: ReadOptions)
     try:
         from trafilatura import extract
     except ImportError as error:
-        raise DataError(f"HTML needs trafilatura ({error}): pip install 'esolm[warc]'") from error
+        raise MissingPackageError(f"HTML needs trafilatura: {LACKS} ({error})") from error
     # A page without an article has no text: an empty document, which is counted as such.
     return Passage(extract(content, url=address or None) or "", len(content), address)

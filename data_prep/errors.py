@@ -13,3 +13,9 @@ class DataError(EsolmError):
     """A corpus, tokenizer or dataset is missing, damaged or unfit; such a job is not requeued."""
 
     exit_code = 64
+
+
+class MissingPackageError(EsolmError):
+    """An optional package is not installed, which is no fault of what was to be read."""
+
+    exit_code = 64

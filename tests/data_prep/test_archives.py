@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from warcio.warcwriter import WARCWriter
 
 from esolm.data_prep.bad_documents import BadDocuments
 from esolm.data_prep.documents import Document, iterate_documents
-from esolm.data_prep.errors import DataError
+from esolm.data_prep.errors import DataError, MissingPackageError
 from esolm.data_prep.formats import ReadOptions
 from esolm.data_prep.sources import find_files
 from tests.data_prep.corpus import make_job, run_job, text_of, write_jsonl
@@ -143,3 +144,15 @@ def test_json_of_a_tar_is_read_as_that_of_lines(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(path), encoder=False) as writer:
         writer.write({"__key__": "a", "json": json.dumps({"body": "x"}).encode()})
     assert [d.text for d in read(path, text_key="body")] == ["x"]
+
+
+def test_a_package_that_is_not_there_is_no_bad_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where bad pages are skipped: all of them would be."""
+    path = write_warc(tmp_path / "crawl.warc", compressed=False)
+    for package in ("trafilatura", "warcio.archiveiterator"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            with pytest.raises(MissingPackageError, match=r"pip install 'esolm\[warc\]'"):
+                read(path, "skip")
