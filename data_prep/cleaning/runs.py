@@ -8,7 +8,7 @@ window at a time: neither side needs memory that grows with the corpus.
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ WINDOW_ENTRIES = 1 << 21
 KEYS_END = 1 << 64
 
 Numbers = npt.NDArray[np.uint64]
+Part: TypeAlias = tuple[int, npt.NDArray[np.void]]
+"""A task and entries of one of its runs."""
 
 
 class RunWriter:
@@ -82,30 +84,37 @@ def later_documents(
     """Yield the documents that are not the first with a key whose high half is in [start, stop).
 
     The first is that of the smallest task, and in it of the smallest number. A window holds more
-    than `window` entries only where a single half of a key has more.
+    than `window` entries only where a single half of a key has more. One run is open at a time.
     """
-    opened = [(run.task, np.load(run.path, mmap_mode="r")) for run in runs]
-    ranges = [(start, stop)]
+    ranges = [(start, stop, runs)]
     while ranges:
-        low, high = ranges.pop()
-        parts = [(task, _within(entries, low, high)) for task, entries in opened]
-        total = sum(len(entries) for _, entries in parts)
+        low, high, among = ranges.pop()
+        places = [(run, *_places(run.path, low, high)) for run in among]
+        places = [place for place in places if place[1] < place[2]]
+        total = sum(last - first for _, first, last in places)
         if total > window and high - low > 1:
-            middle = (low + high) // 2
-            ranges += [(middle, high), (low, middle)]
+            middle, within = (low + high) // 2, [run for run, _, _ in places]
+            ranges += [(middle, high, within), (low, middle, within)]
         elif total:
-            yield _not_first(parts)
+            yield _not_first([(run.task, _read(run.path, *place)) for run, *place in places])
 
 
-def _within(entries: npt.NDArray[np.void], low: int, high: int) -> npt.NDArray[np.void]:
-    halves = entries["high"]
+# A map takes a file descriptor, and there are more runs than a process may have of those: each is
+# mapped only while it is looked at.
+def _places(path: Path, low: int, high: int) -> tuple[int, int]:
+    """Return where the entries of a range begin and end in a run."""
+    halves = np.load(path, mmap_mode="r")["high"]
     first = int(np.searchsorted(halves, np.uint64(low)))
     # The end of all keys is no number of 64 bits.
     last = len(halves) if high >= KEYS_END else int(np.searchsorted(halves, np.uint64(high)))
-    return entries[first:last]
+    return first, last
 
 
-def _not_first(parts: list[tuple[int, npt.NDArray[np.void]]]) -> Later:
+def _read(path: Path, first: int, last: int) -> npt.NDArray[np.void]:
+    return np.array(np.load(path, mmap_mode="r")[first:last])
+
+
+def _not_first(parts: list[Part]) -> Later:
     entries = np.concatenate([part for _, part in parts])
     tasks = np.concatenate([np.full(len(part), task, dtype=np.uint32) for task, part in parts])
     order = np.lexsort((entries["number"], tasks, entries["low"], entries["high"]))

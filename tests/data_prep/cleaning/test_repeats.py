@@ -1,5 +1,7 @@
 """Repeats and near-duplicates in the whole corpus, against plain sets and loops."""
 
+import os
+import resource
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -21,7 +23,7 @@ def later_by_a_set(keys: list[list[tuple[bytes, int]]]) -> set[tuple[int, int]]:
     return later
 
 
-@pytest.mark.parametrize(("run_entries", "window"), [(1000, 10**6), (7, 5), (1, 1)])
+@pytest.mark.parametrize(("run_entries", "window"), [(1000, 10**6), (7, 5), (1, 6)])
 @pytest.mark.parametrize("num_shares", [1, 3])
 def test_later_documents(tmp_path: Path, run_entries: int, window: int, num_shares: int) -> None:
     random = Random(run_entries)
@@ -42,6 +44,21 @@ def test_later_documents(tmp_path: Path, run_entries: int, window: int, num_shar
         for later in later_documents(runs, start, stop, window):
             found += zip(later.tasks.tolist(), later.numbers.tolist(), strict=True)
     assert set(found) == later_by_a_set(keys)
+
+
+def test_more_runs_than_files_may_be_open(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "task-0", run_entries=1)
+    for number in range(200):
+        writer.add(bytes([number % 100]) * 16, number)
+    runs = [Run(0, path) for path in writer.paths]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
+    try:
+        found = [later.numbers for later in later_documents(runs, 0, KEYS_END, window=30)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert np.concatenate(found).tolist() == list(range(100, 200))
+    assert max(map(len, found)) <= 15, "a window holds 30 entries"
 
 
 def words(random: Random, count: int) -> list[str]:
