@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -10,10 +10,12 @@ import pytest
 
 from esolm.data_prep import cleaning
 from esolm.data_prep.bad_documents import JsonLinesFile
+from esolm.data_prep.cleaning import contamination
 from esolm.data_prep.cleaning.contamination import NUM_WORDS, Passages
 from esolm.data_prep.cleaning.pipeline import Cleaner
 from esolm.data_prep.cleaning.report import Reporter
 from esolm.data_prep.cleaning.stages import build_stages
+from esolm.data_prep.cleaning.words import Hashes, hashes_of
 from esolm.data_prep.documents import Document
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.formats import Passage, Place, RawDocument
@@ -140,6 +142,36 @@ def test_passages_are_found_where_a_set_finds_them() -> None:
         assert (passages.find(text) is not None) == expected
         outcomes.add(expected)
     assert outcomes == {True, False}
+
+
+def test_the_cost_of_evaluations_grows_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+
+    def count(words: Sequence[str]) -> Hashes:
+        hashed.append(len(words))
+        return hashes_of(words)
+
+    monkeypatch.setattr(contamination, "hashes_of", count)
+    passages = Passages()
+    for number in range(20):
+        passages.add([text_of(number, 50)], f"evaluation {number}")
+    assert passages.find(text_of(7, 50)) is not None
+    assert passages.find(text_of(30, 50)) is None
+    assert len(hashed) <= 20 * (50 - NUM_WORDS + 1) + 2
+
+
+def test_an_evaluation_without_texts_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text('{"question": "how many?"}\n')
+    with pytest.raises(DataError, match=r"gsm8k\.jsonl:1 of the evaluation: ") as caught:
+        build_stages((f"decontaminate={path}",))
+    assert "--text-key" not in str(caught.value)
+    assert "--on-bad-document" not in str(caught.value)
+    path = tmp_path / "damaged.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"decontaminate=.*damaged\.parquet is damaged") as caught:
+        build_stages((f"decontaminate={path}",))
+    assert "--on-bad-document" not in str(caught.value)
 
 
 def test_evaluations_in_files(tmp_path: Path) -> None:
