@@ -5,7 +5,7 @@ those that do not. `choose`: a task looks through its share of all keys and writ
 the documents that repeat an earlier one. Then each task knows what to leave out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,7 @@ def compare_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -
     with Heartbeat(job, task, COMPARE) as heartbeat:
         try:
             bad = BadDocuments(job.on_bad_document, job.max_bad)
-            for document in documents_of(job, task, bad, on_bytes):
-                heartbeat.beat(document.num_bytes)
+            for document in documents_of(job, task, bad, heartbeat.counting(on_bytes)):
                 num_documents += 1
                 cleaned = cleaner.apply(document) if document.text else None
                 if cleaned is None:
@@ -115,15 +114,35 @@ def choose_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) ->
     _remove(marker)
     start, stop = (KEYS_END * number // job.num_tasks for number in (task, task + 1))
     files, counts = [], {}
-    with Heartbeat(job, task, CHOOSE):
-        for kind in kinds_of(job):
+    with Heartbeat(job, task, CHOOSE) as heartbeat:
+        tell = _Share(job.num_bytes_of(task), heartbeat.counting(on_bytes))
+        kinds = kinds_of(job)
+        for number, kind in enumerate(kinds):
             path = marker.with_suffix(f".{kind}.npy")
-            table = _by_task(later_documents(_runs(job, kind), start, stop), job.num_tasks)
+            later = []
+            for window in later_documents(_runs(job, kind), start, stop):
+                later.append(window)
+                tell((number + (window.stop - start) / (stop - start)) / len(kinds))
+            table = _by_task(later, job.num_tasks)
             write_atomic(path, npy_bytes(table))
             files.append(path)
             counts[f"{kind} repeats"] = len(table) - job.num_tasks - 1
+            tell((number + 1) / len(kinds))
         _write_pass(job, marker, files, {})
     return counts
+
+
+class _Share:
+    """Tells how much of something is done, as bytes of the input, which bars are made of."""
+
+    def __init__(self, num_bytes: int, on_bytes: Callable[[int], None]) -> None:
+        self._num_bytes, self._on_bytes = num_bytes, on_bytes
+        self._told = 0
+
+    def __call__(self, share: float) -> None:
+        done = round(share * self._num_bytes)
+        self._on_bytes(done - self._told)
+        self._told = done
 
 
 def _runs(job: TokenizeJob, kind: str) -> list[Run]:
@@ -135,9 +154,8 @@ def _runs(job: TokenizeJob, kind: str) -> list[Run]:
     return found
 
 
-def _by_task(windows: Iterator[Later], num_tasks: int) -> Numbers:
+def _by_task(later: list[Later], num_tasks: int) -> Numbers:
     """Return where the numbers of each task begin, [num_tasks + 1], and the numbers behind them."""
-    later = list(windows)
     tasks = np.concatenate([np.empty(0, np.uint32), *(each.tasks for each in later)])
     numbers = np.concatenate([np.empty(0, np.uint64), *(each.numbers for each in later)])
     order = np.lexsort((numbers, tasks))

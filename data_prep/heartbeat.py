@@ -4,12 +4,14 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 from esolm.data_prep.files import json_bytes, temporary_path
 from esolm.data_prep.jobs import TokenizeJob
 from esolm.data_prep.manifest import TASKS_DIRECTORY
+from esolm.data_prep.processes import start_of
 
 BEAT_SECONDS = 2.0
 BEAT_SUFFIX = ".beat"
@@ -37,11 +39,12 @@ class Heartbeat:
             "num_tasks": job.num_tasks,
             "state": RUNNING,
             "bytes": 0,
-            "bytes_total": sum(stretch.num_bytes for stretch in job.slice(task)),
+            "bytes_total": job.num_bytes_of(task),
             "tokens": 0,
             "started": time.time(),
             "host": socket.gethostname(),
             "process": os.getpid(),
+            "process_started": start_of(os.getpid()),
         }
         self._written = 0.0
 
@@ -55,6 +58,15 @@ class Heartbeat:
         self._record["tokens"] += num_tokens
         if time.monotonic() - self._written > BEAT_SECONDS:
             self._write()
+
+    def counting(self, on_bytes: Callable[[int], None]) -> Callable[[int], None]:
+        """Return `on_bytes` that counts here as well."""
+
+        def count(num_bytes: int) -> None:
+            on_bytes(num_bytes)
+            self.beat(num_bytes)
+
+        return count
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:

@@ -124,6 +124,10 @@ class TokenizeJob:
         """What a task reads."""
         return slice_of(self.files, task, self.num_tasks)
 
+    def num_bytes_of(self, task: int) -> int:
+        """The bytes on disk of what a task reads."""
+        return sum(stretch.num_bytes for stretch in self.slice(task))
+
     @property
     def num_bytes(self) -> int:
         """The bytes of input as they lie on disk, at most `max_bytes`."""

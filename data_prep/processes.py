@@ -3,8 +3,19 @@
 import ctypes
 import os
 import signal
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_START_FIELD = 19
+"""When a process started, among the fields of /proc/PID/stat behind the name of its program."""
+
+
+def start_of(process: int) -> str:
+    """Return what tells a process from another one of the same id; nothing where it is unknown."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[_START_FIELD]
+    except (OSError, IndexError):
+        return ""
 
 
 def die_with_parent(parent: int) -> None:

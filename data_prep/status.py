@@ -15,9 +15,10 @@ from esolm.data_prep.comparing import PASSES, TOKENIZE
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.heartbeat import BEAT_SUFFIX, FAILED, RUNNING
 from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY, WORK_DIRECTORY
+from esolm.data_prep.processes import start_of
 
 SILENT_SECONDS = 60.0
-"""A task that is silent for so long, or whose process is gone, was killed."""
+"""A task whose process is gone, or that is silent for so long on another host, was killed."""
 STOPPED = "stopped"
 NAME = re.compile(r"(\w+)-(\d{5,})-of-(\d{5,})")
 
@@ -86,17 +87,12 @@ def status_of(data: Path) -> list[PassStatus]:
     Raises DataError if nothing was begun in the directory.
     """
     passes: dict[str, PassStatus] = {}
-    for folder in (WORK_DIRECTORY, TASKS_DIRECTORY):
-        for path in sorted((data / folder).glob("*")):
-            found = NAME.match(path.name)
-            if found and path.suffix in (".json", BEAT_SUFFIX):
-                name, task, num_tasks = found[1], int(found[2]), int(found[3])
-                name = TOKENIZE if name == "task" else name
-                status = passes.setdefault(name, PassStatus(name, num_tasks))
-                if path.suffix == ".json":
-                    status.done.append(task)
-                else:
-                    _sort_in(path, status)
+    for name, task, num_tasks, path in _of_the_job(data):
+        status = passes.setdefault(name, PassStatus(name, num_tasks))
+        if path.suffix == ".json":
+            status.done.append(task)
+        elif task not in status.done:
+            _sort_in(path, status)
     if not passes:
         raise DataError(
             f"{data}: no task of `esolm prep tokenize` has begun there. Name its --out."
@@ -104,6 +100,34 @@ def status_of(data: Path) -> list[PassStatus]:
             else f"{data} is merged, and what its tasks left is gone: nothing is to be done."
         )
     return [passes[name] for name in PASSES if name in passes]
+
+
+def _of_the_job(data: Path) -> list[tuple[str, int, int, Path]]:
+    """Return pass, task, number of tasks and path of what tasks left, markers first.
+
+    What is left of an earlier job of another number of tasks is passed over.
+    """
+    found = []
+    for folder in (WORK_DIRECTORY, TASKS_DIRECTORY):
+        for path in sorted((data / folder).glob("*")):
+            named = NAME.match(path.name)
+            if named and path.suffix in (".json", BEAT_SUFFIX):
+                name = TOKENIZE if named[1] == "task" else named[1]
+                found.append((name, int(named[2]), int(named[3]), path))
+    if not found:
+        return []
+    found.sort(key=lambda each: each[3].suffix == BEAT_SUFFIX)
+    # A job of another number is refused where a task has its tokens; else the last one counts.
+    finished = [each for each in found if each[0] == TOKENIZE and each[3].suffix == ".json"]
+    num_tasks = max(finished or found, key=lambda each: _modified(each[3]))[2]
+    return [each for each in found if each[2] == num_tasks]
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # its task ended just now
+        return 0.0
 
 
 def _sort_in(path: Path, status: PassStatus) -> None:
@@ -118,17 +142,16 @@ def _sort_in(path: Path, status: PassStatus) -> None:
 
 
 def _is_alive(beat: dict[str, Any]) -> bool:
-    if time.time() - beat["updated"] > SILENT_SECONDS:
-        return False
     if beat["host"] != socket.gethostname():
-        return True
+        return bool(time.time() - beat["updated"] <= SILENT_SECONDS)
     try:
         os.kill(beat["process"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    # Another process may have its id by now.
+    return bool(beat.get("process_started", "") in ("", start_of(beat["process"])))
 
 
 def _seconds(beat: dict[str, Any]) -> float:

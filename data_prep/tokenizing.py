@@ -48,7 +48,7 @@ def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> di
     """
     tokenizer = _tokenizer_of(job)
     with Heartbeat(job, task, "tokenize") as heartbeat:
-        writing = _Writing(job, task, on_bytes, heartbeat)
+        writing = _Writing(job, task, heartbeat.counting(on_bytes), heartbeat)
         return writing.run(tokenizer)
 
 
@@ -87,7 +87,7 @@ class _Writing:
             for document, digest in self._kept():
                 split = "valid" if is_validation(digest, job.valid_fraction) else "train"
                 num_tokens = writers[split].add(chain(tokenizer.encode_parts(document.text), [eos]))
-                self._heartbeat.beat(document.num_bytes, num_tokens)
+                self._heartbeat.beat(0, num_tokens)
             for writer in writers.values():
                 writer.close()
             self._errors.commit()

@@ -76,6 +76,8 @@ class Later(NamedTuple):
 
     tasks: npt.NDArray[np.uint32]
     numbers: Numbers
+    stop: int
+    """The high halves of keys below it are looked through."""
 
 
 def later_documents(
@@ -96,7 +98,8 @@ def later_documents(
             middle, within = (low + high) // 2, [run for run, _, _ in places]
             ranges += [(middle, high, within), (low, middle, within)]
         elif total:
-            yield _not_first([(run.task, _read(run.path, *place)) for run, *place in places])
+            parts = [(run.task, _read(run.path, *place)) for run, *place in places]
+            yield Later(*_not_first(parts), high)
 
 
 # A map takes a file descriptor, and there are more runs than a process may have of those: each is
@@ -114,7 +117,7 @@ def _read(path: Path, first: int, last: int) -> npt.NDArray[np.void]:
     return np.array(np.load(path, mmap_mode="r")[first:last])
 
 
-def _not_first(parts: list[Part]) -> Later:
+def _not_first(parts: list[Part]) -> tuple[npt.NDArray[np.uint32], Numbers]:
     entries = np.concatenate([part for _, part in parts])
     tasks = np.concatenate([np.full(len(part), task, dtype=np.uint32) for task, part in parts])
     order = np.lexsort((entries["number"], tasks, entries["low"], entries["high"]))
@@ -125,4 +128,4 @@ def _not_first(parts: list[Part]) -> Later:
     # A document may have a key twice; it is no repeat of itself.
     itself = (tasks[1:] == tasks[:-1]) & (entries["number"][1:] == entries["number"][:-1])
     is_later = np.concatenate([[False], same & ~itself])
-    return Later(tasks[is_later], entries["number"][is_later])
+    return tasks[is_later], entries["number"][is_later]
