@@ -1,5 +1,6 @@
 """Documents and files that cannot be read: an error, or left out, counted and listed."""
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -100,5 +101,6 @@ class JsonLinesFile:
     def discard(self) -> None:
         """Drop what was not committed."""
         if self._stream is not None:
-            self._stream.close()
+            with contextlib.suppress(OSError):  # what was not written yet need not be
+                self._stream.close()
             self._temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Durable files: a file with its final name is complete, whenever the machine stops."""
 
+import glob
 import hashlib
 import json
 import os
@@ -53,6 +54,12 @@ def temporary_path(path: Path) -> Path:
     machines or in different containers even under the same process id.
     """
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed writers of a file left beside it. Nobody may be writing it."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def refuse_taken(directory: Path, marks: Collection[str], kind: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from esolm.data_prep.files import json_bytes, temporary_path
+from esolm.data_prep.files import json_bytes, remove_leftovers, temporary_path
 from esolm.data_prep.jobs import TokenizeJob
 from esolm.data_prep.manifest import TASKS_DIRECTORY
 from esolm.data_prep.processes import start_of
@@ -49,6 +49,8 @@ class Heartbeat:
         self._written = 0.0
 
     def __enter__(self) -> Self:
+        with contextlib.suppress(OSError):
+            remove_leftovers(self._path)
         self._write()
         return self
 

@@ -12,6 +12,7 @@ from esolm.data_prep.cleaning.stages import build_stages
 from esolm.data_prep.comparing import Chosen, chosen_of
 from esolm.data_prep.documents import Document
 from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import remove_leftovers
 from esolm.data_prep.heartbeat import Heartbeat
 from esolm.data_prep.jobs import (
     COUNTS,
@@ -185,6 +186,8 @@ def _clean(job: TokenizeJob, task: int) -> None:
     """Remove what an earlier run of the task has left, its marker first."""
     marker_path(job.out, task, job.num_tasks).unlink(missing_ok=True)
     errors_path(job.out, task, job.num_tasks).unlink(missing_ok=True)
+    for left in (marker_path, errors_path, examples_path):
+        remove_leftovers(left(job.out, task, job.num_tasks))
     for split in SPLITS:
         for path in (job.out / SHARDS_DIRECTORY).glob(shard_prefix(split, task) + "*"):
             path.unlink(missing_ok=True)

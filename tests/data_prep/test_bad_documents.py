@@ -6,13 +6,23 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from esolm.data_prep.bad_documents import JsonLinesFile
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.jobs import TokenizeJob, check_bad, is_finished
+from esolm.data_prep.files import temporary_path
+from esolm.data_prep.heartbeat import beats_path
+from esolm.data_prep.jobs import (
+    TokenizeJob,
+    check_bad,
+    errors_path,
+    is_finished,
+    prepare_output,
+)
 from esolm.data_prep.manifest import read_manifest
 from esolm.data_prep.tokenizing import run_task
 from tests.data_prep.corpus import make_job, run_job, text_of, write_jsonl
@@ -70,6 +80,32 @@ def test_more_than_max_bad_is_an_error(
     assert not is_finished(few, 0)
     assert not list(few.out.rglob("*.tmp"))
     run_job(job_of(corpus, tokenizer_directory, tmp_path / "data", max_bad=4), tokenizer_directory)
+
+
+def test_a_full_disk_leaves_nothing_of_a_list(mounted: Callable[[str], Path]) -> None:
+    folder = mounted("size=16k")
+    (folder / "other").write_bytes(bytes(12 << 10))
+    listing = JsonLinesFile(folder / "errors.jsonl")
+    listing.write({"reason": "x" * 6000})
+    with pytest.raises(OSError, match="No space left") as caught:
+        listing.commit()
+    listing.discard()
+    assert caught.value.filename == str(listing.path)
+    assert [path.name for path in folder.iterdir()] == ["other"]
+
+
+def test_what_a_killed_task_left_is_removed_by_it_alone(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    job = job_of(corpus, tokenizer_directory, tmp_path / "data", num_tasks=2)
+    prepare_output(job, tokenizer_directory, overwrite=False)
+    for task in range(2):
+        for path in (errors_path(job.out, task, 2), beats_path(job.out, "tokenize", task, 2)):
+            temporary_path(path).touch()
+    run_task(job, 0, lambda num_bytes: None)
+    left = [path.name for path in (job.out / "tasks").glob("*.tmp")]
+    assert len(left) == 2
+    assert all("00001-of" in name for name in left)
 
 
 def test_tasks_are_counted_together(
