@@ -1,6 +1,7 @@
 """The formats of archives that are shipped: webdataset tars of text, WARC files of web pages."""
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from functools import partial
@@ -13,6 +14,8 @@ from esolm.data_prep.formats import Format, Passage, Place, RawDocument, ReadOpt
 from esolm.data_prep.text_formats import JsonLines
 
 TEXT, JSON = "txt", "json"
+META = re.compile(r"__[^/]*__($|/)")
+"""Members that webdataset keeps for itself."""
 LACKS = "pip install 'esolm[warc]'"
 
 
@@ -28,11 +31,11 @@ class TextTar(Format):
         return super().suits(path) and path.suffix.lower() != ".zst"  # which cannot be sought in
 
     def pieces(self, path: Path, options: ReadOptions) -> Iterator[RawDocument]:
-        from webdataset.tariterators import group_by_keys, tar_file_expander
+        from webdataset.tariterators import group_by_keys
 
-        _check_tar(path, options)
+        _check_tar(path)
         with open_decompressed(path) as stream:
-            members = tar_file_expander([{"url": str(path), "stream": stream}])
+            members = _members(path, stream, options)
             samples = group_by_keys(members, suffixes={TEXT, JSON})
             try:
                 for sample in samples:
@@ -42,21 +45,37 @@ class TextTar(Format):
                 raise DataError(f"{path}: {error.args[0]}. Write the tar again.") from error
 
 
-def _check_tar(path: Path, options: ReadOptions) -> None:
-    """Raise DataError if a tar is not whole, or has a member that is too long.
+def _members(path: Path, stream: IO[bytes], options: ReadOptions) -> Iterator[dict[str, Any]]:
+    """Yield the members as webdataset's own reader does, but hold none that is not asked for.
+
+    The content of one that is too long is its size in bytes, and that of other kinds is nothing.
+    """
+    from webdataset.tariterators import base_plus_ext
+
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]
+            if not member.isreg() or META.match(member.name):
+                continue
+            suffix = base_plus_ext(member.name)[1]
+            content: bytes | int = b""
+            if suffix is not None and suffix.lower() in (TEXT, JSON):
+                fits = member.size <= options.most_bytes
+                file = tar.extractfile(member) if fits else None
+                content = member.size if file is None else file.read()
+            yield {"fname": member.name, "data": content, "__url__": str(path)}
+
+
+def _check_tar(path: Path) -> None:
+    """Raise DataError if a tar is not whole.
 
     webdataset, as it stands on tarfile, ends in silence where a header is damaged or missing.
     """
     with open_decompressed(path, at_random=True) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
+                for _ in tar:
                     tar.members = []  # type: ignore[attr-defined]
-                    if member.size > options.most_bytes:
-                        raise DataError(
-                            f"{path}: member {member.name} has {member.size:,} bytes, more than "
-                            f"the {options.most_bytes:,} of --max-document-bytes."
-                        )
                 end = tar.offset
         except tarfile.TarError as error:
             raise _damaged_archive(path, str(error)) from error
@@ -76,6 +95,9 @@ def _damaged_archive(path: Path, problem: str) -> DataError:
 
 def _text_of_sample(sample: dict[str, Any], options: ReadOptions) -> Passage:
     text, record = sample.get(TEXT), sample.get(JSON)
+    for content in (text, record):
+        if isinstance(content, int):
+            options.check_length(content)
     if text is None and record is None:
         found = ", ".join(key for key in sample if not key.startswith("__")) or "no member of them"
         raise UnusableError(f"neither .{TEXT} nor .{JSON} in the sample, but {found}")

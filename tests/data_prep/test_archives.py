@@ -73,7 +73,7 @@ def test_samples_without_text_are_bad(tmp_path: Path, tokenizer_directory: Path)
     assert [document.text for document in read(path, "skip")] == ["good"]
     with pytest.raises(DataError, match=r"mixed\.tar\[b\]: neither \.txt nor \.json"):
         read(path)
-    with pytest.raises(DataError, match=r"member page0\.txt has .* more than the 100 of --max-doc"):
+    with pytest.raises(DataError, match=r"texts\.tar\[page0\]: longer than 100 bytes .*--max-doc"):
         read(write_tar(tmp_path / "texts.tar"), most_bytes=100)
     # A tar of tokens is a webdataset tar as well.
     source = write_jsonl(tmp_path / "text.jsonl", 3)
@@ -81,6 +81,19 @@ def test_samples_without_text_are_bad(tmp_path: Path, tokenizer_directory: Path)
     shard = next((tmp_path / "data" / "shards").glob("*.tar"))
     with pytest.raises(DataError, match="neither"):
         read(shard)
+
+
+def test_a_long_member_is_passed_over_or_one_bad_document(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.tar"
+    with webdataset.TarWriter(str(path), encoder=False) as writer:
+        writer.write({"__key__": "a", "txt": b"good", "jpg": bytes(5000)})
+        writer.write({"__key__": "b", "txt": b"x" * 5000})
+        writer.write({"__key__": "c", "json": b'{"text": "also"}', "en.txt": b"x" * 5000})
+        writer.write({"__key__": "d", "txt": b"text", "json": b" " * 5000})
+    bad = BadDocuments("skip")
+    found = list(iterate_documents(find_files([path]), bad, ReadOptions(most_bytes=4999)))
+    assert [(d.number, d.text) for d in found] == [(0, "good"), (2, "also")]
+    assert bad.count == 2
 
 
 HTML = """<html><head><title>Bridges</title></head><body><nav><a href="/">Home</a></nav>
