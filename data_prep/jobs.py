@@ -30,7 +30,7 @@ from esolm.data_prep.manifest import (
     record_to_shard,
     shard_problems,
 )
-from esolm.data_prep.records import read_record
+from esolm.data_prep.records import read_record, write_record
 from esolm.data_prep.slices import Stretch, slice_of
 from esolm.data_prep.sources import SourceFile
 from esolm.data_prep.tokenizers import TokenizerInfo, load_tokenizer
@@ -163,6 +163,11 @@ def examples_path(data: Path, task: int, num_tasks: int, name: str = "task") -> 
     return data / WORK_DIRECTORY / f"{name}-{task:05d}-of-{num_tasks:05d}.examples.jsonl"
 
 
+def limit_path(data: Path) -> Path:
+    """Return the path of how many bad documents the last command allowed, if it set a limit."""
+    return data / TASKS_DIRECTORY / "max-bad.json"
+
+
 def task_fingerprint(task: int, settings: dict[str, Any]) -> str:
     """Return the fingerprint that ties a shard's sidecar to a task and its settings."""
     return fingerprint_of({"task": task, "settings": settings})
@@ -255,6 +260,20 @@ def check_bad(job: TokenizeJob) -> None:
         raise too_many(count, job.max_bad, f"{job.out / TASKS_DIRECTORY} lists them. ")
 
 
+def check_bad_of_all(data: Path, records: list[TaskRecord]) -> None:
+    """Raise DataError if tasks together left out more than the last command that ran any allowed.
+
+    It is no part of their markers: to raise it, no task is to be done again.
+    """
+    path = limit_path(data)
+    if not path.exists():
+        return
+    most = read_record(path, DELETE_MARKER).get("max_bad")
+    count = sum(record.counts["bad"] for record in records)
+    if isinstance(most, int) and count > most:
+        raise too_many(count, most, f"{path.parent} lists them. ")
+
+
 def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool) -> None:
     """Make the dataset directory ready: check the settings and copy the tokenizer into it.
 
@@ -273,4 +292,8 @@ def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool)
     work = [WORK_DIRECTORY] if job.clean or job.compares else []
     for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY, *work):
         (job.out / name).mkdir(parents=True, exist_ok=True)
+    if job.max_bad is None:
+        limit_path(job.out).unlink(missing_ok=True)
+    else:
+        write_record(limit_path(job.out), {"max_bad": job.max_bad})
     tokenizer.save(job.out / TOKENIZER_DIRECTORY)

@@ -9,6 +9,7 @@ from esolm.data_prep.files import read_json, write_atomic, write_json
 from esolm.data_prep.jobs import (
     DELETE_MARKER,
     TaskRecord,
+    check_bad_of_all,
     errors_path,
     examples_path,
     read_marker,
@@ -34,9 +35,10 @@ def merge_tasks(data: Path) -> Manifest:
     """Write the manifest over all tasks of a dataset and return it.
 
     Raises DataError, which names all missing tasks, or all missing or truncated shards, or the
-    tasks and tokenizer that do not belong together.
+    tasks and tokenizer that do not belong together, or more bad documents than are allowed.
     """
     records = _finished_tasks(data)
+    check_bad_of_all(data, records)
     first = records[0]
     tokenizer = load_tokenizer(data / TOKENIZER_DIRECTORY).info
     if tokenizer != first.tokenizer:

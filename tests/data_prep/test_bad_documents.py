@@ -1,5 +1,6 @@
 """What cannot be read is an error, or left out, counted and listed; it is never lost in silence."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -24,6 +25,7 @@ from esolm.data_prep.jobs import (
     prepare_output,
 )
 from esolm.data_prep.manifest import read_manifest
+from esolm.data_prep.merge import merge_tasks
 from esolm.data_prep.tokenizing import run_task
 from tests.data_prep.corpus import make_job, run_job, text_of, write_jsonl
 from tests.processes import ROOT, environment
@@ -120,6 +122,14 @@ def test_tasks_are_counted_together(
         run_task(job, task, lambda num_bytes: None)
     with pytest.raises(DataError, match="4 documents and files are bad, more than --max-bad 3"):
         check_bad(job)
+    # Tasks of an array each see their own; so merge counts all, by the limit of the last command.
+    prepare_output(job, tokenizer_directory, overwrite=False)
+    with pytest.raises(DataError, match="4 documents and files are bad, more than --max-bad 3"):
+        merge_tasks(job.out)
+    assert not (job.out / "manifest.json").exists()
+    more = dataclasses.replace(job, max_bad=4)
+    assert run_job(more, tokenizer_directory) == [], "no task is done again"
+    assert run_job(dataclasses.replace(job, max_bad=None), tokenizer_directory) == []
 
 
 def test_a_repaired_corpus_leaves_no_list(tokenizer_directory: Path, tmp_path: Path) -> None:
