@@ -6,6 +6,7 @@ a marker when all of them are durable. Tasks with a marker are skipped.
 
 import shutil
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,11 @@ class TokenizeJob:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that must be unchanged for a finished task to count as done."""
+        return dict(self._settings)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        # They are asked for with every task, and there may be as many files.
         files = [[f.name, f.num_bytes, f.modified_ns] for f in self.files]
         # What older datasets do not state is stated only where it could make a difference.
         stated = {
@@ -100,6 +106,7 @@ class TokenizeJob:
             **({"most_document_bytes": most} if most != MOST_DOCUMENT_BYTES else {}),
             **({"clean": fingerprints_of(build_stages(self.clean))} if self.clean else {}),
             **({"dedup": self.dedup} if self.dedup != "task" else {}),
+            **({"id_key": self.id_key} if self.id_key else {}),
             "inputs": fingerprint_of(files),
             "tokenizer": self.tokenizer.fingerprint,
             "tasks": self.num_tasks,
