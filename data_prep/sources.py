@@ -60,7 +60,10 @@ def find_files(
     return files
 
 
-def _found(given: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
+def _found(
+    given: str, told: str, missing: list[str], lists: tuple[Path, ...] = ()
+) -> Iterator[SourceFile]:
+    """Yield the files behind an input. lists: those that it stands in, the outermost first."""
     if is_url(given):
         yield from _found_at(given, told, missing)
         return
@@ -70,8 +73,9 @@ def _found(given: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
     elif os.path.lexists(path):
         yield _source_file(path, path.name, told)
     elif given.startswith(LIST_MARK):
-        for line in _lines_of_list(Path(given[len(LIST_MARK) :])):
-            yield from _found(line, told, missing)
+        path = Path(given[len(LIST_MARK) :])
+        for line in _lines_of_list(path, lists):
+            yield from _found(line, told, missing, (*lists, path.resolve()))
     elif glob.has_magic(given):
         yield from _matching(given, told, missing)
     else:
@@ -102,15 +106,19 @@ def _found_at(url: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
         raise failed(path, error) from error
 
 
-def folders_of(inputs: Sequence[str]) -> list[str]:
-    """Return the files and folders behind which all of the inputs lie, the lists' own as well."""
+def folders_of(inputs: Sequence[str], lists: tuple[Path, ...] = ()) -> list[str]:
+    """Return the files and folders behind which all of the inputs lie, the lists' own as well.
+
+    lists: those that the inputs stand in.
+    """
     found = []
     for given in (each for each in inputs if not is_url(each)):
         if os.path.lexists(given):
             found.append(given)
         elif given.startswith(LIST_MARK):
             path = Path(given[len(LIST_MARK) :])
-            found += [str(path.parent), *folders_of(list(_lines_of_list(path)))]
+            lines = list(_lines_of_list(path, lists))
+            found += [str(path.parent), *folders_of(lines, (*lists, path.resolve()))]
         elif glob.has_magic(given):
             found.append(str(_fixed_part(given)))
         else:
@@ -123,8 +131,17 @@ def _fixed_part(pattern: str) -> Path:
     return Path(*parts[: next(n for n, part in enumerate(parts) if glob.has_magic(part))])
 
 
-def _lines_of_list(path: Path) -> Iterator[str]:
-    """Yield the inputs that a list names; relative ones are relative to its folder."""
+def _lines_of_list(path: Path, lists: tuple[Path, ...]) -> Iterator[str]:
+    """Yield the inputs that a list names; relative ones are relative to its folder.
+
+    lists: those that it is named in itself, which it must not be one of.
+    """
+    if path.resolve() in lists:
+        raise DataError(
+            f"The list {path} names itself"
+            f"{f' by way of {lists[-1]}' if lists[-1] != path.resolve() else ''}. Take one of "
+            "these lines out."
+        )
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -128,7 +128,9 @@ def tokenize(
     out: Annotated[Path, typer.Option(metavar="DATA", help="The dataset directory to write.")],
     inputs: Inputs = None,
     from_python_stdlib: FromStdlib = False,
-    tasks: Annotated[int, typer.Option(help="Logical tasks the documents are dealt to.")] = 1,
+    tasks: Annotated[
+        int, typer.Option(help="Logical tasks, each of an equal share of the bytes.")
+    ] = 1,
     task: Annotated[
         int | None, typer.Option(help="Do this task only (for array jobs), from 0.")
     ] = None,

@@ -49,6 +49,20 @@ def test_a_list_names_inputs_relative_to_its_folder(
         find_files(["@nowhere.list"])
 
 
+def test_a_list_that_names_itself_is_one_error(folder: Path) -> None:
+    own, other = folder / "own.list", folder / "other.list"
+    own.write_text("top.txt\n@own.list\n")
+    with pytest.raises(DataError, match=r"The list .*own\.list names itself\. Take"):
+        find_files([f"@{own}"])
+    own.write_text("top.txt\n@b/../other.list\n")
+    other.write_text("@own.list\n")
+    for read in (find_files, folders_of):
+        with pytest.raises(DataError, match=r"own\.list names itself by way of .*other\.list"):
+            read([f"@{own}"])
+    other.write_text("b\n")
+    assert names(f"@{own}", f"@{other}", f"@{other}") == ["top.txt", *["1.txt", "2.txt"] * 3]
+
+
 def test_what_a_container_must_see(folder: Path) -> None:
     (folder / "files.list").write_text("b\na/*.md\n")
     inputs = [f"{folder}/**/*.txt", str(folder / "top.txt"), f"@{folder}/files.list", "gone"]
