@@ -14,7 +14,7 @@ from pathlib import Path
 
 from esolm.data_prep.errors import DataError, EsolmError
 from esolm.data_prep.known_formats import AUTO, format_of, formats
-from esolm.data_prep.remote import failed, is_url, names_below, path_of
+from esolm.data_prep.remote import failed, is_absent, is_url, names_below, path_of
 
 # The library's test suites hold files in deliberately wrong encodings, and little prose.
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
@@ -94,7 +94,9 @@ def _found_at(url: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
             yield _source_file(path / name, name, told)
         if not names:
             missing.append(f"{path}{last} (nothing is there)")
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not is_absent(error):
+            raise failed(path, error.__cause__) from error
         missing.append(str(path))
     except (EsolmError, OSError):
         raise
