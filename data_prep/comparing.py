@@ -30,7 +30,7 @@ from esolm.data_prep.files import write_atomic
 from esolm.data_prep.heartbeat import Heartbeat
 from esolm.data_prep.jobs import DELETE_MARKER, TokenizeJob, examples_path
 from esolm.data_prep.manifest import WORK_DIRECTORY
-from esolm.data_prep.reading import Reading, digest_of, documents_of
+from esolm.data_prep.reading import ShareRead, digest_of, documents_of
 from esolm.data_prep.records import read_record, write_record
 
 COMPARE, CHOOSE, TOKENIZE = PASSES = ("compare", "choose", "tokenize")
@@ -78,7 +78,7 @@ def compare_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -
     cleaner = Cleaner(stages, reporter)
     runs = {kind: RunWriter(marker.with_name(f"{marker.stem}.{kind}")) for kind in kinds_of(job)}
     dropped: list[int] = []
-    reading = Reading()
+    reading = ShareRead()
     with Heartbeat(job, task, COMPARE) as heartbeat:
         try:
             bad = BadDocuments(job.on_bad_document, job.max_bad)

@@ -14,7 +14,7 @@ def digest_of(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-class Reading:
+class ShareRead:
     """What a pass has read of its share, so that the passes of a task can be held together.
 
     They speak of documents by number: where one of them read another corpus, the wrong ones would

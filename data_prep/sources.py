@@ -104,6 +104,15 @@ def _found_at(url: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
         raise failed(path, error) from error
 
 
+def absolute(given: str) -> str:
+    """Return an input as it is called from any folder."""
+    if is_url(given):
+        return given
+    if given.startswith(LIST_MARK) and not os.path.lexists(given):
+        return f"{LIST_MARK}{Path(given[len(LIST_MARK) :]).resolve()}"
+    return str(Path(given).resolve())
+
+
 def folders_of(inputs: Sequence[str]) -> list[str]:
     """Return the files and folders behind which all of the inputs lie, the lists' own as well."""
     found = []

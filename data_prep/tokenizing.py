@@ -25,7 +25,7 @@ from esolm.data_prep.jobs import (
 )
 from esolm.data_prep.layout import token_dtype
 from esolm.data_prep.manifest import SHARDS_DIRECTORY, SPLITS, TOKENIZER_DIRECTORY
-from esolm.data_prep.reading import Reading, digest_of, documents_of
+from esolm.data_prep.reading import ShareRead, digest_of, documents_of
 from esolm.data_prep.records import write_record
 from esolm.data_prep.shards import ShardWriter, shard_prefix
 from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
@@ -108,7 +108,7 @@ class _Writing:
     def _kept(self) -> Iterator[tuple[Document, bytes]]:
         bad = BadDocuments(self._job.on_bad_document, self._job.max_bad, self._errors)
         seen: set[bytes] = set()
-        counts, reading = self._counts, Reading()
+        counts, reading = self._counts, ShareRead()
         for document in documents_of(self._job, self._task, bad, self._on_bytes):
             reading.add(document)
             if not document.text:
