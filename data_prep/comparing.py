@@ -30,7 +30,7 @@ from esolm.data_prep.files import write_atomic
 from esolm.data_prep.heartbeat import Heartbeat
 from esolm.data_prep.jobs import DELETE_MARKER, TokenizeJob, examples_path
 from esolm.data_prep.manifest import WORK_DIRECTORY
-from esolm.data_prep.reading import digest_of, documents_of
+from esolm.data_prep.reading import ShareRead, digest_of, documents_of
 from esolm.data_prep.records import read_record, write_record
 
 COMPARE, CHOOSE, TOKENIZE = PASSES = ("compare", "choose", "tokenize")
@@ -78,12 +78,12 @@ def compare_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -
     cleaner = Cleaner(stages, reporter)
     runs = {kind: RunWriter(marker.with_name(f"{marker.stem}.{kind}")) for kind in kinds_of(job)}
     dropped: list[int] = []
-    num_documents = 0
+    reading = ShareRead()
     with Heartbeat(job, task, COMPARE) as heartbeat:
         try:
             bad = BadDocuments(job.on_bad_document, job.max_bad)
             for document in documents_of(job, task, bad, heartbeat.counting(on_bytes)):
-                num_documents += 1
+                reading.add(document)
                 cleaned = cleaner.apply(document) if document.text else None
                 if cleaned is None:
                     dropped.append(document.number)
@@ -100,8 +100,9 @@ def compare_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -
         write_atomic(path, npy_bytes(np.array(dropped, dtype="<u8")))
         files = [path, *(each for run in runs.values() for each in run.paths)]
         reports = [stage.to_record() for stage in reporter.stages.values()]
-        _write_pass(job, marker, files, {"cleaning": reports})
-    return {"documents compared": num_documents}
+        read = reading.to_record(bad)
+        _write_pass(job, marker, files, {"cleaning": reports, "read": read})
+    return {"documents compared": reading.num_documents}
 
 
 def choose_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> dict[str, int]:
@@ -164,9 +165,15 @@ def _by_task(later: list[Later], num_tasks: int) -> Numbers:
 
 
 class Chosen:
-    """The documents of one task that are left out, by number. They are asked for in order."""
+    """The documents of one task that are left out, by number. They are asked for in order.
 
-    def __init__(self, filtered: Numbers, repeats: Numbers, near: Numbers) -> None:
+    read: what the pass that compares had read of the task's share.
+    """
+
+    def __init__(
+        self, read: dict[str, int], filtered: Numbers, repeats: Numbers, near: Numbers
+    ) -> None:
+        self.read = read
         self.is_filtered = _Among(filtered)
         self.is_repeat = _Among(repeats)
         self.is_near_repeat = _Among(near)
@@ -197,7 +204,8 @@ def chosen_of(job: TokenizeJob, task: int) -> Chosen:
             table = np.load(marker.with_suffix(f".{kind}.npy"), mmap_mode="r")
             begin, end = (job.num_tasks + 1 + int(table[number]) for number in (task, task + 1))
             found[kind].append(np.array(table[begin:end]))
-    return Chosen(filtered, *(np.concatenate(found[kind]) for kind in (EXACT, NEAR)))
+    read = _read_pass(compared)["read"]
+    return Chosen(read, filtered, *(np.concatenate(found[kind]) for kind in (EXACT, NEAR)))
 
 
 def _require(job: TokenizeJob, name: str) -> None:

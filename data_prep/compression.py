@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.remote import open_bytes
+from esolm.data_prep.remote import failed, is_of_the_machine, open_bytes
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -73,8 +73,8 @@ class _ZstdStream(io.RawIOBase):
 def open_decompressed(path: Path, at_random: bool = False) -> Iterator[IO[bytes]]:
     """Open a file for reading bytes, decompressed by its suffix.
 
-    at_random: whether it must be possible to seek in it. Raises DataError
-    naming the file when it cannot be read or its compressed data is damaged.
+    at_random: whether it must be possible to seek in it. Raises DataError naming the file when we
+    may not read it or its compressed data is damaged, and EsolmError when a machine fails.
     """
     from zstandard import ZstdError
 
@@ -89,6 +89,8 @@ def open_decompressed(path: Path, at_random: bool = False) -> Iterator[IO[bytes]
     except OSError as error:
         if error.errno is None:  # which is how gzip and bz2 say that this is not their format
             raise _damaged(path, error) from error
+        if is_of_the_machine(error):
+            raise failed(path, error) from error
         raise DataError(f"{path} cannot be read ({error.strerror}).") from error
 
 

@@ -1,6 +1,7 @@
 """What a task reads, and how a text is known again."""
 
 import hashlib
+import zlib
 from collections.abc import Callable, Iterator
 
 from esolm.data_prep.bad_documents import BadDocuments
@@ -11,6 +12,27 @@ from esolm.data_prep.jobs import TokenizeJob
 def digest_of(text: str) -> bytes:
     """Return the hash, of 16 bytes, by which a text is known."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+class ShareRead:
+    """What a pass has read of its share, so that the passes of a task can be held together.
+
+    They speak of documents by number: where one of them read another corpus, the wrong ones would
+    be left out.
+    """
+
+    def __init__(self) -> None:
+        self.num_documents = self._crc32 = 0
+
+    def add(self, document: Document) -> None:
+        """Count a document, by its number, its length and how it begins."""
+        told = f"{document.number} {len(document.text)} {document.text[:64]}"
+        self._crc32 = zlib.crc32(told.encode("utf-8", "surrogatepass"), self._crc32)
+        self.num_documents += 1
+
+    def to_record(self, bad: BadDocuments) -> dict[str, int]:
+        """Return what two equal readings have in common."""
+        return {"documents": self.num_documents, "bad": bad.count, "crc32": self._crc32}
 
 
 def documents_of(

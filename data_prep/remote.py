@@ -1,5 +1,6 @@
 """Files at an address, read by fsspec through paths that look like those of this machine."""
 
+import errno
 import io
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -55,25 +56,42 @@ def open_bytes(path: Path, at_random: bool = False) -> IO[bytes]:
     """Open a file for reading, here or at an address.
 
     at_random: whether it must be possible to seek, which a plain server for HTTP does not let one.
-    Raises OSError; reading at an address raises EsolmError if the connection fails.
+    Raises OSError; opening and reading at an address raise EsolmError, whatever fails.
     """
     if not is_url(path):
         return open(path, "rb")
+    streamed = str(path).startswith("http") and not at_random
     try:
-        if at_random:
-            return cast(IO[bytes], path.open("rb"))
         size = path.stat().st_size
-        streamed = {"block_size": 0} if str(path).startswith("http") else {}
-        stream: Any = cast(Any, path).open("rb", **streamed)
-    except OSError:
-        raise
+        stream = cast(Any, path).open("rb", **({"block_size": 0} if streamed else {}))
     except Exception as error:  # each protocol has its own
         raise failed(path, error) from error
-    return io.BufferedReader(_RemoteStream(stream, path, size), BUFFER_BYTES)
+    kind = _RandomStream if at_random else _RemoteStream
+    return io.BufferedReader(kind(stream, path, size), BUFFER_BYTES)
 
 
-def failed(path: Path, error: Exception) -> EsolmError:
-    """Return the error of a connection. It is no DataError: the file may be well."""
+def is_absent(error: FileNotFoundError) -> bool:
+    """Say whether a server has answered that there is no such file, and not failed to answer.
+
+    fsspec says FileNotFoundError of both; the reason is its cause.
+    """
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    if status is not None:
+        return status in (404, 410)
+    return cause is None or isinstance(cause, FileNotFoundError) or not isinstance(cause, OSError)
+
+
+def is_of_the_machine(error: OSError) -> bool:
+    """Say whether a disk, a mount or a limit has failed, and not a file is bad or closed to us.
+
+    Libraries say without a number that a file is not of their format.
+    """
+    return error.errno not in (None, errno.EACCES, errno.EPERM)
+
+
+def failed(path: Path, error: BaseException | None) -> EsolmError:
+    """Return the error of a connection or a machine. It is no DataError: the file may be well."""
     return EsolmError(
         f"{path} could not be read ({type(error).__name__}: {error}). Run the same command again: "
         "finished tasks are skipped."
@@ -107,3 +125,20 @@ class _RemoteStream(io.RawIOBase):
         if not self.closed:
             self._stream.close()
         super().close()
+
+
+class _RandomStream(_RemoteStream):
+    """One in which it is possible to seek."""
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            self._place = self._stream.seek(offset, whence)
+        except Exception as error:
+            raise failed(self._path, error) from error
+        return self._place
+
+    def tell(self) -> int:
+        return self._place

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from esolm.data_prep.errors import DataError, EsolmError
 from esolm.data_prep.known_formats import AUTO, format_of, formats
-from esolm.data_prep.remote import failed, is_url, names_below, path_of
+from esolm.data_prep.remote import failed, is_absent, is_url, names_below, path_of
 
 # The library's test suites hold files in deliberately wrong encodings, and little prose.
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
@@ -98,12 +98,23 @@ def _found_at(url: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
             yield _source_file(path / name, name, told)
         if not names:
             missing.append(f"{path}{last} (nothing is there)")
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not is_absent(error):
+            raise failed(path, error.__cause__) from error
         missing.append(str(path))
     except (EsolmError, OSError):
         raise
     except Exception as error:  # each protocol has its own
         raise failed(path, error) from error
+
+
+def absolute(given: str) -> str:
+    """Return an input as it is called from any folder."""
+    if is_url(given):
+        return given
+    if given.startswith(LIST_MARK) and not os.path.lexists(given):
+        return f"{LIST_MARK}{Path(given[len(LIST_MARK) :]).resolve()}"
+    return str(Path(given).resolve())
 
 
 def folders_of(inputs: Sequence[str], lists: tuple[Path, ...] = ()) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from esolm.data_prep.errors import DataError, EsolmError
 from esolm.data_prep.formats import Format, Passage, Place, RawDocument, ReadOptions, UnusableError
-from esolm.data_prep.remote import failed, is_url, open_bytes
+from esolm.data_prep.remote import failed, is_of_the_machine, open_bytes
 
 if TYPE_CHECKING:
     import pyarrow
@@ -133,13 +133,11 @@ def _record_batches(source: Any) -> Iterator["pyarrow.RecordBatch"]:
 
 
 def _damaged_table(path: Path, error: Exception) -> EsolmError:
-    from pyarrow import ArrowException
-
-    if is_url(path) and not isinstance(error, FileNotFoundError | ArrowException):
-        return failed(path, error)
-    problem = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+    if isinstance(error, OSError) and error.errno is not None:
+        if is_of_the_machine(error):
+            return failed(path, error)
         return DataError(f"{path} cannot be read ({error.strerror}).")
+    problem = " ".join(str(error).split())
     return DataError(f"{path} is damaged or cut short ({problem}). Fetch or write it again.")
 
 

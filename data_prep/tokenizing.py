@@ -26,7 +26,7 @@ from esolm.data_prep.jobs import (
 )
 from esolm.data_prep.layout import token_dtype
 from esolm.data_prep.manifest import SHARDS_DIRECTORY, SPLITS, TOKENIZER_DIRECTORY
-from esolm.data_prep.reading import digest_of, documents_of
+from esolm.data_prep.reading import ShareRead, digest_of, documents_of
 from esolm.data_prep.records import write_record
 from esolm.data_prep.shards import ShardWriter, shard_prefix
 from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
@@ -109,8 +109,9 @@ class _Writing:
     def _kept(self) -> Iterator[tuple[Document, bytes]]:
         bad = BadDocuments(self._job.on_bad_document, self._job.max_bad, self._errors)
         seen: set[bytes] = set()
-        counts = self._counts
+        counts, reading = self._counts, ShareRead()
         for document in documents_of(self._job, self._task, bad, self._on_bytes):
+            reading.add(document)
             if not document.text:
                 counts["empty"] += 1
                 continue
@@ -127,6 +128,12 @@ class _Writing:
             counts["documents"] += 1
             yield cleaned, digest
         counts["bad"] = bad.count
+        if self._chosen is not None and reading.to_record(bad) != self._chosen.read:
+            raise DataError(
+                f"task {self._task} read {reading.to_record(bad)} here and {self._chosen.read} in "
+                "the pass that compares: its input has changed, or could not be read in one of "
+                "them. Run the command with --overwrite."
+            )
 
     def _repeat(self, document: Document, digest: bytes, seen: set[bytes]) -> bool:
         """Say whether a document is left out as a repeat, and count it then."""

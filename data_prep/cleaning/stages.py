@@ -18,6 +18,7 @@ from esolm.data_prep.cleaning.with_datatrove import (
 )
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import fingerprint_of
+from esolm.data_prep.sources import absolute
 
 BUILDERS: dict[str, Callable[[str, str], Stage]] = {
     **dict.fromkeys(FILTERS, filter_stage),
@@ -45,6 +46,25 @@ def build_stages(asked: tuple[str, ...]) -> tuple[Stage, ...]:
     if problems:
         raise DataError("\n".join(problems))
     return tuple(stages)
+
+
+def inputs_of(words: str) -> list[str]:
+    """Return the files that the words of a stage name."""
+    name, _, argument = words.partition("=")
+    if name == "decontaminate":
+        return argument.split(",")
+    model = argument.partition("@")[2] if name == "language" else ""
+    return [model] if model else []
+
+
+def with_absolute_inputs(words: str) -> str:
+    """Return the words of a stage as they mean the same in any folder."""
+    name, _, argument = words.partition("=")
+    given = inputs_of(words)
+    if not given:
+        return words
+    kept = argument.removesuffix(",".join(given))
+    return f"{name}={kept}{','.join(map(absolute, given))}"
 
 
 def fingerprints_of(stages: Sequence[Stage]) -> list[list[str]]:

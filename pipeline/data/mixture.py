@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,18 +160,22 @@ class MixtureReader:
         segments = [asdict(segment) for segment in self.index.segments]
         return {"consumed_samples": consumed_samples, **self._settings(), "segments": segments}
 
-    def adopt(self, state: dict[str, Any], may_change: bool = False) -> list[str]:
+    def adopt(
+        self, state: dict[str, Any], may_change: bool = False, data_path: str = ""
+    ) -> list[str]:
         """Go on from a checkpoint's state; return what has changed in the sources, in words.
 
         may_change: whether other sources or weights than before may begin at the checkpoint's
-        sample. Raises DataError listing every way in which the checkpoint's data differs from this.
+        sample. data_path: where the checkpoint's only dataset lay.
+
+        Raises DataError listing every way in which the checkpoint's data differs from this.
         """
         alone = len(self.sources) == 1 and "segments" not in state
         if alone and not may_change:
             self._readers[self.sources[0].dataset.fingerprint].check_state(state)
             return []
         problems = state_problems(state, self._settings())
-        segments = [self._as_known(segment) for segment in segments_of(state)]
+        segments = [self._as_known(segment) for segment in segments_of(state, data_path)]
         changes = _changes(segments[-1].shares, self._segment(0).shares)
         if problems or (changes and not may_change):
             raise DataError(
@@ -255,10 +260,14 @@ class SourceUse:
         )
 
 
-def segments_of(state: dict[str, Any]) -> list[MixtureSegment]:
-    """Return the segments of a checkpoint's state; that of one dataset is a mixture of one."""
+def segments_of(state: dict[str, Any], data_path: str = "") -> list[MixtureSegment]:
+    """Return the segments of a checkpoint's state; that of one dataset is a mixture of one.
+
+    data_path: where that one lay.
+    """
     if "segments" not in state:
-        share = SourceShare(state.get("dataset_fingerprint", ""), 1.0, "the dataset of before", "")
+        name = Path(data_path).name or "the dataset of before"
+        share = SourceShare(state.get("dataset_fingerprint", ""), 1.0, name, data_path)
         return [MixtureSegment(0, (share,))]
     return [
         MixtureSegment(

@@ -1,5 +1,6 @@
 """Documents of a dataset written back as text, in tars that webdataset reads."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,10 +55,13 @@ def write_text_tars(
                 tars.write({"__key__": f"{dataset.split}-{count:012d}", "txt": text})
                 count += 1
                 on_document(num_tokens)
-        num_tars = len(list(work.iterdir()))
+        found = list(work.iterdir())
+        for path in found:  # the writer leaves that to the system
+            with open(path, "rb") as tar:
+                os.fsync(tar.fileno())
         fsync_directory(work)
         work.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     fsync_directory(out.parent)
-    return count, num_tars
+    return count, len(found)

@@ -60,7 +60,8 @@ class FlatEngine(DeepSpeedEngine):
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Returns a tensor of the host on a device; the host does not wait for the copy."""
     if device.type == "cuda":
-        tensor = tensor.pin_memory()  # from other memory the copy would not run beside the host
+        # From other memory the copy would not run beside the host, nor if there are gaps in it.
+        tensor = tensor.contiguous().pin_memory()
     return tensor.to(device, non_blocking=True)
 
 

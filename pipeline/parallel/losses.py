@@ -46,7 +46,8 @@ def reduce_losses(
     """Returns the losses over all replicas; collective over all ranks.
 
     recorded: the loss of each micro-batch on the last stage; empty on the other stages. by_row: of
-    each micro-batch that names its rows' sources, there also the losses of its rows, float32 [B].
+    each micro-batch that names its rows' sources, there also the losses of its rows, float32 [B];
+    an engine that does not know them gives none, and has no losses by source.
     """
     kinds = sorted({kind for batch in batches for kind in _kinds_of(batch)}, key=str)
     if layout.dp > 1:
@@ -59,7 +60,8 @@ def reduce_losses(
     if parallel_state.is_pipeline_last_stage():
         pairs = zip(recorded, by_row, strict=True) if by_row else ((loss,) for loss in recorded)
         values = torch.cat([part.view(-1) for parts in pairs for part in parts]).double()
-        numbers = [kinds.index(kind) for batch in batches for kind in _kinds_of(batch)]
+        of_batches = [_kinds_of(batch) if by_row else _kinds_of(batch)[:1] for batch in batches]
+        numbers = [kinds.index(kind) for each in of_batches for kind in each]
         of_kind = torch.arange(len(kinds))[:, None] == torch.tensor(numbers)
         mine = of_kind.to(device)
         # Not a product: a loss that is not finite must not spoil the sums of others.

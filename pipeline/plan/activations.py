@@ -9,10 +9,10 @@ s is t under sequence parallelism and else 1.
 import math
 from dataclasses import dataclass, replace
 
+from esolm.model.attention import FLEX_BLOCK
 from esolm.model.config import ModelConfig
 from esolm.model.flops import RowWork
 from esolm.model.pieces import LOGITS_MB, bytes_per_logit, piece_rows
-from esolm.pipeline.data.batches import SKIP_MULTIPLE
 from esolm.pipeline.parallel.layout import Layout
 from esolm.pipeline.plan.state import ELEMENT_BYTES
 
@@ -37,7 +37,7 @@ class MicroBatchShape:
         length, streams = work.length, work.pattern.num_streams
         scored = length if streams == 1 else round(work.scored)
         spared = max(0, int(work.skipped - 2 * math.sqrt(length)))
-        queries = length - spared // SKIP_MULTIPLE * SKIP_MULTIPLE
+        queries = length - spared // FLEX_BLOCK * FLEX_BLOCK
         return cls(rows * (queries + (streams - 1) * length), rows * queries, rows * scored)
 
 

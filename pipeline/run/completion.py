@@ -10,7 +10,7 @@ from esolm.pipeline.run.sections import RunConfig
 # How a run is cut up, kept, watched and fed, not what it computes.
 WITHOUT_EFFECT = (
     *("parallel.", "checkpoint.", "data.prefetch", "data.verify"),
-    *("data.epochs_max", "data.change_sources"),
+    *("data.epochs_max", "data.change_sources", "train.logits_mb"),
     *("train.log_every_steps", "train.valid_", "train.timeout_minutes", "train.profile_steps"),
     "train.check_replicas_every_steps",
 )

@@ -61,6 +61,8 @@ def problems_of_a_start(config: RunConfig, sources: Sequence[MixtureSource]) -> 
     """Says which sources a run would read too often."""
     if config.train.steps < 1 or config.train.global_batch_size < 1:
         return []
+    if config.checkpoint.mirror and not committed(RunDirectory(config.run.dir).checkpoints):
+        return []  # from where it goes on is known once its checkpoint is here
     try:
         return [use.problem for use in uses_of(config, sources) if use.problem]
     except DataError:  # a setting that is named with the others, or a checkpoint that is refused

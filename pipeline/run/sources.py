@@ -58,6 +58,8 @@ def open_sources(config: RunConfig) -> tuple[list[MixtureSource], list[str]]:
             problems += tokenizer_problems(dataset.path, dataset.manifest)
         except DataError as error:
             problems.append(str(error))
+    if config.data.verify != "none":
+        problems += _checksum_problems(opened)
     return opened, problems + _kinship_problems(opened)
 
 
@@ -87,7 +89,7 @@ def uses_of(config: RunConfig, sources: Sequence[MixtureSource]) -> list[SourceU
     with suppress(CheckpointError, DataError):
         found = newest_valid(RunDirectory(config.run.dir).checkpoints)
         if found is not None and (state := found[1].run["data"]):
-            reader.adopt(state, may_change=True)
+            reader.adopt(state, True, found[1].run["data_path"])
             to_come = max(0, train.steps - found[1].step) * train.global_batch_size
             num_samples = state["consumed_samples"] + to_come
     return reader.uses(num_samples)
@@ -131,6 +133,9 @@ def source_problems(data: DataSection) -> list[str]:
 
 def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
     """Names the splits that hold no whole sequence. Raises DataError if there is no valid split."""
+    content = content_of(config.train.seq_len, config.data.wrapped)
+    if content < 1:
+        return [f"train.seq_len is {config.train.seq_len}; data.wrapped takes 3 at least"]
     splits = [dataset]
     if config.train.valid_every_steps > 0:
         splits.append(TokenDataset(dataset.path, "valid", config.data.verify != "none"))
@@ -139,7 +144,20 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
         f"one sequence of train.seq_len {config.train.seq_len}: make that smaller, or tokenize "
         "more text (for the valid split: with a larger --valid-fraction)"
         for split in splits
-        if split.num_tokens < content_of(config.train.seq_len, config.data.wrapped)
+        if split.num_tokens < content
+    ]
+
+
+def _checksum_problems(sources: Sequence[MixtureSource]) -> list[str]:
+    """Names sources whose tokens have no checksums, beside others whose tokens have some."""
+    without = [s for s in sources if not all(shard.crc_name for shard in s.dataset.shards)]
+    if len(without) == len(sources):
+        return []
+    return [
+        f"source '{source.name}' ({source.dataset.path}) is of format 1, without checksums of its "
+        "tokens, and a mixture looks at those of all sources or of none: tokenize it again, or set "
+        "data.verify to none"
+        for source in without
     ]
 
 

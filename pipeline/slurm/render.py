@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from esolm.data_prep.cleaning.stages import inputs_of
 from esolm.data_prep.sources import folders_of
 from esolm.pipeline.checkpoint.remote import is_url
 from esolm.pipeline.run.sections import RunConfig
@@ -102,7 +103,8 @@ def mounted_folders(config: RunConfig, profile: ClusterProfile, stage: str) -> l
         return []
     folders = [*profile.container.mounts, config.run.dir, *source_paths(config.data)]
     if stage == "tokenizer" or stage in PURPOSES:
-        folders += [*folders_of(config.prep.inputs), config.prep.tokenizer]
+        files = [path for words in config.prep.clean for path in inputs_of(words)]
+        folders += [*folders_of([*config.prep.inputs, *files]), config.prep.tokenizer]
     if stage == "train" and not is_url(config.train.init_from):
         # Of a checkpoint the whole run: its tokenizer lies beside the checkpoints.
         origin = Path(config.train.init_from)

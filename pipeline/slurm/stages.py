@@ -83,6 +83,7 @@ def plan_jobs(config: RunConfig, stages: list[str], paths: Paths) -> tuple[list[
         jobs.append(Job("train", "Trains, or resumes where the run was.", train))
     if "evaluate" in stages:
         evaluate = f"evaluate {_words(paths.run)} {_words(config.data.path)}"
+        evaluate += " --wrapped" if config.data.wrapped else ""
         purpose = "Measures the trained network on the validation split."
         jobs.append(Job("evaluate", purpose, evaluate))
     if "export" in stages:

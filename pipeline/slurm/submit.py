@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from esolm.data_prep.cleaning.stages import with_absolute_inputs
+from esolm.data_prep.sources import absolute
 from esolm.model.settings import setting_problems
 from esolm.pipeline.checkpoint.remote import is_url
 from esolm.pipeline.errors import ConfigError
@@ -177,7 +179,8 @@ def _absolute(config: RunConfig) -> RunConfig:
         source.path, source.name = str(Path(source.path).resolve()), named.name
     if config.data.path:
         config.data.path = str(Path(config.data.path).resolve())
-    config.prep.inputs = [str(Path(path).resolve()) for path in config.prep.inputs]
+    config.prep.inputs = [absolute(given) for given in config.prep.inputs]
+    config.prep.clean = [with_absolute_inputs(words) for words in config.prep.clean]
     if config.prep.tokenizer:
         config.prep.tokenizer = str(Path(config.prep.tokenizer).resolve())
     if config.train.init_from and not is_url(config.train.init_from):

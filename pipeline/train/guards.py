@@ -28,11 +28,19 @@ class SpikeGuard:
 
     measured: the settings that the figures depend on and that a resume may change, such as the
     batch size. After such a change the old figures would make every new step a spike, and no step
-    would ever be accepted to correct them; so the guard forgets them.
+    would ever be accepted to correct them; so the guard forgets them. defaults: what older
+    checkpoints, which do not name all of these settings, were trained with.
     """
 
-    def __init__(self, window: int, sigmas: float, measured: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        window: int,
+        sigmas: float,
+        measured: dict[str, Any] | None = None,
+        defaults: dict[str, Any] | None = None,
+    ) -> None:
         self.window, self.sigmas, self.measured = window, sigmas, measured or {}
+        self.defaults = defaults or {}
         self._losses: deque[float] = deque(maxlen=window)
         self._norms: deque[float] = deque(maxlen=window)
 
@@ -46,7 +54,7 @@ class SpikeGuard:
 
         Older checkpoints hold no figures, or do not say how they were measured.
         """
-        if state.get("measured", self.measured) != self.measured:
+        if self.defaults | state.get("measured", self.measured) != self.measured:
             logger.info("batch size or objective differ: the spike guard starts without figures")
             state = {}
         self._losses = deque(state.get("losses", []), maxlen=self.window)

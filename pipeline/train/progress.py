@@ -57,7 +57,7 @@ def follow(state: RunState, experiment: Experiment, reader: MixtureReader) -> No
     """
     changes = from_first_rank(lambda: check_same_run(state, experiment, reader))
     if state.data:
-        reader.adopt(state.data, experiment.config.data.change_sources)
+        reader.adopt(state.data, experiment.config.data.change_sources, state.data_path)
     if dist.get_rank() == 0:
         for change in changes:
             logger.warning("from sample %d on: %s", state.consumed_samples, change)
@@ -88,7 +88,8 @@ def check_same_run(state: RunState, experiment: Experiment, reader: MixtureReade
     if not state.data:
         return []
     train = experiment.config.train
-    changes = reader.adopt(state.data, experiment.config.data.change_sources)
+    may_change = experiment.config.data.change_sources
+    changes = reader.adopt(state.data, may_change, state.data_path)
     to_come = max(0, train.steps - state.step) * train.global_batch_size
     if problems := epoch_problems(reader, state.consumed_samples + to_come):
         raise ConfigError(problems)

@@ -23,6 +23,7 @@ from esolm.pipeline.parallel.build import build_engine
 from esolm.pipeline.parallel.engine import EngineConfig, StepResult
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import Experiment, optimizer_arguments
+from esolm.pipeline.run.sections import ObjectiveSection
 from esolm.pipeline.run.sources import reader_of
 from esolm.pipeline.run.step_range import parse_steps
 from esolm.pipeline.train.guards import SpikeGuard, Standstill, check_replicas
@@ -69,6 +70,7 @@ class Trainer:
             train.spike_window,
             train.spike_sigmas,
             {"global_batch_size": train.global_batch_size, **asdict(self.config.objective)},
+            asdict(ObjectiveSection()),
         )
         found = self.checkpointer.resume_point()
         if found is not None:

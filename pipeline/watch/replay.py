@@ -105,7 +105,8 @@ def _source(
     reader, dataset = reader_of(config, sources), sources[0].dataset
     newest = commit.newest_valid(directory.checkpoints)
     if newest is not None:
-        reader.adopt(newest[1].run["data"], config.data.change_sources)
+        run = newest[1].run
+        reader.adopt(run["data"], config.data.change_sources, run["data_path"])
     ids = VocabularyIds(dataset.vocab_size, dataset.mask_id, dataset.bos_id, dataset.eos_id)
     objective, problems = build_objective(config, ids)
     if objective is None or problems:

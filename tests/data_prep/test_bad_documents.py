@@ -1,6 +1,7 @@
 """What cannot be read is an error, or left out, counted and listed; it is never lost in silence."""
 
 import dataclasses
+import errno
 import gzip
 import json
 import os
@@ -13,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from esolm.data_prep.bad_documents import JsonLinesFile
-from esolm.data_prep.errors import DataError
+from esolm.data_prep.bad_documents import BadDocuments, JsonLinesFile
+from esolm.data_prep.documents import iterate_documents
+from esolm.data_prep.errors import DataError, EsolmError
 from esolm.data_prep.files import temporary_path
 from esolm.data_prep.heartbeat import beats_path
 from esolm.data_prep.jobs import (
@@ -26,6 +28,7 @@ from esolm.data_prep.jobs import (
 )
 from esolm.data_prep.manifest import read_manifest
 from esolm.data_prep.merge import merge_tasks
+from esolm.data_prep.sources import find_files
 from esolm.data_prep.tokenizing import run_task
 from tests.data_prep.corpus import make_job, run_job, text_of, write_jsonl
 from tests.processes import ROOT, environment
@@ -163,3 +166,23 @@ def test_a_file_without_the_right_to_read_it(
     assert skipped.returncode == 0, skipped.stderr
     assert "1 documents" in skipped.stdout
     assert "3 bad" in skipped.stdout
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.arrow"])
+def test_a_machine_that_fails_is_no_bad_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    """Left out, its documents would be lost, and those behind it have other numbers."""
+
+    def fail(path: Path, at_random: bool = False) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    (tmp_path / name).write_text("{}\n")
+    files, bad = find_files([tmp_path / name]), BadDocuments("skip")
+    monkeypatch.setattr("esolm.data_prep.compression.open_bytes", fail)
+    monkeypatch.setattr("esolm.data_prep.table_formats.open_bytes", fail)
+    with pytest.raises(EsolmError, match=rf"{name} could not be read .*again") as caught:
+        list(iterate_documents(files, bad))
+    assert not isinstance(caught.value, DataError)
+    assert bad.count == 0

@@ -131,3 +131,17 @@ def test_a_connection_that_fails_is_no_bad_file(cut_short: str) -> None:
         list(iterate_documents(files, bad))
     assert not isinstance(caught.value, DataError)
     assert bad.count == 0
+
+
+def test_a_server_that_is_down_is_no_bad_file(tmp_path: Path) -> None:
+    """Neither for its files, nor where they are looked for."""
+    fill(tmp_path / "served")
+    server = serve(partial(Quiet, directory=tmp_path / "served"))
+    url = f"{next(server)}/a.jsonl"
+    files, bad = find_files([url]), BadDocuments("skip")
+    next(server, None)
+    for read in (lambda: list(iterate_documents(files, bad)), lambda: find_files([url])):
+        with pytest.raises(EsolmError, match=r"a\.jsonl could not be read .*again") as caught:
+            read()
+        assert not isinstance(caught.value, DataError)
+    assert bad.count == 0

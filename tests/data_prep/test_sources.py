@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from esolm.data_prep.cleaning.stages import with_absolute_inputs
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.sources import find_files, folders_of
+from esolm.data_prep.sources import absolute, find_files, folders_of
 
 
 @pytest.fixture
@@ -68,3 +69,27 @@ def test_what_a_container_must_see(folder: Path) -> None:
     inputs = [f"{folder}/**/*.txt", str(folder / "top.txt"), f"@{folder}/files.list", "gone"]
     expected = [folder, folder / "top.txt", folder / "b", folder / "a", "gone"]
     assert folders_of(inputs) == [str(path) for path in expected]
+
+
+def test_inputs_mean_the_same_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a job needs them, which runs elsewhere: also lists, patterns, addresses, stages' files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "@home").mkdir()
+    same = {
+        "a/b.jsonl": f"{tmp_path}/a/b.jsonl",
+        "a/*.gz": f"{tmp_path}/a/*.gz",
+        "@files.list": f"@{tmp_path}/files.list",
+        "@home": f"{tmp_path}/@home",
+        "https://there/a.jsonl": "https://there/a.jsonl",
+    }
+    assert [absolute(given) for given in same] == list(same.values())
+    words = {
+        "decontaminate=x.txt,@l,s3://b/y": f"decontaminate={tmp_path}/x.txt,@{tmp_path}/l,s3://b/y",
+        "language=en,de:0.8@m.ftz": f"language=en,de:0.8@{tmp_path}/m.ftz",
+        "language=en,de:0.8": "language=en,de:0.8",
+        "own.module:function": "own.module:function",
+        "pii": "pii",
+    }
+    assert [with_absolute_inputs(given) for given in words] == list(words.values())

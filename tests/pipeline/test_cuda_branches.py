@@ -20,6 +20,7 @@ from esolm.model.kernels import Kernels, use_kernels
 from esolm.pipeline import generate
 from esolm.pipeline.checkpoint.staging import Staging
 from esolm.pipeline.data.batches import SKIP_MULTIPLE, skip_multiple
+from esolm.pipeline.parallel.flat import to_device
 from esolm.pipeline.parallel.flight_recorder import dump_collectives, trace_prefix
 from esolm.pipeline.parallel.fragments import Fragment
 from esolm.pipeline.run.hardware import peak_flops
@@ -67,6 +68,16 @@ def test_saves_from_a_gpu_are_copied_into_pinned_memory(monkeypatch: pytest.Monk
         copied = Staging().copy([fragment])[0].states["weights"]
         assert copied.tolist() == [1.0, 1.0, 1.0]
     assert pinned == [False, True]
+
+
+def test_what_is_pinned_for_a_step_lies_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expanded tensors cannot be pinned; slices of rows would be copied while the host waits."""
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
+    for tensor in (torch.arange(6).expand(4, 6), torch.arange(24).view(4, 6)[:, 2:]):
+        assert torch.equal(to_device(tensor, torch.device("cuda")), tensor)
+    assert [tensor.is_contiguous() for tensor in pinned] == [True, True]
 
 
 def test_the_record_of_a_hang_is_nccls_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,13 @@ from .decoding_esolm import Batch
 from .habits_esolm import of_plain, translated
 from .infilling_esolm import Infilled, infill
 from .likelihood_esolm import log_likelihood
-from .prompts_esolm import Prompts, Streaming, repeated, stop_at
+from .prompts_esolm import (
+    Prompts,
+    Streaming,
+    places_before_the_last_given,
+    repeated,
+    stop_at,
+)
 from .requests_esolm import TextRequest, out_of_range, problems_of
 from .writing_esolm import Writing, walk_of
 
@@ -227,7 +233,14 @@ class EsoLMGenerationMixin:
         seed = secrets.randbits(63) if settings.seed is None else settings.seed
         rows = prompts.rows(settings.length, settings.max_new_tokens)
         requests = [
-            replace(settings.request(row, seed, sample), stop=stop_at(tokenizer, stops, size))
+            replace(
+                settings.request(row, seed, sample),
+                stop=stop_at(tokenizer, stops, size),
+                min_new=max(
+                    settings.min_new_tokens,
+                    places_before_the_last_given(row, self.config.mask_token_id),
+                ),
+            )
             for sample, (row, size) in enumerate(zip(rows, prompts.sizes, strict=True))
         ]
         batch = settings.batch(self, len(rows), max(map(len, rows)), use_cache)

@@ -193,6 +193,15 @@ def test_a_change_is_refused_unless_it_is_wanted(datasets: dict[str, TokenDatase
         adopted(other, state)
 
 
+def test_rows_from_before_a_run_left_its_only_dataset(datasets: dict[str, TokenDataset]) -> None:
+    """The checkpoint says where that lies."""
+    alone = SampleReader(datasets["a"], SEQ_LEN, 3)
+    after = reader_of(datasets, b=1, c=1)
+    after.adopt(alone.state(40), True, str(datasets["a"].path))
+    numbers = np.arange(36, 40)
+    assert np.array_equal(after.read(numbers), alone.read(numbers))
+
+
 def test_order_names_and_unit_of_the_list_are_no_change(datasets: dict[str, TokenDataset]) -> None:
     before = reader_of(datasets, a=0.7, b=0.2, c=0.1)
     renamed = [

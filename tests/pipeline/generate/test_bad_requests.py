@@ -101,6 +101,22 @@ def test_a_text_that_ends(esolm: Any) -> None:
     assert eos not in late[3:23].tolist()
 
 
+def test_a_gap_in_front_of_something_given_is_filled_whatever_ends_a_text(esolm: Any) -> None:
+    """An end is not written there, so no later gap is left open."""
+    prompt = torch.tensor([[1, 29, 29, 29, 29, 29, 29, 5, 6, 7]])
+    ended = 0
+    for seed in range(20):
+        options = {"length": 24, "alpha_0": 0.5, "num_steps": 6, "seed": seed}
+        free = esolm.generate(prompt, **options)[0]
+        eos = int(free[12])
+        found = esolm.generate(prompt, **options, eos_token_id=eos)[0]
+        assert not (found == 29).any()
+        assert found[7:10].tolist() == [5, 6, 7]
+        assert eos not in found[1:7].tolist()
+        ended += len(found) < 24
+    assert ended > 10
+
+
 @pytest.mark.parametrize("prefix", [2, [2, 2, 2], torch.tensor(2), torch.tensor([2])])
 def test_forms_of_a_prefix_length(prefix: Any) -> None:
     tokens = torch.randint(29, (3, 6), generator=torch.Generator().manual_seed(0))

@@ -30,6 +30,18 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return refuse
 
 
+def test_checksums_of_all_or_of_none(
+    source_folders: dict[str, Path], tmp_path: Path, refused: Refused
+) -> None:
+    config = write_mixture(tmp_path, source_folders)
+    old = Path(__file__).parents[2] / "data" / "dataset_format_1"
+    entries = f"{{path: {source_folders['a']}}}, {{path: {old}, name: old}}"
+    text = refused("train", str(config), f"data.sources=[{entries}]")
+    assert f"source 'old' ({old}) is of format 1, without checksums" in " ".join(text.split())
+    trusting = refused("train", str(config), f"data.sources=[{entries}]", "data.verify=none")
+    assert "is of format 1, without" not in " ".join(trusting.split())
+
+
 def test_everything_that_is_wrong_is_said_at_once(
     source_folders: dict[str, Path], tmp_path: Path, refused: Refused
 ) -> None:

@@ -77,6 +77,9 @@ def test_a_resume_with_another_batch_size_learns_its_level_anew() -> None:
     same = SpikeGuard(8, 6.0, {"global_batch_size": 32})
     same.restore(state)
     assert not same.judge(result(3.0, 9.0))
+    newer = SpikeGuard(8, 6.0, {"global_batch_size": 32, "new": False}, {"new": False})
+    newer.restore(state)
+    assert not newer.judge(result(3.0, 9.0)), "it was trained with the default"
     state.pop("measured")
     smaller.restore(state)
     assert not smaller.judge(result(3.0, 9.0)), "an older checkpoint is taken for the same"
