@@ -119,6 +119,7 @@ def test_the_model_is_no_trivial_one(model: Any) -> None:
         assert ROWS * difference > 500
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("alpha_0", [0.0, 0.25, 0.5])
 @pytest.mark.parametrize(("guesses", "adaptive"), [(1, False), (2, False), (3, True)])
 def test_guesses_leave_the_distribution(

@@ -17,6 +17,8 @@ from tests.model.enumeration import LENGTH, MASK_ID, SEQUENCES
 from tests.pipeline.evaluate.test_sampler_statistics import is_plausible
 from tests.pipeline.generate.systems import written_by
 
+# The distribution of the decoder's own tests stays in `make test`; these take minutes.
+pytestmark = pytest.mark.check
 ROWS = 10_000
 
 
