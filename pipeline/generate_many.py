@@ -102,7 +102,9 @@ def write_all(bundle: Bundle, request: Request, prompts: list[str]) -> Iterator[
                 tokens = given + [config.mask_token_id] * (size - len(given))
                 seed = 0 if settings.seed is None else settings.seed
                 try:
-                    running[number] = batch.add(settings.request(tokens, seed, number))
+                    running[number] = batch.add(
+                        settings.request(tokens, config.mask_token_id, seed, number)
+                    )
                 except ValueError as error:
                     raise ConfigError(f"prompt {number + 1}: {error}") from error
             batch.step()

@@ -87,14 +87,15 @@ class EsoLMGenerationConfig(GenerationConfig):
     def from_model_config(self, *_: Any, **__: Any) -> None:  # transformers then uses defaults
         raise NotImplementedError("generation options do not stand in the model's configuration")
 
-    def request(self, tokens: Any, seed: int, sample: int) -> TextRequest:
-        """One text of the batch. tokens: int64 [L]."""
+    def request(self, tokens: Any, mask_id: int, seed: int, sample: int) -> TextRequest:
+        """One text of the batch, int64 [L]; it ends behind all that is given."""
         eos = [] if self.eos_token_id is None else self.eos_token_id
         return TextRequest(
             tokens=tokens, alpha_0=self.alpha_0, num_steps=self.num_steps, schedule=self.schedule,
             temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=seed,
             sample=sample, eos=(eos,) if isinstance(eos, int) else tuple(eos),
-            min_new=self.min_new_tokens, guesses=self.guesses, adaptive=self.adaptive,
+            min_new=max(self.min_new_tokens, places_before_the_last_given(tokens, mask_id)),
+            guesses=self.guesses, adaptive=self.adaptive,
         )  # fmt: skip
 
     def batch(self, network: Any, rows: int, longest: int, use_cache: bool = True) -> Batch:
@@ -232,14 +233,10 @@ class EsoLMGenerationMixin:
         prompts = Prompts(self.config, self.device, input_ids, attention_mask, num_samples)
         seed = secrets.randbits(63) if settings.seed is None else settings.seed
         rows = prompts.rows(settings.length, settings.max_new_tokens)
+        mask_id = self.config.mask_token_id
         requests = [
             replace(
-                settings.request(row, seed, sample),
-                stop=stop_at(tokenizer, stops, size),
-                min_new=max(
-                    settings.min_new_tokens,
-                    places_before_the_last_given(row, self.config.mask_token_id),
-                ),
+                settings.request(row, mask_id, seed, sample), stop=stop_at(tokenizer, stops, size)
             )
             for sample, (row, size) in enumerate(zip(rows, prompts.sizes, strict=True))
         ]

@@ -92,7 +92,7 @@ def _write(
         if not isinstance(piece, range) and mask_id in piece:
             raise ValueError(f"a segment has the mask id {mask_id}: make it a gap")
     batch = settings.batch(network, len(texts), max(map(len, texts)))
-    writings = [batch.add(settings.request(text, seed, 0)) for text in texts]
+    writings = [batch.add(settings.request(text, mask_id, seed, 0)) for text in texts]
     nfe = 0
     while batch.step():
         nfe += 1

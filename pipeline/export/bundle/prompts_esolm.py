@@ -114,9 +114,10 @@ class Prompts:
         return found.to(self._device)
 
 
-def places_before_the_last_given(tokens: np.ndarray, mask_id: int) -> int:
+def places_before_the_last_given(tokens: Any, mask_id: int) -> int:
     """From the first gap of a text, int64 [L], up to its last given token: no end may lie there."""
-    free, given = ((tokens == mask_id).nonzero()[0], (tokens != mask_id).nonzero()[0])
+    is_free = np.asarray(tokens) == mask_id
+    free, given = is_free.nonzero()[0], (~is_free).nonzero()[0]
     return max(int(given[-1]) + 1 - int(free[0]), 0) if len(free) and len(given) else 0
 
 
