@@ -16,17 +16,11 @@ def standing(tokens: Tensor, eos_id: int) -> Tensor:
     A document ends with eos, and places count from its first token. What a row begins with is a
     document, though it may be the rest of one that the row before began.
     """
-    ends = tokens == eos_id
-    documents = ends.cumsum(1) - ends.long()
+    begins = (tokens == eos_id).roll(1, dims=1)
+    begins[:, 0] = True
     index = torch.arange(tokens.shape[1]).expand_as(tokens)
-    starts = torch.where(begins(documents), index, 0).cummax(1).values
-    return documents * _PLACES + index - starts
-
-
-def begins(documents: Tensor) -> Tensor:
-    """Says where a document begins, bool [B, L], from their numbers in natural order, [B, L]."""
-    first = torch.ones_like(documents[:, :1], dtype=torch.bool)
-    return torch.cat([first, documents[:, 1:] != documents[:, :-1]], dim=1)
+    starts = torch.where(begins, index, 0).cummax(1).values
+    return (begins.cumsum(1) - 1) * _PLACES + index - starts
 
 
 def place_of(positions: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from esolm.model.attention import AttentionPattern
-from esolm.model.documents import begins, document_of, standing
+from esolm.model.documents import place_of, standing
 from esolm.model.flops import RowWork
 from esolm.model.inputs import NetworkInput, Targets
 from esolm.model.objectives.base import (
@@ -72,7 +72,7 @@ class AutoRegressive(Objective):
         if self.eos_id is not None:
             assert self.prepend_id is not None, "see `problems`"
             positions = standing(labels, self.eos_id)
-            inputs = inputs.masked_fill(begins(document_of(positions)), self.prepend_id)
+            inputs = inputs.masked_fill(place_of(positions) == 0, self.prepend_id)
         network_input = NetworkInput(
             tokens=inputs,
             positions=positions,
