@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from esolm.data_prep.remote import is_url
 from esolm.pipeline.checkpoint import commit
-from esolm.pipeline.checkpoint.remote import RemoteRun, RunAddress, is_url
+from esolm.pipeline.checkpoint.remote import RemoteRun, RunAddress
 from esolm.pipeline.errors import CheckpointError
 
 ASIDE = "a start of the run found it damaged; its log says which file"

@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from esolm.data_prep.remote import is_url
 from esolm.model.config import ModelConfig
 from esolm.pipeline.checkpoint import commit, store
-from esolm.pipeline.checkpoint.remote import fetch, is_url
+from esolm.pipeline.checkpoint.remote import fetch
 from esolm.pipeline.errors import CheckpointError
 
 

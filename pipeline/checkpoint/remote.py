@@ -19,6 +19,7 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 
+from esolm.data_prep.remote import is_url
 from esolm.pipeline.checkpoint import commit
 from esolm.pipeline.errors import CheckpointError
 
@@ -26,10 +27,6 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 22
 TOKENIZER = "tokenizer"
-
-
-def is_url(path: str | Path) -> bool:
-    return "://" in str(path)
 
 
 def shown(url: str) -> str:

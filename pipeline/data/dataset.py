@@ -13,6 +13,7 @@ from esolm.data_prep.manifest import (
     repair_advice,
     shard_problems,
 )
+from esolm.model.objectives import VocabularyIds
 from esolm.pipeline.data.token_stream import TokenStream
 
 Int64Array = npt.NDArray[np.int64]
@@ -56,6 +57,11 @@ class TokenDataset:
         self.shards = shards
         self.checked = checked
         self._stream = stream_of([self])
+
+    @property
+    def ids(self) -> VocabularyIds:
+        """The ids that objectives put into sequences, and the size of the vocabulary."""
+        return VocabularyIds(self.vocab_size, self.mask_id, self.bos_id, self.eos_id)
 
     def read(self, start: int, length: int) -> Int64Array:
         """Return tokens [length] of the stream from position `start`."""

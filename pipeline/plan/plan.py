@@ -109,7 +109,7 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
     once.
     """
     problems, notes = problems_before_data(config, ranks), []
-    mask_id = bos_id = eos_id = 0
+    ids = VocabularyIds(0, 0, 0, 0)
     sources, data_problems = open_sources(config)
     if sources:
         dataset = sources[0].dataset
@@ -119,8 +119,7 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
             notes.append(
                 f"the vocabulary is the dataset's, {dataset.vocab_size}; --vocab-size was not used"
             )
-        vocab_size, mask_id = dataset.vocab_size, dataset.mask_id
-        bos_id, eos_id = dataset.bos_id, dataset.eos_id
+        ids = dataset.ids
     elif vocab_size is None:
         problems += [
             f"{problem} To plan without it, give --vocab-size N." for problem in data_problems
@@ -130,12 +129,11 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
     else:
         there = " or ".join(source_paths(config.data))
         notes.append(f"no dataset at {there}: --vocab-size {vocab_size} stands in")
-        mask_id = vocab_size - 1
+        ids = VocabularyIds(vocab_size, vocab_size - 1, 0, 0)
     if problems:
         raise ConfigError(problems)
-    assert vocab_size is not None
-    model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
-    objective, _ = build_objective(config, VocabularyIds(vocab_size, mask_id, bos_id, eos_id))
+    model = ModelConfig(vocab_size=ids.size, mask_id=ids.mask_id, **asdict(config.model))
+    objective, _ = build_objective(config, ids)
     assert objective is not None
     uses = tuple(uses_of(config, sources)) if sources else ()
     return Planned(config, model, objective, tuple(notes), uses)

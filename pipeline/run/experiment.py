@@ -7,10 +7,11 @@ from typing import Any
 
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.manifest import MANIFEST_NAME, TASKS_DIRECTORY
+from esolm.data_prep.remote import is_url
 from esolm.model.config import ModelConfig
 from esolm.model.objectives import Objective, VocabularyIds, objective_kind
 from esolm.pipeline.checkpoint.commit import committed
-from esolm.pipeline.checkpoint.remote import is_url, url_problems
+from esolm.pipeline.checkpoint.remote import url_problems
 from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.data.mixture import MixtureSource
 from esolm.pipeline.errors import ConfigError
@@ -87,11 +88,8 @@ def _assemble(
         parallel.tp, parallel.pp, parallel.zero, parallel.sequence, world_size
     )
     problems += _train_problems(config)
-    mask_id = dataset.mask_id if dataset else 0
-    vocab_size = dataset.vocab_size if dataset else mask_id + 1
-    model = ModelConfig(vocab_size=vocab_size, mask_id=mask_id, **asdict(config.model))
-    bos_id, eos_id = (dataset.bos_id, dataset.eos_id) if dataset else (0, 0)
-    ids = VocabularyIds(vocab_size, mask_id, bos_id, eos_id)
+    ids = dataset.ids if dataset else VocabularyIds(1, 0, 0, 0)
+    model = ModelConfig(vocab_size=ids.size, mask_id=ids.mask_id, **asdict(config.model))
     objective, objective_problems = build_objective(config, ids)
     problems += model.problems() + objective_problems + _sharing_problems(config, model)
     if objective is not None and not objective_problems:

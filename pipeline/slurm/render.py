@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from esolm.data_prep.cleaning.stages import inputs_of
+from esolm.data_prep.remote import is_url
 from esolm.data_prep.sources import folders_of
-from esolm.pipeline.checkpoint.remote import is_url
 from esolm.pipeline.run.sections import RunConfig
 from esolm.pipeline.run.sources import source_paths
 from esolm.pipeline.slurm.profile import ClusterProfile

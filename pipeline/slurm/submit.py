@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from esolm.data_prep.cleaning.stages import with_absolute_inputs
+from esolm.data_prep.remote import is_url
 from esolm.data_prep.sources import absolute
 from esolm.model.settings import setting_problems
-from esolm.pipeline.checkpoint.remote import is_url
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.run.completion import changed_settings
 from esolm.pipeline.run.config import load_config, to_yaml

@@ -11,9 +11,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from esolm.data_prep.remote import is_url
 from esolm.pipeline.checkpoint import store
 from esolm.pipeline.checkpoint.reader import CheckpointReader
-from esolm.pipeline.checkpoint.remote import is_url
 from esolm.pipeline.errors import ConfigError, EsolmError
 from esolm.pipeline.export.architecture import from_bundle
 from esolm.pipeline.export.consolidate import STATES

@@ -10,7 +10,7 @@ from torch import Tensor
 from esolm.model.attention import AttentionPattern
 from esolm.model.columns import Column
 from esolm.model.network import Network
-from esolm.model.objectives import SampleKeys, VocabularyIds
+from esolm.model.objectives import SampleKeys
 from esolm.model.objectives.base import term_of
 from esolm.model.objectives.draws import Purpose
 from esolm.pipeline.checkpoint import commit
@@ -107,8 +107,7 @@ def _source(
     if newest is not None:
         run = newest[1].run
         reader.adopt(run["data"], config.data.change_sources, run["data_path"])
-    ids = VocabularyIds(dataset.vocab_size, dataset.mask_id, dataset.bos_id, dataset.eos_id)
-    objective, problems = build_objective(config, ids)
+    objective, problems = build_objective(config, dataset.ids)
     if objective is None or problems:
         raise ConfigError(problems)
     return BatchSource(
