@@ -28,7 +28,7 @@ from esolm.data_prep.cleaning.stages import build_stages
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import write_atomic
 from esolm.data_prep.heartbeat import Heartbeat
-from esolm.data_prep.jobs import DELETE_MARKER, TokenizeJob, examples_path
+from esolm.data_prep.jobs import DELETE_MARKER, TokenizeJob, examples_path, task_name
 from esolm.data_prep.manifest import WORK_DIRECTORY
 from esolm.data_prep.reading import ShareRead, digest_of, documents_of
 from esolm.data_prep.records import read_record, write_record
@@ -39,7 +39,7 @@ EXACT, NEAR = "exact", "near"
 
 def pass_path(data: Path, name: str, task: int, num_tasks: int) -> Path:
     """Return the path of the marker of a pass before the last."""
-    return data / WORK_DIRECTORY / f"{name}-{task:05d}-of-{num_tasks:05d}.json"
+    return data / WORK_DIRECTORY / f"{task_name(name, task, num_tasks)}.json"
 
 
 def kinds_of(job: TokenizeJob) -> tuple[str, ...]:

@@ -84,12 +84,9 @@ def write_atomic(path: Path, content: bytes) -> None:
     try:
         with naming(path), open(temporary, "wb") as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+            commit_stream(stream, temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_directory(path.parent)
 
 
 def commit_stream(stream: IO[Any], temporary: Path, path: Path) -> None:

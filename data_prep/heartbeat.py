@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from esolm.data_prep.files import json_bytes, remove_leftovers, temporary_path
-from esolm.data_prep.jobs import TokenizeJob
+from esolm.data_prep.jobs import TokenizeJob, task_name
 from esolm.data_prep.manifest import TASKS_DIRECTORY
 from esolm.data_prep.processes import start_of
 
@@ -21,7 +21,7 @@ MOST_REASON = 2000
 
 def beats_path(data: Path, name: str, task: int, num_tasks: int) -> Path:
     """Return the path of what a pass of a task tells of itself."""
-    return data / TASKS_DIRECTORY / f"{name}-{task:05d}-of-{num_tasks:05d}{BEAT_SUFFIX}"
+    return data / TASKS_DIRECTORY / f"{task_name(name, task, num_tasks)}{BEAT_SUFFIX}"
 
 
 class Heartbeat:

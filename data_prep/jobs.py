@@ -155,9 +155,14 @@ class TaskRecord:
     cleaning: list[StageReport] = field(default_factory=list)
 
 
+def task_name(name: str, task: int, num_tasks: int) -> str:
+    """Return what the files of a pass of a task are called, without what stands behind a dot."""
+    return f"{name}-{task:05d}-of-{num_tasks:05d}"
+
+
 def marker_path(data: Path, task: int, num_tasks: int) -> Path:
     """Return the path of a task's marker."""
-    return data / TASKS_DIRECTORY / f"task-{task:05d}-of-{num_tasks:05d}.json"
+    return data / TASKS_DIRECTORY / f"{task_name('task', task, num_tasks)}.json"
 
 
 def errors_path(data: Path, task: int, num_tasks: int) -> Path:
@@ -167,7 +172,7 @@ def errors_path(data: Path, task: int, num_tasks: int) -> Path:
 
 def examples_path(data: Path, task: int, num_tasks: int, name: str = "task") -> Path:
     """Return the path of the examples of what a pass of a task left out while it cleaned."""
-    return data / WORK_DIRECTORY / f"{name}-{task:05d}-of-{num_tasks:05d}.examples.jsonl"
+    return data / WORK_DIRECTORY / f"{task_name(name, task, num_tasks)}.examples.jsonl"
 
 
 def limit_path(data: Path) -> Path:
@@ -263,8 +268,7 @@ def check_bad(job: TokenizeJob) -> None:
         return
     paths = sorted((job.out / TASKS_DIRECTORY).glob("task-*.json"))
     count = sum(int(read_record(path, DELETE_MARKER)["counts"]["bad"]) for path in paths)
-    if count > job.max_bad:
-        raise too_many(count, job.max_bad, f"{job.out / TASKS_DIRECTORY} lists them. ")
+    _refuse_more(count, job.max_bad, job.out)
 
 
 def check_bad_of_all(data: Path, records: list[TaskRecord]) -> None:
@@ -277,8 +281,13 @@ def check_bad_of_all(data: Path, records: list[TaskRecord]) -> None:
         return
     most = read_record(path, DELETE_MARKER).get("max_bad")
     count = sum(record.counts["bad"] for record in records)
-    if isinstance(most, int) and count > most:
-        raise too_many(count, most, f"{path.parent} lists them. ")
+    if isinstance(most, int):
+        _refuse_more(count, most, data)
+
+
+def _refuse_more(count: int, most: int, data: Path) -> None:
+    if count > most:
+        raise too_many(count, most, f"{data / TASKS_DIRECTORY} lists them. ")
 
 
 def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool) -> None:

@@ -149,7 +149,7 @@ def _is_alive(beat: dict[str, Any]) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass
+        pass  # it is there, and somebody else's
     # Another process may have its id by now.
     return bool(beat.get("process_started", "") in ("", start_of(beat["process"])))
 

@@ -9,7 +9,7 @@ from esolm.data_prep.cleaning import Drop
 from esolm.data_prep.cleaning.pipeline import Cleaner
 from esolm.data_prep.cleaning.report import Reporter, num_bytes_of
 from esolm.data_prep.cleaning.stages import build_stages
-from esolm.data_prep.comparing import Chosen, chosen_of
+from esolm.data_prep.comparing import TOKENIZE, Chosen, chosen_of
 from esolm.data_prep.documents import Document
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import remove_leftovers
@@ -48,7 +48,7 @@ def run_task(job: TokenizeJob, task: int, on_bytes: Callable[[int], None]) -> di
     since, which goes on with it.
     """
     tokenizer = _tokenizer_of(job)
-    with Heartbeat(job, task, "tokenize") as heartbeat:
+    with Heartbeat(job, task, TOKENIZE) as heartbeat:
         writing = _Writing(job, task, heartbeat.counting(on_bytes), heartbeat)
         return writing.run(tokenizer)
 

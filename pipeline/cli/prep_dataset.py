@@ -182,6 +182,8 @@ def _echo_cleaning(data: Path) -> None:
 
 
 def _echo_summary(data: Path, manifest: "Manifest") -> None:
+    from esolm.data_prep.jobs import FILTERED, NEAR_DUPLICATES
+
     counts: dict[str, Any] = manifest.counts
     info = manifest.tokenizer
     for split, shards in manifest.splits.items():
@@ -190,7 +192,7 @@ def _echo_summary(data: Path, manifest: "Manifest") -> None:
             f"{split}: {manifest.num_tokens(split):,} tokens, {documents:,} documents, "
             f"{len(shards)} shards, {sum(shard.num_bytes for shard in shards):,} bytes"
         )
-    cleaned = {key: counts[key] for key in ("filtered", "near_duplicates") if key in counts}
+    cleaned = {key: counts[key] for key in (FILTERED, NEAR_DUPLICATES) if key in counts}
     more = "".join(f", {count:,} {key.replace('_', ' ')}" for key, count in cleaned.items())
     typer.echo(
         f"left out: {counts['duplicates']:,} duplicate, {counts['empty']:,} empty, "
