@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing import (
     start_processes,
 )
 from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from esolm.data_prep.processes import die_with_parent
 from esolm.pipeline.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUME_ME
@@ -80,8 +81,7 @@ def _exit_code(result: RunProcsResult) -> int:
     codes = {failure.exitcode for failure in result.failures.values()}
     if codes == {EXIT_RESUME_ME}:
         return EXIT_RESUME_ME
-    # A rank that fails pulls the others down with it, so the first failure tells why.
-    rank, first = min(result.failures.items(), key=lambda entry: entry[1].timestamp)
+    rank, first = _first_failure(result.failures)
     if first.exitcode < 0:
         name = signal.Signals(-first.exitcode).name
         print(f"error: rank {rank} (process {first.pid}) was killed by {name}", file=sys.stderr)
@@ -89,6 +89,21 @@ def _exit_code(result: RunProcsResult) -> int:
     if first.exitcode != EXIT_BAD_INPUT:  # which has said all
         print(f"error: rank {rank} ended with exit code {first.exitcode}", file=sys.stderr)
     return first.exitcode
+
+
+def _first_failure(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """Returns the rank that failed first and its failure: it pulled the others down with it.
+
+    Failures are known to the second, in which one that was killed may already have pulled others
+    down. No rank sends itself SIGKILL, and the launcher does so to the others half a minute later,
+    so a rank that it ended within this second is the one.
+    """
+    second = min(failure.timestamp for failure in failures.values()) + 1
+    together = {rank: each for rank, each in failures.items() if each.timestamp <= second}
+    return min(
+        together.items(),
+        key=lambda entry: (entry[1].exitcode != -signal.SIGKILL, entry[1].timestamp),
+    )
 
 
 def _start(command: list[str], num_ranks: int) -> PContext:

@@ -122,7 +122,7 @@ def test_a_failing_prep_task_and_its_repair(
     text = tmp_path / "text.jsonl"
     sound, moment = corpus.read_bytes(), (1_700_000_000, 1_700_000_000)
     lines = sound.splitlines(keepends=True)
-    lines[7] = lines[7].replace(b'{"text"', b'{"text?')
+    lines[-2] = lines[-2].replace(b'{"text"', b'{"text?')
     text.write_bytes(b"".join(lines))
     os.utime(text, moment)
     tokenizer = make_tokenizer(tmp_path / "tokenizer")
@@ -131,7 +131,7 @@ def test_a_failing_prep_task_and_its_repair(
     stages = wait_for_chain(cluster, run)
     assert stages["prep"].state == "FAILED"
     assert "3 of 4 tasks done; task 3: exit code 64" in stages["prep"].detail
-    assert f"{text}:8: invalid JSON" in stages["prep"].detail
+    assert f"{text}:{len(lines) - 1}: invalid JSON" in stages["prep"].detail
     for name in ("merge", "train", "export"):
         assert stages[name].state == "CANCELLED"
         assert stages[name].detail == "never started, because prep did not succeed"
