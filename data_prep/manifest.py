@@ -178,8 +178,13 @@ def _contradictions(manifest: Manifest, record: dict[str, Any]) -> list[str]:
     ]
 
 
-def shard_problems(data: Path, shards: Sequence[ShardInfo]) -> list[str]:
-    """Say which files of shards are missing or of the wrong size, one sentence per file."""
+def shard_problems(
+    data: Path, shards: Sequence[ShardInfo], may_be_short: bool = False
+) -> list[str]:
+    """Say which files of shards are missing or of the wrong size, one sentence per file.
+
+    may_be_short: whether tokens that were cut short are no problem.
+    """
     problems = []
     for shard in shards:
         for name, num_bytes, _ in shard.files():
@@ -189,10 +194,19 @@ def shard_problems(data: Path, shards: Sequence[ShardInfo]) -> list[str]:
             except OSError as error:
                 problems.append(f"{path}: missing or unreadable ({error.strerror})")
                 continue
-            if found != num_bytes:
-                kind = "cut short" if found < num_bytes else "too long"
-                problems.append(f"{path}: {kind}, {num_bytes} bytes expected, {found} found")
+            if may_be_short and name == shard.name and found < num_bytes:
+                continue
+            if problem := size_problem(path, num_bytes, found):
+                problems.append(problem)
     return problems
+
+
+def size_problem(path: Path | str, num_bytes: int, found: int) -> str | None:
+    """Say how the size of a file differs from what it should be, if it does."""
+    if found == num_bytes:
+        return None
+    kind = "cut short" if found < num_bytes else "too long"
+    return f"{path}: {kind}, {num_bytes} bytes expected, {found} found"
 
 
 def repair_advice(data: Path) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import re
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,18 @@ BUFFER_BYTES = 1 << 20
 def is_url(given: str | Path) -> bool:
     """Say whether this is an address, and no path on this machine."""
     return MARK in given if isinstance(given, str) else not isinstance(given, Path)
+
+
+def shown(url: str) -> str:
+    """Return the URL without a user's name and password in it, for logs and records."""
+    return re.sub("//[^/@]*@", "//", url)
+
+
+def local_path(given: str | Path) -> str | Path:
+    """Return the path that an address of this machine (file://) names, or what was given."""
+    if isinstance(given, str) and given.startswith(("file://", "local://")):
+        return Path(given.partition(MARK)[2])
+    return given
 
 
 def path_of(given: str) -> Path:
@@ -77,7 +90,7 @@ def is_absent(error: FileNotFoundError) -> bool:
     """
     cause = error.__cause__
     status = getattr(cause, "status", None)
-    if status is not None:
+    if status is not None or type(cause).__module__.startswith("aiohttp"):
         return status in (404, 410)
     return cause is None or isinstance(cause, FileNotFoundError) or not isinstance(cause, OSError)
 

@@ -1,7 +1,7 @@
 """The full check of a dataset, of every byte against the checksums of the manifest."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -14,6 +14,7 @@ from esolm.data_prep.manifest import (
     TOKENIZER_DIRECTORY,
     Manifest,
     repair_advice,
+    size_problem,
 )
 from esolm.data_prep.tokenizers import load_tokenizer
 
@@ -59,19 +60,26 @@ def file_problem(
     path: Path, num_bytes: int, sha256: str, on_bytes: Callable[[int], None]
 ) -> str | None:
     """Say what is wrong with a file of a dataset, or return None. on_bytes: after each read."""
-    digest = hashlib.sha256()
-    found_bytes = 0
     try:
         with open(path, "rb", buffering=0) as stream:
-            while block := stream.read(HASH_BLOCK_BYTES):
-                digest.update(block)
-                found_bytes += len(block)
-                on_bytes(len(block))
+            content = iter(lambda: stream.read(HASH_BLOCK_BYTES), b"")
+            return content_problem(path, num_bytes, sha256, content, on_bytes)
     except OSError as error:
         return f"{path}: missing or unreadable ({error.strerror})"
-    if found_bytes != num_bytes:
-        kind = "cut short" if found_bytes < num_bytes else "too long"
-        return f"{path}: {kind}, {num_bytes} bytes expected, {found_bytes} found"
+
+
+def content_problem(
+    path: Path | str, num_bytes: int, sha256: str, content: Iterable[bytes],
+    on_bytes: Callable[[int], None],
+) -> str | None:  # fmt: skip
+    """Say what is wrong with the content of a file, as `file_problem` does."""
+    digest, found_bytes = hashlib.sha256(), 0
+    for block in content:
+        digest.update(block)
+        found_bytes += len(block)
+        on_bytes(len(block))
+    if problem := size_problem(path, num_bytes, found_bytes):
+        return problem
     if digest.hexdigest() != sha256:
         return f"{path}: changed, sha256 {sha256} expected, {digest.hexdigest()} found"
     return None

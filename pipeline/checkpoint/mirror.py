@@ -5,8 +5,9 @@ import threading
 import time
 from pathlib import Path
 
+from esolm.data_prep.remote import shown
 from esolm.pipeline.checkpoint import commit
-from esolm.pipeline.checkpoint.remote import TOKENIZER, RemoteRun, pull, shown
+from esolm.pipeline.checkpoint.remote import TOKENIZER, RemoteRun, pull
 from esolm.pipeline.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

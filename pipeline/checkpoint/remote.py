@@ -8,7 +8,6 @@ file, so a store that cannot rename, and that puts files in no known order, is g
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from esolm.data_prep.remote import is_url
+from esolm.data_prep.remote import is_url, shown
 from esolm.pipeline.checkpoint import commit
 from esolm.pipeline.errors import CheckpointError
 
@@ -27,11 +26,6 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 22
 TOKENIZER = "tokenizer"
-
-
-def shown(url: str) -> str:
-    """Returns the URL without a user's name and password in it, for logs."""
-    return re.sub("//[^/@]*@", "//", url)
 
 
 def url_problems(key: str, url: str) -> list[str]:

@@ -19,7 +19,8 @@ def evaluate_command(
         Path, typer.Argument(help="A run directory, a checkpoint directory or a bundle.")
     ],
     dataset: Annotated[
-        Path | None, typer.Argument(help="A dataset made by esolm prep merge.")
+        str | None,
+        typer.Argument(help="A dataset made by esolm prep merge: a folder or an address."),
     ] = None,
     split: Annotated[str, typer.Option(metavar="train|valid", help="Of the dataset.")] = "valid",
     draws: Annotated[int, typer.Option(help="Draws of the bound; its error needs two.")] = 4,
@@ -141,7 +142,7 @@ class Target:
     """
 
     network: Path
-    dataset: Path | None
+    dataset: str | None
     split: str
     wrapped: bool
     suite: str | None

@@ -1,20 +1,18 @@
 """The tokens of shards, many parts at a time, each compared with its checksum as it is read."""
 
-import os
 import threading
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from esolm.data_prep.errors import DataError
 from esolm.data_prep.layout import CHECKED_TOKENS, MEMBER_TOKENS, ShardInfo
 from esolm.data_prep.manifest import repair_advice
-from esolm.pipeline.data.checksums import Checksums, crc32
-from esolm.pipeline.data.open_files import OpenFiles
+from esolm.pipeline.data.checksums import Checksums, DataFolder, crc32
+from esolm.pipeline.data.damage import CUT_SHORT, DamagedPart, DamagedTokensError
+from esolm.pipeline.data.shard_files import ShardFiles
 
 Int64Array = npt.NDArray[np.int64]
 TokenArray = npt.NDArray[Any]
@@ -26,29 +24,27 @@ class CheckedTokens:
     checked: whether tokens are compared with the shards' checksums, if all of them have some.
     """
 
-    def __init__(self, shards: Sequence[tuple[Path, ShardInfo]], dtype: str, checked: bool) -> None:
-        """shards: each with the folder of its dataset."""
+    def __init__(
+        self, shards: Sequence[tuple[DataFolder, ShardInfo]], dtype: str, checked: bool
+    ) -> None:
+        """shards: each with the place of its dataset."""
         self.dtype = np.dtype(dtype)
-        self.paths = [data / shard.name for data, shard in shards]
         self._folders = [data for data, _ in shards]
-        self._files = OpenFiles(self.paths)
+        self._names = [f"{data}/{shard.name}" for data, shard in shards]
         self._checksums: Checksums | None = None
         if checked and all(shard.crc_name for _, shard in shards):
-            paths = [data / shard.crc_name for data, shard in shards]
-            sizes = [shard.crc_bytes for _, shard in shards]
-            self._checksums = Checksums(paths, sizes, [shard.crc_sha256 for _, shard in shards])
+            self._checksums = Checksums(shards)
+        self._files = ShardFiles(shards, self.dtype.itemsize, self._checksums)
         self._local = threading.local()
         self._offsets = np.array([s.member_offset for _, s in shards], dtype=np.int64)
         self._strides = np.array([s.member_stride for _, s in shards], dtype=np.int64)
 
-    def offset(self, shard: int, member: int, within: int) -> int:
-        """The byte of a token of a member in its shard."""
+    def damaged(self, shard: int, member: int, within: int, problem: str) -> DamagedPart:
+        """Return what is said of damage from a token of a member on."""
         start = int(self._offsets[shard]) + member * int(self._strides[shard])
-        return start + within * self.dtype.itemsize
-
-    def advice(self, shard: int) -> str:
-        """What a user does about damage of a shard."""
-        return repair_advice(self._folders[shard])
+        byte = start + within * self.dtype.itemsize
+        advice = advice_for(self._folders[shard])
+        return DamagedPart(self._names[shard], member, byte, problem, advice)
 
     def read(
         self, shards: Int64Array, members: Int64Array, within: Int64Array, sizes: Int64Array,
@@ -57,8 +53,8 @@ class CheckedTokens:
         """Return (tokens [N, W], where in them each part begins [N]), for use until the next call.
 
         Part n is the sizes[n] tokens from place within[n] of its member on, which ends at ends[n].
-        Raises DataError for the first part that is not what was written, and for a file that was
-        cut short while in use.
+        Raises DamagedTokensError for parts that are not what was written, or lie where a file that
+        was cut short has ended, and DataError and EsolmError as `ShardFiles.fill`.
         """
         first, last = within, within + sizes
         if self._checksums is not None:
@@ -74,8 +70,13 @@ class CheckedTokens:
         content: memoryview = memoryview(tokens).cast("B")  # type: ignore[arg-type]
         numbers, places = shards[order], offsets[order].tolist()
         views = [content[a:b] for a, b in zip(begins.tolist(), stops.tolist(), strict=True)]
-        for group in _groups(numbers):
-            self._fill(int(numbers[group.start]), views[group], places[group])
+        read = np.array(self._files.fill(numbers, views, places), dtype=np.int64)
+        if (read < stops - begins).any():
+            short = order[read < stops - begins]
+            raise DamagedTokensError(
+                self.damaged(int(shards[n]), int(members[n]), int(first[n]), CUT_SHORT)
+                for n in short.tolist()
+            )
         if self._checksums is not None:
             parts = ((members * MEMBER_TOKENS + first) // CHECKED_TOKENS)[order]
             self._compare(content, begins, stops, numbers, parts)
@@ -88,19 +89,6 @@ class CheckedTokens:
             held = self._local.held = np.empty(num_rows * width, dtype=self.dtype)
         buffer: TokenArray = held[: num_rows * width].reshape(num_rows, width)
         return buffer
-
-    def _fill(self, shard: int, views: list[memoryview], offsets: list[int]) -> None:
-        file, preadv = self._files.get(shard), os.preadv
-        descriptor = file.descriptor  # open for as long as `file` is held
-        pairs = zip(views, offsets, strict=True)
-        found = [preadv(descriptor, (view,), offset) for view, offset in pairs]
-        if found == list(map(len, views)):
-            return
-        short = next(n for n, view in enumerate(views) if found[n] != len(view))
-        raise DataError(
-            f"{self.paths[shard]}: {len(views[short])} bytes expected at byte {offsets[short]}, "
-            f"{found[short]} found: it was cut short while in use. {self.advice(shard)}"
-        )
 
     def _compare(
         self, content: memoryview, begins: Int64Array, stops: Int64Array, shards: Int64Array,
@@ -123,16 +111,19 @@ class CheckedTokens:
         differ = np.array(found, dtype=np.uint32) != stated
         if not differ.any():
             return
-        wrong = int(np.argmax(differ))
-        shard, part = int(of_shard[wrong]), int(numbers[wrong])
-        member, within = divmod(part * CHECKED_TOKENS, MEMBER_TOKENS)
-        raise DataError(
-            f"{self.paths[shard]}, member {member}, byte {self.offset(shard, member, within)}: the "
-            f"next {CHECKED_TOKENS} tokens are not what was written. {self.advice(shard)}"
+        problem = f"the next {CHECKED_TOKENS} tokens are not what was written"
+        wrong = zip(of_shard[differ].tolist(), numbers[differ].tolist(), strict=True)
+        parts_of_member = MEMBER_TOKENS // CHECKED_TOKENS
+        raise DamagedTokensError(
+            self.damaged(
+                n, part // parts_of_member, part % parts_of_member * CHECKED_TOKENS, problem
+            )
+            for n, part in wrong
         )
 
 
-def _groups(numbers: Int64Array) -> list[slice]:
-    """Returns the slices of equal neighbours."""
-    bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-    return [slice(begin, end) for begin, end in pairwise(bounds) if begin < end]
+def advice_for(data: DataFolder) -> str:
+    """Return the sentence that tells a user what to do about a dataset's damage."""
+    if isinstance(data, Path):
+        return repair_advice(data)
+    return "`esolm prep verify` where the dataset lies names all damage; put whole files there."

@@ -3,6 +3,8 @@
 `crc32` is that of zlib; isal computes the same in a seventh of the time where it is installed.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -15,12 +17,15 @@ except ImportError:
     from zlib import crc32
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.layout import CHECKSUM_BYTES
+from esolm.data_prep.layout import CHECKSUM_BYTES, ShardInfo
 from esolm.pipeline.data.open_files import ADVICE, OpenFiles
+from esolm.pipeline.data.remote_dataset import RemoteDataset
 
-__all__ = ["Checksums", "crc32"]
+__all__ = ["Checksums", "DataFolder", "crc32"]
 
 Int64Array = npt.NDArray[np.int64]
+DataFolder = Path | RemoteDataset
+"""Where a dataset lies."""
 
 KEPT_BYTES = 1 << 26
 """Those of 17 G tokens; the checksums of a larger dataset are read as they are needed."""
@@ -29,18 +34,26 @@ KEPT_BYTES = 1 << 26
 class Checksums:
     """The checksums of the parts of several shards; safe to use from several threads."""
 
-    def __init__(self, paths: list[Path], sizes: list[int], sha256: list[str]) -> None:
-        """sizes, sha256: what a whole file must have; it is looked at when first asked for.
+    def __init__(self, shards: Sequence[tuple[DataFolder, ShardInfo]]) -> None:
+        """shards: each with the place of its dataset.
 
-        A shard and its checksums may both be another dataset's.
+        The sha256 of a file is looked at when it is first asked for: a shard and its checksums may
+        both be another dataset's.
         """
-        self._paths = paths
-        self._files = OpenFiles(paths, sha256)
+        self._names = [f"{data}/{shard.crc_name}" for data, shard in shards]
+        openers = {
+            number: partial(data.checksums, shard)
+            for number, (data, shard) in enumerate(shards)
+            if isinstance(data, RemoteDataset)
+        }
+        sha256 = [shard.crc_sha256 for _, shard in shards]
+        self._files = OpenFiles(list(map(Path, self._names)), sha256, openers)
+        sizes = [shard.crc_bytes for _, shard in shards]
         counts = np.array(sizes, dtype=np.int64) // CHECKSUM_BYTES
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         fits = sum(sizes) <= KEPT_BYTES
         self._kept = np.empty(self._starts[-1], dtype="<u4") if fits else None
-        self._is_kept = np.zeros(len(paths), dtype=bool)
+        self._is_kept = np.zeros(len(shards), dtype=bool)
         self._lock = Lock()
 
     def of(self, shards: Int64Array, parts: Int64Array) -> npt.NDArray[np.uint32]:
@@ -73,4 +86,4 @@ class Checksums:
                 self._is_kept[shard] = True
 
     def _cut_short(self, shard: int) -> DataError:
-        return DataError(f"{self._paths[shard]} was cut short while in use. {ADVICE}")
+        return DataError(f"{self._names[shard]} was cut short while in use. {ADVICE}")

@@ -37,7 +37,7 @@ class MixtureSource:
     def share(self) -> SourceShare:
         """What is recorded of it."""
         dataset = self.dataset
-        return SourceShare(dataset.fingerprint, self.weight, self.name, str(dataset.path.resolve()))
+        return SourceShare(dataset.fingerprint, self.weight, self.name, dataset.place)
 
 
 class MixtureReader:
@@ -101,7 +101,7 @@ class MixtureReader:
             mine = occurrences[numbers == self.index.fingerprints.index(fingerprint)]
             if int(mine.max(initial=-1)) >= epochs * reader.num_sequences:
                 raise DataError(
-                    f"{reader.dataset.path} is exhausted: its {reader.num_sequences} sequences "
+                    f"{reader.dataset.name} is exhausted: its {reader.num_sequences} sequences "
                     f"were read {epochs:g} times, which is its epochs_max. Raise that, or train "
                     "fewer steps."
                 )
@@ -140,7 +140,7 @@ class MixtureReader:
         shares = [share for segment in self.index.segments for share in segment.shares]
         was = next(share for share in shares if share.fingerprint == fingerprint)
         try:
-            dataset = TokenDataset(was.path, "train")
+            dataset = TokenDataset(was.path, "train", cache=self.sources[0].dataset.cache)
         except DataError as error:
             raise DataError(
                 f"A sample of '{was.name}' was asked for, a source of the run before they were "

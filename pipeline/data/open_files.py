@@ -2,6 +2,7 @@
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
 
@@ -15,13 +16,12 @@ ADVICE = "`esolm prep verify` of the dataset names all damage, and how it is rep
 class OpenFile:
     """A descriptor that is closed when its last user lets go of it, whichever thread that is."""
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
         """Open for as long as its reader holds this object."""
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        os.close(self.descriptor)
 
     def read(self, num_bytes: int, offset: int) -> bytes:
         """Return the bytes from an offset on, fewer where the file ends."""
@@ -32,12 +32,29 @@ class OpenFile:
         return os.fstat(self.descriptor).st_size
 
 
+def file_in_memory(content: bytes) -> OpenFile:
+    """Return what there is no room for on a disk as an open file."""
+    file = OpenFile(os.memfd_create("fetched"))
+    with open(file.descriptor, "wb", closefd=False) as stream:
+        stream.write(content)
+    return file
+
+
 class OpenFiles:
     """The most recently used shards, kept open; safe to use from several threads."""
 
-    def __init__(self, paths: list[Path], sha256: list[str] | None = None) -> None:
-        """sha256: what a whole file must have, which is looked at when it is first opened."""
+    def __init__(
+        self,
+        paths: list[Path],
+        sha256: list[str] | None = None,
+        openers: Mapping[int, Callable[[], OpenFile]] | None = None,
+    ) -> None:
+        """sha256: what a whole file must have, which is looked at when it is first opened.
+
+        openers: what opens those that lie elsewhere, and has looked at that.
+        """
         self._paths = paths
+        self._openers = openers or {}
         self._unproven = dict(enumerate(sha256 or []))
         self._open: OrderedDict[int, OpenFile] = OrderedDict()
         self._lock = Lock()
@@ -46,7 +63,6 @@ class OpenFiles:
         with self._lock:
             file = self._open.get(number)
             if file is None:
-                self._prove(number)
                 file = self._open[number] = self._opened(number)
                 if len(self._open) > MAX_OPEN_FILES:
                     self._open.popitem(last=False)
@@ -70,8 +86,11 @@ class OpenFiles:
         del self._unproven[number]
 
     def _opened(self, number: int) -> OpenFile:
+        if number in self._openers:
+            return self._openers[number]()
+        self._prove(number)
         try:
-            return OpenFile(self._paths[number])
+            return OpenFile(os.open(self._paths[number], os.O_RDONLY))
         except FileNotFoundError as error:
             raise self._gone(number) from error
 

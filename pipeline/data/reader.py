@@ -65,7 +65,7 @@ class SampleReader:
         self.num_sequences = dataset.num_tokens // self._content
         if not self.num_sequences:
             raise DataError(
-                f"{dataset.path} has {dataset.num_tokens} tokens in split '{dataset.split}', too "
+                f"{dataset.name} has {dataset.num_tokens} tokens in split '{dataset.split}', too "
                 f"few for one sequence of {seq_len}. Use a smaller train.seq_len, or tokenize more "
                 "text (for the valid split: a larger --valid-fraction)."
             )
@@ -98,7 +98,7 @@ class SampleReader:
             here["dataset_fingerprint"] = self.dataset.former_fingerprint
         if problems := state_problems(state, here):
             raise DataError(
-                f"The checkpoint was trained on other samples than {self.dataset.path} gives now:\n"
+                f"The checkpoint was trained on other samples than {self.dataset.name} gives now:\n"
                 + "\n".join(f"  {problem}" for problem in problems)
                 + "\nRestore the dataset and settings of the run, or start a new run directory."
             )

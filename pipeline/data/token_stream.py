@@ -1,14 +1,14 @@
 """Shards end to end as one stream of tokens, of one dataset or of several in turn."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from esolm.data_prep.errors import DataError
 from esolm.data_prep.layout import MEMBER_TOKENS, ShardInfo
 from esolm.pipeline.data.checked_tokens import CheckedTokens, TokenArray
+from esolm.pipeline.data.checksums import DataFolder
+from esolm.pipeline.data.damage import DamagedTokensError
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -23,9 +23,13 @@ class TokenStream:
     """
 
     def __init__(
-        self, shards: Sequence[tuple[Path, ShardInfo]], dtype: str, vocab_size: int, checked: bool
+        self,
+        shards: Sequence[tuple[DataFolder, ShardInfo]],
+        dtype: str,
+        vocab_size: int,
+        checked: bool,
     ) -> None:
-        """shards: each with the folder of its dataset. checked: as for `CheckedTokens`."""
+        """shards: each with the place of its dataset. checked: as for `CheckedTokens`."""
         self._tokens = CheckedTokens(shards, dtype, checked)
         self._vocab_size = vocab_size
         ends = np.cumsum([shard.num_tokens for _, shard in shards], dtype=np.int64)
@@ -34,8 +38,8 @@ class TokenStream:
     def read_many(self, starts: Int64Array, length: int) -> Int64Array:
         """Return tokens [N, length] of the stream from each start [N], all of it within the stream.
 
-        Raises DataError for tokens that are not what was written or not of the vocabulary, and for
-        a shard that is shorter than it was.
+        Raises DamagedTokensError for tokens that are not what was written or not of the vocabulary,
+        and for a shard that is shorter than it was.
         """
         rows = np.empty((len(starts), length), dtype=np.int64)
         for first in range(0, len(starts), BLOCK_ROWS):
@@ -81,15 +85,18 @@ class TokenStream:
         return shards, members, within, np.minimum(MEMBER_TOKENS, sizes - members * MEMBER_TOKENS)
 
     def _refuse_foreign(self, tokens: TokenArray, starts: Int64Array) -> None:
-        """Raise DataError for the first token [N, L] not of the vocabulary. starts [N]: of rows."""
+        """Raise DamagedTokensError for the first token [N, L] that is not of the vocabulary.
+
+        starts [N]: of rows.
+        """
         if not tokens.size or int(tokens.max()) < self._vocab_size:
             return
         row, column = np.argwhere(tokens >= self._vocab_size)[0]
         shards, members, within, _ = self._locate(starts[row : row + 1] + column)
         shard, member = int(shards[0]), int(members[0])
-        place = f"member {member}, byte {self._tokens.offset(shard, member, int(within[0]))}"
-        raise DataError(
-            f"{self._tokens.paths[shard]}, {place}: token {tokens[row, column]} is not of the "
-            f"vocabulary of {self._vocab_size} tokens: the shard is damaged. "
-            f"{self._tokens.advice(shard)}"
+        problem = (
+            f"token {tokens[row, column]} is not of the vocabulary of {self._vocab_size} tokens: "
+            "the shard is damaged"
         )
+        part = self._tokens.damaged(shard, member, int(within[0]), problem)
+        raise DamagedTokensError([part])

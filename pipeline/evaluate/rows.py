@@ -77,7 +77,7 @@ class ArrayRows:
 
 
 def dataset_rows(
-    path: Path,
+    path: Path | str,
     split: str,
     subject: Subject,
     seq_len: int | None,
@@ -91,11 +91,11 @@ def dataset_rows(
     """
     dataset = TokenDataset(path, split)
     subject.check_vocabulary(
-        path, dataset.vocab_size, dataset.mask_id, dataset.tokenizer_fingerprint
+        dataset.name, dataset.vocab_size, dataset.mask_id, dataset.tokenizer_fingerprint
     )
     reader = SampleReader(dataset, seq_len or subject.seq_len, 0, "none", wrapped)
     return DatasetRows(
-        f"{path} ({split})",
+        f"{dataset.name} ({split})",
         limited(reader.num_sequences, limit),
         reader,
         load_tokenizer(dataset.tokenizer_directory),

@@ -57,7 +57,7 @@ def measure_samples(
     settings: SampleSettings,
     judge: Path | None = None,
     featuriser: Path | None = None,
-    references: Path | None = None,
+    references: Path | str | None = None,
     split: str = "valid",
     out: Path | None = None,
 ) -> dict[str, Any]:
@@ -115,7 +115,9 @@ def _warm_up(bundle: Bundle) -> None:
     generate(bundle, Request(length=length, num_samples=1, num_steps=2, alpha_0=0.5))
 
 
-def reference_texts(bundle: Bundle, data: Path, split: str, settings: SampleSettings) -> list[str]:
+def reference_texts(
+    bundle: Bundle, data: Path | str, split: str, settings: SampleSettings
+) -> list[str]:
     """Returns as many rows of a dataset as there are samples, as text of the samples' length."""
     dataset = TokenDataset(data, split)
     length = settings.length or bundle.model.generation_config.length

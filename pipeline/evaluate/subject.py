@@ -38,7 +38,7 @@ class Subject:
     tokenizer: Tokenizer | None
 
     def check_vocabulary(
-        self, path: Path, num_rows: int, mask_id: int, fingerprint: str | None
+        self, path: Path | str, num_rows: int, mask_id: int, fingerprint: str | None
     ) -> None:
         """Raises ConfigError unless a tokenizer or dataset has the ids of the network.
 

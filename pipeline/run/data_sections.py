@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from esolm.model.settings import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, Range, setting
+from esolm.pipeline.data.block_cache import DEFAULT_BYTES, SMALLEST_BYTES
 from esolm.pipeline.data.index import SHUFFLES
 
 
@@ -10,7 +11,7 @@ from esolm.pipeline.data.index import SHUFFLES
 class SourceSection:
     """One entry of data.sources."""
 
-    path: str = setting("", "A dataset made by `esolm prep merge`.")
+    path: str = setting("", "A dataset made by `esolm prep merge`, its folder or its address.")
     weight: float = setting(1.0, "Its part of the samples, in any unit.", POSITIVE)
     epochs_max: float = setting(
         0.0, "Most times that it may be read; 0: as `data.epochs_max` says.", NOT_NEGATIVE
@@ -21,7 +22,9 @@ class SourceSection:
 @dataclass
 class DataSection:
     path: str = setting(
-        "", "A dataset made by `esolm prep merge`; this or `data.sources` is required."
+        "",
+        "A dataset made by `esolm prep merge`, its folder or its address "
+        "(`s3://`, `https://` ...); this or `data.sources` is required.",
     )
     sources: list[SourceSection] = field(
         default_factory=list,
@@ -50,6 +53,22 @@ class DataSection:
         "tokens while they are read; `sampled`: also some tokens of every shard at the start; "
         "`full`: also every byte. Its tokenizer is checked in any case.",
         choices=("none", "sizes", "sampled", "full"),
+    )
+    on_corrupt: str = setting(
+        "error",
+        "What damaged tokens do that are met while they are read: `error` ends the run; "
+        "`quarantine` puts another row of the same source in the place of each that touches them; "
+        "see [data](data.md#damaged-tokens).",
+        choices=("error", "quarantine"),
+    )
+    cache_dir: str = setting(
+        "",
+        "Where tokens from an address are kept on a node; empty: a folder in its `TMPDIR`.",
+    )
+    cache_bytes: int = setting(
+        DEFAULT_BYTES,
+        "Most bytes of tokens from addresses that are kept on a node.",
+        Range(SMALLEST_BYTES),
     )
     prefetch: int = setting(4, "Global batches prepared ahead.", within=COUNT)
 

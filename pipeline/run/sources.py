@@ -6,9 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from esolm.data_prep.errors import DataError
+from esolm.data_prep.remote import is_url, shown
 from esolm.data_prep.verify import tokenizer_problems
 from esolm.model.settings import setting_problems
 from esolm.pipeline.checkpoint.commit import newest_valid
+from esolm.pipeline.data.block_cache import CachePlace
 from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.data.mixture import MixtureReader, MixtureSource, SourceUse
 from esolm.pipeline.data.reader import content_of
@@ -30,14 +32,34 @@ def named_sources(data: DataSection) -> list[SourceSection]:
             path=source.path,
             weight=source.weight,
             epochs_max=source.epochs_max or data.epochs_max,
-            name=source.name or Path(source.path).absolute().name,
+            name=source.name or _last_name(source.path),
         )
         for source in data.sources or [SourceSection(path=data.path)]
     ]
 
 
+def _last_name(path: str) -> str:
+    return (
+        shown(path).rstrip("/").rpartition("/")[2] if is_url(path) else Path(path).absolute().name
+    )
+
+
+def source_folders(data: DataSection) -> list[str]:
+    """Returns the datasets that lie in folders of this machine."""
+    return [path for path in source_paths(data) if not is_url(path)]
+
+
+def open_dataset(config: RunConfig, path: str, split: str) -> TokenDataset:
+    """Returns a split as the run reads it. Raises what `TokenDataset` raises."""
+    data = config.data
+    cache = CachePlace(data.cache_dir, data.cache_bytes)
+    return TokenDataset(
+        path, split, data.verify != "none", cache, may_be_short=data.on_corrupt == "quarantine"
+    )
+
+
 def source_paths(data: DataSection) -> list[str]:
-    """Returns the folder of every dataset that a configuration names."""
+    """Returns the folder or the address of every dataset that a configuration names."""
     return [source.path for source in named_sources(data)]
 
 
@@ -52,22 +74,22 @@ def open_sources(config: RunConfig) -> tuple[list[MixtureSource], list[str]]:
         if config.data.sources and not source.path:
             continue
         try:
-            dataset = TokenDataset(source.path, "train", config.data.verify != "none")
+            dataset = open_dataset(config, source.path, "train")
             opened.append(MixtureSource(source.name, dataset, source.weight, source.epochs_max))
             problems += _split_problems(config, dataset)
-            problems += tokenizer_problems(dataset.path, dataset.manifest)
+            found = tokenizer_problems(dataset.path, dataset.manifest)
+            problems += [each.replace(str(dataset.path), dataset.name) for each in found]
         except DataError as error:
             problems.append(str(error))
-    if config.data.verify != "none":
+    if config.data.verify != "none" or any(source.dataset.remote for source in opened):
         problems += _checksum_problems(opened)
     return opened, problems + _kinship_problems(opened)
 
 
 def open_split(config: RunConfig, split: str) -> list[MixtureSource]:
     """Returns a split of every dataset, without checks. Raises DataError for the first bad one."""
-    checked = config.data.verify != "none"
     return [
-        MixtureSource(each.name, TokenDataset(each.path, split, checked), each.weight)
+        MixtureSource(each.name, open_dataset(config, each.path, split), each.weight)
         for each in named_sources(config.data)
     ]
 
@@ -138,9 +160,9 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
         return [f"train.seq_len is {config.train.seq_len}; data.wrapped takes 3 at least"]
     splits = [dataset]
     if config.train.valid_every_steps > 0:
-        splits.append(TokenDataset(dataset.path, "valid", config.data.verify != "none"))
+        splits.append(dataset.other_split("valid"))
     return [
-        f"split '{split.split}' of {dataset.path} has {split.num_tokens} tokens, too few for "
+        f"split '{split.split}' of {dataset.name} has {split.num_tokens} tokens, too few for "
         f"one sequence of train.seq_len {config.train.seq_len}: make that smaller, or tokenize "
         "more text (for the valid split: with a larger --valid-fraction)"
         for split in splits
@@ -154,9 +176,9 @@ def _checksum_problems(sources: Sequence[MixtureSource]) -> list[str]:
     if len(without) == len(sources):
         return []
     return [
-        f"source '{source.name}' ({source.dataset.path}) is of format 1, without checksums of its "
-        "tokens, and a mixture looks at those of all sources or of none: tokenize it again, or set "
-        "data.verify to none"
+        f"source '{source.name}' ({source.dataset.name}) is of format 1, without checksums of its "
+        "tokens, and a mixture looks at those of all sources or of none: tokenize it again, or, if "
+        "no source lies at an address, set data.verify to none"
         for source in without
     ]
 
@@ -168,7 +190,7 @@ def _kinship_problems(sources: Sequence[MixtureSource]) -> list[str]:
         first, dataset = sources[0].dataset, source.dataset
         if dataset.manifest.tokenizer != first.manifest.tokenizer:
             problems.append(
-                f"source '{source.name}' ({dataset.path}) was made with another tokenizer "
+                f"source '{source.name}' ({dataset.name}) was made with another tokenizer "
                 f"({dataset.tokenizer_fingerprint[:12]}, {dataset.vocab_size} ids) than "
                 f"'{sources[0].name}' ({first.tokenizer_fingerprint[:12]}, {first.vocab_size} "
                 "ids): tokenize one of them again with the other's"
@@ -176,7 +198,7 @@ def _kinship_problems(sources: Sequence[MixtureSource]) -> list[str]:
         same = seen.setdefault(dataset.fingerprint, source)
         if same is not source:
             problems.append(
-                f"source '{source.name}' ({dataset.path}) has the tokens of '{same.name}' "
-                f"({same.dataset.path}): give one of them the weight of both"
+                f"source '{source.name}' ({dataset.name}) has the tokens of '{same.name}' "
+                f"({same.dataset.name}): give one of them the weight of both"
             )
     return problems

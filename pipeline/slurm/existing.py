@@ -6,18 +6,20 @@ from pathlib import Path
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.manifest import MANIFEST_NAME
 from esolm.pipeline.checkpoint.commit import newest_valid
-from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.data.reader import SampleReader
 from esolm.pipeline.errors import CheckpointError, ConfigError
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import Experiment
 from esolm.pipeline.run.sections import RunConfig
-from esolm.pipeline.run.sources import reader_of, source_paths
+from esolm.pipeline.run.sources import open_dataset, reader_of, source_folders
 
 
 def is_prepared(config: RunConfig) -> bool:
-    """Whether every dataset is merged, so that training could read it now."""
-    return all((Path(path) / MANIFEST_NAME).is_file() for path in source_paths(config.data))
+    """Whether every dataset is merged, so that training could read it now.
+
+    Nobody makes one at an address here: whether it is there is told when it is opened.
+    """
+    return all((Path(path) / MANIFEST_NAME).is_file() for path in source_folders(config.data))
 
 
 def access_problems(run: Path) -> list[str]:
@@ -47,7 +49,7 @@ def evaluation_problems(config: RunConfig) -> list[str]:
             "training reports valid_loss/SOURCE, and `esolm evaluate RUN DATASET` measures each"
         ]
     try:
-        dataset = TokenDataset(config.data.path, "valid")
+        dataset = open_dataset(config, config.data.path, "valid")
         SampleReader(dataset, config.train.seq_len, 0, "none", config.data.wrapped)
     except DataError as error:
         return [f"stage evaluate: {error}"]

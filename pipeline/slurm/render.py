@@ -11,7 +11,7 @@ from esolm.data_prep.cleaning.stages import inputs_of
 from esolm.data_prep.remote import is_url
 from esolm.data_prep.sources import folders_of
 from esolm.pipeline.run.sections import RunConfig
-from esolm.pipeline.run.sources import source_paths
+from esolm.pipeline.run.sources import source_folders
 from esolm.pipeline.slurm.profile import ClusterProfile
 from esolm.pipeline.slurm.stages import GPU_STAGES, PURPOSES, Job, Paths, partition_of
 
@@ -101,7 +101,7 @@ def mounted_folders(config: RunConfig, profile: ClusterProfile, stage: str) -> l
     """What the container of a stage must see, each FROM or FROM:TO; none without containers."""
     if profile.container.runtime == "none":
         return []
-    folders = [*profile.container.mounts, config.run.dir, *source_paths(config.data)]
+    folders = [*profile.container.mounts, config.run.dir, *source_folders(config.data)]
     if stage == "tokenizer" or stage in PURPOSES:
         files = [path for words in config.prep.clean for path in inputs_of(words)]
         folders += [*folders_of([*config.prep.inputs, *files]), config.prep.tokenizer]

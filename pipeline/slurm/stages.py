@@ -9,6 +9,7 @@ from esolm.data_prep.errors import DataError
 from esolm.data_prep.jobs import TokenizeJob, check_settings
 from esolm.data_prep.manifest import MANIFEST_NAME
 from esolm.data_prep.passes import passes_of
+from esolm.data_prep.remote import is_url, shown
 from esolm.data_prep.sources import find_files
 from esolm.data_prep.tokenizers import has_tokenizer, load_tokenizer
 from esolm.model.settings import setting_problems
@@ -180,6 +181,12 @@ def prep_problems(config: RunConfig, stages: list[str]) -> list[str]:
             *problems,
             "stage prep makes one dataset, at data.path, and the run has data.sources: make each "
             "of them by `esolm prep tokenize` and `merge`, then submit without this stage",
+        ]
+    if is_url(config.data.path):
+        return [
+            *problems,
+            f"stage prep writes to a folder, and data.path is {shown(config.data.path)}: leave the "
+            "stage out, or prepare in a folder and copy that there",
         ]
     if not prep.inputs and not prep.from_python_stdlib:
         problems.append("prep.inputs names no text; give files, or prep.from_python_stdlib=true")

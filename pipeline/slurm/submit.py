@@ -19,7 +19,7 @@ from esolm.pipeline.run.config import load_config, to_yaml
 from esolm.pipeline.run.directory import REVISION, RunDirectory, git_revision
 from esolm.pipeline.run.experiment import problems_before_data, resolve
 from esolm.pipeline.run.sections import RunConfig
-from esolm.pipeline.run.sources import named_sources, source_paths
+from esolm.pipeline.run.sources import named_sources, source_folders, source_paths
 from esolm.pipeline.slurm import client
 from esolm.pipeline.slurm.chain import CANCELLED, Chain, ChainJob, refuse_if_live, write_chain
 from esolm.pipeline.slurm.check import cluster_problems
@@ -176,16 +176,19 @@ def _absolute(config: RunConfig) -> RunConfig:
     """Every path from the root on: jobs run in a folder of their own."""
     config.run.dir = str(Path(config.run.dir).resolve())
     for source, named in zip(config.data.sources, named_sources(config.data), strict=False):
-        source.path, source.name = str(Path(source.path).resolve()), named.name
-    if config.data.path:
-        config.data.path = str(Path(config.data.path).resolve())
+        source.path, source.name = _whole(source.path), named.name
+    config.data.path, config.data.cache_dir = map(_whole, (config.data.path, config.data.cache_dir))
     config.prep.inputs = [absolute(given) for given in config.prep.inputs]
     config.prep.clean = [with_absolute_inputs(words) for words in config.prep.clean]
     if config.prep.tokenizer:
         config.prep.tokenizer = str(Path(config.prep.tokenizer).resolve())
-    if config.train.init_from and not is_url(config.train.init_from):
-        config.train.init_from = str(Path(config.train.init_from).resolve())
+    config.train.init_from = _whole(config.train.init_from)
     return config
+
+
+def _whole(path: str) -> str:
+    """A path from the root on; an address, or none, as it is."""
+    return path if not path or is_url(path) else str(Path(path).resolve())
 
 
 def _mount_problems(config: RunConfig, profile: ClusterProfile, stages: list[str]) -> list[str]:
@@ -307,7 +310,7 @@ def _write(submission: Submission) -> None:
     paths.config.write_text(to_yaml(submission.config))
     if submission.in_container:  # what a job is yet to make has to be there to be mounted
         config = submission.config
-        for folder in (*source_paths(config.data), config.prep.tokenizer):
+        for folder in (*source_folders(config.data), config.prep.tokenizer):
             Path(folder).mkdir(parents=True, exist_ok=True)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(__file__).parents[2], paths.code / PACKAGE, ignore=ignored)

@@ -1,16 +1,16 @@
 """What `data.verify` has a run read of its dataset before it trains on it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
 
-from esolm.data_prep.errors import DataError
+from esolm.data_prep.errors import DataError, EsolmError
 from esolm.data_prep.layout import CHECKED_TOKENS
-from esolm.data_prep.manifest import SPLITS, Manifest, repair_advice
-from esolm.data_prep.verify import file_problem
+from esolm.data_prep.manifest import SPLITS
+from esolm.data_prep.verify import content_problem, file_problem
 from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.remote_folder import AbsentFileError
 
 SAMPLED_PARTS = 16
 """The parts of 1,024 tokens that `sampled` reads of every shard, at random places."""
@@ -28,9 +28,9 @@ def check_data(
         return
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mine: list[str] = []
-    for data, manifest in ((dataset.path, dataset.manifest) for dataset in datasets):
-        found = share_problems(data, manifest, verify, seed, on_bytes, rank, world_size)
-        mine += [*found, repair_advice(data)] if found else []
+    for dataset in datasets:
+        found = share_problems(dataset, verify, seed, on_bytes, rank, world_size)
+        mine += [*found, dataset.advice] if found else []
     everywhere: list[list[str]] = [[] for _ in range(world_size)]
     dist.all_gather_object(everywhere, mine)
     if problems := [problem for found in everywhere for problem in found]:
@@ -38,31 +38,42 @@ def check_data(
 
 
 def share_problems(
-    data: Path, manifest: Manifest, verify: str, seed: int, on_bytes: Callable[[int], None],
+    dataset: TokenDataset, verify: str, seed: int, on_bytes: Callable[[int], None],
     rank: int, world_size: int,
 ) -> list[str]:  # fmt: skip
     """Says what is wrong with one rank's share of the shards, as far as `verify` looks at it."""
     problems: list[str] = []
     try:
         if verify == "sampled":
-            problems += _sampled(data, manifest, seed, on_bytes, rank, world_size)
+            problems += _sampled(dataset, seed, on_bytes, rank, world_size)
         if verify == "full":
-            files = [file for shard in manifest.shards[rank::world_size] for file in shard.files()]
-            found = [
-                file_problem(data / name, size, sha256, on_bytes) for name, size, sha256 in files
-            ]
+            shards = dataset.manifest.shards[rank::world_size]
+            files = [file for shard in shards for file in shard.files()]
+            found = [_file_problem(dataset, *file, on_bytes) for file in files]
             problems += filter(None, found)
-    except (DataError, OSError) as error:  # for all ranks to hear, which wait for this one
+    except (EsolmError, OSError) as error:  # for all ranks to hear, which wait for this one
         return [str(error)]
     return problems
 
 
+def _file_problem(
+    dataset: TokenDataset, name: str, num_bytes: int, sha256: str, on_bytes: Callable[[int], None]
+) -> str | None:
+    remote = dataset.remote
+    if remote is None:
+        return file_problem(dataset.path / name, num_bytes, sha256, on_bytes)
+    try:
+        content = remote.content(name, num_bytes)
+        return content_problem(f"{remote}/{name}", num_bytes, sha256, content, on_bytes)
+    except AbsentFileError as error:
+        return str(error)
+
+
 def _sampled(
-    data: Path, manifest: Manifest, seed: int, on_bytes: Callable[[int], None],
-    rank: int, world_size: int,
-) -> Iterator[str]:  # fmt: skip
-    for split in filter(manifest.num_tokens, SPLITS):
-        dataset = TokenDataset(data, split)
+    opened: TokenDataset, seed: int, on_bytes: Callable[[int], None], rank: int, world_size: int
+) -> Iterator[str]:
+    for split in filter(opened.manifest.num_tokens, SPLITS):
+        dataset = opened.other_split(split)
         ends = np.cumsum([shard.num_tokens for shard in dataset.shards])
         for number in range(rank, len(ends), world_size):
             draws = np.random.default_rng([seed, number])

@@ -128,7 +128,7 @@ def _problems(origin: Origin, experiment: Experiment) -> list[str]:
     if origin.tokenizer and origin.tokenizer != dataset.tokenizer_fingerprint:
         problems.append(
             f"the vocabulary of {origin.path} (tokenizer {origin.tokenizer[:12]}) is not that "
-            f"of {dataset.path} (tokenizer {dataset.tokenizer_fingerprint[:12]})"
+            f"of {dataset.name} (tokenizer {dataset.tokenizer_fingerprint[:12]})"
         )
     return problems
 

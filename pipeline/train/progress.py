@@ -40,7 +40,7 @@ class Progress:
             model=asdict(experiment.model),
             objective=asdict(experiment.config.objective),
             data=reader.state(self.consumed_samples),
-            data_path=str(experiment.dataset.path.resolve()),
+            data_path=experiment.dataset.place,
             tokenizer=experiment.dataset.tokenizer_fingerprint,
             guard=guard.state(),
         )
@@ -79,7 +79,7 @@ def check_same_run(state: RunState, experiment: Experiment, reader: MixtureReade
     if state.tokenizer and state.tokenizer != dataset.tokenizer_fingerprint:
         problems.append(
             f"the checkpoint's vocabulary ({state.model.get('vocab_size')} ids, tokenizer "
-            f"{state.tokenizer[:12]}) is not that of {dataset.path} ({here['vocab_size']} ids, "
+            f"{state.tokenizer[:12]}) is not that of {dataset.name} ({here['vocab_size']} ids, "
             f"tokenizer {dataset.tokenizer_fingerprint[:12]})"
         )
     if problems:

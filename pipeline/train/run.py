@@ -124,7 +124,7 @@ def _announce_sources(trainer: Trainer) -> None:
     for source, use in zip(trainer.reader.sources, uses, strict=True):
         logger.info(
             "dataset %s: %d tokens, %.4g of the samples to come, read %.3g times by the last step",
-            source.dataset.path,
+            source.dataset.name,
             source.dataset.num_tokens,
             use.share,
             use.epochs,

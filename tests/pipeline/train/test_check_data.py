@@ -9,6 +9,7 @@ import pytest
 
 from esolm.data_prep.manifest import read_manifest
 from esolm.pipeline.cli.main import main
+from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.train.check_data import share_problems
 from tests.data_prep.corpus import make_tokenizer
 from tests.e2e.runs import finish, start, write_config
@@ -20,8 +21,9 @@ def data(dataset: Path, tmp_path: Path) -> Path:
 
 
 def problems(data: Path, verify: str, rank: int = 0, world_size: int = 1) -> list[str]:
-    manifest = read_manifest(data)
-    return share_problems(data, manifest, verify, 1, lambda num_bytes: None, rank, world_size)
+    return share_problems(
+        TokenDataset(data, "train"), verify, 1, lambda num_bytes: None, rank, world_size
+    )
 
 
 def change(path: Path, every: int) -> None:

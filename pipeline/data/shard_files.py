@@ -1,0 +1,169 @@
+"""The tars of shards, on disks of this machine and at addresses, read at many places at a time."""
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from esolm.data_prep.layout import CHECKED_TOKENS, MEMBER_TOKENS, ShardInfo
+from esolm.pipeline.data.checksums import Checksums, DataFolder, crc32
+from esolm.pipeline.data.open_files import OpenFiles
+from esolm.pipeline.data.remote_dataset import RemoteDataset
+
+Int64Array = npt.NDArray[np.int64]
+
+Wanted = list[tuple[int, memoryview, int]]
+"""Pieces of one member: (number of the piece, where it goes, its first byte in the member)."""
+
+
+class ShardFiles:
+    """The tars of datasets that may lie in different places; safe for threads and after a fork."""
+
+    def __init__(
+        self,
+        shards: Sequence[tuple[DataFolder, ShardInfo]],
+        itemsize: int,
+        checksums: Checksums | None,
+    ) -> None:
+        """itemsize: bytes of a token. checksums: of all shards, if they are looked at."""
+        self._shards, self._itemsize, self._checksums = shards, itemsize, checksums
+        self._files = OpenFiles([Path(str(data), shard.name) for data, shard in shards])
+        self._remote = {n for n, (data, _) in enumerate(shards) if isinstance(data, RemoteDataset)}
+        self._with_checksums: set[int] = set()
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+        self._lock = threading.Lock()
+
+    def fill(self, shards: Int64Array, views: list[memoryview], offsets: list[int]) -> list[int]:
+        """Read a piece of a shard [N] into each view [N] from its offset [N] on; shards in order.
+
+        Returns how many bytes there were of each: fewer where the file ends. Raises DataError for a
+        shard that is missing, and EsolmError for a server that does not answer.
+        """
+        found = [0] * len(views)
+        remote: dict[tuple[int, int], Wanted] = {}
+        for group in _groups(shards):
+            shard = int(shards[group.start])
+            if shard in self._remote:
+                for n in range(group.start, group.stop):
+                    member, within = self._place(shard, offsets[n])
+                    remote.setdefault((shard, member), []).append((n, views[n], within))
+                continue
+            file, preadv = self._files.get(shard), os.preadv
+            descriptor = file.descriptor  # open for as long as `file` is held
+            pairs = zip(views[group], offsets[group], strict=True)
+            found[group] = [preadv(descriptor, (view,), offset) for view, offset in pairs]
+        if remote:
+            self._fill_remote(remote, found)
+        return found
+
+    def _place(self, shard: int, offset: int) -> tuple[int, int]:
+        info = self._shards[shard][1]
+        return divmod(offset - info.member_offset, info.member_stride)
+
+    def _fill_remote(self, wanted: dict[tuple[int, int], Wanted], found: list[int]) -> None:
+        shards = {shard for shard, _ in wanted} - self._with_checksums
+        self._at_once([(self._fetch_checksums, (shard,)) for shard in sorted(shards)])
+        missing = [
+            place for place, pieces in wanted.items() if not self._kept(place, pieces, found)
+        ]
+        self._at_once([(self._fetch, (place, wanted[place], found)) for place in missing])
+
+    def _at_once(self, calls: Sequence[tuple]) -> None:  # type: ignore[type-arg]
+        """Make calls in several threads; raise what the first of them raised, when all are over."""
+        if not calls:
+            return
+        pool = self._pool()
+        waiting: list[Future[None]] = [pool.submit(act, *arguments) for act, arguments in calls]
+        try:
+            for each in waiting:
+                each.result()
+        finally:
+            for each in waiting:
+                each.cancel()
+            wait(waiting)  # they write into memory that the next call uses again
+
+    def _pool(self) -> ThreadPoolExecutor:
+        with self._lock:
+            pool = self._pools.get(os.getpid())  # threads do not outlive a fork
+            if pool is None:
+                data = (self._shards[shard][0] for shard in self._remote)
+                connections = min(
+                    d.folder.connections for d in data if isinstance(d, RemoteDataset)
+                )
+                pool = self._pools[os.getpid()] = ThreadPoolExecutor(connections, "fetch")
+            return pool
+
+    def _remote_of(self, shard: int) -> tuple[RemoteDataset, ShardInfo]:
+        data, info = self._shards[shard]
+        assert isinstance(data, RemoteDataset)
+        return data, info
+
+    def _fetch_checksums(self, shard: int) -> None:
+        data, info = self._remote_of(shard)
+        data.checksums(info)
+        self._with_checksums.add(shard)
+
+    def _fetch(self, place: tuple[int, int], pieces: Wanted, found: list[int]) -> None:
+        """Fetch a member, keep it if it is what was written, and take pieces of it."""
+        member, (data, info) = place[1], self._remote_of(place[0])
+        key = _key(info, member)
+        size = min(MEMBER_TOKENS, info.num_tokens - member * MEMBER_TOKENS) * self._itemsize
+        start = info.member_offset + member * info.member_stride
+        with data.cache.fetching(key):
+            if self._kept(place, pieces, found):  # another process was faster
+                return
+            for _ in range(2):  # what was damaged on the way is not so twice
+                content = data.folder.read(info.name, start, start + size)
+                data.counts.add(fetched=len(content))
+                if len(content) == size and self._is_sound(place, 0, memoryview(content)):
+                    data.cache.put(key, content)
+                    break
+        data.counts.add(parts=len(pieces))
+        for number, view, within in pieces:
+            piece = content[within : within + len(view)]
+            view[: len(piece)] = piece
+            found[number] = len(piece)
+
+    def _kept(self, place: tuple[int, int], pieces: Wanted, found: list[int]) -> bool:
+        """Take pieces of a member from the cache; say whether it is there and as it was written."""
+        member, (data, info) = place[1], self._remote_of(place[0])
+        key = _key(info, member)
+        descriptor = data.cache.open(key)
+        if descriptor is None:
+            return False
+        try:
+            for number, view, within in pieces:
+                found[number] = os.preadv(descriptor, (view,), within)
+                if found[number] != len(view) or not self._is_sound(place, within, view):
+                    data.cache.drop(key)
+                    data.counts.add(damaged=1)
+                    return False
+        finally:
+            os.close(descriptor)
+        data.counts.add(parts=len(pieces), hits=len(pieces))
+        return True
+
+    def _is_sound(self, place: tuple[int, int], within: int, content: memoryview) -> bool:
+        """Say whether bytes of a member, from a checked part of it on, have its checksums."""
+        assert self._checksums is not None, "tokens at an address are always checked"
+        step = CHECKED_TOKENS * self._itemsize
+        found = [crc32(content[a : a + step]) for a in range(0, len(content), step)]
+        first = place[1] * (MEMBER_TOKENS // CHECKED_TOKENS) + within // step
+        parts = np.arange(first, first + len(found))
+        return bool((self._checksums.of(np.full_like(parts, place[0]), parts) == found).all())
+
+
+def _key(info: ShardInfo, member: int) -> str:
+    """Return the name of a member in the cache: by what it holds, wherever it lies."""
+    return f"{info.sha256}-{member:06d}"
+
+
+def _groups(numbers: Int64Array) -> list[slice]:
+    """Return the slices of equal neighbours."""
+    bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    return [slice(begin, end) for begin, end in pairwise(bounds) if begin < end]
