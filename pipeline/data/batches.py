@@ -54,10 +54,14 @@ class BatchSource:
     def batch(self, first_sample: int) -> list[MicroBatch]:
         """Return the micro-batches of the global batch that starts at a global sample index."""
         keys = [self.keys(first_sample, slot) for slot in self.first_slots()]
+        quarantine = self.reader.quarantine
+        before = quarantine.replaced if quarantine else 0
         # All rows at once: what a reader does before the first row it does once.
         tokens = self.reader.read(np.concatenate([each.sample_index for each in keys]))
         rows = np.split(tokens, len(keys))
-        return [self._micro_batch(*each) for each in zip(keys, rows, strict=True)]
+        batch = [self._micro_batch(*each) for each in zip(keys, rows, strict=True)]
+        replaced = quarantine.replaced - before if quarantine else 0
+        return [replace(batch[0], replaced=replaced), *batch[1:]]
 
     def first_slots(self) -> range:
         """Return the first slot of each micro-batch."""

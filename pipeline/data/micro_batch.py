@@ -13,7 +13,8 @@ class MicroBatch:
 
     inputs: (tokens, positions, rows). targets: see `SparseTargets`. bucket: the part of
     the range of t that all its rows lie in, or None if there is no such part. sources: the number
-    of the source of each row, or None if losses by source are not asked for.
+    of the source of each row, or None if losses by source are not asked for. replaced: rows in the
+    places of damaged ones; those of a whole batch are counted in its first.
     """
 
     inputs: tuple[Tensor, Tensor, Tensor]
@@ -21,3 +22,4 @@ class MicroBatch:
     term: str
     bucket: int | None = None
     sources: tuple[int, ...] | None = None
+    replaced: int = 0

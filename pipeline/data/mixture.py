@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from esolm.data_prep.errors import DataError
+from esolm.pipeline.data.damage import DamagedTokensError
 from esolm.pipeline.data.dataset import TokenDataset, stream_of
 from esolm.pipeline.data.index import permute_each
+from esolm.pipeline.data.quarantine import Quarantine
 from esolm.pipeline.data.quotas import shares_of
 from esolm.pipeline.data.reader import SampleReader, content_of, state_problems, wrap
 from esolm.pipeline.data.segments import MixtureIndex, MixtureSegment, SourceShare
@@ -55,14 +57,16 @@ class MixtureReader:
         seed: int,
         shuffle: str = "global",
         wrapped: bool = False,
+        quarantine: Quarantine | None = None,
     ) -> None:
-        """sources: of different datasets. Raise DataError when one has too few tokens for a row."""
+        """sources: of different datasets. quarantine: as for `SampleReader`.
+
+        Raise DataError when one has too few tokens for a row.
+        """
         self.sources = tuple(sources)
         self.seq_len, self.seed, self.shuffle, self.wrapped = seq_len, seed, shuffle, wrapped
-        self._readers = {
-            each.dataset.fingerprint: SampleReader(each.dataset, seq_len, seed, shuffle, wrapped)
-            for each in sources
-        }
+        self.quarantine = quarantine
+        self._readers = {each.dataset.fingerprint: self._reader(each.dataset) for each in sources}
         assert len(self._readers) == len(self.sources)
         self._bounds = {s.dataset.fingerprint: s.epochs_max for s in sources if s.epochs_max}
         self._follow([self._segment(0)])
@@ -76,6 +80,19 @@ class MixtureReader:
             self._refuse_exhausted(np.zeros_like(global_sample_indices), global_sample_indices)
             return self._readers[self.index.fingerprints[0]].read(global_sample_indices)
         numbers, sequences = self.locate(global_sample_indices)
+        try:
+            return self._read(numbers, sequences)
+        except DamagedTokensError:
+            if self.quarantine is None:
+                raise
+        rows = np.empty((len(numbers), self.seq_len), dtype=np.int64)
+        for number in np.unique(numbers).tolist():
+            here, reader = numbers == number, self._readers[self.index.fingerprints[number]]
+            rows[here] = reader.read_sequences(sequences[here], global_sample_indices[here])
+        return rows
+
+    def _read(self, numbers: Int64Array, sequences: Int64Array) -> Int64Array:
+        """Return the tokens [N, L] of sequences [N] of the sources [N]."""
         stream, firsts, _ = self._joined
         length = content_of(self.seq_len, self.wrapped)
         rows = stream.read_many(firsts[numbers] + sequences * length, length)
@@ -151,7 +168,12 @@ class MixtureReader:
                 f"A sample of '{was.name}' was asked for, a source of the run before they were "
                 f"changed; {was.path} now holds other tokens. Put back what was there."
             )
-        return SampleReader(dataset, self.seq_len, self.seed, self.shuffle, self.wrapped)
+        return self._reader(dataset)
+
+    def _reader(self, dataset: TokenDataset) -> SampleReader:
+        return SampleReader(
+            dataset, self.seq_len, self.seed, self.shuffle, self.wrapped, self.quarantine
+        )
 
     def state(self, consumed_samples: int) -> dict[str, Any]:
         """Return all that a checkpoint must keep to continue at sample `consumed_samples`."""

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from esolm.data_prep.errors import DataError
 from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.data.index import SampleIndex
+from esolm.pipeline.data.quarantine import Quarantine, SourceRows
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -56,8 +57,12 @@ class SampleReader:
         seed: int,
         shuffle: str = "global",
         wrapped: bool = False,
+        quarantine: Quarantine | None = None,
     ) -> None:
-        """Raise DataError when the split has too few tokens for a single sequence."""
+        """Raise DataError when the split has too few tokens for a single sequence.
+
+        quarantine: reads other rows in the places of damaged ones, which else are errors.
+        """
         self._content = content_of(seq_len, wrapped)
         if self._content < 1:
             least = seq_len - self._content + 1
@@ -72,10 +77,21 @@ class SampleReader:
         self.dataset = dataset
         self.seq_len, self.wrapped = seq_len, wrapped
         self.index = SampleIndex(self.num_sequences, seed, shuffle)
+        self.quarantine = quarantine
+        self._rows = SourceRows(self._read, self.num_sequences, seed, dataset.name, dataset.split)
 
     def read(self, global_sample_indices: Int64Array) -> Int64Array:
-        """Return the tokens [N, L] of global samples [N]."""
+        """Return the tokens [N, L] of global samples [N]. Raises DataError for damaged tokens."""
         _, sequences = self.index.locate(global_sample_indices)
+        return self.read_sequences(sequences, global_sample_indices)
+
+    def read_sequences(self, sequences: Int64Array, samples: Int64Array) -> Int64Array:
+        """Return the tokens [N, L] of sequences [N], read for the global samples [N]."""
+        if self.quarantine is None:
+            return self._read(sequences)
+        return self.quarantine.read(self._rows, sequences, samples)
+
+    def _read(self, sequences: Int64Array) -> Int64Array:
         rows = self.dataset.read_many(sequences * self._content, self._content)
         return wrap(rows, self.dataset) if self.wrapped else rows
 

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from enum import Enum
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,12 @@ Int64Array = npt.NDArray[np.int64]
 
 Wanted = list[tuple[int, memoryview, int]]
 """Pieces of one member: (number of the piece, where it goes, its first byte in the member)."""
+
+
+class Kept(Enum):
+    """How pieces of a member lie in the cache."""
+
+    SOUND, DAMAGED, NOT = range(3)
 
 
 class ShardFiles:
@@ -69,9 +76,11 @@ class ShardFiles:
         shards = {shard for shard, _ in wanted} - self._with_checksums
         self._at_once([(self._fetch_checksums, (shard,)) for shard in sorted(shards)])
         missing = [
-            place for place, pieces in wanted.items() if not self._kept(place, pieces, found)
+            (self._fetch, (place, pieces, found))
+            for place, pieces in wanted.items()
+            if self._kept(place, pieces, found) is not Kept.SOUND
         ]
-        self._at_once([(self._fetch, (place, wanted[place], found)) for place in missing])
+        self._at_once(missing)
 
     def _at_once(self, calls: Sequence[tuple]) -> None:  # type: ignore[type-arg]
         """Make calls in several threads; raise what the first of them raised, when all are over."""
@@ -109,44 +118,45 @@ class ShardFiles:
         self._with_checksums.add(shard)
 
     def _fetch(self, place: tuple[int, int], pieces: Wanted, found: list[int]) -> None:
-        """Fetch a member, keep it if it is what was written, and take pieces of it."""
+        """Fetch a member, keep it, and take pieces of it."""
         member, (data, info) = place[1], self._remote_of(place[0])
         key = _key(info, member)
         size = min(MEMBER_TOKENS, info.num_tokens - member * MEMBER_TOKENS) * self._itemsize
         start = info.member_offset + member * info.member_stride
         with data.cache.fetching(key):
-            if self._kept(place, pieces, found):  # another process was faster
+            before = self._kept(place, pieces, found)
+            if before is Kept.SOUND:  # another process was faster
                 return
             for _ in range(2):  # what was damaged on the way is not so twice
                 content = data.folder.read(info.name, start, start + size)
                 data.counts.add(fetched=len(content))
-                if len(content) == size and self._is_sound(place, 0, memoryview(content)):
-                    data.cache.put(key, content)
+                is_sound = len(content) == size and self._is_sound(place, 0, memoryview(content))
+                if is_sound:
                     break
-        data.counts.add(parts=len(pieces))
+            # Of a member that is damaged over there, too, other rows may need what is sound.
+            if len(content) == size:
+                data.cache.put(key, content)
+        data.counts.add(parts=len(pieces), damaged=int(is_sound and before is Kept.DAMAGED))
         for number, view, within in pieces:
             piece = content[within : within + len(view)]
             view[: len(piece)] = piece
             found[number] = len(piece)
 
-    def _kept(self, place: tuple[int, int], pieces: Wanted, found: list[int]) -> bool:
-        """Take pieces of a member from the cache; say whether it is there and as it was written."""
+    def _kept(self, place: tuple[int, int], pieces: Wanted, found: list[int]) -> Kept:
+        """Take pieces of a member from the cache, if they are there as they were written."""
         member, (data, info) = place[1], self._remote_of(place[0])
-        key = _key(info, member)
-        descriptor = data.cache.open(key)
+        descriptor = data.cache.open(_key(info, member))
         if descriptor is None:
-            return False
+            return Kept.NOT
         try:
             for number, view, within in pieces:
                 found[number] = os.preadv(descriptor, (view,), within)
                 if found[number] != len(view) or not self._is_sound(place, within, view):
-                    data.cache.drop(key)
-                    data.counts.add(damaged=1)
-                    return False
+                    return Kept.DAMAGED
         finally:
             os.close(descriptor)
         data.counts.add(parts=len(pieces), hits=len(pieces))
-        return True
+        return Kept.SOUND
 
     def _is_sound(self, place: tuple[int, int], within: int, content: memoryview) -> bool:
         """Say whether bytes of a member, from a checked part of it on, have its checksums."""

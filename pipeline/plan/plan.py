@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+from esolm.data_prep.remote import shown
 from esolm.model.config import RECOMPUTE, ModelConfig
 from esolm.model.flops import flops_per_token, layer_costs
 from esolm.model.objectives import Objective, VocabularyIds
@@ -127,7 +128,7 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
     elif vocab_size < 2:
         problems.append(f"--vocab-size is {vocab_size}; it must be at least 2")
     else:
-        there = " or ".join(source_paths(config.data))
+        there = " or ".join(map(shown, source_paths(config.data)))
         notes.append(f"no dataset at {there}: --vocab-size {vocab_size} stands in")
         ids = VocabularyIds(vocab_size, vocab_size - 1, 0, 0)
     if problems:

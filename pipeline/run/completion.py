@@ -1,5 +1,6 @@
 """Whether a run has anything left to do, and what has changed since it last started."""
 
+from esolm.data_prep.remote import shown
 from esolm.pipeline.checkpoint.commit import committed, damaged, step_of
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.run.config import stated_settings, valid_keys
@@ -9,7 +10,7 @@ from esolm.pipeline.run.sections import RunConfig
 
 # How a run is cut up, kept, watched and fed, not what it computes.
 WITHOUT_EFFECT = (
-    *("parallel.", "checkpoint.", "data.prefetch", "data.verify"),
+    *("parallel.", "checkpoint.", "data.prefetch", "data.verify", "data.cache_"),
     *("data.epochs_max", "data.change_sources", "train.logits_mb"),
     *("train.log_every_steps", "train.valid_", "train.timeout_minutes", "train.profile_steps"),
     "train.check_replicas_every_steps",
@@ -71,5 +72,5 @@ def changed_settings(directory: RunDirectory, config: RunConfig) -> tuple[list[s
         was = before.get(key, now)
         if was != now and not key.startswith(NOT_COMPARED):
             listed = without if key.startswith(WITHOUT_EFFECT) else with_effect
-            listed.append(f"{key}: {was} before, {now} now")
+            listed.append(shown(f"{key}: {was} before, {now} now"))
     return with_effect, without

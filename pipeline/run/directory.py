@@ -39,6 +39,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.tokenizer = self.path / "tokenizer"
         self.incidents = self.path / "incidents.jsonl"
+        self.quarantine = self.path / "quarantine.jsonl"
         self.logs = self.path / "logs"
         self.done = self.path / "DONE"
 

@@ -1,7 +1,7 @@
 """The datasets that a configuration names: opened together, with everything wrong with them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from esolm.pipeline.checkpoint.commit import newest_valid
 from esolm.pipeline.data.block_cache import CachePlace
 from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.data.mixture import MixtureReader, MixtureSource, SourceUse
+from esolm.pipeline.data.quarantine import Met, Quarantine
 from esolm.pipeline.data.reader import content_of
 from esolm.pipeline.errors import CheckpointError
 from esolm.pipeline.run.data_sections import DataSection, SourceSection
@@ -94,10 +95,18 @@ def open_split(config: RunConfig, split: str) -> list[MixtureSource]:
     ]
 
 
-def reader_of(config: RunConfig, sources: Sequence[MixtureSource]) -> MixtureReader:
-    """Returns the reader of the samples of a run from its beginning."""
+def reader_of(
+    config: RunConfig,
+    sources: Sequence[MixtureSource],
+    tell: Callable[[Met], None] = lambda met: None,
+) -> MixtureReader:
+    """Returns the reader of the samples of a run from its beginning.
+
+    tell: hears of damage, if the run goes on without damaged rows.
+    """
     data, seq_len = config.data, config.train.seq_len
-    return MixtureReader(sources, seq_len, config.seed, data.shuffle, data.wrapped)
+    quarantine = Quarantine(tell) if data.on_corrupt == "quarantine" else None
+    return MixtureReader(sources, seq_len, config.seed, data.shuffle, data.wrapped, quarantine)
 
 
 def uses_of(config: RunConfig, sources: Sequence[MixtureSource]) -> list[SourceUse]:
@@ -129,7 +138,7 @@ def source_problems(data: DataSection) -> list[str]:
     problems = []
     if data.path:
         problems.append(
-            f"data.path is {data.path} and data.sources are given as well: a run reads one or the "
+            f"data.path is {shown(data.path)} and data.sources are given as well: a run reads one or the "
             "others; leave out one, or empty it by data.path= or data.sources=[]"
         )
     names: dict[str, int] = {}

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from esolm.data_prep.cleaning.stages import with_absolute_inputs
-from esolm.data_prep.remote import is_url
+from esolm.data_prep.remote import is_url, shown
 from esolm.data_prep.sources import absolute
 from esolm.model.settings import setting_problems
 from esolm.pipeline.errors import ConfigError
@@ -246,7 +246,7 @@ def _without_prepared(config: RunConfig, stages: list[str]) -> tuple[list[str], 
     names_text = config.prep.inputs or config.prep.from_python_stdlib
     if "prep" not in stages or names_text or not is_prepared(config):
         return stages, []
-    note = f"prep: {', '.join(source_paths(config.data))} is finished and is skipped"
+    note = f"prep: {', '.join(map(shown, source_paths(config.data)))} is finished and is skipped"
     return [stage for stage in stages if stage != "prep"], [note]
 
 

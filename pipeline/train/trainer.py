@@ -23,9 +23,11 @@ from esolm.pipeline.parallel.build import build_engine
 from esolm.pipeline.parallel.engine import EngineConfig, StepResult
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import Experiment, optimizer_arguments
+from esolm.pipeline.run.quarantine_file import QuarantineFile
 from esolm.pipeline.run.sections import ObjectiveSection
 from esolm.pipeline.run.sources import reader_of
 from esolm.pipeline.run.step_range import parse_steps
+from esolm.pipeline.train.data_figures import DataFigures
 from esolm.pipeline.train.guards import SpikeGuard, Standstill, check_replicas
 from esolm.pipeline.train.initial_weights import start_from
 from esolm.pipeline.train.measures import Measures
@@ -55,7 +57,9 @@ class Trainer:
         train, saving = self.config.train, self.config.checkpoint
         self.directory, self.device, self.rank = directory, device, rank
         self.watchdog = watchdog
-        self.reader = reader_of(self.config, experiment.sources)
+        damage = QuarantineFile(directory.quarantine, rank)
+        self.reader = reader_of(self.config, experiment.sources, damage.add)
+        self.data_figures = DataFigures(self.reader, device)
         self.source = batch_source(experiment, self.reader)
         self.checkpointer = Checkpointer(
             directory.checkpoints,
@@ -139,7 +143,9 @@ class Trainer:
         """Trains on one global batch, records its figures and heeds the guard's verdict."""
         self.profiler.before(self.progress.step + 1)
         started, rate = time.perf_counter(), self._learning_rate()
-        result = self.engine.train_step(next(self.batches), rate, self.guard.judge)
+        batch = next(self.batches)
+        self.data_figures.note(batch)
+        result = self.engine.train_step(batch, rate, self.guard.judge)
         self._advance(result)
         self.watchdog.progress()
         self.recorder.advance(self.progress.step)
@@ -148,7 +154,7 @@ class Trainer:
             figures["tokens"] = self.progress.tokens
             figures["data_wait_seconds"] = self.batches.reset_wait()
             figures["skipped_steps"] = self.progress.step - self.progress.updates
-            figures |= self._by_source(result)
+            figures |= self._by_source(result) | self.data_figures.figures()
             self.recorder.record(self.progress.step, figures)
         if not result.applied:
             self._note_incident(result)

@@ -48,10 +48,12 @@ class Validator:
         opened = open_split(config, "valid")
         shares = shares_of([split.weight for split in opened])
         splits = []
+        quarantine = source.reader.quarantine and source.reader.quarantine.apart()
         for split, share in zip(opened, shares, strict=True):
             reader = SampleReader(
-                split.dataset, config.train.seq_len, config.seed, "none", config.data.wrapped
-            )
+                split.dataset, config.train.seq_len, config.seed, "none", config.data.wrapped,
+                quarantine,
+            )  # fmt: skip
             splits.append(ValidSplit(split.name, float(share), source.for_validation(reader)))
         num_batches = max(1, config.train.valid_samples // config.train.global_batch_size)
         by_source = bool(config.data.sources)

@@ -192,8 +192,8 @@ def test_a_server_without_parts_of_files_is_refused(
         TokenDataset(url, "train", cache=place)
 
 
-def test_damage_at_the_address_is_named_and_not_kept(
-    url: str, copy_path: Path, place: CachePlace
+def test_damage_at_the_address_is_named_and_looked_at_anew(
+    server: RangeServer, url: str, copy_path: Path, place: CachePlace
 ) -> None:
     shard = read_manifest(copy_path).splits["train"][0]
     flip(copy_path / shard.name, 512 + 2 * 5000)
@@ -202,10 +202,12 @@ def test_damage_at_the_address_is_named_and_not_kept(
     for _ in range(2):
         with pytest.raises(DataError, match=found):
             data.read(4500, 600)
+    asked = len(server.paths)
     assert (data.read(0, 4096) == TokenDataset(copy_path, "train").read(0, 4096)).all()
-    assert blocks(place) == []
+    assert len(server.paths) == asked, "other rows of the member do not fetch it again"
     flip(copy_path / shard.name, 512 + 2 * 5000)
     assert len(data.read(4500, 600)) == 600, "it was put right there"
+    assert counts(data).damaged == 1, "the copy of before"
 
 
 def test_a_dataset_that_was_made_anew_is_seen(
