@@ -26,7 +26,7 @@ TOUCH_SECONDS = 60.0
 LEFTOVER_SECONDS = 600.0
 """A block that is being written for so long is one of a process that was killed."""
 DEFAULT_BYTES = 50_000_000_000
-SMALLEST_BYTES = 1 << 28
+SMALLEST_BYTES = 250_000_000
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Whether a run has anything left to do, and what has changed since it last started."""
 
-from esolm.data_prep.remote import shown
 from esolm.pipeline.checkpoint.commit import committed, damaged, step_of
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.run.config import stated_settings, valid_keys
@@ -72,5 +71,5 @@ def changed_settings(directory: RunDirectory, config: RunConfig) -> tuple[list[s
         was = before.get(key, now)
         if was != now and not key.startswith(NOT_COMPARED):
             listed = without if key.startswith(WITHOUT_EFFECT) else with_effect
-            listed.append(shown(f"{key}: {was} before, {now} now"))
+            listed.append(f"{key}: {was} before, {now} now")
     return with_effect, without

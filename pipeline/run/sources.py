@@ -138,8 +138,8 @@ def source_problems(data: DataSection) -> list[str]:
     problems = []
     if data.path:
         problems.append(
-            f"data.path is {shown(data.path)} and data.sources are given as well: a run reads one or the "
-            "others; leave out one, or empty it by data.path= or data.sources=[]"
+            f"data.path is {shown(data.path)} and data.sources are given as well: a run reads "
+            "one or the others; leave out one, or empty it by data.path= or data.sources=[]"
         )
     names: dict[str, int] = {}
     for number, (given, source) in enumerate(zip(data.sources, named_sources(data), strict=True)):
