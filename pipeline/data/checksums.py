@@ -42,7 +42,7 @@ class Checksums:
         """
         self._names = [f"{data}/{shard.crc_name}" for data, shard in shards]
         openers = {
-            number: partial(data.checksums, shard)
+            number: partial(data.file, shard.crc_name, shard.crc_sha256)
             for number, (data, shard) in enumerate(shards)
             if isinstance(data, RemoteDataset)
         }

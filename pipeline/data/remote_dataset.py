@@ -188,40 +188,38 @@ class RemoteDataset:
             if len(piece) < end - start:
                 return
 
-    def checksums(self, shard: ShardInfo) -> OpenFile:
-        """Return the file of a shard's checksums, as the manifest says that it is.
+    def file(self, name: str, sha256: str) -> OpenFile:
+        """Return a file of the dataset that has this sha256, from the cache if it is there.
 
-        Raises DataError if it is not, and as `RemoteFolder.read_whole` does.
+        Raises DataError if the server has another, and as `RemoteFolder.read_whole` does.
         """
-        key = f"{shard.crc_sha256}.crc32"
-        if (kept := self._kept_checksums(key, shard)) is not None:
+        if (kept := self._kept(sha256)) is not None:
             return kept
-        with self.cache.fetching(key):
-            if (kept := self._kept_checksums(key, shard)) is not None:
+        with self.cache.fetching(sha256):
+            if (kept := self._kept(sha256)) is not None:  # another process was faster
                 return kept
-            content = self.folder.read_whole(shard.crc_name)
+            content = self.folder.read_whole(name)
             self.counts.add(fetched=len(content))
             found = hashlib.sha256(content).hexdigest()
-            if found != shard.crc_sha256:
+            if found != sha256:
                 raise DataError(
-                    f"{self}/{shard.crc_name}: changed, sha256 {shard.crc_sha256} expected, "
-                    f"{found} found. {ADVICE}"
+                    f"{self}/{name}: changed, sha256 {sha256} expected, {found} found. {ADVICE}"
                 )
-            self.cache.put(key, content)
-        kept = self._kept_checksums(key, shard)
+            self.cache.put(sha256, content)
+        kept = self._kept(sha256)
         return file_in_memory(content) if kept is None else kept
 
-    def _kept_checksums(self, key: str, shard: ShardInfo) -> OpenFile | None:
-        descriptor = self.cache.open(key)
+    def _kept(self, sha256: str) -> OpenFile | None:
+        descriptor = self.cache.open(sha256)
         if descriptor is None:
             return None
         file = OpenFile(descriptor)
-        if key not in self._proven:
-            if sha256_of_file(Path(f"/proc/self/fd/{descriptor}")) != shard.crc_sha256:
-                self.cache.drop(key)
+        if sha256 not in self._proven:
+            if sha256_of_file(Path(f"/proc/self/fd/{descriptor}")) != sha256:
+                self.cache.drop(sha256)
                 self.counts.add(damaged=1)
                 return None
-            self._proven.add(key)
+            self._proven.add(sha256)
         return file
 
 

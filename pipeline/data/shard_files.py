@@ -114,7 +114,7 @@ class ShardFiles:
 
     def _fetch_checksums(self, shard: int) -> None:
         data, info = self._remote_of(shard)
-        data.checksums(info)
+        data.file(info.crc_name, info.crc_sha256)
         self._with_checksums.add(shard)
 
     def _fetch(self, place: tuple[int, int], pieces: Wanted, found: list[int]) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from esolm.data_prep.manifest import read_manifest
 from esolm.pipeline.run.config import load_config
-from esolm.pipeline.slurm.stages import Job, Paths, plan_jobs
+from esolm.pipeline.run.sources import named_sources, source_folders
+from esolm.pipeline.slurm.stages import Job, Paths, plan_jobs, prep_problems
 from tests.data_prep.corpus import text_of, write_jsonl
 from tests.processes import ROOT, environment
 
@@ -70,3 +71,12 @@ def test_jobs_make_the_dataset(dedup: str, stages: list[str], tmp_path: Path) ->
     if dedup == "task":  # the repeat falls to the other task
         expected |= {"documents": 30, "duplicates": 0}
     assert {key: counts[key] for key in expected} == expected
+
+
+def test_a_dataset_at_an_address_is_not_made_or_mounted() -> None:
+    overrides = ["run.dir=r", "data.path=s3://me:secret@bucket/web", "prep.inputs=[a.txt]"]
+    config = load_config("configs/run/demo.yaml", overrides)
+    (problem,) = prep_problems(config, ["prep"])
+    assert "stage prep writes to a folder, and data.path is s3://bucket/web" in problem
+    assert source_folders(config.data) == []
+    assert [source.name for source in named_sources(config.data)] == ["web"]

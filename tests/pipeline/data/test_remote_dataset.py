@@ -60,7 +60,7 @@ def counts(data: TokenDataset) -> remote_dataset.FetchCounts:
 
 
 def blocks(place: CachePlace) -> list[Path]:
-    return sorted(path for path in place.folder.glob("blocks/*/*") if "crc32" not in path.name)
+    return sorted(place.folder.glob("blocks/*/*-*"))
 
 
 def block_of(place: CachePlace, data: TokenDataset, shard: int) -> Path:
@@ -123,7 +123,7 @@ def test_damage_of_the_cache_is_fetched_again_and_counted(
     rows_of(data)
     flip(block_of(place, data, 0), 4096)
     os.truncate(block_of(place, data, 1), 50)
-    (checksums,) = place.folder.glob(f"blocks/*/{data.shards[0].crc_sha256}.crc32")
+    (checksums,) = place.folder.glob(f"blocks/*/{data.shards[0].crc_sha256}")
     flip(checksums, 0)
     (manifest,) = place.folder.glob("datasets/*/*/manifest.json")
     flip(manifest, 10)
