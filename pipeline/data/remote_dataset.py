@@ -96,10 +96,6 @@ class RemoteDataset:
     def __str__(self) -> str:
         return str(self.folder)
 
-    def in_words_of_address(self, text: str) -> str:
-        """Return a message about the records with the dataset's address in place of the copy's."""
-        return text.replace(str(self.records), str(self))
-
     def _copied_records(self) -> Path:
         """Return the folder of a copy that is what the server has now."""
         base = self.cache.folder / "datasets" / self._name
@@ -198,10 +194,13 @@ class RemoteDataset:
         with self.cache.fetching(sha256):
             if (kept := self._kept(sha256)) is not None:  # another process was faster
                 return kept
-            content = self.folder.read_whole(name)
-            self.counts.add(fetched=len(content))
-            found = hashlib.sha256(content).hexdigest()
-            if found != sha256:
+            for _ in range(2):  # what was damaged on the way is not so twice
+                content = self.folder.read_whole(name)
+                self.counts.add(fetched=len(content))
+                found = hashlib.sha256(content).hexdigest()
+                if found == sha256:
+                    break
+            else:
                 raise DataError(
                     f"{self}/{name}: changed, sha256 {sha256} expected, {found} found. {ADVICE}"
                 )
