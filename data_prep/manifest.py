@@ -22,6 +22,8 @@ SHARDS_DIRECTORY = "shards"
 WORK_DIRECTORY = "cleaning"
 """What tasks tell each other while they clean; nothing reads it once the dataset is merged."""
 TASKS_DIRECTORY = "tasks"
+PACKING_DIRECTORY = "packing"
+"""The rows that `esolm prep pack` makes of the documents."""
 TOKENIZER_DIRECTORY = "tokenizer"
 SPLITS = ("train", "valid")
 

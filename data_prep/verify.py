@@ -1,13 +1,12 @@
 """The full check of a dataset, of every byte against the checksums of the manifest."""
 
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.files import HASH_BLOCK_BYTES
+from esolm.data_prep.files import file_problem
 from esolm.data_prep.jobs import read_marker
 from esolm.data_prep.manifest import (
     TASKS_DIRECTORY,
@@ -15,6 +14,7 @@ from esolm.data_prep.manifest import (
     Manifest,
     repair_advice,
 )
+from esolm.data_prep.packing_index import packing_problems
 from esolm.data_prep.tokenizers import load_tokenizer
 
 
@@ -50,31 +50,10 @@ def verify_dataset(
     if problems:
         problems.append(repair_advice(data))
     problems += tokenizer_problems(data, manifest)
+    problems += packing_problems(data, manifest, on_bytes)
     if problems:
         raise DataError("\n".join(problems))
     return len(files)
-
-
-def file_problem(
-    path: Path, num_bytes: int, sha256: str, on_bytes: Callable[[int], None]
-) -> str | None:
-    """Say what is wrong with a file of a dataset, or return None. on_bytes: after each read."""
-    digest = hashlib.sha256()
-    found_bytes = 0
-    try:
-        with open(path, "rb", buffering=0) as stream:
-            while block := stream.read(HASH_BLOCK_BYTES):
-                digest.update(block)
-                found_bytes += len(block)
-                on_bytes(len(block))
-    except OSError as error:
-        return f"{path}: missing or unreadable ({error.strerror})"
-    if found_bytes != num_bytes:
-        kind = "cut short" if found_bytes < num_bytes else "too long"
-        return f"{path}: {kind}, {num_bytes} bytes expected, {found_bytes} found"
-    if digest.hexdigest() != sha256:
-        return f"{path}: changed, sha256 {sha256} expected, {digest.hexdigest()} found"
-    return None
 
 
 def _task_problems(data: Path, manifest: Manifest) -> list[str]:

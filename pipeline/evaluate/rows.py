@@ -82,18 +82,19 @@ def dataset_rows(
     subject: Subject,
     seq_len: int | None,
     limit: int | None,
-    wrapped: bool = False,
+    packing: str | None = None,
 ) -> DatasetRows:
     """Returns the rows of a split of a dataset, at most `limit` of them.
 
-    wrapped: as `data.wrapped` makes them. Raises DataError for a bad dataset and ConfigError for
-    one of another vocabulary.
+    packing: as `data.packing` makes them; by default as the network was trained. Raises DataError
+    for a bad dataset and ConfigError for one of another vocabulary.
     """
     dataset = TokenDataset(path, split)
     subject.check_vocabulary(
         path, dataset.vocab_size, dataset.mask_id, dataset.tokenizer_fingerprint
     )
-    reader = SampleReader(dataset, seq_len or subject.seq_len, 0, "none", wrapped)
+    packing = packing or subject.packing
+    reader = SampleReader(dataset, seq_len or subject.seq_len, 0, "none", packing)
     return DatasetRows(
         f"{path} ({split})",
         limited(reader.num_sequences, limit),
