@@ -194,19 +194,14 @@ def _info_of(record: Any, path: Path, remedy: str) -> PackedInfo:
     return info
 
 
-def packing_problems(data: Path, manifest: Manifest, on_bytes: Callable[[int], None]) -> list[str]:
-    """Say what is wrong with the rows that were made of a dataset, of every length."""
-    problems = []
-    for path in sorted((data / PACKING_DIRECTORY).glob("best_fit-*.json")):
-        length = int(path.stem.rpartition("-")[2])
-        try:
-            infos = [each for s in read_packing(data, manifest, length).values() for each in s]
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        found = [
-            file_problem(data / each.name, each.num_bytes, each.sha256, on_bytes) for each in infos
-        ]
-        if damaged := [problem for problem in found if problem]:
-            problems += [*damaged, f"Delete what is named, and run {pack_command(data, length)}."]
-    return problems
+def lengths_of(data: Path) -> list[int]:
+    """Return the lengths of rows that a dataset has a record of."""
+    paths = (data / PACKING_DIRECTORY).glob("best_fit-*.json")
+    found = (path.stem.rpartition("-")[2] for path in paths)
+    return sorted(int(length) for length in found if length.isdigit())
+
+
+def packed_files(data: Path, manifest: Manifest, length: int) -> list[tuple[str, int, str]]:
+    """Return (name, bytes, sha256) of every array of a length; raises as `read_packing` does."""
+    packing = read_packing(data, manifest, length)
+    return [(each.name, each.num_bytes, each.sha256) for s in packing.values() for each in s]

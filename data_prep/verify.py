@@ -14,7 +14,7 @@ from esolm.data_prep.manifest import (
     Manifest,
     repair_advice,
 )
-from esolm.data_prep.packing_index import packing_problems
+from esolm.data_prep.packing_index import lengths_of, pack_command, packed_files
 from esolm.data_prep.tokenizers import load_tokenizer
 
 
@@ -31,7 +31,37 @@ def verify_dataset(
     on_bytes: called with the number of bytes of each read. workers: files read at a time. Raises
     DataError, which names every damaged file with what was expected and what was found.
     """
-    files, one_at_a_time = files_of(manifest), Lock()
+    files, num_files = files_of(manifest), 0
+    problems = _file_problems(data, files, on_bytes, workers) + _task_problems(data, manifest)
+    if problems:
+        problems.append(repair_advice(data))
+    for length in lengths_of(data):
+        found, packed = _packing_problems(data, manifest, length, on_bytes, workers)
+        problems, num_files = problems + found, num_files + packed
+    problems += tokenizer_problems(data, manifest)
+    if problems:
+        raise DataError("\n".join(problems))
+    return len(files) + num_files
+
+
+def _packing_problems(
+    data: Path, manifest: Manifest, length: int, on_bytes: Callable[[int], None], workers: int
+) -> tuple[list[str], int]:
+    """Say what is wrong with the rows of a length, and how many files they have."""
+    try:
+        files = packed_files(data, manifest, length)
+    except DataError as error:
+        return [str(error)], 0
+    problems = _file_problems(data, files, on_bytes, workers)
+    if problems:
+        problems.append(f"Delete what is named, and run {pack_command(data, length)}.")
+    return problems, len(files)
+
+
+def _file_problems(
+    data: Path, files: list[tuple[str, int, str]], on_bytes: Callable[[int], None], workers: int
+) -> list[str]:
+    one_at_a_time = Lock()
 
     def count(num_bytes: int) -> None:
         with one_at_a_time:
@@ -43,17 +73,9 @@ def verify_dataset(
             pool.submit(file_problem, data / name, num_bytes, sha256, count)
             for name, num_bytes, sha256 in files
         ]
-        problems = [problem for each in waiting if (problem := each.result())]
+        return [problem for each in waiting if (problem := each.result())]
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the files at hand alone
-    problems += _task_problems(data, manifest)
-    if problems:
-        problems.append(repair_advice(data))
-    problems += tokenizer_problems(data, manifest)
-    problems += packing_problems(data, manifest, on_bytes)
-    if problems:
-        raise DataError("\n".join(problems))
-    return len(files)
 
 
 def _task_problems(data: Path, manifest: Manifest) -> list[str]:

@@ -64,12 +64,13 @@ def verify(
     """
     import os
 
-    from esolm.data_prep.manifest import read_manifest
+    from esolm.data_prep.manifest import PACKING_DIRECTORY, read_manifest
     from esolm.data_prep.progress import ProgressBar
     from esolm.data_prep.verify import files_of, verify_dataset
 
     manifest = read_manifest(data)
     num_bytes = sum(size for _, size, _ in files_of(manifest))
+    num_bytes += sum(path.stat().st_size for path in (data / PACKING_DIRECTORY).glob("*/*.npy"))
     with ProgressBar("verify", num_bytes, in_bytes=True) as progress:
         workers = workers or os.cpu_count() or 1
         num_files = verify_dataset(data, manifest, progress.advance, workers)

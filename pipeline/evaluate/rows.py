@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
 from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.index import CONTINUOUS
 from esolm.pipeline.data.reader import SampleReader
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.evaluate.subject import Subject
@@ -96,7 +97,7 @@ def dataset_rows(
     packing = packing or subject.packing
     reader = SampleReader(dataset, seq_len or subject.seq_len, 0, "none", packing)
     return DatasetRows(
-        f"{path} ({split})",
+        f"{path} ({split}{'' if packing == CONTINUOUS else f', {packing}'})",
         limited(reader.num_sequences, limit),
         reader,
         load_tokenizer(dataset.tokenizer_directory),

@@ -86,6 +86,8 @@ def test_rows_are_packed_as_in_training(
     export(run_path, tmp_path / "bundle", dtype="fp32")
     num_tokens = read_manifest(dataset).num_tokens("valid")
 
+    assert "(valid, wrapped): " in run(run_path, dataset, "--draws", 1)
+
     def rows_of(network: Path, *options: object) -> int:
         report = json.loads(run(network, dataset, "--draws", 1, "--json", *options))
         found: int = report["data"]["rows"]
