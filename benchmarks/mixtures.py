@@ -60,7 +60,7 @@ def write_source(directory: Path, num_tokens: int, seed: int, document: int) -> 
         writer.add([tokens[start : start + document].tolist()])
     writer.close()
     write_manifest(directory, Manifest(DTYPE.str, TOKENIZER, {"train": writer.shards}, {}))
-    job = PackJob(directory, (SEQ_LEN,))
+    job = PackJob.of(directory, (SEQ_LEN,))
     for task in range(job.num_tasks):
         pack_task(job, task, lambda _: None)
     write_packing(job, SEQ_LEN)

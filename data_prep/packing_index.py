@@ -17,7 +17,7 @@ import numpy as np
 
 from esolm.data_prep.document_ends import ends_of
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.files import file_problem, remove_leftovers, write_atomic
+from esolm.data_prep.files import file_problem, write_atomic
 from esolm.data_prep.layout import ShardInfo
 from esolm.data_prep.manifest import (
     PACKING_DIRECTORY,
@@ -34,8 +34,8 @@ from esolm.data_prep.records import read_record, write_record
 class PackedInfo:
     """The array of a shard's rows.
 
-    num_cut: documents in more than one row; num_cut_as_it_is: the same if the shard were cut as it
-    is. ends_sha256: of the ends that the rows were made from.
+    num_cut: see `PackedShard`; num_cut_as_it_is: the documents in more than one row if the shard
+    were cut as it is. ends_sha256: of the ends that the rows were made from.
     """
 
     name: str
@@ -51,14 +51,23 @@ class PackedInfo:
 
 @dataclass(frozen=True)
 class PackJob:
-    """What `esolm prep pack` makes: an array for every length and shard."""
+    """What `esolm prep pack` makes: an array for every length and shard.
+
+    fingerprint: of the dataset.
+    """
 
     data: Path
     lengths: tuple[int, ...]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, data: Path, lengths: tuple[int, ...]) -> "PackJob":
+        """Return the job for the dataset as it is now; raises as `read_manifest` does."""
+        return cls(data, lengths, read_manifest(data).fingerprint)
 
     @property
     def manifest(self) -> Manifest:
-        return _manifest_of(self.data)
+        return _manifest_of(self.data, self.fingerprint)
 
     @property
     def num_tasks(self) -> int:
@@ -71,9 +80,12 @@ class PackJob:
 
 
 @cache
-def _manifest_of(data: Path) -> Manifest:
+def _manifest_of(data: Path, fingerprint: str) -> Manifest:
     """A worker reads it once, not for each of its shards."""
-    return read_manifest(data)
+    manifest = read_manifest(data)
+    if manifest.fingerprint != fingerprint:
+        raise DataError(f"{data} was merged anew meanwhile. Run the same command again.")
+    return manifest
 
 
 def pack_command(data: Path, length: int) -> str:
@@ -125,8 +137,6 @@ def pack_task(job: PackJob, number: int, on_tokens: Callable[[int], None]) -> di
     content, sidecar = _array_of(packed, dtype), _sidecar(job.data, length, shard)
     sidecar.parent.mkdir(parents=True, exist_ok=True)
     array = sidecar.with_suffix(".npy")
-    for path in (array, sidecar):
-        remove_leftovers(path)
     write_atomic(array, content)
     info = PackedInfo(
         name=array.relative_to(job.data).as_posix(),
@@ -174,8 +184,9 @@ def read_packing(data: Path, manifest: Manifest, length: int) -> dict[str, list[
     if not path.exists():
         raise DataError(f"{data} has no index of best_fit rows of {length} tokens. {make}")
     record = read_record(path, make)
-    if record.get("fingerprint") not in (manifest.fingerprint, manifest.former_fingerprint):
-        raise DataError(f"{path} is of other tokens than {data} holds now. {make}")
+    known = (manifest.fingerprint, manifest.former_fingerprint)
+    if record.get("fingerprint") not in known or record.get("seq_len") != length:
+        raise DataError(f"{path} is of other tokens or rows than {data} has now. {make}")
     try:
         splits = {
             split: [_info_of(each, path, make) for each in record["splits"][split]]

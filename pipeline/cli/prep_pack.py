@@ -32,7 +32,7 @@ def pack(
     lengths = tuple(sorted(set(numbers("--seq-len", seq_len, int))))
     if not lengths or lengths[0] < 1:
         raise DataError(f"--seq-len is '{seq_len}', must be a number of tokens, at least 1.")
-    job = PackJob(data, lengths)
+    job = PackJob.of(data, lengths)
     to_do = [number for number in range(job.num_tasks) if not is_packed(job, number)]
     num_tokens = sum(job.task(number)[1].num_tokens for number in to_do)
     with ProgressBar("pack", num_tokens) as progress:

@@ -140,7 +140,7 @@ def test_the_bytes_do_not_depend_on_workers_and_what_is_done_is_skipped(
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(data_path, data)
-    job = PackJob(data, LENGTHS)
+    job = PackJob.of(data, LENGTHS)
     assert "0 skipped" in run_pack(data, "--workers", "2")
     for path in sorted(packed_path.rglob("packing/**/*")):
         again = data / path.relative_to(packed_path)
@@ -149,7 +149,6 @@ def test_the_bytes_do_not_depend_on_workers_and_what_is_done_is_skipped(
     arrays = sorted(left.glob("*.npy"))
     truncated(arrays[0])
     arrays[1].with_suffix(".json").write_text("{")
-    (left / f"{arrays[2].name}.0123456789abcdef.tmp").write_text("of a killed one")
     removed(arrays[2])
     record_path(data, 64).unlink()
     assert [n for n in range(job.num_tasks) if not is_packed(job, n)] == [0, 1, 2]
@@ -157,7 +156,6 @@ def test_the_bytes_do_not_depend_on_workers_and_what_is_done_is_skipped(
     for path in sorted(packed_path.rglob("packing/**/*")):
         again = data / path.relative_to(packed_path)
         assert path.is_dir() or path.read_bytes() == again.read_bytes()
-    assert not list(data.rglob("*.tmp"))
 
 
 def test_the_command_says_what_it_made(packed_path: Path) -> None:
@@ -219,7 +217,7 @@ def test_an_index_of_other_tokens_or_none_names_the_command(
     other = source_folders["a"]
     shutil.copytree(damaged_path / "packing", other / "packing")
     try:
-        with pytest.raises(DataError, match="is of other tokens than"):
+        with pytest.raises(DataError, match="is of other tokens or rows than"):
             SampleReader(TokenDataset(other, "train"), 1500, 3, packing="best_fit")
     finally:
         shutil.rmtree(other / "packing")

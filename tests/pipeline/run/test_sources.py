@@ -136,7 +136,7 @@ def test_a_plan_counts_the_rows_of_a_packing(
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(source_folders["e"], data)
-    job = PackJob(data, (700,))
+    job = PackJob.of(data, (700,))
     for task in range(job.num_tasks):
         pack_task(job, task, lambda _: None)
     [info] = write_packing(job, 700)["train"]
