@@ -37,9 +37,10 @@ def pack(
     num_tokens = sum(job.task(number)[1].num_tokens for number in to_do)
     with ProgressBar("pack", num_tokens) as progress:
         run_tasks(job, to_do, workers, progress, pack_task)
+    packings = {length: write_packing(job, length) for length in lengths}
     typer.echo(f"{len(to_do)} shards packed, {job.num_tasks - len(to_do)} skipped as finished")
-    for length in lengths:
-        _echo_packing(job, length, write_packing(job, length))
+    for length, packing in packings.items():
+        _echo_packing(job, length, packing)
 
 
 def _echo_packing(job: "PackJob", length: int, packing: "dict[str, list[PackedInfo]]") -> None:
