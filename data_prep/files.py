@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -141,6 +141,43 @@ def sha256_of_file(path: Path) -> str:
         while block := stream.read(HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_problem(
+    path: Path, num_bytes: int, sha256: str, on_bytes: Callable[[int], None]
+) -> str | None:
+    """Say what is wrong with a file of a dataset, or return None. on_bytes: after each read."""
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            content = iter(lambda: stream.read(HASH_BLOCK_BYTES), b"")
+            return content_problem(path, num_bytes, sha256, content, on_bytes)
+    except OSError as error:
+        return f"{path}: missing or unreadable ({error.strerror})"
+
+
+def content_problem(
+    path: Path | str, num_bytes: int, sha256: str, content: Iterable[bytes],
+    on_bytes: Callable[[int], None],
+) -> str | None:  # fmt: skip
+    """Say what is wrong with the content of a file, as `file_problem` does."""
+    digest, found_bytes = hashlib.sha256(), 0
+    for block in content:
+        digest.update(block)
+        found_bytes += len(block)
+        on_bytes(len(block))
+    if problem := size_problem(path, num_bytes, found_bytes):
+        return problem
+    if digest.hexdigest() != sha256:
+        return f"{path}: changed, sha256 {sha256} expected, {digest.hexdigest()} found"
+    return None
+
+
+def size_problem(path: Path | str, num_bytes: int, found: int) -> str | None:
+    """Say how the size of a file differs from what it should be, if it does."""
+    if found == num_bytes:
+        return None
+    kind = "cut short" if found < num_bytes else "too long"
+    return f"{path}: {kind}, {num_bytes} bytes expected, {found} found"
 
 
 def fingerprint_of(record: object) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.files import fingerprint_of
+from esolm.data_prep.files import fingerprint_of, size_problem
 from esolm.data_prep.layout import MEMBER_TOKENS, ShardInfo, token_dtype
 from esolm.data_prep.records import UNSEALED_VERSION, read_record, write_record
 from esolm.data_prep.tokenizers import TokenizerInfo
@@ -22,6 +22,8 @@ SHARDS_DIRECTORY = "shards"
 WORK_DIRECTORY = "cleaning"
 """What tasks tell each other while they clean; nothing reads it once the dataset is merged."""
 TASKS_DIRECTORY = "tasks"
+PACKING_DIRECTORY = "packing"
+"""The rows that `esolm prep pack` makes of the documents."""
 TOKENIZER_DIRECTORY = "tokenizer"
 SPLITS = ("train", "valid")
 
@@ -199,14 +201,6 @@ def shard_problems(
             if problem := size_problem(path, num_bytes, found):
                 problems.append(problem)
     return problems
-
-
-def size_problem(path: Path | str, num_bytes: int, found: int) -> str | None:
-    """Say how the size of a file differs from what it should be, if it does."""
-    if found == num_bytes:
-        return None
-    kind = "cut short" if found < num_bytes else "too long"
-    return f"{path}: {kind}, {num_bytes} bytes expected, {found} found"
 
 
 def repair_advice(data: Path) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esolm.pipeline.cli.prep_dataset import export, inspect, merge, stats, status, verify
+from esolm.pipeline.cli.prep_pack import pack
 from esolm.pipeline.run.data_sections import PrepSection
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from esolm.data_prep.sources import SourceFile
 
 app = typer.Typer(
-    help="Text becomes token tars: train a tokenizer, tokenize, status, merge, verify, inspect, "
-    "stats, export.",
+    help="Text becomes token tars: train a tokenizer, tokenize, status, merge, pack, verify, "
+    "inspect, stats, export.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -230,5 +231,5 @@ def _run_pass(job: "TokenizeJob", one: "CorpusPass", tasks: Sequence[int], worke
     )
 
 
-for command in (status, merge, verify, inspect, stats, export):
+for command in (status, merge, pack, verify, inspect, stats, export):
     app.command()(command)

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from esolm.data_prep.errors import DataError
 from esolm.pipeline.data.damage import DamagedTokensError
 from esolm.pipeline.data.dataset import TokenDataset, stream_of
-from esolm.pipeline.data.index import permute_each
+from esolm.pipeline.data.index import BEST_FIT, CONTINUOUS, permute_each
+from esolm.pipeline.data.packed_rows import Pieces
 from esolm.pipeline.data.quarantine import Quarantine
 from esolm.pipeline.data.quotas import shares_of
-from esolm.pipeline.data.reader import SampleReader, content_of, state_problems, wrap
+from esolm.pipeline.data.reader import SampleReader, content_of, finished, state_problems
 from esolm.pipeline.data.segments import MixtureIndex, MixtureSegment, SourceShare
 from esolm.pipeline.data.token_stream import TokenStream
 
@@ -56,7 +57,7 @@ class MixtureReader:
         seq_len: int,
         seed: int,
         shuffle: str = "global",
-        wrapped: bool = False,
+        packing: str = CONTINUOUS,
         quarantine: Quarantine | None = None,
     ) -> None:
         """sources: of different datasets. quarantine: as for `SampleReader`.
@@ -64,7 +65,7 @@ class MixtureReader:
         Raise DataError when one has too few tokens for a row.
         """
         self.sources = tuple(sources)
-        self.seq_len, self.seed, self.shuffle, self.wrapped = seq_len, seed, shuffle, wrapped
+        self.seq_len, self.seed, self.shuffle, self.packing = seq_len, seed, shuffle, packing
         self.quarantine = quarantine
         self._readers = {each.dataset.fingerprint: self._reader(each.dataset) for each in sources}
         assert len(self._readers) == len(self.sources)
@@ -94,9 +95,14 @@ class MixtureReader:
     def _read(self, numbers: Int64Array, sequences: Int64Array) -> Int64Array:
         """Return the tokens [N, L] of sequences [N] of the sources [N]."""
         stream, firsts, _ = self._joined
-        length = content_of(self.seq_len, self.wrapped)
-        rows = stream.read_many(firsts[numbers] + sequences * length, length)
-        return wrap(rows, self.sources[0].dataset) if self.wrapped else rows
+        length = content_of(self.seq_len, self.packing)
+        if self.packing != BEST_FIT:
+            rows = stream.read_many(firsts[numbers] + sequences * length, length)
+            return finished(rows, self.packing, self.sources[0].dataset)
+        rows = np.empty((len(numbers), length), dtype=np.int64)
+        pieces = self._pieces(numbers, sequences)
+        stream.read_into(rows, pieces.places(length), pieces.starts, pieces.sizes)
+        return rows
 
     def locate(self, global_sample_indices: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return (number of the source [N], index of the sequence in it [N]) of global samples.
@@ -111,6 +117,16 @@ class MixtureReader:
         if self.shuffle == "global":
             positions = permute_each(positions, sizes, numbers, self.seed, epochs)
         return numbers, positions
+
+    def _pieces(self, numbers: Int64Array, sequences: Int64Array) -> Pieces:
+        """Return what of the sources end to end the sequences [N] of sources [N] are made of."""
+        firsts, found = self._joined[1], []
+        for number in np.unique(numbers).tolist():
+            here = np.flatnonzero(numbers == number)
+            its = self._readers[self.index.fingerprints[number]].pieces(sequences[here])
+            place = (here[its.rows], its.columns, its.starts + firsts[number], its.sizes)
+            found.append(place)
+        return Pieces(*map(np.concatenate, zip(*found, strict=True)))
 
     def _refuse_exhausted(self, numbers: Int64Array, occurrences: Int64Array) -> None:
         for fingerprint, epochs in self._bounds.items():
@@ -172,7 +188,7 @@ class MixtureReader:
 
     def _reader(self, dataset: TokenDataset) -> SampleReader:
         return SampleReader(
-            dataset, self.seq_len, self.seed, self.shuffle, self.wrapped, self.quarantine
+            dataset, self.seq_len, self.seed, self.shuffle, self.packing, self.quarantine
         )
 
     def state(self, consumed_samples: int) -> dict[str, Any]:
@@ -235,7 +251,7 @@ class MixtureReader:
 
     def _settings(self) -> dict[str, Any]:
         settings = {"seed": self.seed, "seq_len": self.seq_len, "shuffle": self.shuffle}
-        return {**settings, "wrapped": self.wrapped}
+        return {**settings, "packing": self.packing}
 
     def _segment(self, first_sample: int) -> MixtureSegment:
         return MixtureSegment(first_sample, tuple(source.share() for source in self.sources))

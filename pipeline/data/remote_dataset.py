@@ -16,6 +16,7 @@ from esolm.data_prep.files import (
     naming,
     read_json,
     sha256_of_file,
+    size_problem,
     write_atomic,
     write_json,
 )
@@ -25,7 +26,6 @@ from esolm.data_prep.manifest import (
     TOKENIZER_DIRECTORY,
     Manifest,
     read_manifest,
-    size_problem,
 )
 from esolm.data_prep.verify import tokenizer_problems
 from esolm.pipeline.data.block_cache import BlockCache, CachePlace
@@ -83,6 +83,7 @@ class RemoteDataset:
         self.counts = FetchCounts()
         self._name = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:32]
         self._proven: set[str] = set()
+        self._fetched: set[str] = set()
         try:
             with self.cache.locked(self._name):
                 self.records = self._copied_records()
@@ -183,6 +184,27 @@ class RemoteDataset:
             yield (piece := self.folder.read(name, start, end))
             if len(piece) < end - start:
                 return
+
+    def copy_record(self, name: str) -> None:
+        """Copy a small file beside the manifest; once for the processes of a node."""
+        path = self.records / name
+        with naming(path), self.cache.locked(self._name):
+            with suppress(OSError):
+                if abs(time.time() - path.stat().st_mtime) < FRESH_SECONDS:
+                    return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                write_atomic(path, self.folder.read_whole(name))
+            except AbsentFileError:
+                path.unlink(missing_ok=True)
+
+    def fetch(self, files: Sequence[tuple[str, str]]) -> None:
+        """Have the cache hold files, each with its sha256; several at a time. Raises as `file`."""
+        missing = [each for each in files if each[1] not in self._fetched]
+        if missing:
+            with ThreadPoolExecutor(self.folder.connections) as pool:
+                list(pool.map(self.file, *zip(*missing, strict=True)))
+            self._fetched.update(sha256 for _, sha256 in missing)
 
     def file(self, name: str, sha256: str) -> OpenFile:
         """Return a file of the dataset that has this sha256, from the cache if it is there.

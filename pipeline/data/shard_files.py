@@ -41,7 +41,6 @@ class ShardFiles:
         self._shards, self._itemsize, self._checksums = shards, itemsize, checksums
         self._files = OpenFiles([Path(str(data), shard.name) for data, shard in shards])
         self._remote = {n for n, (data, _) in enumerate(shards) if isinstance(data, RemoteDataset)}
-        self._with_checksums: set[int] = set()
         self._pools: dict[int, ThreadPoolExecutor] = {}
         self._lock = threading.Lock()
 
@@ -73,8 +72,12 @@ class ShardFiles:
         return divmod(offset - info.member_offset, info.member_stride)
 
     def _fill_remote(self, wanted: dict[tuple[int, int], Wanted], found: list[int]) -> None:
-        shards = {shard for shard, _ in wanted} - self._with_checksums
-        self._at_once([(self._fetch_checksums, (shard,)) for shard in sorted(shards)])
+        checksums: dict[RemoteDataset, list[tuple[str, str]]] = {}
+        for shard in dict.fromkeys(shard for shard, _ in wanted):
+            data, info = self._remote_of(shard)
+            checksums.setdefault(data, []).append((info.crc_name, info.crc_sha256))
+        for data, files in checksums.items():
+            data.fetch(files)
         missing = [
             (self._fetch, (place, pieces, found))
             for place, pieces in wanted.items()
@@ -111,11 +114,6 @@ class ShardFiles:
         data, info = self._shards[shard]
         assert isinstance(data, RemoteDataset)
         return data, info
-
-    def _fetch_checksums(self, shard: int) -> None:
-        data, info = self._remote_of(shard)
-        data.file(info.crc_name, info.crc_sha256)
-        self._with_checksums.add(shard)
 
     def _fetch(self, place: tuple[int, int], pieces: Wanted, found: list[int]) -> None:
         """Fetch a member, keep it, and take pieces of it."""

@@ -6,9 +6,9 @@ import numpy as np
 import torch.distributed as dist
 
 from esolm.data_prep.errors import DataError, EsolmError
+from esolm.data_prep.files import content_problem, file_problem
 from esolm.data_prep.layout import CHECKED_TOKENS
 from esolm.data_prep.manifest import SPLITS
-from esolm.data_prep.verify import content_problem, file_problem
 from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.data.remote_folder import AbsentFileError
 

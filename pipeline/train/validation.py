@@ -51,7 +51,7 @@ class Validator:
         quarantine = source.reader.quarantine and source.reader.quarantine.apart()
         for split, share in zip(opened, shares, strict=True):
             reader = SampleReader(
-                split.dataset, config.train.seq_len, config.seed, "none", config.data.wrapped,
+                split.dataset, config.train.seq_len, config.seed, "none", config.data.packing,
                 quarantine,
             )  # fmt: skip
             splits.append(ValidSplit(split.name, float(share), source.for_validation(reader)))

@@ -124,9 +124,9 @@ def test_without_damage_nothing_is_another(data_path: Path) -> None:
     assert told == []
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("packing", ["continuous", "wrapped"])
 def test_a_mixture_replaces_within_the_source_in_every_layout(
-    wrapped: bool, source_folders: dict[str, Path], tmp_path: Path
+    packing: str, source_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folders = {}
     for name in "abc":
@@ -143,7 +143,7 @@ def test_a_mixture_replaces_within_the_source_in_every_layout(
             for (name, path), weight in zip(folders.items(), (2, 1, 1), strict=True)
         ]
         quarantine = Quarantine(told.append)
-        return MixtureReader(sources, 32, 3, "global", wrapped, quarantine).read(samples)
+        return MixtureReader(sources, 32, 3, "global", packing, quarantine).read(samples)
 
     samples = np.arange(600)
     whole = read(samples)
@@ -160,12 +160,12 @@ def test_a_mixture_replaces_within_the_source_in_every_layout(
         MixtureSource(name, TokenDataset(source_folders[name], "train"), weight)
         for name, weight in zip("abc", (2, 1, 1), strict=True)
     ]
-    reader = MixtureReader(sound, 32, 3, "global", wrapped)
+    reader = MixtureReader(sound, 32, 3, "global", packing)
     others = np.flatnonzero((whole != reader.read(samples)).any(axis=1))
     assert len(others) > 0
     number = reader.index.fingerprints.index(sound[1].dataset.fingerprint)
     assert set(reader.locate(samples)[0][others].tolist()) == {number}
-    alone = SampleReader(TokenDataset(source_folders["b"], "train"), 32, 3, "none", wrapped)
+    alone = SampleReader(TokenDataset(source_folders["b"], "train"), 32, 3, "none", packing)
     of_b = {tuple(row) for row in alone.read(np.arange(alone.num_sequences)).tolist()}
     assert all(tuple(row) in of_b for row in whole[others].tolist())
 
