@@ -14,7 +14,7 @@ from esolm.model.attention import AttentionPattern, MaskBuilder
 from esolm.model.config import ModelConfig
 from esolm.model.inputs import NetworkInput
 from esolm.model.kernels import Kernels, kernels_in_use, use_kernels
-from esolm.model.layers import Norm
+from esolm.model.layers import norm_kernel
 from esolm.pipeline.parallel.optimizer import EmaAdamW
 from esolm.pipeline.slurm.health import kernel_problems
 from esolm.pipeline.train.kernels import Finding, choose_kernels, kernels_of, prove_kernels
@@ -139,7 +139,7 @@ def test_apex_is_used_where_it_is_right(
         assert "apex_norm" in kernels_of(torch.device("cuda"))
         choose_kernels(prove_kernels(["apex_norm"], CPU, model, torch.float32))
         assert kernels_in_use().apex_norm is used
-        kernel = Norm(model).normalise.func
+        kernel = norm_kernel(norm)
         assert (kernel.__module__ == "apex.normalization.fused_layer_norm") is used
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "apex"]:
