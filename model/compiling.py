@@ -37,8 +37,11 @@ def piece(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 @cache
 def _compiled(function: Callable[..., Any], backend: str) -> Any:
     from torch._dynamo import config
+    from torch._functorch import config as functorch_config
 
     config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)
+    # A stage of DeepSpeed's goes back from each tensor that it passed on, so a graph serves twice.
+    functorch_config.donated_buffer = False
     return torch.compile(function, backend=backend, fullgraph=True)
 
 

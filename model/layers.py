@@ -227,13 +227,14 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        down_TD: Tensor = self.down(_activated(self.up(hidden_TD)[0], self.gated))[0]
+        down_TD: Tensor = self.down(activate(self.up(hidden_TD)[0], self.gated))[0]
         return down_TD
 
 
 @piece
-def _activated(up_TF: Tensor, gated: bool) -> Tensor:
+def activate(up_TF: Tensor, gated: bool) -> Tensor:
+    """Returns GELU (tanh), or where gate and value alternate the SwiGLU of the two."""
     if not gated:
         return F.gelu(up_TF, approximate="tanh")
-    gate_TF, value_TF = up_TF.unflatten(-1, (-1, 2)).unbind(-1)
+    gate_TF, value_TF = up_TF.view(*up_TF.shape[:-1], -1, 2).unbind(-1)
     return F.silu(gate_TF) * value_TF

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from esolm.model.attention import MaskBuilder
 from esolm.model.columns import Column
-from esolm.model.config import ModelConfig
 from esolm.model.compiling import piece
+from esolm.model.config import ModelConfig
 from esolm.model.dropout import Dropout, keyed_dropout, site_salt
 from esolm.model.inputs import NetworkInput
 from esolm.model.layers import Attention, Conditioning, FeedForward, Norm
@@ -111,7 +111,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """Adds what attention (half 0) or the feed-forward layer (half 1) has made."""
         if not self.training or self.config.dropout == 0.0:
-            return _added(hidden, branch, gate, None)
+            return add_branch(hidden, branch, gate, None)
         dropout = Dropout(
             rows[:, Column.DROPOUT_KEY],
             site_salt(2 * self.layer + half),
@@ -120,11 +120,14 @@ class Block(nn.Module):
             self.split.first_token(hidden.shape[0]),
             rows[0, Column.SKIPPED],
         )
-        return _added(hidden, branch, gate, dropout)
+        return add_branch(hidden, branch, gate, dropout)
 
 
 @piece
-def _added(hidden: Tensor, branch: Tensor, gate: Tensor | None, dropout: Dropout | None) -> Tensor:
+def add_branch(
+    hidden: Tensor, branch: Tensor, gate: Tensor | None, dropout: Dropout | None
+) -> Tensor:
+    """Returns hidden states [T, D] with a branch added that is scaled by gate [D] and dropped."""
     gated = branch if gate is None else gate * branch
     return hidden + (gated if dropout is None else keyed_dropout(gated, dropout))
 

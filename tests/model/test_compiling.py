@@ -1,19 +1,23 @@
 """Compiled pieces compute the same bits, in few graphs whatever the layers and lengths."""
 
+import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from esolm.model.attention import AttentionPattern
 from esolm.model.compiling import num_graphs
+from esolm.model.dropout import Dropout, site_salt
 from esolm.model.inputs import NetworkInput
 from esolm.model.kernels import Kernels, use_kernels
-from esolm.model.network import Network
+from esolm.model.layers import Norm, activate
+from esolm.model.network import Network, add_branch
 from esolm.model.recompute import set_recompute
-from tests.model.conftest import ARCHITECTURES
+from esolm.model.rotary import rotate
+from tests.model.conftest import ARCHITECTURES, small_config
 
 MakeNetwork = Callable[..., Network]
 
@@ -78,3 +82,29 @@ def test_graphs_do_not_grow_with_layers_and_lengths(
     chosen("")
     for one, other in zip(step(network, (8, 9, 10, 12)), compiled, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.check
+def test_a_block_takes_few_kernels(chosen: Callable[[str], None]) -> None:
+    """With a C compiler: inductor makes one loop nest of each piece, so a block has as many."""
+    chosen("inductor")
+    config = small_config(hidden_size=64)
+    hidden, wide, vector = torch.randn(48, 64), torch.randn(48, 256), torch.randn(64)
+    heads, angle = torch.randn(2, 24, 4, 16), torch.randn(2, 24, 8)
+    dropout = Dropout(torch.tensor([5, -6]), site_salt(1), 0.1, 24)
+    norm = Norm(config)
+    kernels = [
+        2 * kernels_of(lambda: norm(hidden, vector, vector)),
+        2 * kernels_of(lambda: rotate(heads, angle, angle)),
+        2 * kernels_of(lambda: add_branch(hidden, hidden, vector, dropout)),
+        kernels_of(lambda: activate(wide, False)),
+    ]
+    linears = 4 + config.adaln
+    assert sum(kernels) + linears + 1 <= 15  # and attention
+
+
+def kernels_of(call: Callable[[], Tensor]) -> int:
+    """How many loop nests the code calls that is compiled for the call."""
+    with torch.no_grad():
+        _, (code,) = run_and_get_code(call)
+    return len(re.findall(r"^ +cpp_fused\w*\(", code, re.MULTILINE))

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esolm.model.dropout import Dropout, site_salt
 from esolm.model.attention import AttentionPattern
+from esolm.model.dropout import Dropout, site_salt
 from esolm.model.inputs import NetworkInput, Targets
 from esolm.model.loss import weighted_loss
 from esolm.model.network import Network
