@@ -41,6 +41,7 @@ class RunDirectory:
         self.incidents = self.path / "incidents.jsonl"
         self.quarantine = self.path / "quarantine.jsonl"
         self.logs = self.path / "logs"
+        self.compiled = self.path / "compiled"
         self.done = self.path / "DONE"
 
     def stacks(self, rank: int) -> Path:

@@ -29,6 +29,7 @@ from esolm.pipeline.run.quarantine_file import QuarantineFile
 from esolm.pipeline.run.sections import ObjectiveSection
 from esolm.pipeline.run.sources import reader_of
 from esolm.pipeline.run.step_range import parse_steps
+from esolm.pipeline.train.compiled import GraphReport
 from esolm.pipeline.train.data_figures import DataFigures
 from esolm.pipeline.train.guards import SpikeGuard, Standstill, check_replicas
 from esolm.pipeline.train.initial_weights import start_from
@@ -102,6 +103,7 @@ class Trainer:
         self.requests = RequestPoll(device, saving.every_minutes)
         self.standstill = Standstill(train.max_refused_steps, self.progress.step)
         self.recorder = Recorder(directory, self.config, self.progress.step, rank)
+        self.graphs = GraphReport()
         self.batches = self._read_ahead()
 
     def run(self) -> int:
@@ -151,6 +153,7 @@ class Trainer:
         result = self.engine.train_step(batch, rate, self.guard.judge)
         self._advance(result)
         self.watchdog.progress()
+        self.graphs.tell()
         self.recorder.advance(self.progress.step)
         if self._due(self.config.train.log_every_steps):
             figures = self.measures.of(result, rate, time.perf_counter() - started)
