@@ -10,19 +10,19 @@ from pathlib import Path
 
 
 class RangeServer:
-    """Serves a folder, as it is at each request.
-
-    paths: of all requests for content so far. fail(path): the status to answer with instead, or 0.
-    """
+    """Serves a folder, as it is at each request."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.paths: list[str] = []
+        """Of all requests for content so far."""
         self.statuses: list[int] = []
         """What the next requests for content are answered with, if not 0; -1 hangs up half-way."""
         self.gives_parts = True
         self.delay = 0.0
+        """Seconds that each content takes."""
         self.busiest = self._now = 0
+        """The most requests at one time."""
         self._lock = threading.Lock()
 
     @contextmanager

@@ -5,7 +5,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,8 +170,7 @@ class RemoteDataset:
                 return None
             return size_problem(name, shard.num_bytes, found)
 
-        with ThreadPoolExecutor(self.folder.connections) as pool:
-            return [found for found in pool.map(problem, shards) if found]
+        return [found for found in self.folder.pool().map(problem, shards) if found]
 
     def content(self, name: str, num_bytes: int) -> Iterator[bytes]:
         """Yield the bytes of a file past the cache, in pieces; at most one too many.
@@ -202,8 +200,7 @@ class RemoteDataset:
         """Have the cache hold files, each with its sha256; several at a time. Raises as `file`."""
         missing = [each for each in files if each[1] not in self._fetched]
         if missing:
-            with ThreadPoolExecutor(self.folder.connections) as pool:
-                list(pool.map(self.file, *zip(*missing, strict=True)))
+            list(self.folder.pool().map(self.file, *zip(*missing, strict=True)))
             self._fetched.update(sha256 for _, sha256 in missing)
 
     def file(self, name: str, sha256: str) -> OpenFile:

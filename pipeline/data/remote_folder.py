@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ftplib import error_perm
 from typing import Any, TypeVar
@@ -39,8 +40,11 @@ class RemoteFolder:
         self.shown = shown(self._url)
         """What messages call it: the address without a user's name and password."""
         self._protocol = url.partition("://")[0]
-        self.connections: int = CONNECTIONS.get(self._protocol, MANY_CONNECTIONS)
         self._local = threading.local()
+        # A fork's child must not close what its parent's threads have opened, so it is held.
+        self._opened: dict[int, Any] = {}
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+        self._lock = threading.Lock()
         try:
             fsspec.get_filesystem_class(self._protocol)
         except (ImportError, ValueError) as error:
@@ -48,6 +52,15 @@ class RemoteFolder:
 
     def __str__(self) -> str:
         return self.shown
+
+    def pool(self) -> ThreadPoolExecutor:
+        """Return as many threads of this process as there may be connections."""
+        with self._lock:
+            pool = self._pools.get(os.getpid())  # threads do not outlive a fork
+            if pool is None:
+                connections = CONNECTIONS.get(self._protocol, MANY_CONNECTIONS)
+                pool = self._pools[os.getpid()] = ThreadPoolExecutor(connections, "fetch")
+            return pool
 
     def read(self, name: str, start: int, end: int) -> bytes:
         """Return the bytes of a file from start to end, fewer only where the file itself ends.
@@ -153,6 +166,7 @@ class RemoteFolder:
             options = _http_options(self._protocol) if self._protocol.startswith("http") else {}
             files, root = url_to_fs(self._url, skip_instance_cache=True, **options)
             held = self._local.held = (os.getpid(), files, root.rstrip("/"))
+            self._opened[threading.get_native_id()] = files
         return held[1], held[2]
 
 

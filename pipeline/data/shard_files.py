@@ -1,9 +1,8 @@
 """The tars of shards, on disks of this machine and at addresses, read at many places at a time."""
 
 import os
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
@@ -41,8 +40,6 @@ class ShardFiles:
         self._shards, self._itemsize, self._checksums = shards, itemsize, checksums
         self._files = OpenFiles([Path(str(data), shard.name) for data, shard in shards])
         self._remote = {n for n, (data, _) in enumerate(shards) if isinstance(data, RemoteDataset)}
-        self._pools: dict[int, ThreadPoolExecutor] = {}
-        self._lock = threading.Lock()
 
     def fill(self, shards: Int64Array, views: list[memoryview], offsets: list[int]) -> list[int]:
         """Read a piece of a shard [N] into each view [N] from its offset [N] on; shards in order.
@@ -79,18 +76,14 @@ class ShardFiles:
         for data, files in checksums.items():
             data.fetch(files)
         missing = [
-            (self._fetch, (place, pieces, found))
+            place
             for place, pieces in wanted.items()
             if self._kept(place, pieces, found) is not Kept.SOUND
         ]
-        self._at_once(missing)
-
-    def _at_once(self, calls: Sequence[tuple]) -> None:  # type: ignore[type-arg]
-        """Make calls in several threads; raise what the first of them raised, when all are over."""
-        if not calls:
-            return
-        pool = self._pool()
-        waiting: list[Future[None]] = [pool.submit(act, *arguments) for act, arguments in calls]
+        waiting = []
+        for place in missing:
+            pool = self._remote_of(place[0])[0].folder.pool()
+            waiting.append(pool.submit(self._fetch, place, wanted[place], found))
         try:
             for each in waiting:
                 each.result()
@@ -98,17 +91,6 @@ class ShardFiles:
             for each in waiting:
                 each.cancel()
             wait(waiting)  # they write into memory that the next call uses again
-
-    def _pool(self) -> ThreadPoolExecutor:
-        with self._lock:
-            pool = self._pools.get(os.getpid())  # threads do not outlive a fork
-            if pool is None:
-                data = (self._shards[shard][0] for shard in self._remote)
-                connections = min(
-                    d.folder.connections for d in data if isinstance(d, RemoteDataset)
-                )
-                pool = self._pools[os.getpid()] = ThreadPoolExecutor(connections, "fetch")
-            return pool
 
     def _remote_of(self, shard: int) -> tuple[RemoteDataset, ShardInfo]:
         data, info = self._shards[shard]

@@ -1,5 +1,6 @@
 """Datasets at an address: the rows of the folder, whatever happens to server and cache."""
 
+import gc
 import logging
 import os
 import re
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 
 from esolm.data_prep.errors import DataError, EsolmError
+from esolm.data_prep.files import sha256_of_file
 from esolm.data_prep.layout import MEMBER_TOKENS
 from esolm.data_prep.manifest import read_manifest
 from esolm.pipeline.data import remote_dataset, remote_folder
 from esolm.pipeline.data.block_cache import SMALLEST_BYTES, CachePlace
 from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.mixture import MixtureReader, MixtureSource
+from esolm.pipeline.train.check_data import share_problems
 from tests.ftp import FtpServer
 from tests.http_ranges import RangeServer
 from tests.pipeline.data.test_checked_reading import flip
@@ -259,8 +263,46 @@ def test_a_full_disk_is_warned_of_once_and_read_past(
 def test_a_forked_process_reads_on(url: str, copy_path: Path, place: CachePlace) -> None:
     data, local = (TokenDataset(p, "train", cache=place) for p in (url, copy_path))
     assert (data.read(0, 100) == local.read(0, 100)).all(), "connections and threads are there"
+    gc.collect()  # connections that other tests have left
     child = os.fork()
     if child == 0:
         os._exit(0 if (rows_of(data) == rows_of(local)).all() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert (rows_of(data) == rows_of(local)).all()
+
+
+def test_a_mixture_of_a_folder_and_an_address(
+    source_folders: dict[str, Path], place: CachePlace
+) -> None:
+    with RangeServer(source_folders["a"].parent).started() as url:
+        local, remote = (
+            MixtureReader(
+                [
+                    MixtureSource("a", TokenDataset(source_folders["a"], "train"), 2),
+                    MixtureSource("b", TokenDataset(path, "train", False, place), 1),
+                ],
+                32,
+                seed=3,
+            )
+            for path in (source_folders["b"], f"{url}/b")
+        )
+        samples = np.arange(400)
+        assert (remote.read(samples) == local.read(samples)).all()
+    assert remote.state(7)["segments"][0]["shares"][1]["path"] == f"{url}/b"
+    assert local.adopt(remote.state(7)) == [], "it is the same source wherever it lies"
+
+
+def test_what_a_start_may_look_at(url: str, copy_path: Path, place: CachePlace) -> None:
+    def problems(verify: str) -> list[str]:
+        data = TokenDataset(url, "train", cache=place)
+        return share_problems(data, verify, 1, lambda num_bytes: None, 0, 1)
+
+    assert problems("sampled") == problems("full") == []
+    shard = read_manifest(copy_path).splits["train"][0]
+    flip(copy_path / shard.name, 512)
+    os.truncate(copy_path / shard.ends_name, 20)
+    assert problems("full") == [
+        f"{url}/{shard.name}: changed, sha256 {shard.sha256} expected, "
+        f"{sha256_of_file(copy_path / shard.name)} found",
+        f"{url}/{shard.ends_name}: cut short, {shard.ends_bytes} bytes expected, 20 found",
+    ]
