@@ -92,7 +92,7 @@ def use(place: CachePlace, seed: int, seconds: float) -> None:
 
 def test_processes_share_it_and_may_be_killed(place: CachePlace) -> None:
     cache = BlockCache(place)
-    for round_of_kills in range(8):
+    for round_of_kills in range(4):
         workers = [FORK.Process(target=use, args=(place, n, 60)) for n in range(3)]
         for worker in workers:
             worker.start()

@@ -82,36 +82,37 @@ def damaged(copy_path: Path) -> Path:
     return copy_path
 
 
+@pytest.mark.parametrize("at", ["folder", pytest.param("address", marks=pytest.mark.check)])
 def test_rows_of_damage_are_replaced_and_damage_is_told_once(
-    damaged: Path, data_path: Path, tmp_path: Path
+    at: str, damaged: Path, data_path: Path, tmp_path: Path
 ) -> None:
     expected, replaced = expected_rows(damaged, data_path)
     assert 50 < replaced < 70, "four parts of 1,024 tokens, and the rows at their ends"
     plain = SampleReader(TokenDataset(data_path, "train"), SEQ_LEN, SEED)
     with RangeServer(damaged).started() as url:
         # In batches of several sizes, as after a restart in another layout.
-        for address, batches in ((damaged, (7, 500)), (url, (500,))):
-            told: list[Met] = []
-            reader = reader_of(address, told, tmp_path / "cache")
-            for batch in batches:
-                samples = np.arange(len(expected))
-                parts = [samples[a : a + batch] for a in range(0, len(samples), batch)]
-                assert (np.concatenate([reader.read(part) for part in parts]) == expected).all()
-            assert reader.quarantine is not None
-            assert reader.quarantine.replaced == len(batches) * replaced
-            found = sorted((Path(m.part.shard).name, m.part.member, m.part.byte) for m in told)
-            shards = [Path(s.name).name for s in read_manifest(damaged).splits["train"]]
-            stride = 2 * MEMBER_TOKENS + 512
-            assert found == [
-                (shards[0], 0, 512 + 2 * 4096),
-                (shards[0], 1, 512 + stride + 2 * (70_000 - MEMBER_TOKENS) // 2048 * 2048),
-                (shards[1], 0, 512),
-                (shards[2], 1, 512 + stride + 2 * (80_000 - MEMBER_TOKENS) // 2048 * 2048),
-            ]
-            for met in told:
-                sample = np.array([met.sample % len(expected)])
-                assert (plain.read(sample)[0] != expected[sample[0]]).any(), "its row touched it"
-                assert (met.split, met.source) == ("train", str(address))
+        address, batches = (damaged, (7, 500)) if at == "folder" else (url, (500,))
+        told: list[Met] = []
+        reader = reader_of(address, told, tmp_path / "cache")
+        for batch in batches:
+            samples = np.arange(len(expected))
+            parts = [samples[a : a + batch] for a in range(0, len(samples), batch)]
+            assert (np.concatenate([reader.read(part) for part in parts]) == expected).all()
+        assert reader.quarantine is not None
+        assert reader.quarantine.replaced == len(batches) * replaced
+        found = sorted((Path(m.part.shard).name, m.part.member, m.part.byte) for m in told)
+        shards = [Path(s.name).name for s in read_manifest(damaged).splits["train"]]
+        stride = 2 * MEMBER_TOKENS + 512
+        assert found == [
+            (shards[0], 0, 512 + 2 * 4096),
+            (shards[0], 1, 512 + stride + 2 * (70_000 - MEMBER_TOKENS) // 2048 * 2048),
+            (shards[1], 0, 512),
+            (shards[2], 1, 512 + stride + 2 * (80_000 - MEMBER_TOKENS) // 2048 * 2048),
+        ]
+        for met in told:
+            sample = np.array([met.sample % len(expected)])
+            assert (plain.read(sample)[0] != expected[sample[0]]).any(), "its row touched it"
+            assert (met.split, met.source) == ("train", str(address))
 
 
 def test_without_damage_nothing_is_another(data_path: Path) -> None:
