@@ -88,7 +88,7 @@ def test_graphs_do_not_grow_with_layers_and_lengths(
 def test_compiled_kernels_compute_the_same(
     make_network: MakeNetwork, chosen: Callable[[str], None]
 ) -> None:
-    """By inductor's C++, in loops wide enough for vectors; angles are rounded to fp32 in any case."""
+    """By inductor's C++, in loops wide enough for vectors. Angles are of fp32 in any case."""
     sizes = {"hidden_size": 64, "num_heads": 4, "ffn_hidden_size": 96}
     network = make_network(0.05, num_layers=2, dropout=0.3, **sizes).train()
     plain = step(network, (16, 40))
