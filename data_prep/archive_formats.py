@@ -10,7 +10,15 @@ from typing import IO, Any
 
 from esolm.data_prep.compression import READ_BYTES, open_decompressed
 from esolm.data_prep.errors import DataError, MissingPackageError
-from esolm.data_prep.formats import Format, Passage, Place, RawDocument, ReadOptions, UnusableError
+from esolm.data_prep.formats import (
+    NO_FIELDS,
+    Format,
+    Passage,
+    Place,
+    RawDocument,
+    ReadOptions,
+    UnusableError,
+)
 from esolm.data_prep.text_formats import JsonLines
 
 TEXT, JSON = "txt", "json"
@@ -109,22 +117,42 @@ def _text_of_sample(sample: dict[str, Any], options: ReadOptions) -> Passage:
         content = text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UnusableError(f"invalid UTF-8 at byte {error.start} ({error.reason})") from error
-    return Passage(content, len(text), _id_in(record, options) or sample["__key__"])
+    about = _about(record, options)
+    return Passage(
+        content,
+        len(text),
+        _id_in(about, options) or sample["__key__"],
+        NO_FIELDS if about is None else options.fields_of(about),
+    )
 
 
-def _id_in(record: bytes | None, options: ReadOptions) -> str:
-    if record is None or not options.id_key:
+def _about(record: bytes | None, options: ReadOptions) -> dict[str, Any] | None:
+    """Return the object in the .json beside a text, if something is wanted of it."""
+    if record is None or not (options.id_key or options.metadata):
+        return None
+    try:
+        about = json.loads(record)
+    except (ValueError, RecursionError) as error:
+        raise UnusableError(f"invalid JSON in its .json ({error})") from error
+    if not isinstance(about, dict):
+        raise UnusableError("its .json holds no object")
+    return about
+
+
+def _id_in(about: dict[str, Any] | None, options: ReadOptions) -> str:
+    if about is None or not options.id_key:
         return ""
     try:
-        return str(json.loads(record)[options.id_key])
-    except (ValueError, KeyError, TypeError) as error:
+        return str(about[options.id_key])
+    except KeyError as error:
         raise UnusableError(f"no key '{options.id_key}' in its .json (--id-key)") from error
 
 
 class Warc(Format):
     """One document for each page of a WARC file: the text of HTML by trafilatura, or plain text.
 
-    That of WET files, which hold text, is taken as it is. The id is the address of the page.
+    That of WET files, which hold text, is taken as it is. The id is the address of the page. The
+    fields are the record's headers, and those of the server's answer.
     """
 
     suffixes = (".warc", ".wet")
@@ -145,7 +173,8 @@ class Warc(Format):
                     if kind:
                         address = record.rec_headers.get_header("WARC-Target-URI") or ""
                         place = Place(str(path), row=number)
-                        read = partial(_text_of_page, content, kind, address, options)
+                        headers = _headers_of(record, options)
+                        read = partial(_text_of_page, content, kind, address, headers, options)
                         yield RawDocument(place, read)
                 # warcio takes the error of a stream that was cut short for the end of the file.
                 while stream.read(READ_BYTES):
@@ -173,11 +202,24 @@ def _check_record(record: Any, path: Path, number: int) -> None:
         raise _damaged_archive(path, f"record {number} lacks {missing} bytes")
 
 
-def _text_of_page(content: bytes, kind: str, address: str, options: ReadOptions) -> Passage:
+def _headers_of(record: Any, options: ReadOptions) -> dict[str, str]:
+    """Return the headers that are kept, by the names that they are asked for by, in any case."""
+    found = {}
+    for headers in (record.http_headers, record.rec_headers):
+        for name in options.field_names if headers is not None else ():
+            if (value := headers.get_header(name)) is not None:
+                found[name] = str(value)
+    return found
+
+
+def _text_of_page(
+    content: bytes, kind: str, address: str, headers: dict[str, str], options: ReadOptions
+) -> Passage:
     options.check_length(len(content))
+    fields = options.fields_of(headers)
     if kind == "text/plain":
         try:
-            return Passage(content.decode("utf-8"), len(content), address)
+            return Passage(content.decode("utf-8"), len(content), address, fields)
         except UnicodeDecodeError as error:
             raise UnusableError(f"invalid UTF-8 at byte {error.start} ({error.reason})") from error
     try:
@@ -185,4 +227,5 @@ def _text_of_page(content: bytes, kind: str, address: str, options: ReadOptions)
     except ImportError as error:
         raise MissingPackageError(f"HTML needs trafilatura: {LACKS} ({error})") from error
     # A page without an article has no text: an empty document, which is counted as such.
-    return Passage(extract(content, url=address or None) or "", len(content), address)
+    text = extract(content, url=address or None) or ""
+    return Passage(text, len(content), address, fields)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,8 @@ def write_manifest(data: Path, manifest: Manifest) -> None:
         "num_tokens": {split: manifest.num_tokens(split) for split in manifest.splits},
         "counts": manifest.counts,
         "splits": {
-            split: [asdict(shard) for shard in shards] for split, shards in manifest.splits.items()
+            split: [shard.to_record() for shard in shards]
+            for split, shards in manifest.splits.items()
         },
     }
     write_record(data / MANIFEST_NAME, record)

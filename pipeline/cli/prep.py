@@ -147,9 +147,15 @@ def tokenize(
     on_bad_document: OnBadDocument = "error",
     max_bad: MaxBad = None,
     max_document_bytes: MaxDocumentBytes = PrepSection.max_document_bytes,
-    id_key: Annotated[
-        str, typer.Option(help="The key or column with a document's name, for examples.")
-    ] = "",
+    id_key: Annotated[str, typer.Option(help="The key or column with a document's name.")] = "",
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY,...",
+            help="Fields that are kept of each document, with its id and place; KEY? may be "
+            "missing, . is none.",
+        ),
+    ] = None,
     clean: Annotated[
         list[str] | None,
         typer.Option(
@@ -182,6 +188,7 @@ def tokenize(
     """
     from esolm.data_prep.errors import DataError
     from esolm.data_prep.jobs import TokenizeJob, check_bad, prepare_output
+    from esolm.data_prep.metadata import metadata_keys
     from esolm.data_prep.passes import passes_of
     from esolm.data_prep.tokenizers import load_tokenizer
 
@@ -202,6 +209,7 @@ def tokenize(
         most_document_bytes=max_document_bytes,
         max_bad=max_bad,
         id_key=id_key,
+        metadata=metadata_keys(metadata or ()),
         clean=tuple(clean or ()),
         dedup=dedup,
     )

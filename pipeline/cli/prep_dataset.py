@@ -83,7 +83,7 @@ def inspect(
     seq_len: Annotated[int, typer.Option(help="Tokens of a sample.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the order of samples.")] = 0,
 ) -> None:
-    """Print what a dataset holds, and one sample as training would see it.
+    """Print what a dataset holds, and one sample as training would see it, with its documents.
 
     Example:
 
@@ -96,6 +96,7 @@ def inspect(
     from esolm.data_prep.tokenizers import load_tokenizer
     from esolm.pipeline.data.dataset import TokenDataset
     from esolm.pipeline.data.reader import SampleReader
+    from esolm.pipeline.data.row_documents import lines_of_row
 
     if sample < 0:
         raise DataError(f"--sample is {sample}, must be at least 0.")
@@ -108,8 +109,11 @@ def inspect(
     _echo_summary(data, read_manifest(data))
     typer.echo(
         f"sample {sample} of split {split}: epoch {epoch}, sequence {sequence} of "
-        f"{reader.num_sequences:,}, {seq_len} tokens\n\n{text}"
+        f"{reader.num_sequences:,}, {seq_len} tokens"
     )
+    for line in lines_of_row(dataset, sequence * seq_len, seq_len):
+        typer.echo(line)
+    typer.echo(f"\n{text}")
 
 
 def stats(
