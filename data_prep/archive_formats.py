@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from esolm.data_prep.compression import READ_BYTES, open_decompressed
 from esolm.data_prep.errors import DataError, MissingPackageError
@@ -19,6 +19,8 @@ from esolm.data_prep.formats import (
     ReadOptions,
     UnusableError,
 )
+from esolm.data_prep.pipes import is_piped
+from esolm.data_prep.tar_ends import KeptStream, check_end, check_tar, damaged_archive
 from esolm.data_prep.text_formats import JsonLines
 
 TEXT, JSON = "txt", "json"
@@ -41,9 +43,10 @@ class TextTar(Format):
     def pieces(self, path: Path, options: ReadOptions) -> Iterator[RawDocument]:
         from webdataset.tariterators import group_by_keys
 
-        _check_tar(path)
+        if not is_piped(path):
+            check_tar(path)
         with open_decompressed(path) as stream:
-            members = _members(path, stream, options)
+            members = _members(path, KeptStream(stream), options)
             samples = group_by_keys(members, suffixes={TEXT, JSON})
             try:
                 for sample in samples:
@@ -53,14 +56,22 @@ class TextTar(Format):
                 raise DataError(f"{path}: {error.args[0]}. Write the tar again.") from error
 
 
-def _members(path: Path, stream: IO[bytes], options: ReadOptions) -> Iterator[dict[str, Any]]:
+def _members(path: Path, stream: KeptStream, options: ReadOptions) -> Iterator[dict[str, Any]]:
     """Yield the members as webdataset's own reader does, but hold none that is not asked for.
 
     The content of one that is too long is its size in bytes, and that of other kinds is nothing.
+    Raises DataError if the tar is not whole, which that of a file is known to be.
     """
+    try:
+        yield from _read_members(path, stream, options)
+    except tarfile.TarError as error:
+        raise damaged_archive(path, str(error)) from error
+
+
+def _read_members(path: Path, stream: KeptStream, options: ReadOptions) -> Iterator[dict[str, Any]]:
     from webdataset.tariterators import base_plus_ext
 
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
+    with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]
             if not member.isreg() or META.match(member.name):
@@ -72,33 +83,7 @@ def _members(path: Path, stream: IO[bytes], options: ReadOptions) -> Iterator[di
                 file = tar.extractfile(member) if fits else None
                 content = member.size if file is None else file.read()
             yield {"fname": member.name, "data": content, "__url__": str(path)}
-
-
-def _check_tar(path: Path) -> None:
-    """Raise DataError if a tar is not whole.
-
-    webdataset, as it stands on tarfile, ends in silence where a header is damaged or missing.
-    """
-    with open_decompressed(path, at_random=True) as stream:
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for _ in tar:
-                    tar.members = []  # type: ignore[attr-defined]
-                end = tar.offset
-        except tarfile.TarError as error:
-            raise _damaged_archive(path, str(error)) from error
-        stream.seek(end)
-        padding = 0
-        while block := stream.read(READ_BYTES):
-            padding += len(block)
-            if block.count(0) < len(block):
-                raise _damaged_archive(path, f"no header of a member at byte {end}")
-        if padding < tarfile.BLOCKSIZE:
-            raise _damaged_archive(path, "its end is missing")
-
-
-def _damaged_archive(path: Path, problem: str) -> DataError:
-    return DataError(f"{path} is damaged or cut short ({problem}). Fetch or write it again.")
+        check_end(path, tar.offset, stream.rest_from(tar.offset))
 
 
 def _text_of_sample(sample: dict[str, Any], options: ReadOptions) -> Passage:
@@ -180,7 +165,7 @@ class Warc(Format):
                 while stream.read(READ_BYTES):
                     pass
             except (ArchiveLoadFailed, ValueError) as error:
-                raise _damaged_archive(path, str(error)) from error
+                raise damaged_archive(path, str(error)) from error
 
     def _kind(self, record: Any) -> str:
         """Return the type of a record's content, if it is one of text."""
@@ -197,9 +182,9 @@ def _check_record(record: Any, path: Path, number: int) -> None:
     while rest.read(READ_BYTES):
         pass
     if not record.rec_headers.get_header("Content-Length"):
-        raise _damaged_archive(path, f"record {number} lacks its header")
+        raise damaged_archive(path, f"record {number} lacks its header")
     if missing := record.raw_stream.limit:
-        raise _damaged_archive(path, f"record {number} lacks {missing} bytes")
+        raise damaged_archive(path, f"record {number} lacks {missing} bytes")
 
 
 def _headers_of(record: Any, options: ReadOptions) -> dict[str, str]:

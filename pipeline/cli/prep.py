@@ -28,8 +28,8 @@ Inputs = Annotated[
         metavar="INPUT",
         show_default=False,
         help="Files (text, JSONL, Parquet, Arrow, tars, WARC), directories, patterns "
-        "('a/**/*.gz'), or @LIST, a file with an input on each line. Text and JSONL also as .gz, "
-        ".zst, .xz, .bz2.",
+        "('a/**/*.gz'), 'pipe:CMD' (a tar that CMD prints), or @LIST, a file with an input on each "
+        "line. Text and JSONL also as .gz, .zst, .xz, .bz2.",
     ),
 ]
 FromStdlib = Annotated[
@@ -63,7 +63,7 @@ def _find(inputs: list[str] | None, from_python_stdlib: bool, told: str) -> "lis
     from esolm.data_prep.sources import find_files
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    return find_files(inputs or [], from_python_stdlib, told)
+    return find_files(inputs or [], from_python_stdlib, told, commands=True)
 
 
 @app.command()

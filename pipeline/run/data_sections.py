@@ -60,7 +60,9 @@ class PrepSection:
 
     inputs: list[str] = field(
         default_factory=list,
-        metadata={"help": "Files, directories, patterns or @lists; see [data](data.md#input)."},
+        metadata={
+            "help": "Files, directories, patterns, commands or @lists; see [data](data.md#input)."
+        },
     )
     from_python_stdlib: bool = setting(False, "Also take the library of the running Python.")
     format: str = setting(

@@ -145,7 +145,7 @@ def _missing_tasks(config: RunConfig) -> dict[str, list[int]]:
     Raises DataError if inputs are missing or the dataset was begun with other settings.
     """
     prep = config.prep
-    files = find_files(prep.inputs, prep.from_python_stdlib, prep.format)
+    files = find_files(prep.inputs, prep.from_python_stdlib, prep.format, True)
     if not has_tokenizer(Path(prep.tokenizer)):
         stages = ["prep"] if prep.dedup == "task" else [COMPARE, CHOOSE, "prep"]
         return {stage: list(range(prep.tasks)) for stage in stages}
