@@ -20,9 +20,11 @@ from esolm.data_prep.known_formats import format_of
 from esolm.data_prep.layout import ShardInfo
 from esolm.data_prep.manifest import (
     CLEANING_NAME,
+    ENERGON_DIRECTORY,
     ERRORS_NAME,
     EXAMPLES_NAME,
     MANIFEST_NAME,
+    ORIGIN_NAME,
     SHARDS_DIRECTORY,
     TASKS_DIRECTORY,
     TOKENIZER_DIRECTORY,
@@ -303,11 +305,12 @@ def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool)
     first. Raises DataError as `check_settings` does, or if the tokenizer cannot be loaded.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
-    refuse_taken(job.out, MARKS_OF_OTHERS, "dataset")
+    refuse_taken(job.out, (*MARKS_OF_OTHERS, ORIGIN_NAME), "dataset of text")
     if overwrite:
         for name in (MANIFEST_NAME, ERRORS_NAME, CLEANING_NAME, EXAMPLES_NAME):
             (job.out / name).unlink(missing_ok=True)
-        for name in (TASKS_DIRECTORY, SHARDS_DIRECTORY, TOKENIZER_DIRECTORY, WORK_DIRECTORY):
+        folders = (TASKS_DIRECTORY, SHARDS_DIRECTORY, TOKENIZER_DIRECTORY, WORK_DIRECTORY)
+        for name in (*folders, ENERGON_DIRECTORY):
             if (job.out / name).exists():
                 shutil.rmtree(job.out / name)
     check_settings(job)

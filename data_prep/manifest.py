@@ -18,11 +18,15 @@ ERRORS_NAME = "errors.jsonl"
 CLEANING_NAME = "cleaning.json"
 """What every stage of cleaning did, of which `merge` makes the sum."""
 EXAMPLES_NAME = "cleaning-examples.jsonl"
+ORIGIN_NAME = "origin.json"
+"""What it was made from, of a dataset that is made of another one's tokens."""
 SHARDS_DIRECTORY = "shards"
 WORK_DIRECTORY = "cleaning"
 """What tasks tell each other while they clean; nothing reads it once the dataset is merged."""
 TASKS_DIRECTORY = "tasks"
 TOKENIZER_DIRECTORY = "tokenizer"
+ENERGON_DIRECTORY = ".nv-meta"
+"""By which Megatron-Energon opens a dataset, if that was asked for."""
 SPLITS = ("train", "valid")
 
 logger = logging.getLogger(__name__)
@@ -198,6 +202,11 @@ def shard_problems(data: Path, shards: Sequence[ShardInfo]) -> list[str]:
 
 def repair_advice(data: Path) -> str:
     """Return the sentence that tells a user how damaged shards are made again."""
+    if (data / ORIGIN_NAME).exists():
+        return (
+            f"Run `esolm prep verify {data}` to see all damage. To repair, remove {data} and run "
+            "the same `esolm prep split` or `esolm prep repack` command again."
+        )
     return (
         f"Run `esolm prep verify {data}` to see all damage. To repair, run the same `esolm prep "
         f"tokenize` command again (it redoes tasks whose files are missing or of the wrong size; "

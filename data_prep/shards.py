@@ -109,9 +109,18 @@ class ShardWriter:
     """Writes the shards of one split and one task. A shard holds whole documents."""
 
     def __init__(
-        self, data: Path, split: str, task: int, dtype: str, shard_tokens: int, fingerprint: str
+        self,
+        data: Path,
+        split: str,
+        task: int,
+        dtype: str,
+        shard_tokens: int,
+        fingerprint: str | None,
     ) -> None:
-        """Write below `data`. fingerprint: that of the task, which goes into every sidecar."""
+        """Write below `data`.
+
+        fingerprint: that of the task, which goes into every sidecar; without one there are none.
+        """
         self.shards: list[ShardInfo] = []
         self._data = data
         self._prefix = shard_prefix(split, task)
@@ -174,8 +183,9 @@ class ShardWriter:
             metadata_bytes=metadata[1],
             metadata_sha256=metadata[2],
         )
-        sidecar = {"task_fingerprint": self._fingerprint, "shard": shard.to_record()}
-        write_record(tar.path.with_suffix(".json"), sidecar)
+        if self._fingerprint is not None:
+            sidecar = {"task_fingerprint": self._fingerprint, "shard": shard.to_record()}
+            write_record(tar.path.with_suffix(".json"), sidecar)
         self.shards.append(shard)
         self._tar, self._ends, self._metadata = None, [], None
 

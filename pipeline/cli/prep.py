@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esolm.pipeline.cli.prep_dataset import export, inspect, merge, stats, status, verify
+from esolm.pipeline.cli.prep_rewrite import repack, split
 from esolm.pipeline.run.data_sections import PrepSection
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Text becomes token tars: train a tokenizer, tokenize, status, merge, verify, inspect, "
-    "stats, export.",
+    "stats, export, split, repack.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -238,5 +239,5 @@ def _run_pass(job: "TokenizeJob", one: "CorpusPass", tasks: Sequence[int], worke
     )
 
 
-for command in (status, merge, verify, inspect, stats, export):
+for command in (status, merge, verify, inspect, stats, export, split, repack):
     app.command()(command)
