@@ -62,8 +62,10 @@ def iterate_documents(
         source = file.source if isinstance(file, Stretch) else file
         try:
             for piece in _pieces(file, options):
-                yield from _read(piece, number, source.name, bad, options)
+                document = _read(piece, number, source.name, bad, options)
                 number += 1
+                if document is not None:
+                    yield document
         except RefusedError:
             raise
         except DataError as error:
@@ -82,7 +84,7 @@ def _pieces(file: SourceFile | Stretch, options: ReadOptions) -> Iterator[RawDoc
 
 def _read(
     piece: RawDocument, number: int, name: str, bad: BadDocuments, options: ReadOptions
-) -> Iterator[Document]:
+) -> Document | None:
     try:
         passage = piece.read()
         options.check_length(passage.num_bytes)
@@ -90,5 +92,5 @@ def _read(
     except UnusableError as error:
         place = place_of(piece)
         bad.report(place if error.line is None else place._replace(line=error.line), str(error))
-    else:
-        yield Document(number, passage.text, piece, passage.num_bytes, passage.id, fields, name)
+        return None
+    return Document(number, passage.text, piece, passage.num_bytes, passage.id, fields, name)

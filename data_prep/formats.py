@@ -57,6 +57,8 @@ the text may take four times as much."""
 MAY_BE_MISSING = "?"
 """Behind the name of a field: it is kept of the documents that have it."""
 
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
+
 
 class UnusableError(Exception):
     """A piece holds no text that can be used.
@@ -92,11 +94,13 @@ class ReadOptions:
         """The names of those that no document may lack."""
         return [field for field in self.metadata if not field.endswith(MAY_BE_MISSING)]
 
-    def fields_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def fields_of(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the fields that are kept of a document, as JSON has them; None for a missing one.
 
         Raises UnusableError if one is missing that may not be, or is nested too deeply.
         """
+        if not self.metadata:
+            return NO_FIELDS
         for name in self.needed_fields:
             if name not in record:
                 raise UnusableError(
@@ -138,9 +142,6 @@ class Place(NamedTuple):
     def to_record(self) -> dict[str, Any]:
         """Return what is known of the place."""
         return {key: value for key, value in self._asdict().items() if value is not None}
-
-
-NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Passage(NamedTuple):

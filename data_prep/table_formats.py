@@ -3,7 +3,7 @@
 Of a table the columns of the text, of the id and of what is kept are read, a few rows at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -207,7 +207,7 @@ def _column_to_keep(column: "pyarrow.Array") -> "pyarrow.Array":
     return column.cast(string()) if any(test(column.type) for test in tests) else column
 
 
-def _fields_of(values: dict[str, Any], options: ReadOptions) -> dict[str, Any]:
+def _fields_of(values: dict[str, Any], options: ReadOptions) -> Mapping[str, Any]:
     try:
         return options.fields_of({name: value.as_py() for name, value in values.items()})
     except ValueError as error:  # also of text that is no UTF-8

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import chain
 
+import numpy as np
+
 from esolm.data_prep.bad_documents import BadDocuments, JsonLinesFile
 from esolm.data_prep.cleaning import Drop
 from esolm.data_prep.cleaning.pipeline import Cleaner
@@ -84,7 +86,7 @@ class _Writing:
             split: ShardWriter(job.out, split, task, dtype, job.shard_tokens, fingerprint)
             for split in SPLITS
         }
-        eos = [tokenizer.info.eos_id]
+        eos = np.array([tokenizer.info.eos_id], dtype=np.int32)
         try:
             for document, digest in self._kept():
                 split = "valid" if is_validation(digest, job.valid_fraction) else "train"
@@ -114,7 +116,8 @@ class _Writing:
         seen: set[bytes] = set()
         counts, reading = self._counts, ShareRead()
         for document in documents_of(self._job, self._task, bad, self._on_bytes):
-            reading.add(document)
+            if self._chosen is not None:
+                reading.add(document)
             if not document.text:
                 counts["empty"] += 1
                 continue

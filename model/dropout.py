@@ -4,7 +4,7 @@ The mask of an element is a hash of (row key, layer site, position in the row, f
 no generator state to save, and recomputation in the backward pass draws the same mask.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,30 +36,52 @@ def _salt(index: Tensor) -> Tensor:
     return (index + 1) * _GAMMA
 
 
-def keyed_dropout(
-    hidden_TD: Tensor,
-    keys_B: Tensor,
-    site: int,
-    probability: float,
-    seq_len: int,
-    first_token: int = 0,
-    skipped: Tensor | int = 0,
-) -> Tensor:
+class Dropout(NamedTuple):
+    """What decides which elements of hidden states are dropped.
+
+    keys_B: int64, one key per row. salt: `site_salt` of the number of this dropout in the network.
+    seq_len: S, the tokens of a row. first_token: the place of the first of the hidden states among
+    the B * S tokens of all rows. skipped: how many tokens a whole row has in front of these S.
+    """
+
+    keys_B: Tensor
+    salt: int
+    probability: float
+    seq_len: int
+    first_token: int = 0
+    skipped: Tensor | int = 0
+
+
+def site_salt(site: int) -> int:
+    """Returns what a site adds to the key of a row, as a signed 64-bit integer."""
+    return ((site + 1) * _GAMMA - _LOWEST) % (1 << 64) + _LOWEST
+
+
+def keyed_dropout(hidden_TD: Tensor, dropout: Dropout) -> Tensor:
     """Zeroes elements with the given probability and scales the others up to keep the mean.
 
-    hidden_TD: T consecutive tokens out of the B * S of all rows. keys_B: int64, one key per row.
-    site: the number of this dropout in the network. seq_len: S, the tokens of a row. first_token:
-    the place of the first of the T tokens among the B * S. skipped: how many tokens a whole row has
-    in front of these S.
+    hidden_TD: T consecutive tokens out of the B * S of all rows.
     """
     tokens, device = hidden_TD.shape[0], hidden_TD.device
-    token = torch.arange(first_token, first_token + tokens, device=device)
-    row_keys = _mix(keys_B + _salt(torch.tensor(site)))
-    token_keys = _mix(row_keys[token // seq_len] + _salt(token % seq_len + skipped))
+    token = torch.arange(dropout.first_token, dropout.first_token + tokens, device=device)
+    row_keys = _mix(dropout.keys_B + dropout.salt)
+    place = token % dropout.seq_len + dropout.skipped
+    token_keys = _mix(row_keys[token // dropout.seq_len] + _salt(place))
+    if torch.compiler.is_compiling():  # which keeps no more than it has to by itself
+        features = torch.arange(hidden_TD.shape[1], device=device)
+        bits = _mix(token_keys[:, None] + _salt(features))
+        kept_TD = bits + _LOWEST >= _limit(dropout.probability)
+        return hidden_TD * kept_TD / (1.0 - dropout.probability)
     dropped: Tensor = _Dropout.apply(  # type: ignore[no-untyped-call]
-        hidden_TD, token_keys, probability
+        hidden_TD, token_keys, dropout.probability
     )
     return dropped
+
+
+def _limit(probability: float) -> int:
+    """Returns below which hash an element is dropped, the hash without sign less 2^63."""
+    # Compared are the highest 24 bits.
+    return (int(probability * (1 << 24)) << 40) + _LOWEST
 
 
 class _Dropout(torch.autograd.Function):
@@ -83,8 +105,7 @@ def _kept(token_keys: Tensor, width: int, probability: float) -> Tensor:
     """Says which elements are kept, bool [T, D], given a key for each token."""
     keep_TD = torch.empty(len(token_keys), width, dtype=torch.bool, device=token_keys.device)
     salts = _salt(torch.arange(width, device=token_keys.device))
-    # Compared are the highest 24 bits, as a number without sign.
-    limit = (int(probability * (1 << 24)) << 40) + _LOWEST
+    limit = _limit(probability)
     at_once = max(1, CHUNK // width) if keep_TD.device.type == "cpu" else len(token_keys)
     for first in range(0, len(token_keys), at_once):
         part = slice(first, first + at_once)

@@ -19,6 +19,8 @@ class Kernels:
     """One kernel for the whole update; else one for each of its operations."""
     apex_norm: bool = False
     """NVIDIA apex's LayerNorm and RMSNorm; else PyTorch's."""
+    compiled: str = ""
+    """The backend of torch.compile that makes the pieces of `esolm.model.compiling`; else none."""
 
 
 _in_use = Kernels()

@@ -6,7 +6,6 @@ that of heads of keys and values, K the dimension of a head, F the width of the 
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from torch import Tensor, nn
 
 from esolm.model.attention import AttentionMask, attend
+from esolm.model.compiling import piece
 from esolm.model.config import ModelConfig
 from esolm.model.kernels import kernels_in_use
 from esolm.model.numerics import at_least_float32
@@ -80,16 +80,34 @@ class Norm(nn.Module):
         super().__init__()
         shape = (size or config.hidden_size,)
         self.weight = nn.Parameter(torch.ones(shape))
-        self.normalise = partial(_kernel(config.norm), normalized_shape=shape, eps=config.norm_eps)
+        self.kind, self.eps = config.norm, config.norm_eps
 
-    def forward(self, hidden_TD: Tensor) -> Tensor:
-        normal_TD: Tensor = self.normalise(at_least_float32(hidden_TD))
-        return (normal_TD * at_least_float32(self.weight)).to(hidden_TD.dtype)
+    def forward(
+        self, hidden_TD: Tensor, shift: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """Normalises; with shift and scale [D], which go together, modulates the result by them."""
+        return _normalised(hidden_TD, self.weight, self.kind, self.eps, shift, scale)
 
 
-def _kernel(norm: str) -> Callable[..., Tensor]:
+@piece
+def _normalised(
+    hidden_TD: Tensor,
+    weight: Tensor,
+    kind: str,
+    eps: float,
+    shift: Tensor | None,
+    scale: Tensor | None,
+) -> Tensor:
+    normal_TD = norm_kernel(kind)(at_least_float32(hidden_TD), weight.shape, eps=eps)
+    normed_TD: Tensor = (normal_TD * at_least_float32(weight)).to(hidden_TD.dtype)
+    if shift is None or scale is None:
+        return normed_TD
+    return normed_TD * (1 + scale) + shift
+
+
+def norm_kernel(norm: str) -> Callable[..., Tensor]:
     """Returns what normalises tensors, given (input, normalized_shape, eps)."""
-    if kernels_in_use().apex_norm:
+    if not torch.compiler.is_compiling() and kernels_in_use().apex_norm:
         from apex.normalization.fused_layer_norm import fused_layer_norm, fused_rms_norm
 
         fused: Callable[..., Tensor] = fused_layer_norm if norm == "layernorm" else fused_rms_norm
@@ -209,11 +227,14 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        up_TF = self.up(hidden_TD)[0]
-        if self.gated:
-            gate_TF, value_TF = up_TF.unflatten(-1, (-1, 2)).unbind(-1)
-            active_TF = F.silu(gate_TF) * value_TF
-        else:
-            active_TF = F.gelu(up_TF, approximate="tanh")
-        down_TD: Tensor = self.down(active_TF)[0]
+        down_TD: Tensor = self.down(activate(self.up(hidden_TD)[0], self.gated))[0]
         return down_TD
+
+
+@piece
+def activate(up_TF: Tensor, gated: bool) -> Tensor:
+    """Returns GELU (tanh), or where gate and value alternate the SwiGLU of the two."""
+    if not gated:
+        return F.gelu(up_TF, approximate="tanh")
+    gate_TF, value_TF = up_TF.view(*up_TF.shape[:-1], -1, 2).unbind(-1)
+    return F.silu(gate_TF) * value_TF

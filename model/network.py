@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from esolm.model.attention import MaskBuilder
 from esolm.model.columns import Column
+from esolm.model.compiling import piece
 from esolm.model.config import ModelConfig
-from esolm.model.dropout import keyed_dropout
+from esolm.model.dropout import Dropout, keyed_dropout, site_salt
 from esolm.model.inputs import NetworkInput
 from esolm.model.layers import Attention, Conditioning, FeedForward, Norm
 from esolm.model.output import OutputLayer
@@ -79,16 +80,13 @@ class Block(nn.Module):
         if conditioning:
             modulation = self.modulation(conditioning[0]).chunk(6)
             shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
-            attended = self.attention(self.norm1(hidden) * (1 + scale_1) + shift_1, angles, mask)
-            hidden, positions = self._queries(hidden, positions, mask.num_queries)
-            hidden = hidden + self._dropout(gate_1 * attended, positions, rows, 0)
-            changed = self.mlp(self.norm2(hidden) * (1 + scale_2) + shift_2)
-            hidden = hidden + self._dropout(gate_2 * changed, positions, rows, 1)
         else:
-            attended = self.attention(self.norm1(hidden), angles, mask)
-            hidden, positions = self._queries(hidden, positions, mask.num_queries)
-            hidden = hidden + self._dropout(attended, positions, rows, 0)
-            hidden = hidden + self._dropout(self.mlp(self.norm2(hidden)), positions, rows, 1)
+            shift_1 = scale_1 = gate_1 = shift_2 = scale_2 = gate_2 = None
+        attended = self.attention(self.norm1(hidden, shift_1, scale_1), angles, mask)
+        hidden, positions = self._queries(hidden, positions, mask.num_queries)
+        hidden = self._add(hidden, attended, gate_1, positions, rows, 0)
+        changed = self.mlp(self.norm2(hidden, shift_2, scale_2))
+        hidden = self._add(hidden, changed, gate_2, positions, rows, 1)
         return hidden, positions, rows, *conditioning
 
     def _queries(
@@ -102,13 +100,36 @@ class Block(nn.Module):
         first = self.split.scatter(rows[:, :num_queries].flatten(0, 1))
         return first, positions[:, :num_queries].contiguous()
 
-    def _dropout(self, hidden: Tensor, positions: Tensor, rows: Tensor, half: int) -> Tensor:
+    def _add(
+        self,
+        hidden: Tensor,
+        branch: Tensor,
+        gate: Tensor | None,
+        positions: Tensor,
+        rows: Tensor,
+        half: int,
+    ) -> Tensor:
+        """Adds what attention (half 0) or the feed-forward layer (half 1) has made."""
         if not self.training or self.config.dropout == 0.0:
-            return hidden
-        first_token = self.split.first_token(hidden.shape[0])
-        site, seq_len = 2 * self.layer + half, positions.shape[1]
-        keys, skipped = rows[:, Column.DROPOUT_KEY], rows[0, Column.SKIPPED]
-        return keyed_dropout(hidden, keys, site, self.config.dropout, seq_len, first_token, skipped)
+            return add_branch(hidden, branch, gate, None)
+        dropout = Dropout(
+            rows[:, Column.DROPOUT_KEY],
+            site_salt(2 * self.layer + half),
+            self.config.dropout,
+            positions.shape[1],
+            self.split.first_token(hidden.shape[0]),
+            rows[0, Column.SKIPPED],
+        )
+        return add_branch(hidden, branch, gate, dropout)
+
+
+@piece
+def add_branch(
+    hidden: Tensor, branch: Tensor, gate: Tensor | None, dropout: Dropout | None
+) -> Tensor:
+    """Returns hidden states [T, D] with a branch added that is scaled by gate [D] and dropped."""
+    gated = branch if gate is None else gate * branch
+    return hidden + (gated if dropout is None else keyed_dropout(gated, dropout))
 
 
 class Head(nn.Module):
@@ -132,11 +153,8 @@ class Head(nn.Module):
 
     def forward(self, flow: Flow) -> Tensor:
         last_hidden, _, _, *conditioning = flow
-        hidden: Tensor = self.norm(last_hidden)
-        if conditioning:
-            shift, scale = self.modulation(conditioning[0]).chunk(2)
-            hidden = hidden * (1 + scale) + shift
-        return self.split.gather_for_split_layer(hidden)
+        modulation = self.modulation(conditioning[0]).chunk(2) if conditioning else ()
+        return self.split.gather_for_split_layer(self.norm(last_hidden, *modulation))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Returns logits [N, V of this rank], in float32 or wider.

@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from esolm.model.compiling import piece
 from esolm.model.config import Rotation
 from esolm.model.documents import place_of
 from esolm.model.numerics import at_least_float32
@@ -63,6 +64,7 @@ def _kept(rotation: Rotation) -> Tensor:
     return 1 - ((indices - first) / max(last - first, 0.001)).clamp(0, 1)
 
 
+@piece
 def rotate(x_BSHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates the halves of the last dimension by the angles of each position."""
     first, second = at_least_float32(x_BSHK).chunk(2, dim=-1)

@@ -23,6 +23,7 @@ def run(*command: str) -> str:
     return finished.stdout
 
 
+@pytest.mark.check
 def test_help() -> None:
     assert run("-c", HELP_OF_ALL, *SCRIPTS).count("usage:") == len(SCRIPTS)
 

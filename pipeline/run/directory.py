@@ -40,6 +40,7 @@ class RunDirectory:
         self.tokenizer = self.path / "tokenizer"
         self.incidents = self.path / "incidents.jsonl"
         self.logs = self.path / "logs"
+        self.compiled = self.path / "compiled"
         self.done = self.path / "DONE"
 
     def stacks(self, rank: int) -> Path:

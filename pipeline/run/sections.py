@@ -86,6 +86,18 @@ class TrainSection:
         "micro-batch and the vocabulary.",
         within=COUNT,
     )
+    compile: str = setting(
+        "auto",
+        "Whether the elementwise pieces of the blocks are compiled: `auto` (where there is a GPU), "
+        "`always` or `never`. Pieces that cannot be compiled, or compute wrongly, are left out "
+        "with a warning; `strict` ends the run then.",
+        choices=("auto", "always", "never", "strict"),
+    )
+    compile_backend: str = setting(
+        "inductor",
+        "That of torch.compile; `aot_eager` compiles no kernels and has the same bits as `never`.",
+        choices=("inductor", "aot_eager"),
+    )
     log_every_steps: int = setting(
         10, "Steps between lines of metrics; the last step is logged too.", within=COUNT
     )

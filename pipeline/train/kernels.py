@@ -7,6 +7,7 @@ or cannot run is left out by name; what was chosen stands in the log and in the 
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,12 +15,17 @@ from torch import Tensor
 
 from esolm.model.attention import AttentionMask, AttentionPattern, attend, dense_mask, flex_mask
 from esolm.model.config import ModelConfig
+from esolm.model.dropout import Dropout, site_salt
 from esolm.model.kernels import Kernels, kernels_in_use, use_kernels
-from esolm.model.layers import Norm
+from esolm.model.layers import Norm, activate
+from esolm.model.network import add_branch
+from esolm.model.rotary import rotary_angles, rotate
 from esolm.pipeline.parallel.optimizer import EmaAdamW
 
 ATTENTION_TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 3e-2}
 """Of the largest value: TF32 and other orders of summation are within it, a wrong kernel is not."""
+PIECE_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""What is compiled into one kernel rounds to bf16 less often."""
 FP32_TOLERANCE = 1e-4
 """Of what has no matrix products and is computed in fp32 in any case."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -29,6 +35,7 @@ ABSENT = {
     "two_streams": "needs the CPU; FlexAttention or dense masks serve",
     "flex_attention": "needs CUDA; dense masks serve",
     "apex_norm": "needs CUDA and NVIDIA apex; PyTorch's own serves",
+    "compiled": "not asked for",
 }
 ROWS, HEADS, LENGTH, STEPS = 2, 2, 128, 3
 
@@ -41,14 +48,22 @@ class Finding:
     off: bool = False
 
 
-def kernels_of(device: torch.device) -> list[str]:
-    """Returns the fields of `Kernels` that name what could run on a device."""
+def kernels_of(device: torch.device, backend: str = "") -> list[str]:
+    """Returns the fields of `Kernels` that name what could run on a device.
+
+    backend: of torch.compile, if something is to be compiled.
+    """
     on_cuda = ["flex_attention", *(["apex_norm"] if has_apex() else [])]
-    return ["fused_adamw", *(on_cuda if device.type == "cuda" else ["two_streams"])]
+    compiled = ["compiled"] if backend else []
+    return ["fused_adamw", *(on_cuda if device.type == "cuda" else ["two_streams"]), *compiled]
 
 
 def prove_kernels(
-    names: list[str], device: torch.device, model: ModelConfig, dtype: torch.dtype
+    names: list[str],
+    device: torch.device,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    backend: str = "",
 ) -> dict[str, Finding]:
     """Returns a finding for each of the kernels."""
     probes: dict[str, tuple[Callable[[], float], float]] = {
@@ -62,12 +77,18 @@ def prove_kernels(
             ATTENTION_TOLERANCES[dtype],
         ),
         "apex_norm": (lambda: _norm_error(device, model), FP32_TOLERANCE),
+        "compiled": (
+            lambda: _pieces_error(device, model, dtype, backend),
+            PIECE_TOLERANCES[dtype],
+        ),
     }
     return {name: _finding(*probes[name]) for name in names}
 
 
-def choose_kernels(found: dict[str, Finding]) -> dict[str, str]:
+def choose_kernels(found: dict[str, Finding], backend: str = "") -> dict[str, str]:
     """Makes the choice that follows from the findings hold, and returns it in words.
+
+    backend: of torch.compile, for what is to be compiled.
 
     It is collective where there are several ranks: a kernel that fails on one is used by none.
     """
@@ -75,12 +96,13 @@ def choose_kernels(found: dict[str, Finding]) -> dict[str, str]:
     if dist.is_initialized():
         everywhere = [found] * dist.get_world_size()
         dist.all_gather_object(everywhere, found)
-    words, chosen = {}, {}
+    words, chosen = {}, dict[str, Any]()
     for name in (field.name for field in fields(Kernels)):
         problems = [each[name].problem for each in everywhere if name in each]
         failed = next(filter(None, problems), "")
         chosen[name] = bool(problems) and not failed
         words[name] = f"{LEFT_OUT}{failed}" if failed else "proved" if problems else ABSENT[name]
+    chosen["compiled"] = backend if chosen["compiled"] else ""
     use_kernels(Kernels(**chosen))
     return words
 
@@ -158,6 +180,30 @@ def _norm_error(device: torch.device, model: ModelConfig) -> float:
         hidden = _noise((LENGTH, model.hidden_size), device, 0).requires_grad_()
         out = norm(hidden)
         gradients = torch.autograd.grad(out, (hidden, norm.weight), _noise(out.shape, device, 1))
+        results.append([out, *gradients])
+    return _largest_error(*results)
+
+
+def _pieces_error(
+    device: torch.device, model: ModelConfig, dtype: torch.dtype, backend: str
+) -> float:
+    """Of all pieces of a block of tokens [ROWS * LENGTH, D], one behind the other."""
+    hidden = _noise((ROWS * LENGTH, model.hidden_size), device, 0).to(dtype).requires_grad_()
+    shift, scale, gate = (
+        _noise((model.hidden_size,), device, seed).to(dtype).requires_grad_() for seed in (1, 2, 3)
+    )
+    keys = torch.arange(ROWS, device=device)
+    dropout = Dropout(keys, site_salt(0), model.dropout, LENGTH) if model.dropout else None
+    angles = rotary_angles(torch.arange(LENGTH, device=device).expand(ROWS, -1), model.rotation(0))
+    norm, gated = Norm(model).to(device, dtype), model.activation == "swiglu"
+    results = []
+    for chosen in (backend, ""):
+        use_kernels(Kernels(compiled=chosen))
+        added = add_branch(hidden, norm(hidden, shift, scale), gate, dropout)
+        heads = rotate(added.view(ROWS, LENGTH, -1, model.head_dim), *angles)
+        out = activate(heads.flatten(2), gated)
+        given = (hidden, shift, scale, gate, norm.weight)
+        gradients = torch.autograd.grad(out, given, _noise(out.shape, device, 4).to(dtype))
         results.append([out, *gradients])
     return _largest_error(*results)
 

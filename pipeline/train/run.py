@@ -28,6 +28,7 @@ from esolm.pipeline.run.experiment import Experiment, resolve
 from esolm.pipeline.run.history import History
 from esolm.pipeline.run.sections import RunConfig
 from esolm.pipeline.train.check_data import check_data
+from esolm.pipeline.train.compiled import backend_of, keep_compiled, refuse_if_strict
 from esolm.pipeline.train.kernels import DTYPES, LEFT_OUT, choose_kernels, kernels_of, prove_kernels
 from esolm.pipeline.train.trainer import Trainer
 from esolm.pipeline.train.watchdog import Watchdog
@@ -101,7 +102,11 @@ def _prepare(
         lambda _: watchdog.progress(),
     )  # fmt: skip
     dtype = DTYPES[config.train.precision]
-    kernels = choose_kernels(prove_kernels(kernels_of(device), device, experiment.model, dtype))
+    backend = backend_of(config.train, device)
+    keep_compiled(directory)
+    found = prove_kernels(kernels_of(device, backend), device, experiment.model, dtype, backend)
+    kernels = choose_kernels(found, backend)
+    refuse_if_strict(config.train, kernels)
     if info.rank == 0:
         logger.info("%s", describe_device(device))
         _announce(experiment, kernels)

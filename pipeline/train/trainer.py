@@ -26,6 +26,7 @@ from esolm.pipeline.run.experiment import Experiment, optimizer_arguments
 from esolm.pipeline.run.sections import ObjectiveSection
 from esolm.pipeline.run.sources import reader_of
 from esolm.pipeline.run.step_range import parse_steps
+from esolm.pipeline.train.compiled import GraphReport
 from esolm.pipeline.train.guards import SpikeGuard, Standstill, check_replicas
 from esolm.pipeline.train.initial_weights import start_from
 from esolm.pipeline.train.measures import Measures
@@ -96,6 +97,7 @@ class Trainer:
         self.requests = RequestPoll(device, saving.every_minutes)
         self.standstill = Standstill(train.max_refused_steps, self.progress.step)
         self.recorder = Recorder(directory, self.config, self.progress.step, rank)
+        self.graphs = GraphReport()
         self.batches = self._read_ahead()
 
     def run(self) -> int:
@@ -142,6 +144,7 @@ class Trainer:
         result = self.engine.train_step(next(self.batches), rate, self.guard.judge)
         self._advance(result)
         self.watchdog.progress()
+        self.graphs.tell()
         self.recorder.advance(self.progress.step)
         if self._due(self.config.train.log_every_steps):
             figures = self.measures.of(result, rate, time.perf_counter() - started)

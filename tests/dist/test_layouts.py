@@ -27,6 +27,8 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "esolm_b, grouped, selective": ({"model": "grouped", "recompute": "selective"}, "fp32"),
     "esolm_b, one key": ({"model": "one key"}, "fp32"),
     "esolm_b, bf16": ({"precision": "bf16"}, "bf16"),
+    "esolm_b, compiled": ({"compiled": "aot_eager"}, "fp32"),
+    "esolm_b, compiled, full": ({"compiled": "aot_eager", "recompute": "full"}, "fp32"),
     "documents": ({"objective": "documents"}, "fp32"),
     "documents, A": ({"objective": "documents, A"}, "fp32"),
     "documents, bd3lm": ({"objective": "documents, bd3lm"}, "fp32"),

@@ -12,6 +12,7 @@ MOST_READS = 7
 OBJECTIVES = ("esolm_b", "mdlm", "bd3lm")
 
 
+@pytest.mark.check
 @pytest.mark.dist
 def test_a_step_waits_no_longer_for_more_micro_batches(tmp_path: Path) -> None:
     """It reads loss, norm, what DeepSpeed asks; for passes: `tests/model/test_waits.py`."""

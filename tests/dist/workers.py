@@ -18,6 +18,7 @@ from megatron.core import parallel_state
 from esolm.model import output
 from esolm.model.config import ModelConfig
 from esolm.model.flops import layer_costs
+from esolm.model.kernels import Kernels, use_kernels
 from esolm.model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, Objective
 from esolm.model.pieces import LOGITS_MB
 from esolm.pipeline.checkpoint import store
@@ -175,6 +176,7 @@ def losses(cases: list[dict[str, Any]]) -> Any:
     for case in cases:
         rows = case.get("piece_rows", output.piece_rows(MODELS["paper"], 1, 4, LOGITS_MB))
         pieces = patch.object(output, "piece_rows", lambda *_, rows=rows: rows)
+        use_kernels(Kernels(compiled=case.get("compiled", "")))
         with pieces, engine_of(case) as (engine, source):
             answers.append(train_steps(engine, source, 0, case["steps"]))
             parts = engine.fragments()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esolm.model.attention import AttentionPattern
+from esolm.model.dropout import Dropout, site_salt
 from esolm.model.inputs import NetworkInput, Targets
 from esolm.model.loss import weighted_loss
 from esolm.model.network import Network
@@ -170,19 +171,18 @@ def test_dropout_depends_on_the_row_and_not_on_the_batch(
 def test_every_dropout_of_the_network_has_a_site_of_its_own(
     make_network: Callable[..., Network], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sites = []
+    salts = []
 
-    def record(
-        hidden: Tensor, keys: Tensor, site: int, probability: float, seq_len: int, *places: object
-    ) -> Tensor:
+    def record(hidden: Tensor, dropout: Dropout) -> Tensor:
+        keys, salt, *others = dropout
         assert keys.tolist() == [5, 6, 7]
-        assert (probability, seq_len, *places) == (0.3, LENGTH, 0, 0)
-        sites.append(site)
+        assert others == [0.3, LENGTH, 0, 0]
+        salts.append(salt)
         return hidden
 
     monkeypatch.setattr("esolm.model.network.keyed_dropout", record)
     make_network(dropout=0.3, num_layers=3).train().all_logits(make_input(AttentionPattern.CAUSAL))
-    assert sites == [0, 1, 2, 3, 4, 5]
+    assert salts == [site_salt(site) for site in range(6)]
 
 
 def test_bf16_stays_near_float32(make_network: Callable[..., Network]) -> None:

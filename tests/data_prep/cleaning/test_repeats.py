@@ -30,7 +30,7 @@ def test_later_documents(tmp_path: Path, run_entries: int, window: int, num_shar
     pool = [random.randbytes(16) for _ in range(60)]
     # Keys that differ in one half only, and the ends of the range.
     pool += [pool[0][:8] + pool[1][8:], pool[2][:8] + pool[3][8:], b"\xff" * 16, b"\0" * 16]
-    keys = [[(random.choice(pool), number // 2) for number in range(80)] for _ in range(3)]
+    keys = [[(random.choice(pool), number // 2) for number in range(40)] for _ in range(3)]
     runs = []
     for task, entries in enumerate(keys):
         writer = RunWriter(tmp_path / f"task-{task}", run_entries)

@@ -44,6 +44,7 @@ def test_the_likelihood_as_published(make_run: Callable[[str], Path], dataset: P
     assert json.loads(run(*arguments))["orders"] == own
 
 
+@pytest.mark.check
 @pytest.mark.dist
 def test_any_number_of_processes_gives_the_same(
     make_run: Callable[[str], Path], dataset: Path

@@ -24,7 +24,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "check_reload", lambda *_: ({}, {}))
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp32", marks=pytest.mark.check)])
 def test_full_gate(paper_source: Any, tmp_path: Path, dtype: str) -> None:
     report = export_source(paper_source, tmp_path / "bundle", dtype=dtype)
     assert list(report.gate) == ["coverage", "logit_parity", "decoding", "reload", "tokenizer"]
@@ -71,6 +71,7 @@ def test_every_objective(
     assert len(modes) == 1, "who may read one file may read the bundle"
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     "objective",
     [
@@ -120,6 +121,7 @@ def test_a_tied_bundle_holds_the_weight_once(tmp_path: Path) -> None:
     assert torch.equal(model.lm_head.weight, embedding)
 
 
+@pytest.mark.check
 def test_reload_without_tokenizer(modern_source: Any, tmp_path: Path) -> None:
     report = export_source(modern_source, tmp_path / "bundle")
     assert report.gate["tokenizer"]["documents"] == 0

@@ -62,9 +62,12 @@ def run_with_logits(
         del made.model.logits_of
 
 
-@every
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)], ids=["fp32", "fp64"]
+    ("name", "dtype", "tolerance"),
+    [
+        *((name, torch.float64, 1e-9) for name in (*OBJECTIVES, *TODAY)),
+        *((name, torch.float32, 1e-4) for name in ("esolm_b", "bd3lm_ar", "esolm_a, today")),
+    ],
 )
 def test_logits_of_every_pass(name: str, dtype: torch.dtype, tolerance: float) -> None:
     """Against loops over dense rules of the training patterns, one row at a time, no cache."""

@@ -27,6 +27,7 @@ from tests.pipeline.importer import published
 from tests.pipeline.importer.published import LENGTH, SYSTEMS, PublishedNetwork, System
 
 
+@pytest.mark.check
 def test_tokenizer_of_transformers_without_a_mask(tmp_path: Path) -> None:
     tokenizer = like_gpt2()
     directory = saved(tokenizer, tmp_path / "gpt2")
@@ -93,6 +94,7 @@ def test_generate_prints_text(
         assert text != " ".join(map(str, result.sequences[0].tolist()))
 
 
+@pytest.mark.check
 def test_tokenizer_of_our_own(tmp_path: Path) -> None:
     directory = make_tokenizer(tmp_path / "tokenizer")
     info = load_tokenizer(directory).info

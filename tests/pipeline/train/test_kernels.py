@@ -1,7 +1,8 @@
 """Kernels are proved before they are used, and left out by name where off or unable to run."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from esolm.model.attention import AttentionPattern, MaskBuilder
 from esolm.model.config import ModelConfig
 from esolm.model.inputs import NetworkInput
 from esolm.model.kernels import Kernels, kernels_in_use, use_kernels
-from esolm.model.layers import Norm
+from esolm.model.layers import norm_kernel
+from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.optimizer import EmaAdamW
+from esolm.pipeline.run.sections import TrainSection
 from esolm.pipeline.slurm.health import kernel_problems
+from esolm.pipeline.train.compiled import refuse_if_strict
 from esolm.pipeline.train.kernels import Finding, choose_kernels, kernels_of, prove_kernels
 
 CPU = torch.device("cpu")
@@ -50,6 +54,33 @@ def test_what_a_cpu_has_is_proved_and_what_it_has_not_is_said() -> None:
     assert words["two_streams"] == "proved"
     assert words["flex_attention"] == "needs CUDA; dense masks serve"
     assert kernels_in_use() == Kernels(flex_attention=False, apex_norm=False)
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_pieces_are_proved_where_they_are_asked_for(norm: str, dtype: torch.dtype) -> None:
+    model = replace(MODEL, norm=norm, dropout=0.3, activation="swiglu")
+    names = kernels_of(CPU, "aot_eager")
+    assert names == ["fused_adamw", "two_streams", "compiled"]
+    words = choose_kernels(prove_kernels(names, CPU, model, dtype, "aot_eager"), "aot_eager")
+    assert words["compiled"] == "proved"
+    assert kernels_in_use().compiled == "aot_eager"
+    assert choose_kernels(prove("fused_adamw"), "")["compiled"] == "not asked for"
+    assert kernels_in_use().compiled == ""
+
+
+def test_a_backend_that_computes_wrongly_is_left_out_and_strict_runs_end() -> None:
+    def twice(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        return lambda *tensors: [2 * out for out in graph(*tensors)]
+
+    torch._dynamo.register_backend(twice, name="twice")
+    found = prove_kernels(["compiled"], CPU, MODEL, torch.float32, "twice")
+    assert found["compiled"].off
+    words = choose_kernels(found, "twice")
+    assert kernels_in_use().compiled == ""
+    refuse_if_strict(TrainSection(compile="always"), words)
+    with pytest.raises(ConfigError, match="strict, and compiled pieces were left out: off by"):
+        refuse_if_strict(TrainSection(compile="strict"), words)
 
 
 def test_a_kernel_that_is_off_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +170,7 @@ def test_apex_is_used_where_it_is_right(
         assert "apex_norm" in kernels_of(torch.device("cuda"))
         choose_kernels(prove_kernels(["apex_norm"], CPU, model, torch.float32))
         assert kernels_in_use().apex_norm is used
-        kernel = Norm(model).normalise.func
+        kernel = norm_kernel(norm)
         assert (kernel.__module__ == "apex.normalization.fused_layer_norm") is used
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "apex"]:
