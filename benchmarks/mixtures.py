@@ -28,6 +28,7 @@ import numpy as np
 
 from esolm.data_prep.layout import CHECKED_TOKENS, MEMBER_TOKENS, ShardInfo, member_stride
 from esolm.data_prep.manifest import Manifest, write_manifest
+from esolm.data_prep.packing_index import PackJob, pack_task, write_packing
 from esolm.data_prep.shards import ShardWriter
 from esolm.data_prep.tokenizers import TokenizerInfo
 from esolm.pipeline.data.dataset import TokenDataset
@@ -37,7 +38,8 @@ DTYPE = np.dtype("<u2")
 TOKENIZER = TokenizerInfo(32000, 0, 1, 2, 3, "0" * 64)
 WEIGHTS = {"web": 0.5, "code": 0.2, "papers": 0.15, "books": 0.1, "wiki": 0.05}
 DOCUMENT_TOKENS = 1777
-"""Of no common measure with a row or a checked part: rows begin anywhere, as in real datasets."""
+"""Of no common measure with a row or a checked part: rows begin anywhere, as in real datasets.
+`best_fit` rows are of two or three pieces then, and of many more where documents are short."""
 SEQ_LEN = 1024
 
 
@@ -48,16 +50,20 @@ def cpu_seconds(function: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def write_source(directory: Path, num_tokens: int, seed: int) -> np.ndarray:
+def write_source(directory: Path, num_tokens: int, seed: int, document: int) -> np.ndarray:
     """Write random tokens as a dataset of four shards and return them."""
     (directory / "shards").mkdir(parents=True)
     draws = np.random.default_rng(seed)
     tokens = draws.integers(4, TOKENIZER.vocab_size, num_tokens, dtype=DTYPE)
     writer = ShardWriter(directory, "train", 0, DTYPE.str, num_tokens // 4, "")
-    for start in range(0, num_tokens, DOCUMENT_TOKENS):
-        writer.add([tokens[start : start + DOCUMENT_TOKENS].tolist()])
+    for start in range(0, num_tokens, document):
+        writer.add([tokens[start : start + document].tolist()])
     writer.close()
     write_manifest(directory, Manifest(DTYPE.str, TOKENIZER, {"train": writer.shards}, {}))
+    job = PackJob.of(directory, (SEQ_LEN,))
+    for task in range(job.num_tasks):
+        pack_task(job, task, lambda _: None)
+    write_packing(job, SEQ_LEN)
     return tokens
 
 
@@ -65,19 +71,24 @@ def compare_reading(folder: Path, args: argparse.Namespace) -> None:
     """Print the speeds of the mixture and of the flat file, and the median ratios."""
     num_rows, flat, firsts = args.samples // len(WEIGHTS), [], []
     for number, name in enumerate(WEIGHTS):
-        tokens = write_source(folder / name, num_rows * SEQ_LEN, number)
+        tokens = write_source(folder / name, num_rows * SEQ_LEN, number, args.document_tokens)
         firsts.append(number * num_rows)
         flat.append(tokens)
     np.concatenate(flat).tofile(folder / "flat.bin")
     rows = np.memmap(folder / "flat.bin", dtype=DTYPE, mode="r").reshape(-1, SEQ_LEN)
     batches = np.arange(args.samples).reshape(-1, args.batch_size)
     readers = {}
-    for label, checked in (("checksums looked at", True), ("without", False)):
+    for label, checked, packing in (
+        ("checksums looked at", True, "continuous"),
+        ("without", False, "continuous"),
+        ("best_fit, checksums looked at", True, "best_fit"),
+        ("best_fit, without", False, "best_fit"),
+    ):
         sources = [
             MixtureSource(name, TokenDataset(folder / name, "train", checked), weight)
             for name, weight in WEIGHTS.items()
         ]
-        readers[label] = MixtureReader(sources, SEQ_LEN, seed=0)
+        readers[label] = MixtureReader(sources, SEQ_LEN, seed=0, packing=packing)
     reader = readers["without"]
     sequences = [np.array(firsts)[s] + p for s, p in map(reader.locate, batches)]
     for batch, numbers in zip(batches[:4], sequences, strict=False):
@@ -186,6 +197,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=40_960)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--document-tokens", type=int, default=DOCUMENT_TOKENS)
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--shard-tokens", type=int, default=100_000_000)
     parser.add_argument("--first-rows", type=int, default=256)

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -141,6 +141,28 @@ def sha256_of_file(path: Path) -> str:
         while block := stream.read(HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_problem(
+    path: Path, num_bytes: int, sha256: str, on_bytes: Callable[[int], None]
+) -> str | None:
+    """Say what is wrong with a file of a dataset, or return None. on_bytes: after each read."""
+    digest = hashlib.sha256()
+    found_bytes = 0
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            while block := stream.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+                found_bytes += len(block)
+                on_bytes(len(block))
+    except OSError as error:
+        return f"{path}: missing or unreadable ({error.strerror})"
+    if found_bytes != num_bytes:
+        kind = "cut short" if found_bytes < num_bytes else "too long"
+        return f"{path}: {kind}, {num_bytes} bytes expected, {found_bytes} found"
+    if digest.hexdigest() != sha256:
+        return f"{path}: changed, sha256 {sha256} expected, {digest.hexdigest()} found"
+    return None
 
 
 def fingerprint_of(record: object) -> str:

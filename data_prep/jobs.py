@@ -25,6 +25,7 @@ from esolm.data_prep.manifest import (
     EXAMPLES_NAME,
     MANIFEST_NAME,
     ORIGIN_NAME,
+    PACKING_DIRECTORY,
     SHARDS_DIRECTORY,
     TASKS_DIRECTORY,
     TOKENIZER_DIRECTORY,
@@ -298,6 +299,16 @@ def _refuse_more(count: int, most: int, data: Path) -> None:
         raise too_many(count, most, f"{data / TASKS_DIRECTORY} lists them. ")
 
 
+OF_A_DATASET = (
+    TASKS_DIRECTORY,
+    SHARDS_DIRECTORY,
+    TOKENIZER_DIRECTORY,
+    WORK_DIRECTORY,
+    PACKING_DIRECTORY,
+    ENERGON_DIRECTORY,
+)
+
+
 def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool) -> None:
     """Make the dataset directory ready: check the settings and copy the tokenizer into it.
 
@@ -309,8 +320,7 @@ def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool)
     if overwrite:
         for name in (MANIFEST_NAME, ERRORS_NAME, CLEANING_NAME, EXAMPLES_NAME):
             (job.out / name).unlink(missing_ok=True)
-        folders = (TASKS_DIRECTORY, SHARDS_DIRECTORY, TOKENIZER_DIRECTORY, WORK_DIRECTORY)
-        for name in (*folders, ENERGON_DIRECTORY):
+        for name in OF_A_DATASET:
             if (job.out / name).exists():
                 shutil.rmtree(job.out / name)
     check_settings(job)

@@ -1,13 +1,12 @@
 """The full check of a dataset, of every byte against the checksums of the manifest."""
 
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.files import HASH_BLOCK_BYTES
+from esolm.data_prep.files import file_problem
 from esolm.data_prep.jobs import read_marker
 from esolm.data_prep.manifest import (
     TASKS_DIRECTORY,
@@ -15,6 +14,7 @@ from esolm.data_prep.manifest import (
     Manifest,
     repair_advice,
 )
+from esolm.data_prep.packing_index import lengths_of, pack_command, packed_files
 from esolm.data_prep.tokenizers import load_tokenizer
 
 
@@ -31,7 +31,37 @@ def verify_dataset(
     on_bytes: called with the number of bytes of each read. workers: files read at a time. Raises
     DataError, which names every damaged file with what was expected and what was found.
     """
-    files, one_at_a_time = files_of(manifest), Lock()
+    files, num_files = files_of(manifest), 0
+    problems = _file_problems(data, files, on_bytes, workers) + _task_problems(data, manifest)
+    if problems:
+        problems.append(repair_advice(data))
+    for length in lengths_of(data):
+        found, packed = _packing_problems(data, manifest, length, on_bytes, workers)
+        problems, num_files = problems + found, num_files + packed
+    problems += tokenizer_problems(data, manifest)
+    if problems:
+        raise DataError("\n".join(problems))
+    return len(files) + num_files
+
+
+def _packing_problems(
+    data: Path, manifest: Manifest, length: int, on_bytes: Callable[[int], None], workers: int
+) -> tuple[list[str], int]:
+    """Say what is wrong with the rows of a length, and how many files they have."""
+    try:
+        files = packed_files(data, manifest, length)
+    except DataError as error:
+        return [str(error)], 0
+    problems = _file_problems(data, files, on_bytes, workers)
+    if problems:
+        problems.append(f"Delete what is named, and run {pack_command(data, length)}.")
+    return problems, len(files)
+
+
+def _file_problems(
+    data: Path, files: list[tuple[str, int, str]], on_bytes: Callable[[int], None], workers: int
+) -> list[str]:
+    one_at_a_time = Lock()
 
     def count(num_bytes: int) -> None:
         with one_at_a_time:
@@ -43,38 +73,9 @@ def verify_dataset(
             pool.submit(file_problem, data / name, num_bytes, sha256, count)
             for name, num_bytes, sha256 in files
         ]
-        problems = [problem for each in waiting if (problem := each.result())]
+        return [problem for each in waiting if (problem := each.result())]
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the files at hand alone
-    problems += _task_problems(data, manifest)
-    if problems:
-        problems.append(repair_advice(data))
-    problems += tokenizer_problems(data, manifest)
-    if problems:
-        raise DataError("\n".join(problems))
-    return len(files)
-
-
-def file_problem(
-    path: Path, num_bytes: int, sha256: str, on_bytes: Callable[[int], None]
-) -> str | None:
-    """Say what is wrong with a file of a dataset, or return None. on_bytes: after each read."""
-    digest = hashlib.sha256()
-    found_bytes = 0
-    try:
-        with open(path, "rb", buffering=0) as stream:
-            while block := stream.read(HASH_BLOCK_BYTES):
-                digest.update(block)
-                found_bytes += len(block)
-                on_bytes(len(block))
-    except OSError as error:
-        return f"{path}: missing or unreadable ({error.strerror})"
-    if found_bytes != num_bytes:
-        kind = "cut short" if found_bytes < num_bytes else "too long"
-        return f"{path}: {kind}, {num_bytes} bytes expected, {found_bytes} found"
-    if digest.hexdigest() != sha256:
-        return f"{path}: changed, sha256 {sha256} expected, {digest.hexdigest()} found"
-    return None
 
 
 def _task_problems(data: Path, manifest: Manifest) -> list[str]:

@@ -9,14 +9,14 @@ from multiprocessing.sharedctypes import Synchronized
 from typing import Any, TypeAlias
 
 from esolm.data_prep.errors import EsolmError
-from esolm.data_prep.jobs import TokenizeJob
 from esolm.data_prep.processes import die_with_parent
 from esolm.data_prep.progress import ProgressBar
 from esolm.data_prep.tokenizing import run_task
 
 POLL_SECONDS = 0.2
-RunTask: TypeAlias = Callable[[TokenizeJob, int, Callable[[int], None]], dict[str, int]]
-"""A pass of a task: `run_task`, or one of `esolm.data_prep.comparing`."""
+RunTask: TypeAlias = Callable[[Any, int, Callable[[int], None]], dict[str, int]]
+"""What is done for a task of a job: `run_task`, a pass of `comparing`, or `pack_task`. Each takes
+a job of its own kind."""
 
 _done_bytes: "Synchronized[int] | None" = None
 
@@ -27,7 +27,7 @@ def _begin_worker(counter: "Synchronized[int]", parent: int) -> None:
     die_with_parent(parent)
 
 
-def _run_in_worker(run: RunTask, job: TokenizeJob, task: int) -> dict[str, int]:
+def _run_in_worker(run: RunTask, job: Any, task: int) -> dict[str, int]:
     counter = _done_bytes
     assert counter is not None
 
@@ -39,7 +39,7 @@ def _run_in_worker(run: RunTask, job: TokenizeJob, task: int) -> dict[str, int]:
 
 
 def run_tasks(
-    job: TokenizeJob,
+    job: Any,
     tasks: Sequence[int],
     num_workers: int,
     progress: ProgressBar,
@@ -65,7 +65,7 @@ def run_tasks(
 
 
 def _run_in_pool(
-    run: RunTask, job: TokenizeJob, tasks: Sequence[int], num_workers: int, progress: ProgressBar
+    run: RunTask, job: Any, tasks: Sequence[int], num_workers: int, progress: ProgressBar
 ) -> list[dict[str, int]]:
     # Workers are not forked, because the parent may have threads (the progress bar) with locks.
     context: Any = multiprocessing.get_context("spawn")

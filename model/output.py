@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import ModelParallelConfig, parallel_state
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
@@ -21,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from esolm.model.config import ModelConfig
 from esolm.model.numerics import at_least_float32
 from esolm.model.pieces import LOGITS_MB, piece_rows
+from esolm.model.scoring import LogitRules, Score, bounded, exclude, score
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class OutputLayer(nn.Module):
         size = config.padded_vocab_size(ranks) // ranks
         self.weight = nn.Parameter(torch.zeros(size, config.hidden_size))
         self.bias = nn.Parameter(torch.zeros(size)) if config.output_bias else None
-        self.first = parallel_state.get_tensor_model_parallel_rank() * size
+        first = parallel_state.get_tensor_model_parallel_rank() * size
+        self.rules = LogitRules.of(config, first)
 
     def forward(self, hidden_ND: Tensor, scored: Scored | None = None) -> Tensor:
         """Returns logits [N, V] in float32 or wider or, given what is scored, the loss of them.
@@ -63,23 +64,11 @@ class OutputLayer(nn.Module):
             hidden_ND = copy_to_tensor_model_parallel_region(hidden_ND)
         if scored is None:
             logits = at_least_float32(F.linear(hidden_ND, self.weight, self.bias))
-            return self.exclude(self._capped(logits))
+            return exclude(bounded(logits, self.rules), self.rules)
         loss: Tensor = _Loss.apply(  # type: ignore[no-untyped-call]
             hidden_ND, self.weight, self.bias, self, scored, torch.is_grad_enabled()
         )
         return loss
-
-    def _capped(self, logits: Tensor) -> Tensor:
-        cap = self.config.logit_softcap
-        return torch.tanh(logits / cap) * cap if cap else logits
-
-    def exclude(self, logits: Tensor) -> Tensor:
-        """Writes over the logits of the mask id and of ids that only pad the vocabulary."""
-        padding = slice(max(self.config.vocab_size - self.first, 0), None)
-        never = [slice(i - self.first, i - self.first + 1) for i in self.config.excluded_ids]
-        for ids in (padding, *(part for part in never if part.start >= 0)):
-            logits[:, ids] = -torch.inf
-        return logits
 
 
 class _Loss(torch.autograd.Function):
@@ -141,12 +130,12 @@ class _Gradients:
         of_weight = torch.zeros_like(weight, dtype=wide)
         return cls(hidden_ND, weight, torch.empty_like(hidden_ND), of_weight, of_bias)
 
-    def add(self, part: slice, wide_of_logits: Tensor) -> None:
-        """Adds what a piece gives, whose gradients of logits are in float32 or wider."""
-        if self.of_bias is not None:
-            # A product reads its rows as they lie; a sum over rows takes five times as long.
-            self.of_bias += wide_of_logits.new_ones(len(wide_of_logits)) @ wide_of_logits
-        of_logits = wide_of_logits.to(self.hidden_ND.dtype)
+    def add(self, part: slice, score: Score) -> None:
+        """Adds what a piece gives."""
+        assert score.of_logits is not None
+        if self.of_bias is not None and score.of_bias is not None:
+            self.of_bias += score.of_bias
+        of_logits = score.of_logits.to(self.hidden_ND.dtype)
         torch.mm(of_logits, self.weight, out=self.of_hidden[part])
         if self.of_weight.dtype == of_logits.dtype:
             self.of_weight.addmm_(of_logits.T, self.hidden_ND[part])
@@ -163,44 +152,11 @@ def _piece(
     gradients: _Gradients | None,
 ) -> Tensor:
     """Returns the negative log-likelihood [n]; when it returns, the logits are gone."""
-    logits = at_least_float32(F.linear(hidden_ND[part], *parameters))
     labels, weights = scored.labels[part], scored.weights[part]
-    nll = _score(logits, labels, weights, layer, gradients is not None)
+    # No name here holds the logits, which `score` lets go of.
+    found = score(
+        F.linear(hidden_ND[part], *parameters), labels, weights, layer.rules, gradients is not None
+    )
     if gradients is not None:
-        gradients.add(part, logits)
-    return nll
-
-
-def _score(
-    logits: Tensor, labels: Tensor, weights: Tensor, layer: OutputLayer, differentiate: bool
-) -> Tensor:
-    """Returns the negative log-likelihood [n] of the labels; the logits become their gradient."""
-    cap, z_loss, tanh = layer.config.logit_softcap, layer.config.z_loss, None
-    if cap:
-        tanh = logits.div_(cap).tanh_().clone() if differentiate else logits.div_(cap).tanh_()
-        logits.mul_(cap)
-    layer.exclude(logits)
-    largest = _over_ranks(logits.amax(1), dist.ReduceOp.MAX)
-    logits.sub_(largest[:, None])
-    local = labels - layer.first
-    is_here = (local >= 0) & (local < logits.shape[1])
-    at_label = torch.arange(len(labels), device=labels.device), local.clamp(0, logits.shape[1] - 1)
-    label_logits = logits[at_label].where(is_here, 0.0)
-    sums = torch.stack([label_logits, logits.exp_().sum(1)])
-    label_logits, sum_of_exp = _over_ranks(sums, dist.ReduceOp.SUM).unbind()
-    log_sum = sum_of_exp.log()
-    if differentiate:
-        # z_loss * (log Z)^2 makes every probability weigh more.
-        scale = weights / sum_of_exp * (1.0 + 2.0 * z_loss * (log_sum + largest))
-        logits.mul_(scale[:, None])
-        logits[at_label] -= weights * is_here
-        if tanh is not None:
-            logits.addcmul_(logits, tanh.square_(), value=-1.0)
-    return log_sum - label_logits
-
-
-def _over_ranks(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-    if parallel_state.get_tensor_model_parallel_world_size() > 1:
-        group = parallel_state.get_tensor_model_parallel_group()
-        dist.all_reduce(values, operation, group=group)
-    return values
+        gradients.add(part, found)
+    return found.nll

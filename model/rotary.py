@@ -23,10 +23,13 @@ def rotary_angles(positions: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor
     exact, and inputs in any order would have to gather from it anyway. Under YaRN both are longer
     than 1, which makes the scores of attention larger, as section 3.4 there has it.
     """
-    angles = place_of(positions).float()[..., None] * rotary_frequencies(rotation, positions.device)
-    if rotation.factor == 1:
-        return angles.cos(), angles.sin()
-    length = 0.1 * math.log(rotation.factor) + 1.0
+    length = 1.0 if rotation.factor == 1 else 0.1 * math.log(rotation.factor) + 1.0
+    return _angles(positions, rotary_frequencies(rotation, positions.device), length)
+
+
+@piece
+def _angles(positions: Tensor, frequencies: Tensor, length: float) -> tuple[Tensor, Tensor]:
+    angles = place_of(positions).float()[..., None] * frequencies
     return angles.cos() * length, angles.sin() * length
 
 

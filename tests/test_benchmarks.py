@@ -1,5 +1,7 @@
 """The measurements still run; what they measure is nobody's to assert."""
 
+import re
+
 import pytest
 
 from tests.processes import ROOT, run_python
@@ -31,6 +33,13 @@ def test_help() -> None:
 def test_the_last_block() -> None:
     small = ("--layers", "1", "--hidden", "32", "--length", "16", "--rows", "2", "--passes", "1")
     assert "ratio" in run("-m", "benchmarks.last_block", *small)
+
+
+@pytest.mark.check
+def test_compiled_pieces_move_fewer_bytes() -> None:
+    printed = run("-m", "benchmarks.roofline", "--size", "tiny")
+    eager, compiled = map(int, re.findall(r"(\d+)% (?:of|compiled)", printed))
+    assert 0 < eager < compiled
 
 
 @pytest.mark.check

@@ -72,6 +72,15 @@ MISTAKES = {
     "before the merge": Mistake(
         TRAIN + "data.path={w}/unmerged", ("manifest.json does not exist", "esolm prep merge")
     ),
+    "rows that were not packed": Mistake(
+        TRAIN + "data.packing=best_fit",
+        ("data has no index of best_fit rows of 32 tokens", "esolm prep pack ", " --seq-len 32`"),
+    ),
+    "a packing that is none": Mistake(
+        TRAIN + "data.packing=bestfit", ("data.packing is 'bestfit'", "best_fit")
+    ),
+    "rows of no tokens": Mistake("prep pack {w}/data --seq-len 0", ("--seq-len is '0'",)),
+    "rows packed of a folder": Mistake("prep pack {w}/run", ("run is no dataset",)),
     "tp does not divide the heads": Mistake(
         TRAIN + "parallel.tp=3 --ranks 3", ("model.num_heads 4 does not divide by parallel.tp 3",)
     ),

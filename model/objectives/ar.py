@@ -1,8 +1,8 @@
 """The autoregressive baseline predicts each token from those before it, left to right."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -34,12 +34,13 @@ class AutoRegressive(Objective):
 
     prepend_id: int | None = None
     eos_id: int | None = None
+    context: int = 0
 
     def problems(self, seq_len: int) -> list[str]:
-        if self.eos_id is None or self.prepend_id is not None:
+        if not self.keeps_apart or self.prepend_id is not None:
             return []
         return [
-            "objective.separate_documents needs a token that the first one of each document is "
+            f"{self._asked_by} needs a token that the first one of each document is "
             "predicted from: set objective.prepend to bos or mask"
         ]
 
@@ -61,6 +62,9 @@ class AutoRegressive(Objective):
     def diffusion_share(self) -> float:
         return 0.0
 
+    def with_context(self, length: int) -> Self:
+        return replace(self, context=length)
+
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
         if self.prepend_id is None:
             inputs, labels = tokens[:, :-1], tokens[:, 1:]
@@ -69,9 +73,9 @@ class AutoRegressive(Objective):
             inputs, labels = torch.cat([first, tokens[:, :-1]], dim=1), tokens
         batch, length = labels.shape
         positions = torch.arange(length).expand(batch, length)
-        if self.eos_id is not None:
+        if self.keeps_apart:
             assert self.prepend_id is not None, "see `problems`"
-            positions = standing(labels, self.eos_id)
+            positions = standing(labels, self.eos_id, self.context)
             inputs = inputs.masked_fill(place_of(positions) == 0, self.prepend_id)
         network_input = NetworkInput(
             tokens=inputs,
@@ -79,7 +83,7 @@ class AutoRegressive(Objective):
             pattern=AttentionPattern.CAUSAL,
             prefix_length=torch.zeros(batch, dtype=torch.int64),
             dropout_keys=torch.from_numpy(keys.dropout_keys()),
-            separate=self.eos_id is not None,
+            separate=self.keeps_apart,
         )
         weight = 1.0 / (keys.global_batch_size * length)
         return network_input, Targets(labels, torch.full((batch, length), weight))

@@ -116,6 +116,27 @@ class Objective(ABC):
 
     eos_id: int | None = None
     """What ends the documents of a row, where tokens see only those of their own document."""
+    context: int = 0
+    """How many tokens of a row end what counts as a document whatever they are; 0: no number."""
+
+    @property
+    def keeps_apart(self) -> bool:
+        """Whether rows are of documents that do not see each other."""
+        return self.eos_id is not None or self.context > 0
+
+    @property
+    def _asked_by(self) -> str:
+        """The setting by which they do not."""
+        if self.eos_id is not None:
+            return "objective.separate_documents"
+        return "train.context_schedule"
+
+    def with_context(self, length: int) -> Self | None:
+        """The same objective where tokens see those of their own `length` tokens of the row alone.
+
+        None if it does not keep documents apart.
+        """
+        return None
 
     @property
     def is_exact(self) -> bool:

@@ -45,6 +45,7 @@ class BD3LM(Objective):
     keep_first: bool = True
     low_variance: bool = False
     eos_id: int | None = None
+    context: int = 0
 
     def problems(self, seq_len: int) -> list[str]:
         if self.block_size < 1 or seq_len % self.block_size:
@@ -56,9 +57,9 @@ class BD3LM(Objective):
                 f"objective.t_min {self.t_min} and objective.t_max {self.t_max} must be in order "
                 f"and lie in [{EPSILON}, 1]"
             ]
-        if self.eos_id is not None and self.keep_first:
+        if self.keeps_apart and self.keep_first:
             return [
-                "objective.separate_documents and objective.keep_first do not go together: how "
+                f"{self._asked_by} and objective.keep_first do not go together: how "
                 "many tokens are given would depend on the row; set objective.keep_first to false"
             ]
         if self.resample and not self._can_be_allowed()[-1]:
@@ -99,6 +100,9 @@ class BD3LM(Objective):
     def clipped(self, t_min: float, t_max: float) -> Self:
         return replace(self, t_min=t_min, t_max=t_max, low_variance=False)
 
+    def with_context(self, length: int) -> Self:
+        return replace(self, context=length)
+
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
         length = tokens.shape[1]
         blocks = self._blocks(tokens)
@@ -108,7 +112,7 @@ class BD3LM(Objective):
             masked[:, 0] = False
         weights = np.ones_like(t_of_token) if self.low_variance else 1.0 / t_of_token
         weights /= keys.global_batch_size * self.predicted_tokens(length)
-        rows = MaskedRows.in_place(tokens, masked, self.eos_id)
+        rows = MaskedRows.in_place(tokens, masked, self.eos_id, self.context)
         pattern = AttentionPattern.BLOCK_TWO_STREAM
         inputs = rows.two_streams(self.mask_id, pattern, keys, self.block_size)
         return inputs, rows.targets(weights, t_of_token)
@@ -121,9 +125,9 @@ class BD3LM(Objective):
 
     def _blocks(self, tokens: Tensor) -> NDArray[np.int64]:
         """Returns the number of each token's block in its row, [B, L]."""
-        if self.eos_id is None:
+        if not self.keeps_apart:
             return np.broadcast_to(np.arange(tokens.shape[1]) // self.block_size, tokens.shape)
-        places = place_of(standing(tokens, self.eos_id)).numpy()
+        places = place_of(standing(tokens, self.eos_id, self.context)).numpy()
         blocks: NDArray[np.int64] = (places % self.block_size == 0).cumsum(axis=1) - 1
         return blocks
 

@@ -54,6 +54,7 @@ class EsoLM(Objective):
     variant: str = "B"
     low_variance: bool = True
     eos_id: int | None = None
+    context: int = 0
 
     def problems(self, seq_len: int) -> list[str]:
         found = []
@@ -96,6 +97,9 @@ class EsoLM(Objective):
         kappa = alpha_0 if alpha_0 in (0.0, 1.0) else 0.5
         return replace(self, alpha_0=alpha_0, kappa=kappa)
 
+    def with_context(self, length: int) -> Self:
+        return replace(self, context=length)
+
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
         term = term_of(self, keys)
         num_rows = len(self.terms(keys.global_batch_size)[term])
@@ -136,7 +140,7 @@ class EsoLM(Objective):
             keys, length, t, self.alpha_0, num_rows, self.low_variance
         )
         order = clean_first(masked, keys.uniforms(Purpose.ORDER, length))
-        rows = MaskedRows.in_order(tokens, masked, order, self.eos_id)
+        rows = MaskedRows.in_order(tokens, masked, order, self.eos_id, self.context)
         inputs = rows.one_stream(self.mask_id, PATTERNS[self.variant][0], keys)
         return inputs, rows.targets(weights, t)
 
@@ -151,7 +155,8 @@ class EsoLM(Objective):
         length = tokens.shape[1]
         masked = keys.uniforms(Purpose.MASK, length) < 1.0 - self.alpha_0
         scores = np.where(masked, natural_scores(length), keys.uniforms(Purpose.ORDER, length))
-        rows = MaskedRows.in_order(tokens, masked, clean_first(masked, scores), self.eos_id)
+        order = clean_first(masked, scores)
+        rows = MaskedRows.in_order(tokens, masked, order, self.eos_id, self.context)
         inputs = rows.two_streams(self.mask_id, PATTERNS[self.variant][1], keys)
         return inputs, rows.targets(np.full((len(tokens), 1), 1.0 / (num_rows * length)))
 

@@ -31,6 +31,7 @@ class MDLM(Objective):
     mask_id: int
     low_variance: bool = False
     eos_id: int | None = None
+    context: int = 0
 
     def predicted_tokens(self, seq_len: int) -> int:
         return seq_len
@@ -48,11 +49,14 @@ class MDLM(Objective):
     def for_validation(self) -> Self:
         return replace(self, low_variance=False)
 
+    def with_context(self, length: int) -> Self:
+        return replace(self, context=length)
+
     def corrupt(self, tokens: Tensor, keys: SampleKeys) -> tuple[NetworkInput, Targets]:
         num_rows, length = keys.global_batch_size, tokens.shape[1]
         t = noise.row_times(keys, num_rows)
         masked, weights = noise.draw_masked(keys, length, t, 1.0, num_rows, self.low_variance)
-        rows = MaskedRows.in_place(tokens, masked, self.eos_id)
+        rows = MaskedRows.in_place(tokens, masked, self.eos_id, self.context)
         inputs = rows.one_stream(self.mask_id, AttentionPattern.BIDIRECTIONAL, keys)
         return inputs, rows.targets(weights, t)
 

@@ -47,13 +47,19 @@ class MaskedRows:
 
     @classmethod
     def in_order(
-        cls, tokens: Tensor, masked: Mask, order: NDArray[np.int64], eos_id: int | None = None
+        cls,
+        tokens: Tensor,
+        masked: Mask,
+        order: NDArray[np.int64],
+        eos_id: int | None = None,
+        context: int = 0,
     ) -> "MaskedRows":
         """Brings tokens and masks, given at natural positions, into a generation order.
 
-        eos_id: what ends the documents that are kept apart; None takes a row as one document.
+        eos_id, context: what ends the documents that are kept apart, as of `standing`; without
+        either a row is one document.
         """
-        rows, index = cls.in_place(tokens, masked, eos_id), torch.from_numpy(order)
+        rows, index = cls.in_place(tokens, masked, eos_id, context), torch.from_numpy(order)
         return cls(
             rows.labels.gather(1, index),
             rows.masked.gather(1, index),
@@ -62,13 +68,15 @@ class MaskedRows:
         )
 
     @classmethod
-    def in_place(cls, tokens: Tensor, masked: Mask, eos_id: int | None = None) -> "MaskedRows":
-        """Makes rows that keep the natural order; eos_id as in `in_order`."""
-        if eos_id is None:
-            positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        else:
-            positions = standing(tokens, eos_id)
-        return cls(tokens, torch.from_numpy(masked), positions, eos_id is not None)
+    def in_place(
+        cls, tokens: Tensor, masked: Mask, eos_id: int | None = None, context: int = 0
+    ) -> "MaskedRows":
+        """Makes rows that keep the natural order; eos_id and context as in `in_order`."""
+        separate = eos_id is not None or context > 0
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        if separate:
+            positions = standing(tokens, eos_id, context)
+        return cls(tokens, torch.from_numpy(masked), positions, separate)
 
     def one_stream(self, mask_id: int, pattern: AttentionPattern, keys: SampleKeys) -> NetworkInput:
         """Makes input of one stream, S = L: the rows with the mask in place of masked tokens."""

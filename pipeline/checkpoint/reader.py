@@ -9,6 +9,7 @@ from esolm.data_prep.remote import is_url
 from esolm.model.config import ModelConfig
 from esolm.pipeline.checkpoint import commit, store
 from esolm.pipeline.checkpoint.remote import fetch
+from esolm.pipeline.data.reader import FORMER
 from esolm.pipeline.errors import CheckpointError
 
 
@@ -39,6 +40,7 @@ class CheckpointReader:
         self.seq_len: int = run["seq_len"]
         self.model = ModelConfig(**run["model"])
         self.objective: dict[str, Any] = run["objective"]
+        self.packing: str = (FORMER | run["data"])["packing"]
         self.data_path: Path | None = Path(run["data_path"]) if run["data_path"] else None
 
     @property

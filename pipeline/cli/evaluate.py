@@ -64,10 +64,13 @@ def evaluate_command(
     samples: Annotated[
         bool, typer.Option("--samples", help="Measure what a bundle writes, not likelihoods.")
     ] = False,
-    wrapped: Annotated[
-        bool,
-        typer.Option("--wrapped", help="Rows of bos, tokens, eos, as data.wrapped trains on."),
-    ] = False,
+    packing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="continuous|wrapped|best_fit",
+            help="What a row is, as data.packing; by default as in training.",
+        ),
+    ] = None,
     clip_search: Annotated[
         bool, typer.Option("--clip-search", help="Find the range of t to train a BD3-LM on.")
     ] = False,
@@ -121,7 +124,7 @@ def evaluate_command(
         text = show.samples_text
     else:
         target = Target(
-            network, dataset, split, wrapped, suite, files, tokenizer, weights, clip_search
+            network, dataset, split, packing, suite, files, tokenizer, weights, clip_search
         )
         amount = {
             "num_draws": draws, "num_orders": orders, "seed": seed,
@@ -143,7 +146,7 @@ class Target:
     network: Path
     dataset: Path | None
     split: str
-    wrapped: bool
+    packing: str | None
     suite: str | None
     files: Path | None
     tokenizer: Path | None
@@ -199,6 +202,6 @@ def _rows(
     if target.suite is None:
         assert target.dataset is not None
         place = (target.dataset, target.split)
-        return rows.dataset_rows(*place, network, seq_len, limit, target.wrapped)
+        return rows.dataset_rows(*place, network, seq_len, limit, target.packing)
     with phase(f"tokenize {target.suite}", shown=shown):
         return suites.suite_rows(target.suite, target.files, network, seq_len, limit)

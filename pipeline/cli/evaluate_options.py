@@ -14,7 +14,7 @@ OF_SAMPLES = (
 )  # fmt: skip
 OF_LIKELIHOODS = (
     "draws", "orders", "orders_as", "samples_limit", "weights", "seq_len", "tokenizer",
-    "tokens_per_pass", "ranks", "suite", "files", "clip_search", "wrapped",
+    "tokens_per_pass", "ranks", "suite", "files", "clip_search", "packing",
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def refuse_misplaced(context: typer.Context) -> None:
         "goes with --samples": "" if samples else named(*OF_SAMPLES),
         "goes with --orders": "" if samples or "orders" in given else named("orders_as"),
         "goes with --suite": "" if samples or "suite" in given else named("files"),
-        "goes with a DATASET": "" if "dataset" in given else named("split", "wrapped"),
+        "goes with a DATASET": "" if "dataset" in given else named("split", "packing"),
         "(a DATASET) goes with --featuriser under --samples": named("dataset")
         if samples and "featuriser" not in given
         else "",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esolm.pipeline.cli.prep_dataset import export, inspect, merge, stats, status, verify
+from esolm.pipeline.cli.prep_pack import pack
 from esolm.pipeline.cli.prep_rewrite import repack, split
 from esolm.pipeline.run.data_sections import PrepSection
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from esolm.data_prep.sources import SourceFile
 
 app = typer.Typer(
-    help="Text becomes token tars: train a tokenizer, tokenize, status, merge, verify, inspect, "
-    "stats, export, split, repack.",
+    help="Text becomes token tars: train a tokenizer, tokenize, status, merge, pack, verify, "
+    "inspect, stats, export, repack, split.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -239,5 +240,5 @@ def _run_pass(job: "TokenizeJob", one: "CorpusPass", tasks: Sequence[int], worke
     )
 
 
-for command in (status, merge, verify, inspect, stats, export, split, repack):
+for command in (status, merge, pack, verify, inspect, stats, export, repack, split):
     app.command()(command)

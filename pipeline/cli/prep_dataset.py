@@ -75,12 +75,13 @@ def verify(
     """
     import os
 
-    from esolm.data_prep.manifest import read_manifest
+    from esolm.data_prep.manifest import PACKING_DIRECTORY, read_manifest
     from esolm.data_prep.progress import ProgressBar
     from esolm.data_prep.verify import files_of, verify_dataset
 
     manifest = read_manifest(data)
     num_bytes = sum(size for _, size, _ in files_of(manifest))
+    num_bytes += sum(path.stat().st_size for path in (data / PACKING_DIRECTORY).glob("*/*.npy"))
     with ProgressBar("verify", num_bytes, in_bytes=True) as progress:
         workers = workers or os.cpu_count() or 1
         num_files = verify_dataset(data, manifest, progress.advance, workers)
@@ -93,6 +94,9 @@ def inspect(
     sample: Annotated[int, typer.Option(help="Global number of the sample, from 0.")] = 0,
     seq_len: Annotated[int, typer.Option(help="Tokens of a sample.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the order of samples.")] = 0,
+    packing: Annotated[
+        str, typer.Option(metavar="continuous|wrapped|best_fit", help="As data.packing.")
+    ] = "continuous",
 ) -> None:
     """Print what a dataset holds, and one sample as training would see it, with its documents.
 
@@ -112,7 +116,7 @@ def inspect(
     if sample < 0:
         raise DataError(f"--sample is {sample}, must be at least 0.")
     dataset = TokenDataset(data, split)
-    reader = SampleReader(dataset, seq_len, seed)
+    reader = SampleReader(dataset, seq_len, seed, packing=packing)
     numbers = np.array([sample], dtype=np.int64)
     epoch, sequence = (int(array[0]) for array in reader.index.locate(numbers))
     tokens = reader.read(numbers)[0]
@@ -122,7 +126,7 @@ def inspect(
         f"sample {sample} of split {split}: epoch {epoch}, sequence {sequence} of "
         f"{reader.num_sequences:,}, {seq_len} tokens"
     )
-    for line in lines_of_row(dataset, sequence * seq_len, seq_len):
+    for line in lines_of_row(reader, sequence):
         typer.echo(line)
     typer.echo(f"\n{text}")
 

@@ -1,6 +1,6 @@
 """Global batches as one replica sees them: tokens, corrupted by the objective, in pieces."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,8 +51,13 @@ class BatchSource:
     """Whether micro-batches say which source of a mixture each row is of."""
     skip_multiple: int = SKIP_MULTIPLE
 
-    def batch(self, first_sample: int) -> list[MicroBatch]:
-        """Return the micro-batches of the global batch that starts at a global sample index."""
+    def batch(self, first_sample: int, context: int = 0) -> list[MicroBatch]:
+        """Return the micro-batches of the global batch that starts at a global sample index.
+
+        context: how many tokens of a row see each other at most; 0: all of them.
+        """
+        if context:
+            return self.with_context(context).batch(first_sample)
         keys = [self.keys(first_sample, slot) for slot in self.first_slots()]
         # All rows at once: what a reader does before the first row it does once.
         tokens = self.reader.read(np.concatenate([each.sample_index for each in keys]))
@@ -72,11 +77,17 @@ class BatchSource:
         slots = np.arange(first_slot, first_slot + self.micro_batch_size, dtype=np.int64)
         return SampleKeys(self.seed, first_sample + slots, slots, self.global_batch_size)
 
-    def batches(self, first_sample: int) -> Iterator[list[MicroBatch]]:
-        """Yield global batches from a sample index on, without end."""
-        while True:
-            yield self.batch(first_sample)
+    def batches(self, first_sample: int, contexts: Iterable[int]) -> Iterator[list[MicroBatch]]:
+        """Yield global batches from a sample index on, one for each of the contexts."""
+        for context in contexts:
+            yield self.batch(first_sample, context)
             first_sample += self.global_batch_size
+
+    def with_context(self, length: int) -> "BatchSource":
+        """Return the same rows, of which tokens see those of their own `length` tokens alone."""
+        objective = self.objective.with_context(length)
+        assert objective is not None, "the configuration was checked"
+        return replace(self, objective=objective)
 
     def for_validation(self, reader: SampleReader) -> "BatchSource":
         """Return the same split of rows, over other samples, with the bound's own weights."""

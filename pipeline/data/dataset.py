@@ -78,6 +78,12 @@ class TokenDataset:
             raise IndexError(f"tokens outside [0, {self.num_tokens}) of {self.path} were asked for")
         return self._stream.read_many(starts, length)
 
+    def read_into(
+        self, rows: Int64Array, places: Int64Array, starts: Int64Array, sizes: Int64Array
+    ) -> None:
+        """Fill rows [N, L] with pieces of the stream; see `TokenStream.read_into`."""
+        self._stream.read_into(rows, places, starts, sizes)
+
 
 def stream_of(datasets: "Sequence[TokenDataset]") -> TokenStream:
     """Returns the tokens of datasets of one tokenizer, one after the other."""

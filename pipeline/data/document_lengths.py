@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from esolm.data_prep.errors import DataError
-from esolm.data_prep.layout import ShardInfo
-from esolm.data_prep.manifest import repair_advice
+from esolm.data_prep.document_ends import ends_of
+from esolm.data_prep.packing import PackedShard, pack
 from esolm.data_prep.tokenizers import Tokenizer
 from esolm.pipeline.data.dataset import TokenDataset
 
@@ -19,12 +18,28 @@ PIECES, PIECE_TOKENS = 256, 1024
 
 
 @dataclass(frozen=True)
+class PackedCounts:
+    """Of `best_fit` rows: how many there are, of how many pieces, and the documents they cut."""
+
+    num_rows: int = 0
+    num_pieces: int = 0
+    num_cut: int = 0
+
+    def with_shard(self, packed: PackedShard) -> "PackedCounts":
+        return PackedCounts(
+            self.num_rows + packed.num_rows,
+            self.num_pieces + len(packed.starts),
+            self.num_cut + packed.num_cut,
+        )
+
+
+@dataclass(frozen=True)
 class DocumentLengths:
     """The documents of a split by their tokens, eos included.
 
     lengths, counts: int64 [N], each length that occurs, rising, and how many documents have it.
     num_cut: documents that lie in more than one row of seq_len tokens. num_parts: of all documents,
-    in all rows. bytes_per_token: of text.
+    in all rows. packed: what `best_fit` rows make of them. bytes_per_token: of text.
     """
 
     split: str
@@ -33,6 +48,7 @@ class DocumentLengths:
     counts: Int64Array
     num_cut: int
     num_parts: int
+    packed: PackedCounts
     bytes_per_token: float
 
     @property
@@ -70,8 +86,10 @@ def document_lengths(
     """
     counts: dict[int, int] = {}
     start = num_cut = num_parts = 0
+    packed = PackedCounts()
     for shard in dataset.shards:
-        ends = start + ends_of(dataset.path, shard)
+        own_ends = ends_of(dataset.path, shard)
+        packed, ends = packed.with_shard(pack(own_ends, seq_len)), start + own_ends
         starts = np.concatenate([[start], ends[:-1]])
         parts = (ends - 1) // seq_len - starts // seq_len + 1
         num_cut, num_parts = num_cut + int((parts > 1).sum()), num_parts + int(parts.sum())
@@ -87,24 +105,9 @@ def document_lengths(
         np.array([counts[int(each)] for each in lengths], dtype=np.int64),
         num_cut,
         num_parts,
+        packed,
         _bytes_per_token(dataset, tokenizer),
     )
-
-
-def ends_of(data: Path, shard: ShardInfo) -> Int64Array:
-    """Reads where the documents of a shard end, in its tokens; raises DataError naming the file."""
-    path = data / shard.ends_name
-    try:
-        ends: Int64Array = np.load(path, allow_pickle=False).astype(np.int64)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}. {repair_advice(data)}") from error
-    rising = ends.ndim == 1 and bool((np.diff(ends, prepend=0) > 0).all())
-    if not rising or len(ends) != shard.num_documents or ends[-1] != shard.num_tokens:
-        raise DataError(
-            f"{path} does not hold the ends of {shard.num_documents} documents in "
-            f"{shard.num_tokens} tokens. {repair_advice(data)}"
-        )
-    return ends
 
 
 def _bytes_per_token(dataset: TokenDataset, tokenizer: Tokenizer) -> float:
@@ -116,17 +119,24 @@ def _bytes_per_token(dataset: TokenDataset, tokenizer: Tokenizer) -> float:
 
 
 def summary(found: DocumentLengths) -> str:
-    """Says it in three lines."""
+    """Says it in a few lines."""
     documents, tokens = found.num_documents, found.num_tokens
     parts = [f"{name} {found.quantile(share):,}" for name, share in QUANTILES.items()]
-    in_a_row = found.seq_len * found.num_parts / tokens
+    packed, in_a_row = found.packed, found.seq_len * found.num_parts / tokens
+    left_over = tokens - packed.num_rows * found.seq_len
+    in_a_packed_row = packed.num_pieces / max(1, packed.num_rows)
     return (
         f"{found.split}: {documents:,} documents, {tokens:,} tokens, "
         f"{found.bytes_per_token:.2f} bytes per token\n"
         f"  tokens of a document: mean {tokens / documents:,.1f}, {', '.join(parts)}, "
         f"longest {int(found.lengths[-1]):,}\n"
-        f"  rows of {found.seq_len:,} tokens: {in_a_row:.1f} documents or parts in each, "
-        f"{found.num_cut / documents:.1%} of the documents are cut"
+        f"  rows of {found.seq_len:,} tokens, none of it padding:\n"
+        f"    continuous: {in_a_row:.1f} documents or parts in each, "
+        f"{found.num_cut / documents:.1%} of the documents are cut, "
+        f"{tokens % found.seq_len:,} tokens left over\n"
+        f"    best_fit: {in_a_packed_row:.1f} documents or parts in each, "
+        f"{packed.num_cut / documents:.1%} of the documents are cut, "
+        f"{left_over:,} tokens left over"
     )
 
 

@@ -20,6 +20,8 @@ Int64Array = npt.NDArray[np.int64]
 Uint64Array = npt.NDArray[np.uint64]
 
 SHUFFLES = ("global", "none")
+CONTINUOUS, WRAPPED, BEST_FIT = PACKINGS = ("continuous", "wrapped", "best_fit")
+"""What a sequence is made of; see `esolm.pipeline.data.reader`."""
 NUM_ROUNDS = 8
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 _GOLDEN_RATIO = 0x9E37_79B9_7F4A_7C15

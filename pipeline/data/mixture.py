@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from esolm.data_prep.errors import DataError
 from esolm.pipeline.data.dataset import TokenDataset, stream_of
-from esolm.pipeline.data.index import permute_each
+from esolm.pipeline.data.index import BEST_FIT, CONTINUOUS, permute_each
+from esolm.pipeline.data.packed_rows import Pieces
 from esolm.pipeline.data.quotas import shares_of
-from esolm.pipeline.data.reader import SampleReader, content_of, state_problems, wrap
+from esolm.pipeline.data.reader import SampleReader, content_of, finished, state_problems
 from esolm.pipeline.data.segments import MixtureIndex, MixtureSegment, SourceShare
 from esolm.pipeline.data.token_stream import TokenStream
 
@@ -54,13 +55,13 @@ class MixtureReader:
         seq_len: int,
         seed: int,
         shuffle: str = "global",
-        wrapped: bool = False,
+        packing: str = CONTINUOUS,
     ) -> None:
         """sources: of different datasets. Raise DataError when one has too few tokens for a row."""
         self.sources = tuple(sources)
-        self.seq_len, self.seed, self.shuffle, self.wrapped = seq_len, seed, shuffle, wrapped
+        self.seq_len, self.seed, self.shuffle, self.packing = seq_len, seed, shuffle, packing
         self._readers = {
-            each.dataset.fingerprint: SampleReader(each.dataset, seq_len, seed, shuffle, wrapped)
+            each.dataset.fingerprint: SampleReader(each.dataset, seq_len, seed, shuffle, packing)
             for each in sources
         }
         assert len(self._readers) == len(self.sources)
@@ -77,9 +78,14 @@ class MixtureReader:
             return self._readers[self.index.fingerprints[0]].read(global_sample_indices)
         numbers, sequences = self.locate(global_sample_indices)
         stream, firsts, _ = self._joined
-        length = content_of(self.seq_len, self.wrapped)
-        rows = stream.read_many(firsts[numbers] + sequences * length, length)
-        return wrap(rows, self.sources[0].dataset) if self.wrapped else rows
+        length = content_of(self.seq_len, self.packing)
+        if self.packing != BEST_FIT:
+            rows = stream.read_many(firsts[numbers] + sequences * length, length)
+            return finished(rows, self.packing, self.sources[0].dataset)
+        rows = np.empty((len(numbers), length), dtype=np.int64)
+        pieces = self._pieces(numbers, sequences)
+        stream.read_into(rows, pieces.places(length), pieces.starts, pieces.sizes)
+        return rows
 
     def locate(self, global_sample_indices: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return (number of the source [N], index of the sequence in it [N]) of global samples.
@@ -94,6 +100,16 @@ class MixtureReader:
         if self.shuffle == "global":
             positions = permute_each(positions, sizes, numbers, self.seed, epochs)
         return numbers, positions
+
+    def _pieces(self, numbers: Int64Array, sequences: Int64Array) -> Pieces:
+        """Return what of the sources end to end the sequences [N] of sources [N] are made of."""
+        firsts, found = self._joined[1], []
+        for number in np.unique(numbers).tolist():
+            here = np.flatnonzero(numbers == number)
+            its = self._readers[self.index.fingerprints[number]].pieces(sequences[here])
+            place = (here[its.rows], its.columns, its.starts + firsts[number], its.sizes)
+            found.append(place)
+        return Pieces(*map(np.concatenate, zip(*found, strict=True)))
 
     def _refuse_exhausted(self, numbers: Int64Array, occurrences: Int64Array) -> None:
         for fingerprint, epochs in self._bounds.items():
@@ -151,7 +167,7 @@ class MixtureReader:
                 f"A sample of '{was.name}' was asked for, a source of the run before they were "
                 f"changed; {was.path} now holds other tokens. Put back what was there."
             )
-        return SampleReader(dataset, self.seq_len, self.seed, self.shuffle, self.wrapped)
+        return SampleReader(dataset, self.seq_len, self.seed, self.shuffle, self.packing)
 
     def state(self, consumed_samples: int) -> dict[str, Any]:
         """Return all that a checkpoint must keep to continue at sample `consumed_samples`."""
@@ -213,7 +229,7 @@ class MixtureReader:
 
     def _settings(self) -> dict[str, Any]:
         settings = {"seed": self.seed, "seq_len": self.seq_len, "shuffle": self.shuffle}
-        return {**settings, "wrapped": self.wrapped}
+        return {**settings, "packing": self.packing}
 
     def _segment(self, first_sample: int) -> MixtureSegment:
         return MixtureSegment(first_sample, tuple(source.share() for source in self.sources))

@@ -7,21 +7,24 @@ import numpy.typing as npt
 
 from esolm.data_prep.errors import DataError
 from esolm.pipeline.data.dataset import TokenDataset
-from esolm.pipeline.data.index import SampleIndex
+from esolm.pipeline.data.index import BEST_FIT, CONTINUOUS, PACKINGS, WRAPPED, SampleIndex
+from esolm.pipeline.data.packed_rows import PackedRows, Pieces
 
 Int64Array = npt.NDArray[np.int64]
 
 # What a checkpoint that does not say it was trained on.
-FORMER = {"wrapped": False}
+FORMER = {"packing": CONTINUOUS}
 
 
-def content_of(seq_len: int, wrapped: bool) -> int:
+def content_of(seq_len: int, packing: str) -> int:
     """Return how many tokens of the stream a row takes."""
-    return seq_len - 2 if wrapped else seq_len
+    return seq_len - 2 if packing == WRAPPED else seq_len
 
 
-def wrap(rows: Int64Array, dataset: TokenDataset) -> Int64Array:
-    """Return rows [N, L] between bos and eos: [N, L + 2]."""
+def finished(rows: Int64Array, packing: str, dataset: TokenDataset) -> Int64Array:
+    """Return rows [N, L] of the stream as they are trained on; wrapped they are [N, L + 2]."""
+    if packing != WRAPPED:
+        return rows
     ends = ((0, 0), (1, 1))
     return np.pad(rows, ends, constant_values=(dataset.bos_id, dataset.eos_id))
 
@@ -41,9 +44,11 @@ def state_problems(state: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 class SampleReader:
-    """Samples of `seq_len` contiguous tokens; what is left at the end of the stream is dropped.
+    """Samples of `seq_len` tokens of a split.
 
-    wrapped: each is bos, seq_len - 2 contiguous tokens, eos instead.
+    packing: `continuous` are tokens as they stand in the stream, of which the end is dropped;
+    `wrapped` are bos, seq_len - 2 such tokens, eos; `best_fit` are whole documents as far as they
+    can be, see `esolm.data_prep.packing`.
 
     A batch is asked for by the global numbers of its samples, so it is the same for every number of
     data-parallel ranks and after every restart.
@@ -55,14 +60,20 @@ class SampleReader:
         seq_len: int,
         seed: int,
         shuffle: str = "global",
-        wrapped: bool = False,
+        packing: str = CONTINUOUS,
     ) -> None:
-        """Raise DataError when the split has too few tokens for a single sequence."""
-        self._content = content_of(seq_len, wrapped)
+        """Raise DataError when the split has too few tokens for a single sequence, and of best_fit
+        when its index is not there."""
+        if packing not in PACKINGS:
+            raise DataError(f"packing is '{packing}', must be one of: {', '.join(PACKINGS)}.")
+        self._content = content_of(seq_len, packing)
         if self._content < 1:
             least = seq_len - self._content + 1
             raise DataError(f"seq_len is {seq_len}, must be at least {least}.")
+        self._packed = PackedRows(dataset, seq_len) if packing == BEST_FIT else None
         self.num_sequences = dataset.num_tokens // self._content
+        if self._packed is not None:
+            self.num_sequences = self._packed.num_rows
         if not self.num_sequences:
             raise DataError(
                 f"{dataset.path} has {dataset.num_tokens} tokens in split '{dataset.split}', too "
@@ -70,14 +81,23 @@ class SampleReader:
                 "text (for the valid split: a larger --valid-fraction)."
             )
         self.dataset = dataset
-        self.seq_len, self.wrapped = seq_len, wrapped
+        self.seq_len, self.packing = seq_len, packing
         self.index = SampleIndex(self.num_sequences, seed, shuffle)
 
     def read(self, global_sample_indices: Int64Array) -> Int64Array:
         """Return the tokens [N, L] of global samples [N]."""
         _, sequences = self.index.locate(global_sample_indices)
-        rows = self.dataset.read_many(sequences * self._content, self._content)
-        return wrap(rows, self.dataset) if self.wrapped else rows
+        rows = np.empty((len(sequences), self._content), dtype=np.int64)
+        pieces = self.pieces(sequences)
+        self.dataset.read_into(rows, pieces.places(self._content), pieces.starts, pieces.sizes)
+        return finished(rows, self.packing, self.dataset)
+
+    def pieces(self, sequences: Int64Array) -> Pieces:
+        """Return what of the stream the rows with these numbers [N] are made of."""
+        if self._packed is not None:
+            return self._packed.pieces(sequences)
+        number, sizes = np.arange(len(sequences)), np.full(len(sequences), self._content)
+        return Pieces(number, np.zeros_like(number), sequences * self._content, sizes)
 
     def state(self, consumed_samples: int) -> dict[str, Any]:
         """Return all that a checkpoint must keep to continue at sample `consumed_samples`."""
@@ -87,7 +107,7 @@ class SampleReader:
             "dataset_fingerprint": self.dataset.fingerprint,
             "seq_len": self.seq_len,
             "shuffle": self.index.shuffle,
-            "wrapped": self.wrapped,
+            "packing": self.packing,
         }
 
     def check_state(self, state: dict[str, Any]) -> None:

@@ -8,13 +8,13 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
+from esolm.data_prep.document_ends import ends_of
 from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import file_problem
 from esolm.data_prep.layout import MEMBER_TOKENS, ShardInfo
 from esolm.data_prep.manifest import repair_advice
 from esolm.data_prep.metadata import metadata_lines
-from esolm.data_prep.verify import file_problem
 from esolm.pipeline.data.dataset import TokenDataset
-from esolm.pipeline.data.document_lengths import ends_of
 
 Int64Array = npt.NDArray[np.int64]
 BLOCK_TOKENS = 4 * MEMBER_TOKENS

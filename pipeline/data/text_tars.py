@@ -7,11 +7,11 @@ from pathlib import Path
 
 import webdataset
 
+from esolm.data_prep.document_ends import ends_of
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.files import fsync_directory, temporary_path
 from esolm.data_prep.tokenizers import Tokenizer
 from esolm.pipeline.data.dataset import TokenDataset
-from esolm.pipeline.data.document_lengths import ends_of
 
 
 def texts_of(dataset: TokenDataset, tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:

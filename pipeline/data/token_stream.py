@@ -12,8 +12,8 @@ from esolm.pipeline.data.checked_tokens import CheckedTokens, TokenArray
 
 Int64Array = npt.NDArray[np.int64]
 
-BLOCK_ROWS = 512
-"""The rows that are read and checked at a time."""
+BLOCK_PIECES = 512
+"""The pieces of rows that are read and checked at a time."""
 
 
 class TokenStream:
@@ -38,40 +38,55 @@ class TokenStream:
         a shard that is shorter than it was.
         """
         rows = np.empty((len(starts), length), dtype=np.int64)
-        for first in range(0, len(starts), BLOCK_ROWS):
-            block = slice(first, first + BLOCK_ROWS)
-            self._read_block(starts[block], rows[block])
+        self.read_into(rows, np.arange(len(starts)) * length, starts, np.full(len(starts), length))
         return rows
 
-    def _read_block(self, starts: Int64Array, rows: Int64Array) -> None:
-        """Fill rows [N, length] from each start [N]."""
-        # What lies on both sides of the end of a member is read in parts.
+    def read_into(
+        self, rows: Int64Array, places: Int64Array, starts: Int64Array, sizes: Int64Array
+    ) -> None:
+        """Fill rows [N, L] with pieces [P] of the stream, sizes tokens from each of the starts on.
+
+        places: where each begins in the rows end to end; none crosses the end of a row. Raises as
+        `read_many` does.
+        """
+        for first in range(0, len(starts), BLOCK_PIECES):
+            block = slice(first, first + BLOCK_PIECES)
+            self._read_block(rows, places[block], starts[block], sizes[block])
+
+    def _read_block(
+        self, rows: Int64Array, into: Int64Array, start: Int64Array, left: Int64Array
+    ) -> None:
+        """Do what `read_into` does, for so many pieces that memory holds them as they lie."""
         length = rows.shape[1]
-        row, start, left = np.arange(len(starts)), starts, np.full(len(starts), length)
-        into, places = [], []
-        while len(row):
+        # What lies on both sides of the end of a member is read in parts.
+        parts = []
+        while len(start):
             shards, members, within, ends = self._locate(start)
             sizes = np.minimum(left, ends - within)
-            into.append(row)
-            places.append((shards, members, within, sizes, ends))
+            parts.append((into, start, shards, members, within, sizes, ends))
             more = np.flatnonzero(left > sizes)
-            row, start, left = row[more], (start + sizes)[more], (left - sizes)[more]
-        row = np.concatenate(into)
-        shards, members, within, sizes, ends = map(np.concatenate, zip(*places, strict=True))
+            into, start, left = (into + sizes)[more], (start + sizes)[more], (left - sizes)[more]
+        into, start, shards, members, within, sizes, ends = map(
+            np.concatenate, zip(*parts, strict=True)
+        )
         raw, shifts = self._tokens.read(shards, members, within, sizes, ends)
         whole = np.flatnonzero(sizes == length)
         if len(whole):
             columns = np.lib.stride_tricks.sliding_window_view(raw, length, axis=1)
             tokens = columns[whole, shifts[whole]]
-            self._refuse_foreign(tokens, starts[row[whole]])
-            rows[row[whole]] = tokens
-        filled = dict.fromkeys(row[sizes != length].tolist(), 0)
-        for part in np.flatnonzero(sizes != length).tolist():
-            number, size, shift = int(row[part]), int(sizes[part]), int(shifts[part])
-            tokens, done = raw[part : part + 1, shift : shift + size], filled[number]
-            self._refuse_foreign(tokens, starts[number : number + 1] + done)
-            rows[number, done : done + size] = tokens[0]
-            filled[number] += size
+            self._refuse_foreign(tokens, start[whole])
+            rows[into[whole] // length] = tokens
+        other = np.flatnonzero(sizes != length)
+        if not len(other):
+            return
+        cut = zip(other.tolist(), shifts[other].tolist(), sizes[other].tolist(), strict=True)
+        views = [raw[number, shift : shift + size] for number, shift, size in cut]
+        if int(np.concatenate(views).max()) >= self._vocab_size:
+            for view, begin in zip(views, start[other], strict=True):
+                self._refuse_foreign(view[None], begin[None])
+        flat = rows.reshape(-1)
+        for view, place in zip(views, into[other].tolist(), strict=True):
+            flat[place : place + len(view)] = view
 
     def _locate(self, starts: Int64Array) -> tuple[Int64Array, Int64Array, Int64Array, Int64Array]:
         """Return (shard, member, place in it, tokens of the member), each [N], of positions [N]."""

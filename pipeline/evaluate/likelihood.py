@@ -121,7 +121,7 @@ def _report(
             "kind": subject.kind,
             "step": subject.step,
             "weights": subject.weights,
-            "objective": {"name": type(objective).__name__, **asdict(objective)},  # type: ignore[call-overload]
+            "objective": _described(objective),
         },
         "data": {
             "name": rows.name,
@@ -161,6 +161,15 @@ class Unit:
             "bits_per_token": bits / self.tokens,
             "bits_per_byte": bits / self.num_bytes if self.num_bytes else None,
         }
+
+
+def _described(objective: Objective) -> dict[str, Any]:
+    """The objective in words; a shorter context is only ever one of training."""
+    settings = asdict(objective)  # type: ignore[call-overload]
+    return {
+        "name": type(objective).__name__,
+        **{name: value for name, value in settings.items() if name != "context"},
+    }
 
 
 def _bound_report(terms: dict[str, Float64Array], unit: Unit, exact: bool) -> dict[str, Any]:

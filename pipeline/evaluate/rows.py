@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from esolm.data_prep.tokenizers import Tokenizer, load_tokenizer
 from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.index import CONTINUOUS
 from esolm.pipeline.data.reader import SampleReader
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.evaluate.subject import Subject
@@ -82,20 +83,21 @@ def dataset_rows(
     subject: Subject,
     seq_len: int | None,
     limit: int | None,
-    wrapped: bool = False,
+    packing: str | None = None,
 ) -> DatasetRows:
     """Returns the rows of a split of a dataset, at most `limit` of them.
 
-    wrapped: as `data.wrapped` makes them. Raises DataError for a bad dataset and ConfigError for
-    one of another vocabulary.
+    packing: as `data.packing` makes them; by default as the network was trained. Raises DataError
+    for a bad dataset and ConfigError for one of another vocabulary.
     """
     dataset = TokenDataset(path, split)
     subject.check_vocabulary(
         path, dataset.vocab_size, dataset.mask_id, dataset.tokenizer_fingerprint
     )
-    reader = SampleReader(dataset, seq_len or subject.seq_len, 0, "none", wrapped)
+    packing = packing or subject.packing
+    reader = SampleReader(dataset, seq_len or subject.seq_len, 0, "none", packing)
     return DatasetRows(
-        f"{path} ({split})",
+        f"{path} ({split}{'' if packing == CONTINUOUS else f', {packing}'})",
         limited(reader.num_sequences, limit),
         reader,
         load_tokenizer(dataset.tokenizer_directory),

@@ -11,6 +11,7 @@ from esolm.data_prep.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from esolm.model.likelihood import Logits
 from esolm.model.objectives import Objective, VocabularyIds, objective_kind
 from esolm.pipeline.checkpoint.reader import CheckpointReader
+from esolm.pipeline.data.index import CONTINUOUS
 from esolm.pipeline.errors import CheckpointError, ConfigError
 from esolm.pipeline.export.consolidate import load_tensors
 from esolm.pipeline.export.manifest import NAME as BUNDLE_RECORD
@@ -22,7 +23,7 @@ class Subject:
 
     logits: the function through which `esolm.model.likelihood` reads the network. fingerprint: that
     of the tokenizer that it was trained with, or None if that is not known. tokenizer: None if the
-    network comes without one.
+    network comes without one. packing: `data.packing` of its training, as far as that is known.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Subject:
     mask_id: int
     fingerprint: str | None
     tokenizer: Tokenizer | None
+    packing: str = CONTINUOUS
 
     def check_vocabulary(
         self, path: Path, num_rows: int, mask_id: int, fingerprint: str | None
@@ -102,6 +104,7 @@ def _open_checkpoint(
         mask_id=reader.model.mask_id,
         fingerprint=reader.manifest.run.get("tokenizer"),
         tokenizer=loaded,
+        packing=reader.packing,
     )
 
 
@@ -134,6 +137,7 @@ def _open_bundle(
         mask_id=config.mask_token_id,
         fingerprint=record.get("tokenizer"),
         tokenizer=loaded,
+        packing=record.get("packing", CONTINUOUS),
     )
 
 

@@ -30,6 +30,11 @@ class Source(Protocol):
     def seq_len(self) -> int: ...
 
     @property
+    def packing(self) -> str:
+        """`data.packing` of the run; `continuous` where it is not known."""
+        ...
+
+    @property
     def tokenizer_path(self) -> Path | None: ...
 
     @property

@@ -114,6 +114,7 @@ def _build(
         "dtype": dtype,
         "objective": dict(source.objective),
         "seq_len": source.seq_len,
+        "packing": source.packing,
         "parameters": parameters,
         "tokenizer": loaded_tokenizer.vocabulary.fingerprint if loaded_tokenizer else None,
         "versions": _versions(),

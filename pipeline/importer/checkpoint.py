@@ -10,6 +10,7 @@ from torch import Tensor
 from esolm.model.config import ModelConfig
 from esolm.pipeline.checkpoint import commit, store
 from esolm.pipeline.checkpoint.checkpointer import RunState
+from esolm.pipeline.data.index import CONTINUOUS
 from esolm.pipeline.importer.network import StoredNetwork
 from esolm.pipeline.parallel.fragments import MOMENTS, STATES, Fragment
 from esolm.pipeline.parallel.single import single_process
@@ -60,6 +61,7 @@ class ImportedSource:
     network: StoredNetwork
     tokenizer_path: Path | None = None
     data_path: Path | None = None
+    packing: str = CONTINUOUS
 
     @property
     def step(self) -> int:

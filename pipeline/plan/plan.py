@@ -130,6 +130,8 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
         there = " or ".join(source_paths(config.data))
         notes.append(f"no dataset at {there}: --vocab-size {vocab_size} stands in")
         ids = VocabularyIds(vocab_size, vocab_size - 1, 0, 0)
+    if config.train.context_schedule:
+        notes.append("train.context_schedule: FLOPs and time are those of contexts of whole rows")
     if problems:
         raise ConfigError(problems)
     model = ModelConfig(vocab_size=ids.size, mask_id=ids.mask_id, **asdict(config.model))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from esolm.model.settings import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, Range, setting
-from esolm.pipeline.data.index import SHUFFLES
+from esolm.pipeline.data.index import CONTINUOUS, PACKINGS, SHUFFLES
 
 
 @dataclass
@@ -38,10 +38,12 @@ class DataSection:
         "Let a resumed run go on with other datasets or weights than its checkpoint's, from the "
         "next sample on.",
     )
-    wrapped: bool = setting(
-        False,
-        "Rows of bos, seq_len - 2 tokens of the stream, eos, as in the published training on "
-        "OpenWebText, in place of seq_len tokens of the stream.",
+    packing: str = setting(
+        CONTINUOUS,
+        "What a row is: `continuous`, seq_len tokens of the stream as they stand; `wrapped`, bos, "
+        "seq_len - 2 of them, eos, as in the published training on OpenWebText; `best_fit`, whole "
+        "documents as far as they can be, see [data](data.md#packing).",
+        choices=PACKINGS,
     )
     shuffle: str = setting("global", "`global` or `none`.", choices=SHUFFLES)
     verify: str = setting(

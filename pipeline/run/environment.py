@@ -9,9 +9,12 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from esolm.pipeline.run.contexts import ContextSection
 from esolm.pipeline.run.data_sections import SourceSection
 from esolm.pipeline.run.sections import RunConfig
 
+ENTRIES = (SourceSection, ContextSection)
+"""Of settings that are lists."""
 _VARIABLE = re.compile(r"\$\{oc\.env:\s*(\w+)\s*\}")
 
 
@@ -31,7 +34,7 @@ def stated_value(config: RunConfig, key: str) -> Any:
     """Returns the value of a setting; of one from the environment, the text that names it."""
     value: Any = reduce(getattr, key.split("."), config)
     if isinstance(value, tuple | list):  # as a file has it
-        value = [asdict(each) if isinstance(each, SourceSection) else each for each in value]
+        value = [asdict(each) if isinstance(each, ENTRIES) else each for each in value]
     text, then = config.from_environment.get(key, (None, None))
     return text if text is not None and value == then else value
 

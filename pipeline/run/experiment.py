@@ -16,6 +16,7 @@ from esolm.pipeline.data.dataset import TokenDataset
 from esolm.pipeline.data.mixture import MixtureSource
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.layout import Layout, fit_layout
+from esolm.pipeline.run.contexts import context_problems
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.sections import RunConfig, section_problems
 from esolm.pipeline.run.sources import open_sources, uses_of
@@ -114,6 +115,15 @@ def build_objective(config: RunConfig, ids: VocabularyIds) -> tuple[Objective | 
         problems.append(
             f"objective.separate_documents: '{config.objective.name}' does not keep documents apart"
         )
+    for entry in config.train.context_schedule[:1]:
+        shortened = objective.with_context(entry.length)
+        if shortened is None:
+            problems.append(
+                f"train.context_schedule: '{config.objective.name}' has no shorter contexts"
+            )
+        else:
+            found = shortened.problems(config.train.seq_len)
+            problems += [problem for problem in found if problem not in problems]
     return objective, problems
 
 
@@ -124,7 +134,9 @@ def _train_problems(config: RunConfig) -> list[str]:
             "train.precision: fp16 needs loss scaling, which skips steps, and the run would not be "
             "exact"
         )
-    problems += steps_problems(config.train.profile_steps)
+    problems += steps_problems(config.train.profile_steps) + context_problems(
+        config.train.context_schedule, config.train.seq_len
+    )
     problems += _place_problems(Path(config.run.dir)) + _origin_problems(config)
     problems += url_problems("checkpoint.mirror", config.checkpoint.mirror)
     return problems

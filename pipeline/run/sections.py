@@ -17,6 +17,7 @@ from esolm.model.settings import (
     setting,
     setting_problems,
 )
+from esolm.pipeline.run.contexts import ContextSection
 from esolm.pipeline.run.data_sections import DataSection, PrepSection
 
 
@@ -75,6 +76,13 @@ class TrainSection:
     )
     micro_batch_size: int = setting(8, "Rows per forward pass of one replica.", within=COUNT)
     seq_len: int = setting(1024, "Tokens L of a training sequence.", within=Range(2))
+    context_schedule: list[ContextSection] = field(
+        default_factory=list,
+        metadata={
+            "help": "Shorter contexts at the beginning: entries of `until_step` and `length`, both "
+            "rising, see [below](#contexts-that-grow)."
+        },
+    )
     precision: str = setting(
         "bf16",
         "`fp32` or `bf16` (with fp32 gradient accumulation, weights and moments).",

@@ -10,7 +10,9 @@ from esolm.data_prep.verify import tokenizer_problems
 from esolm.model.settings import setting_problems
 from esolm.pipeline.checkpoint.commit import newest_valid
 from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.index import BEST_FIT
 from esolm.pipeline.data.mixture import MixtureReader, MixtureSource, SourceUse
+from esolm.pipeline.data.packed_rows import PackedRows
 from esolm.pipeline.data.reader import content_of
 from esolm.pipeline.errors import CheckpointError
 from esolm.pipeline.run.data_sections import DataSection, SourceSection
@@ -75,7 +77,7 @@ def open_split(config: RunConfig, split: str) -> list[MixtureSource]:
 def reader_of(config: RunConfig, sources: Sequence[MixtureSource]) -> MixtureReader:
     """Returns the reader of the samples of a run from its beginning."""
     data, seq_len = config.data, config.train.seq_len
-    return MixtureReader(sources, seq_len, config.seed, data.shuffle, data.wrapped)
+    return MixtureReader(sources, seq_len, config.seed, data.shuffle, data.packing)
 
 
 def uses_of(config: RunConfig, sources: Sequence[MixtureSource]) -> list[SourceUse]:
@@ -132,10 +134,14 @@ def source_problems(data: DataSection) -> list[str]:
 
 
 def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
-    """Names the splits that hold no whole sequence. Raises DataError if there is no valid split."""
-    content = content_of(config.train.seq_len, config.data.wrapped)
+    """Names the splits that hold no whole sequence.
+
+    Raises DataError if there is no valid split, or no index of the packing.
+    """
+    seq_len, packing = config.train.seq_len, config.data.packing
+    content = content_of(seq_len, packing)
     if content < 1:
-        return [f"train.seq_len is {config.train.seq_len}; data.wrapped takes 3 at least"]
+        return [f"train.seq_len is {seq_len}; data.packing {packing} takes 3 at least"]
     splits = [dataset]
     if config.train.valid_every_steps > 0:
         splits.append(TokenDataset(dataset.path, "valid", config.data.verify != "none"))
@@ -145,6 +151,7 @@ def _split_problems(config: RunConfig, dataset: TokenDataset) -> list[str]:
         "more text (for the valid split: with a larger --valid-fraction)"
         for split in splits
         if split.num_tokens < content
+        or (packing == BEST_FIT and not PackedRows(split, seq_len).num_rows)
     ]
 
 

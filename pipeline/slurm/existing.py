@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.manifest import MANIFEST_NAME
+from esolm.data_prep.manifest import MANIFEST_NAME, read_manifest
+from esolm.data_prep.packing_index import read_packing
 from esolm.pipeline.checkpoint.commit import newest_valid
 from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.index import BEST_FIT
 from esolm.pipeline.data.reader import SampleReader
 from esolm.pipeline.errors import CheckpointError, ConfigError
 from esolm.pipeline.run.directory import RunDirectory
@@ -15,9 +17,26 @@ from esolm.pipeline.run.sections import RunConfig
 from esolm.pipeline.run.sources import reader_of, source_paths
 
 
-def is_prepared(config: RunConfig) -> bool:
-    """Whether every dataset is merged, so that training could read it now."""
+def is_merged(config: RunConfig) -> bool:
+    """Whether every dataset has its manifest."""
     return all((Path(path) / MANIFEST_NAME).is_file() for path in source_paths(config.data))
+
+
+def is_prepared(config: RunConfig) -> bool:
+    """Whether every dataset is merged, and packed if need be, so that training could read it."""
+    packs = config.data.packing == BEST_FIT
+    paths = [Path(path) for path in source_paths(config.data)]
+    return is_merged(config) and not (
+        packs and any(_packing_problem(path, config.train.seq_len) for path in paths)
+    )
+
+
+def _packing_problem(data: Path, seq_len: int) -> str | None:
+    try:
+        read_packing(data, read_manifest(data), seq_len)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def access_problems(run: Path) -> list[str]:
@@ -48,7 +67,7 @@ def evaluation_problems(config: RunConfig) -> list[str]:
         ]
     try:
         dataset = TokenDataset(config.data.path, "valid")
-        SampleReader(dataset, config.train.seq_len, 0, "none", config.data.wrapped)
+        SampleReader(dataset, config.train.seq_len, 0, "none", config.data.packing)
     except DataError as error:
         return [f"stage evaluate: {error}"]
     return []

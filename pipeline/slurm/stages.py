@@ -12,7 +12,9 @@ from esolm.data_prep.passes import passes_of
 from esolm.data_prep.sources import find_files
 from esolm.data_prep.tokenizers import has_tokenizer, load_tokenizer
 from esolm.model.settings import setting_problems
+from esolm.pipeline.data.index import BEST_FIT
 from esolm.pipeline.run.sections import RunConfig
+from esolm.pipeline.slurm.existing import is_prepared
 from esolm.pipeline.slurm.profile import ClusterProfile
 
 STAGES = ("prep", "train", "evaluate", "export", "serve")
@@ -83,7 +85,6 @@ def plan_jobs(config: RunConfig, stages: list[str], paths: Paths) -> tuple[list[
         jobs.append(Job("train", "Trains, or resumes where the run was.", train))
     if "evaluate" in stages:
         evaluate = f"evaluate {_words(paths.run)} {_words(config.data.path)}"
-        evaluate += " --wrapped" if config.data.wrapped else ""
         purpose = "Measures the trained network on the validation split."
         jobs.append(Job("evaluate", purpose, evaluate))
     if "export" in stages:
@@ -134,6 +135,11 @@ def _prep_jobs(config: RunConfig) -> tuple[list[Job], list[str]]:
     if missing["prep"] or not (data / MANIFEST_NAME).exists():
         merge = "Checks that every part is complete and writes the dataset's manifest."
         jobs.append(Job("merge", merge, f"prep merge {_words(data)}"))
+    if config.data.packing == BEST_FIT and not is_prepared(config):
+        command = f"prep pack {_words(data)} --seq-len {config.train.seq_len}"
+        command += ' --workers "$SLURM_CPUS_PER_TASK"'
+        pack = "Makes rows of whole documents, for data.packing best_fit."
+        jobs.append(Job("pack", pack, command))
     done = prep.tasks - len(missing["prep"])
     notes = [f"prep: {done} of {prep.tasks} tasks are finished and are skipped"] if done else []
     return jobs, notes

@@ -26,6 +26,7 @@ from esolm.pipeline.slurm.check import cluster_problems
 from esolm.pipeline.slurm.existing import (
     access_problems,
     evaluation_problems,
+    is_merged,
     is_prepared,
     resume_problems,
 )
@@ -241,7 +242,7 @@ def _usable_nodes(
 def _without_prepared(config: RunConfig, stages: list[str]) -> tuple[list[str], list[str]]:
     """Leaves out stage prep of a dataset that is whole, where nobody names a text to make it of."""
     names_text = config.prep.inputs or config.prep.from_python_stdlib
-    if "prep" not in stages or names_text or not is_prepared(config):
+    if "prep" not in stages or names_text or not is_merged(config):
         return stages, []
     note = f"prep: {', '.join(source_paths(config.data))} is finished and is skipped"
     return [stage for stage in stages if stage != "prep"], [note]

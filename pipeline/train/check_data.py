@@ -7,9 +7,9 @@ import numpy as np
 import torch.distributed as dist
 
 from esolm.data_prep.errors import DataError
+from esolm.data_prep.files import file_problem
 from esolm.data_prep.layout import CHECKED_TOKENS
 from esolm.data_prep.manifest import SPLITS, Manifest, repair_advice
-from esolm.data_prep.verify import file_problem
 from esolm.pipeline.data.dataset import TokenDataset
 
 SAMPLED_PARTS = 16

@@ -55,10 +55,23 @@ class SpikeGuard:
         Older checkpoints hold no figures, or do not say how they were measured.
         """
         if self.defaults | state.get("measured", self.measured) != self.measured:
-            logger.info("batch size or objective differ: the spike guard starts without figures")
+            logger.info(
+                "batch size, objective or context differ: the spike guard forgets its figures"
+            )
             state = {}
         self._losses = deque(state.get("losses", []), maxlen=self.window)
         self._norms = deque(state.get("norms", []), maxlen=self.window)
+
+    def measure_under(self, **settings: Any) -> None:
+        """Takes over settings that change within a run; where one does, the figures are forgotten.
+
+        They would make every step a spike, as after a resume that changes one.
+        """
+        measured = self.measured | settings
+        if measured != self.measured:
+            self._losses.clear()
+            self._norms.clear()
+        self.measured = measured
 
     def judge(self, result: StepResult) -> bool:
         """Says whether the step may be applied, and remembers its figures if so."""

@@ -20,6 +20,7 @@ from esolm.model.kernels import Kernels, kernels_in_use, use_kernels
 from esolm.model.layers import Norm, activate
 from esolm.model.network import add_branch
 from esolm.model.rotary import rotary_angles, rotate
+from esolm.model.scoring import LogitRules, gradients_of, largest_of, sums_of
 from esolm.pipeline.parallel.optimizer import EmaAdamW
 
 ATTENTION_TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 3e-2}
@@ -187,7 +188,9 @@ def _norm_error(device: torch.device, model: ModelConfig) -> float:
 def _pieces_error(
     device: torch.device, model: ModelConfig, dtype: torch.dtype, backend: str
 ) -> float:
-    """Of all pieces of a block of tokens [ROWS * LENGTH, D], one behind the other."""
+    """Of all pieces of a block of tokens [ROWS * LENGTH, D], one behind the other, and of a
+    loss that takes what comes out for logits.
+    """
     hidden = _noise((ROWS * LENGTH, model.hidden_size), device, 0).to(dtype).requires_grad_()
     shift, scale, gate = (
         _noise((model.hidden_size,), device, seed).to(dtype).requires_grad_() for seed in (1, 2, 3)
@@ -204,8 +207,18 @@ def _pieces_error(
         out = activate(heads.flatten(2), gated)
         given = (hidden, shift, scale, gate, norm.weight)
         gradients = torch.autograd.grad(out, given, _noise(out.shape, device, 4).to(dtype))
-        results.append([out, *gradients])
+        results.append([out, *gradients, *_scored(out.detach().flatten(0, 1))])
     return _largest_error(*results)
+
+
+def _scored(logits: Tensor) -> list[Tensor]:
+    """What the pieces of a loss make of logits [T, V], without the collectives between them."""
+    rules = LogitRules(0, logits.shape[1] - 1, (8,), 0.0, 0.0, True)
+    labels = torch.arange(len(logits), device=logits.device) % 8
+    largest = largest_of(logits, rules)
+    sums = sums_of(logits, largest, labels, rules)
+    gradients = gradients_of(logits, largest, 1 / sums[1], labels, torch.ones_like(sums[1]), rules)
+    return [largest, sums, *(each for each in gradients if each is not None)]
 
 
 def _noise(shape: tuple[int, ...], device: torch.device, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from esolm.pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, CheckpointError, Es
 from esolm.pipeline.launch.startup import seconds_since_start
 from esolm.pipeline.parallel.build import build_engine
 from esolm.pipeline.parallel.engine import EngineConfig, StepResult
+from esolm.pipeline.run.contexts import context_at
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import Experiment, optimizer_arguments
 from esolm.pipeline.run.sections import ObjectiveSection
@@ -140,6 +142,7 @@ class Trainer:
     def _step(self) -> None:
         """Trains on one global batch, records its figures and heeds the guard's verdict."""
         self.profiler.before(self.progress.step + 1)
+        self._tell_guard()
         started, rate = time.perf_counter(), self._learning_rate()
         result = self.engine.train_step(next(self.batches), rate, self.guard.judge)
         self._advance(result)
@@ -151,7 +154,7 @@ class Trainer:
             figures["tokens"] = self.progress.tokens
             figures["data_wait_seconds"] = self.batches.reset_wait()
             figures["skipped_steps"] = self.progress.step - self.progress.updates
-            figures |= self._by_source(result)
+            figures |= self._by_source(result) | self._context()
             self.recorder.record(self.progress.step, figures)
         if not result.applied:
             self._note_incident(result)
@@ -174,6 +177,14 @@ class Trainer:
         names = self.reader.names()
         losses = {f"loss/{names[source]}": loss for source, loss in result.sources.items()}
         return losses | {f"epochs/{use.name}": use.epochs for use in uses}
+
+    def _context(self) -> dict[str, int]:
+        """Returns how many tokens of a row saw each other in the last step, if that changes."""
+        train = self.config.train
+        if not train.context_schedule:
+            return {}
+        context = context_at(train.context_schedule, self.progress.step)
+        return {"context_length": context or train.seq_len}
 
     def _due(self, every: int) -> bool:
         step = self.progress.step
@@ -242,12 +253,20 @@ class Trainer:
     def _restore(self, path: Path, state: RunState) -> None:
         self.checkpointer.load(self.engine, path, state)
         self.progress = Progress.of(state)
+        self._tell_guard()
         self.guard.restore(state.guard)
         self.watchdog.progress()
         logger.info("resumed from %s at step %d", path, state.step)
 
+    def _tell_guard(self) -> None:
+        """Says under which context the next step's loss is measured, if contexts change."""
+        if schedule := self.config.train.context_schedule:
+            self.guard.measure_under(context=context_at(schedule, self.progress.step + 1))
+
     def _read_ahead(self) -> Prefetcher[list[MicroBatch]]:
-        source = self.source.batches(self.progress.consumed_samples)
+        schedule = self.config.train.context_schedule
+        contexts = (context_at(schedule, step) for step in count(self.progress.step + 1))
+        source = self.source.batches(self.progress.consumed_samples, contexts)
         return prefetch(source, self.config.data.prefetch)
 
 

@@ -50,7 +50,7 @@ class Validator:
         splits = []
         for split, share in zip(opened, shares, strict=True):
             reader = SampleReader(
-                split.dataset, config.train.seq_len, config.seed, "none", config.data.wrapped
+                split.dataset, config.train.seq_len, config.seed, "none", config.data.packing
             )
             splits.append(ValidSplit(split.name, float(share), source.for_validation(reader)))
         num_batches = max(1, config.train.valid_samples // config.train.global_batch_size)

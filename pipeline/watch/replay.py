@@ -19,6 +19,7 @@ from esolm.pipeline.data.batches import BatchSource
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.single import load_network, single_process
+from esolm.pipeline.run.contexts import context_at
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import build_objective
 from esolm.pipeline.run.sections import RunConfig
@@ -69,6 +70,8 @@ def replay(run: Path, step: int, data: Path | None = None) -> Replay:
         raise ConfigError(f"step {step} is beyond the {config.train.steps} steps of {run}")
     place = find_step(directory, config, step)
     source = _source(directory, config, place, data)
+    if context := context_at(config.train.context_schedule, step):
+        source = source.with_context(context)
     batches = source.batch(place.first_sample)
     rows = []
     for slot, batch in zip(source.first_slots(), batches, strict=True):

@@ -32,6 +32,7 @@ from esolm.data_prep.tokenizers import load_tokenizer
 from esolm.data_prep.verify import verify_dataset
 from esolm.pipeline.cli.prep import app
 from esolm.pipeline.data.dataset import TokenDataset
+from esolm.pipeline.data.reader import SampleReader
 from esolm.pipeline.data.text_tars import texts_of
 from tests.data_prep.corpus import make_job, run_job, text_of, write_jsonl
 
@@ -244,7 +245,10 @@ def test_a_missing_or_damaged_file_is_found(tmp_path: Path, tokenizer_directory:
     assert path.read_bytes() == content
 
 
-def test_inspect_names_the_documents_of_a_sample(tmp_path: Path, tokenizer_directory: Path) -> None:
+@pytest.mark.parametrize("packing", ["continuous", "wrapped", "best_fit"])
+def test_inspect_names_the_documents_of_a_sample(
+    packing: str, tmp_path: Path, tokenizer_directory: Path
+) -> None:
     source = tmp_path / "pages.jsonl"
     pages = {page["id"]: page for page in write_pages(source)}
     data, seq_len = tmp_path / "data", 100
@@ -252,30 +256,32 @@ def test_inspect_names_the_documents_of_a_sample(tmp_path: Path, tokenizer_direc
     commands = [
         ["tokenize", source, "--tokenizer", tokenizer_directory, "--out", data, *options],
         ["merge", data],
-        ["inspect", data, "--sample", "5", "--seq-len", str(seq_len)],
+        ["pack", data, "--seq-len", seq_len],
+        ["inspect", data, "--sample", 5, "--seq-len", seq_len, "--packing", packing],
     ]
     for command in commands:
         result = CliRunner().invoke(app, list(map(str, command)))
         assert result.exception is None, result.exception
-    dataset, tokenizer = TokenDataset(data, "train"), load_tokenizer(tokenizer_directory)
-    row = result.output.split("\n\n", 1)[1]
     lines = [line for line in result.output.split("\n") if line.startswith("  document ")]
-    assert lines
-    texts, place = list(texts_of(dataset, tokenizer)), 0
-    stops = []
+    dataset, tokenizer = TokenDataset(data, "train"), load_tokenizer(tokenizer_directory)
+    reader = SampleReader(dataset, seq_len, 0, packing=packing)
+    row = reader.read(np.array([5], dtype=np.int64))[0].tolist()
+    documents = [
+        [*tokenizer.encode(text), dataset.eos_id] for text, _ in texts_of(dataset, tokenizer)
+    ]
+    place = border = 1 if packing == "wrapped" else 0
     for line in lines:
         about, kept = line.split(": ", 1)
-        number = int(about.split(",")[0].split()[-1])
+        tokens = documents[int(about.split(",")[0].split()[-1])]
         page = pages[json.loads(kept)["id"]]
+        assert tokens == [*tokenizer.encode(page["text"]), dataset.eos_id]
         assert json.loads(kept)["metadata"] == {
             "url": page["url"], "date": page.get("date"), "about": page["about"],
         }  # fmt: skip
-        assert texts[number][0] == page["text"]
-        start, stop = (int(word) for word in about.split("tokens ")[1].split(",")[0].split(" to "))
+        start, last = (int(word) for word in about.split("tokens ")[1].split(",")[0].split(" to "))
         assert start == place
-        place = stop + 1
-        stops.append(stop - start + 1)
-        whole = "begun before" not in about and "goes on behind" not in about
-        assert whole == (stop - start + 1 == texts[number][1])
-        assert page["text"].strip()[:5] in row or not whole
-    assert place == seq_len
+        place, part = last + 1, row[start : last + 1]
+        assert any(tokens[at : at + len(part)] == part for at in range(len(tokens)))
+        assert ("begun before" not in about) == (tokens[: len(part)] == part)
+        assert ("goes on behind" not in about) == (tokens[-len(part) :] == part)
+    assert place == seq_len - border

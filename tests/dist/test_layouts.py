@@ -30,19 +30,22 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "esolm_b, compiled": ({"compiled": "aot_eager"}, "fp32"),
     "esolm_b, compiled, full": ({"compiled": "aot_eager", "recompute": "full"}, "fp32"),
     "documents": ({"objective": "documents"}, "fp32"),
+    "contexts": ({"objective": "documents", "contexts": [[1, 4], [3, 6]]}, "fp32"),
+    "contexts, A": ({"objective": "esolm_a", "contexts": [[2, 3]]}, "fp32"),
     "documents, A": ({"objective": "documents, A"}, "fp32"),
     "documents, bd3lm": ({"objective": "documents, bd3lm"}, "fp32"),
 }
 EVERYWHERE = ("esolm_b", "esolm_b, bf16")
 # Heads that share keys and values, which ranks split or share, and all else of today's networks;
-# documents kept apart.
-BESIDES = ("esolm_b, grouped", "esolm_b, one key", "documents")
+# documents kept apart, in contexts that grow.
+BESIDES = ("esolm_b, grouped", "esolm_b, one key", "documents", "contexts")
 SOMEWHERE = ("TP2+SP", "PP2", "DP2 ZeRO-3")
 # What `make test` takes: every way to share a network out, and two mixtures of them.
 TWO_WAYS = [(layout, kind) for layout in TWO_RANKS for kind in EVERYWHERE]
 TWO_WAYS += [("TP2", "esolm_b, grouped"), ("TP2+SP", "esolm_b, one key"), ("PP2", "documents")]
 MIXED = [
     ("TP2 x PP2", "esolm_b"),
+    ("TP2 x PP2", "contexts"),
     ("TP2+SP x DP2 ZeRO-3", "esolm_b"),
     ("TP2 x DP2 ZeRO-3", "esolm_b, one key"),
     ("TP4+SP", "esolm_b, grouped"),

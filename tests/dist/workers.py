@@ -40,6 +40,7 @@ from esolm.pipeline.parallel.engine import Engine, EngineConfig
 from esolm.pipeline.parallel.first_rank import from_first_rank
 from esolm.pipeline.parallel.fragments import WEIGHTS
 from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.run.contexts import ContextSection, context_at
 from esolm.pipeline.train.guards import check_replicas
 from esolm.pipeline.train.kernels import Finding, choose_kernels
 from tests.examples import example_of
@@ -155,13 +156,16 @@ def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
         engine.deepspeed.destroy()
 
 
-def train_steps(engine: Engine, source: BatchSource, first: int, last: int) -> list[list[float]]:
+def train_steps(
+    engine: Engine, source: BatchSource, first: int, last: int, contexts: Any = ()
+) -> list[list[float]]:
     """[loss, gradient norm] of each step; a validation in the middle must change nothing."""
-    rows = []
+    rows, schedule = [], [ContextSection(*entry) for entry in contexts]
     for step in range(first, last):
         if step == 2:
             engine.evaluate(batch_of(source, 100))
-        result = engine.train_step(batch_of(source, step), LEARNING_RATE)
+        batch = source.batch(step * GLOBAL_BATCH, context_at(schedule, step + 1))
+        result = engine.train_step(batch, LEARNING_RATE)
         rows.append([sum(result.losses.values()), result.grad_norm])
     return rows
 
@@ -178,7 +182,8 @@ def losses(cases: list[dict[str, Any]]) -> Any:
         pieces = patch.object(output, "piece_rows", lambda *_, rows=rows: rows)
         use_kernels(Kernels(compiled=case.get("compiled", "")))
         with pieces, engine_of(case) as (engine, source):
-            answers.append(train_steps(engine, source, 0, case["steps"]))
+            contexts = case.get("contexts", ())
+            answers.append(train_steps(engine, source, 0, case["steps"], contexts))
             parts = engine.fragments()
             weights = [replace(part, states={WEIGHTS: part.states[WEIGHTS]}) for part in parts]
             store.write(Path(case["out"]), weights, None)

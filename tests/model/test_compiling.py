@@ -16,7 +16,7 @@ from esolm.model.kernels import Kernels, use_kernels
 from esolm.model.layers import Norm, activate
 from esolm.model.network import Network, add_branch
 from esolm.model.recompute import set_recompute
-from esolm.model.rotary import rotate
+from esolm.model.rotary import rotary_angles, rotate
 from tests.model.conftest import ARCHITECTURES, small_config
 
 MakeNetwork = Callable[..., Network]
@@ -98,10 +98,11 @@ def test_a_block_takes_few_kernels(chosen: Callable[[str], None]) -> None:
         2 * kernels_of(lambda: rotate(heads, angle, angle)),
         2 * kernels_of(lambda: add_branch(hidden, hidden, vector, dropout)),
         kernels_of(lambda: activate(wide, False)),
+        kernels_of(lambda: rotary_angles(torch.arange(24).expand(2, -1), config.rotation(0))[0]),
     ]
-    assert kernels == [2, 2, 2, 1]
+    assert kernels == [2, 2, 2, 1, 1]
     linears, attention = 4 + config.adaln, 1
-    assert sum(kernels) + linears + attention == 13
+    assert sum(kernels) + linears + attention == 14
 
 
 def kernels_of(call: Callable[[], Tensor]) -> int:

@@ -50,15 +50,16 @@ def keys_of(slots: range) -> SampleKeys:
     return SampleKeys(seed=3, sample_index=40 + slot, slot=slot, global_batch_size=ROWS)
 
 
-def test_where_tokens_stand() -> None:
+@pytest.mark.parametrize(("eos_id", "context"), [(EOS, 0), (EOS, 4), (None, 3), (None, 0)])
+def test_where_tokens_stand(eos_id: int | None, context: int) -> None:
     tokens = rows_of_documents()
-    found = standing(tokens, EOS)
+    found = standing(tokens, eos_id, context)
     for row, places, documents in zip(tokens, place_of(found), document_of(found), strict=True):
         place = document = 0
-        for token, its_place, its_document in zip(row, places, documents, strict=True):
-            assert (int(its_place), int(its_document)) == (place, document)
+        for index, token in enumerate(row.tolist()):
+            assert (int(places[index]), int(documents[index])) == (place, document)
             place += 1
-            if int(token) == EOS:
+            if token == eos_id or (context and (index + 1) % context == 0):
                 place, document = 0, document + 1
 
 
@@ -82,12 +83,26 @@ def of_document(inputs: NetworkInput, number: int) -> tuple[NetworkInput, Tensor
     return alone, chosen[0]
 
 
+def bounded(objective: Objective, context: int) -> Objective:
+    """With rows of chunks of so many tokens, and no other documents."""
+    found = replace(objective, eos_id=None).with_context(context)  # type: ignore[type-var]
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("context", [0, 4, 6])
 def test_a_document_has_the_losses_that_it_has_alone(
-    name: str, make_network: Callable[..., Network]
+    name: str, context: int, make_network: Callable[..., Network]
 ) -> None:
+    """Whether eos ends it, or every so many tokens, or the one and the other."""
     network, objective = make_network(), OBJECTIVES[name]
-    for each in {objective, objective.for_validation()}:
+    chosen = {objective, objective.for_validation()}
+    if context:
+        both = objective.with_context(context)
+        assert both is not None
+        chosen = {both, bounded(objective, context)}
+    for each in chosen:
         for slot in range(ROWS):
             tokens = rows_of_documents()[slot : slot + 1]
             inputs, targets = each.corrupt(tokens, keys_of(range(slot, slot + 1)))
@@ -185,8 +200,32 @@ def test_the_block_mask_is_the_dense_one(pattern: AttentionPattern) -> None:
     torch.testing.assert_close(by_flex, by_mask, rtol=1e-5, atol=1e-6)
 
 
+def test_chunks_of_a_row_see_nothing_of_each_other(make_network: Callable[..., Network]) -> None:
+    """The input has the masks, times and orders of whole rows."""
+    network, keys = make_network(), keys_of(range(1, 2))
+    first = rows_of_documents()[3:]
+    second = first.clone()
+    second[:, :4] = 10
+    for whole in (OBJECTIVES["esolm_b"], OBJECTIVES["mdlm"]):
+        objective = bounded(whole, 4)
+        inputs, targets = objective.corrupt(first, keys)
+        others, _ = objective.corrupt(second, keys)
+        plain, expected = replace(whole, eos_id=None).corrupt(first, keys)  # type: ignore[type-var]
+        assert torch.equal(inputs.tokens, plain.tokens)
+        assert torch.equal(targets.weights, expected.weights)
+        logits, changed = (network.all_logits(each)[0] for each in (inputs, others))
+        outputs = document_of(inputs.positions[0, : logits.shape[0]])
+        assert torch.equal(logits[outputs > 0], changed[outputs > 0])
+        assert not torch.equal(logits[outputs == 0], changed[outputs == 0])
+
+
 def test_what_does_not_go_with_documents() -> None:
-    assert "objective.prepend" in AutoRegressive(eos_id=EOS).problems(LENGTH)[0]
-    assert "objective.keep_first" in BD3LM(MASK_ID, 4, eos_id=EOS).problems(LENGTH)[0]
+    for asked, ar, bd3lm in (
+        ("separate_documents", AutoRegressive(eos_id=EOS), BD3LM(MASK_ID, 4, eos_id=EOS)),
+        ("context_schedule", AutoRegressive(context=4), BD3LM(MASK_ID, 4, context=4)),
+    ):
+        assert "objective.prepend" in ar.problems(LENGTH)[0]
+        assert "objective.keep_first" in bd3lm.problems(LENGTH)[0]
+        assert all(asked in each.problems(LENGTH)[0] for each in (ar, bd3lm))
     for objective in OBJECTIVES.values():
         assert not objective.problems(LENGTH)

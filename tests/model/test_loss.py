@@ -1,12 +1,13 @@
 """The loss in pieces against PyTorch's cross entropy; of several ranks: `tests/dist`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from esolm.model import output
+from esolm.model.kernels import Kernels, use_kernels
 from esolm.model.loss import weighted_loss
 from esolm.model.network import Head, Network
 from esolm.model.pieces import piece_rows
@@ -15,6 +16,14 @@ from tests.dist.plan_worker import LiveBytes
 from tests.model.conftest import MASK_ID, small_config
 
 
+@pytest.fixture(params=["", "aot_eager"], ids=["in place", "compiled"])
+def compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    use_kernels(Kernels(compiled=request.param))
+    yield
+    use_kernels(Kernels())
+
+
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("rows", [1, 3, 100])
 @pytest.mark.parametrize("cap", [0.0, 2.0])
 @pytest.mark.parametrize(("scale", "z_loss"), [(0.1, 0.0), (1.0, 0.0), (30.0, 0.0), (1.0, 0.3)])
@@ -55,6 +64,7 @@ def test_equals_cross_entropy(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * scale)
 
 
+@pytest.mark.usefixtures("compiled")
 def test_a_label_that_cannot_be_predicted_is_not_hidden(
     make_network: Callable[..., Network],
 ) -> None:
@@ -63,6 +73,7 @@ def test_a_label_that_cannot_be_predicted_is_not_hidden(
     assert weighted_loss(head, torch.randn(1, 12), targets).isinf()
 
 
+@pytest.mark.usefixtures("compiled")
 def test_gradients_of_bf16_are_summed_over_pieces_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred pieces are as near to float64 as one."""
     config = small_config(hidden_size=16, vocab_size=64)

@@ -27,7 +27,7 @@ def run_job(job: Job) -> None:
             f"{shlex.quote(sys.executable)} -W ignore -m esolm {job.command}",
             shell=True,
             cwd=ROOT,
-            env={**environment(), **number},
+            env={**environment(), **number, "SLURM_CPUS_PER_TASK": "1"},
             check=True,
             capture_output=True,
         )
@@ -68,6 +68,11 @@ def test_jobs_make_the_dataset(dedup: str, stages: list[str], tmp_path: Path) ->
     for job in jobs[-2:]:
         run_job(job)
     assert jobs_of(overrides, tmp_path / "run") == []
+    packed = [*overrides, "data.packing=best_fit", "train.seq_len=64"]
+    [pack] = jobs_of(packed, tmp_path / "run")
+    assert pack.stage == "pack"
+    run_job(pack)
+    assert jobs_of(packed, tmp_path / "run") == []
     manifest = read_manifest(tmp_path / "data")
     assert all(bool(shard.metadata_name) == (dedup == "near") for shard in manifest.shards)
     counts = manifest.counts

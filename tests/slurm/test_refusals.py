@@ -123,10 +123,10 @@ def test_scripts_of_every_shipped_profile_pass_shellcheck(
     assert load_profile(name).problems() == []
     settings = [f"prep.inputs=[{corpus}]", f"prep.tokenizer={tmp_path / 'tokenizer'}"]
     settings += ["train.global_batch_size=16", "objective.kappa=0.5", "slurm.nodes=1-2"]
-    settings += ["prep.max_sentences=777"]
+    settings += ["prep.max_sentences=777", "data.packing=best_fit"]
     config = write_run(tmp_path, dataset, steps=4)
     submission = prepare(config, settings, name, list(STAGES))
-    named = ["tokenizer", "prep", "merge", "train", "evaluate", "export", "serve"]
+    named = ["tokenizer", "prep", "merge", "pack", "train", "evaluate", "export", "serve"]
     assert list(submission.scripts) == named
     assert "--max-sentences 777" in submission.scripts["tokenizer"]
     if shutil.which("shellcheck") is None:

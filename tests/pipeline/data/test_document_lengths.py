@@ -54,6 +54,11 @@ def test_counts_are_those_of_the_stream(data_path: Path) -> None:
     assert by_octave[9] == sum(512 <= length < 1024 for length in lengths) > 0
     assert (by_octave.sum(), tokens.sum()) == (len(lengths), dataset.num_tokens)
     assert f"{len(documents):,} documents" in summary(found)
+    left_over = dataset.num_tokens - ROW * found.packed.num_rows
+    assert 0 <= left_over < ROW * len(dataset.shards)
+    assert found.packed.num_cut == sum(length > ROW for length in lengths), "those alone"
+    assert f"best_fit: {found.packed.num_pieces / found.packed.num_rows:.1f}" in summary(found)
+    assert f"{left_over:,} tokens left over" in summary(found)
 
 
 def test_the_command_says_and_draws_it(data_path: Path, tmp_path: Path) -> None:

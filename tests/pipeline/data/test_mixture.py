@@ -112,13 +112,13 @@ def test_one_source_is_the_reader_of_its_dataset(datasets: dict[str, TokenDatase
 
 
 @pytest.mark.parametrize("shuffle", ["global", "none"])
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("packing", ["continuous", "wrapped"])
 def test_every_row_is_that_of_its_source(
-    shuffle: str, wrapped: bool, datasets: dict[str, TokenDataset]
+    shuffle: str, packing: str, datasets: dict[str, TokenDataset]
 ) -> None:
     mixed = sources(datasets, a=5, b=4, c=3, d=2, e=1)
-    reader = MixtureReader(mixed, SEQ_LEN, 3, shuffle, wrapped)
-    own = [SampleReader(datasets[name], SEQ_LEN, 3, shuffle, wrapped) for name in "abcde"]
+    reader = MixtureReader(mixed, SEQ_LEN, 3, shuffle, packing)
+    own = [SampleReader(datasets[name], SEQ_LEN, 3, shuffle, packing) for name in "abcde"]
     numbers = np.array([*range(2000), *range(10**9, 10**9 + 100)])
     np.random.default_rng(0).shuffle(numbers)
     found, occurrences = reader.index.locate(numbers)

@@ -102,7 +102,7 @@ def test_state_lists_every_difference(data_path: Path) -> None:
         "dataset_fingerprint": data.fingerprint,
         "seq_len": 128,
         "shuffle": "global",
-        "wrapped": False,
+        "packing": "continuous",
     }
     other = SampleReader(data, 64, seed=2, shuffle="none")
     with pytest.raises(DataError) as caught:
@@ -191,16 +191,16 @@ def test_a_token_beyond_the_vocabulary_names_its_place(copy_path: Path) -> None:
 def test_wrapped_rows(data_path: Path) -> None:
     """bos, the next L - 2 tokens of the stream, eos; a checkpoint from before was not wrapped."""
     dataset = TokenDataset(data_path, "train")
-    reader = SampleReader(dataset, 32, seed=1, shuffle="none", wrapped=True)
+    reader = SampleReader(dataset, 32, seed=1, shuffle="none", packing="wrapped")
     assert reader.num_sequences == dataset.num_tokens // 30
     rows = reader.read(np.array([0, 7, reader.num_sequences - 1]))
     for row, number in zip(rows, (0, 7, reader.num_sequences - 1), strict=True):
         content = dataset.read(30 * number, 30).tolist()
         assert row.tolist() == [dataset.bos_id, *content, dataset.eos_id]
     plain = SampleReader(dataset, 32, seed=1, shuffle="none")
-    former = {key: value for key, value in plain.state(5).items() if key != "wrapped"}
+    former = {key: value for key, value in plain.state(5).items() if key != "packing"}
     plain.check_state(former)
-    with pytest.raises(DataError, match="wrapped: False in the checkpoint, True here"):
+    with pytest.raises(DataError, match="packing: continuous in the checkpoint, wrapped here"):
         reader.check_state(former)
     with pytest.raises(DataError, match="seq_len is 2, must be at least 3"):
-        SampleReader(dataset, 2, seed=1, wrapped=True)
+        SampleReader(dataset, 2, seed=1, packing="wrapped")

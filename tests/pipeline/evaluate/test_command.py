@@ -1,6 +1,7 @@
 """`esolm evaluate` as typed: text and JSON, several processes, refusals."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from esolm.data_prep.errors import DataError
+from esolm.data_prep.manifest import read_manifest
+from esolm.pipeline.checkpoint import commit
 from esolm.pipeline.cli.evaluate_options import arguments_of
 from esolm.pipeline.cli.main import app
 from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.export import gate
+from esolm.pipeline.export.export import export
 from tests.processes import run_python
 
 
@@ -62,6 +68,39 @@ def test_any_number_of_processes_gives_the_same(
         for name, value in alone[key].items():
             assert together[key][name] == pytest.approx(value, rel=1e-7), (key, name)
     assert together["data"] == alone["data"]
+
+
+def test_rows_are_packed_as_in_training(
+    make_run: Callable[[str], Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a checkpoint and of its bundle; one that does not say was trained on plain rows."""
+    run_path = tmp_path / "run"
+    shutil.copytree(make_run("mdlm"), run_path)
+    [step] = (run_path / "checkpoints").glob("step_*")
+    manifest = commit.read_manifest(step)
+    staging = commit.begin(run_path / "checkpoints", 8)
+    for name in manifest.files:
+        shutil.copy(step / name, staging / name)
+    state = {**manifest.run, "step": 8, "data": {"packing": "wrapped"}}
+    commit.commit(staging, commit.CheckpointManifest(8, manifest.files, state))
+    monkeypatch.setattr(gate, "check_reload", lambda *_: ({}, {}))
+    export(run_path, tmp_path / "bundle", dtype="fp32")
+    num_tokens = read_manifest(dataset).num_tokens("valid")
+
+    assert "(valid, wrapped): " in run(run_path, dataset, "--draws", 1)
+
+    def rows_of(network: Path, *options: object) -> int:
+        report = json.loads(run(network, dataset, "--draws", 1, "--json", *options))
+        found: int = report["data"]["rows"]
+        return found
+
+    assert num_tokens // 14 != num_tokens // 16
+    assert rows_of(make_run("mdlm")) == num_tokens // 16
+    for network in (run_path, tmp_path / "bundle"):
+        assert rows_of(network) == num_tokens // 14
+    assert rows_of(run_path, "--packing", "continuous") == num_tokens // 16
+    with pytest.raises(DataError, match="esolm prep pack"):
+        run(run_path, dataset, "--packing", "best_fit")
 
 
 def test_another_alpha_0(make_run: Callable[[str], Path], dataset: Path) -> None:

@@ -26,6 +26,7 @@ class RandomSource:
     )
     step: int = 7
     seq_len: int = 24
+    packing: str = "continuous"
     tokenizer_path: Path | None = None
     data_path: Path | None = None
 

@@ -1,16 +1,18 @@
 """What is wrong with the sources of a run is said before anything starts."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from esolm.data_prep.packing_index import PackJob, pack_task, write_packing
 from esolm.pipeline.cli.main import main
 from esolm.pipeline.data.dataset import TokenDataset
 from tests.data_prep.corpus import make_job, make_tokenizer, run_job, write_jsonl
-from tests.e2e.runs import sources_of, write_mixture
+from tests.e2e.runs import sources_of, write_config, write_mixture
 
 Refused = Callable[..., str]
 
@@ -124,3 +126,27 @@ def test_a_plan_says_how_often_each_source_is_read(
         assert use["epochs"] == use["samples"] / rows
         assert use["epochs_max"] == 500.0
     assert "5,120 rows of" in planned("train.steps=2560")
+
+
+def test_a_plan_counts_the_rows_of_a_packing(
+    source_folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(source_folders["e"], data)
+    job = PackJob.of(data, (700,))
+    for task in range(job.num_tasks):
+        pack_task(job, task, lambda _: None)
+    [info] = write_packing(job, 700)["train"]
+    config = write_config(tmp_path, data)
+    options = ["train.seq_len=700", "train.valid_every_steps=0", "data.packing=best_fit"]
+    monkeypatch.setattr(
+        sys, "argv", ["esolm", "plan", str(config), "parallel.tp=1", *options, "--json"]
+    )
+    with pytest.raises(SystemExit):
+        main()
+    [use] = json.loads(capsys.readouterr().out)["sources"]
+    assert use["num_sequences"] == info.num_rows > 3
+    assert use["epochs"] == 12 * 4 / info.num_rows
