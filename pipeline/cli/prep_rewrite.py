@@ -34,17 +34,14 @@ def split(
 
         esolm prep split data/py --out data/py-most=0.9 --out data/py-rest=0.1
     """
-    from fractions import Fraction
-
     from esolm.data_prep.manifest import read_manifest
     from esolm.data_prep.progress import ProgressBar
     from esolm.pipeline.data.dividing import Division, divide, left_out, part_of
 
     parts = tuple(part_of(each) for each in out)
-    fraction = None if valid_fraction is None else Fraction(str(valid_fraction))
-    division = Division(parts, seed, fraction)
-    num_tokens = sum(map(read_manifest(data).num_tokens, read_manifest(data).splits))
-    with ProgressBar("split", num_tokens) as progress:
+    division = Division(parts, seed, valid_fraction)
+    manifest = read_manifest(data)
+    with ProgressBar("split", sum(map(manifest.num_tokens, manifest.splits))) as progress:
         divide(data, division, shard_tokens, progress.advance)
     for part in parts:
         _tell(part.out, energon_index)

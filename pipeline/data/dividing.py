@@ -34,7 +34,7 @@ class Division:
 
     parts: tuple[Portion, ...]
     seed: int = 0
-    valid_fraction: Fraction | None = None
+    valid_fraction: float | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -50,7 +50,7 @@ class Division:
         if not 0 <= self.seed < HASH_END:
             problems.append(f"--seed is {self.seed}, must be at least 0 and below 2^64")
         if self.valid_fraction is not None and not 0 < self.valid_fraction < 1:
-            problems.append(f"--valid-fraction is {float(self.valid_fraction)}, must be in (0, 1)")
+            problems.append(f"--valid-fraction is {self.valid_fraction}, must be in (0, 1)")
         if problems:
             raise DataError("; ".join(problems) + ".")
 
@@ -94,9 +94,7 @@ def divide(
             "dataset": manifest.fingerprint,
             "settings": {
                 "hashes": [start, stop],
-                "valid_fraction": None
-                if not division.valid_fraction
-                else str(division.valid_fraction),
+                "valid_fraction": division.valid_fraction,
                 "shard_tokens": shard_tokens,
             },
             "seeds": [*seeds, division.seed],
@@ -121,18 +119,18 @@ class _Choose:
         return number, split
 
 
-def _share_moved(wanted: Fraction | None, manifest: Manifest) -> Fraction:
+def _share_moved(wanted: float | None, manifest: Manifest) -> Fraction:
     """Returns which share of the documents of train goes to valid; DataError if valid has more."""
     if wanted is None:
         return Fraction(0)
     train, valid = (_num_documents(manifest, split) for split in ("train", "valid"))
-    share = (wanted * (train + valid) - valid) / max(1, train)
+    share = (Fraction(str(wanted)) * (train + valid) - valid) / max(1, train)
     if share < 0:
         raise DataError(
-            f"--valid-fraction is {float(wanted)}, and {valid:,} of {train + valid:,} documents "
+            f"--valid-fraction is {wanted}, and {valid:,} of {train + valid:,} documents "
             "are in valid already. Documents never move to train: give more."
         )
-    return Fraction(share)
+    return share
 
 
 def _num_documents(manifest: Manifest, split: str) -> int:

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ def test_parts_do_not_depend_on_the_shards(datasets: Path, tmp_path: Path) -> No
 def test_a_larger_valid_split(datasets: Path, tmp_path: Path) -> None:
     whole = {split: stored(datasets / "data", split) for split in SPLITS}
     new = tmp_path / "new"
-    divide(datasets / "data", Division((part_of(str(new)),), 0, Fraction("0.4")), 3000)
+    divide(datasets / "data", Division((part_of(str(new)),), 0, 0.4), 3000)
     num_valid = len(whole["valid"])
     moved = (0.4 * NUM_DOCUMENTS - num_valid) / (NUM_DOCUMENTS - num_valid)
     goes = [place_of(document, b"valid", 0) < moved for document in whole["train"]]
@@ -68,7 +67,7 @@ def test_a_larger_valid_split(datasets: Path, tmp_path: Path) -> None:
     assert abs(num_valid + len(gone) - 0.4 * NUM_DOCUMENTS) < 20
     assert read_manifest(new).counts == read_manifest(datasets / "data").counts
     with pytest.raises(DataError, match=r"valid-fraction is 0\.01, and .* are in valid already"):
-        divide(datasets / "data", Division((part_of("x"),), 0, Fraction("0.01")), 3000)
+        divide(datasets / "data", Division((part_of("x"),), 0, 0.01), 3000)
 
 
 def test_a_part_is_not_divided_by_the_same_hashes_again(datasets: Path, tmp_path: Path) -> None:
@@ -132,3 +131,8 @@ def test_what_is_done_is_not_done_again_and_nothing_is_overwritten(
         divide(copied, Division(parts), 3000)
     with pytest.raises(DataError, match=r"remove .*a and run the same `esolm prep split`"):
         verify(tmp_path / "a")
+
+
+def test_what_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(DataError, match=r"a folder twice; .* more than 1 .*; --seed is -1, .* nan"):
+        Division((part_of("a"), part_of("a")), -1, float("nan"))
