@@ -6,11 +6,21 @@ import tarfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from esolm.data_prep.compression import READ_BYTES, open_decompressed
 from esolm.data_prep.errors import DataError, MissingPackageError
-from esolm.data_prep.formats import Format, Passage, Place, RawDocument, ReadOptions, UnusableError
+from esolm.data_prep.formats import (
+    NO_FIELDS,
+    Format,
+    Passage,
+    Place,
+    RawDocument,
+    ReadOptions,
+    UnusableError,
+)
+from esolm.data_prep.pipes import is_piped
+from esolm.data_prep.tar_ends import KeptStream, check_end, check_tar, damaged_archive
 from esolm.data_prep.text_formats import JsonLines
 
 TEXT, JSON = "txt", "json"
@@ -33,9 +43,10 @@ class TextTar(Format):
     def pieces(self, path: Path, options: ReadOptions) -> Iterator[RawDocument]:
         from webdataset.tariterators import group_by_keys
 
-        _check_tar(path)
+        if not is_piped(path):
+            check_tar(path)
         with open_decompressed(path) as stream:
-            members = _members(path, stream, options)
+            members = _members(path, KeptStream(stream), options)
             samples = group_by_keys(members, suffixes={TEXT, JSON})
             try:
                 for sample in samples:
@@ -45,14 +56,22 @@ class TextTar(Format):
                 raise DataError(f"{path}: {error.args[0]}. Write the tar again.") from error
 
 
-def _members(path: Path, stream: IO[bytes], options: ReadOptions) -> Iterator[dict[str, Any]]:
+def _members(path: Path, stream: KeptStream, options: ReadOptions) -> Iterator[dict[str, Any]]:
     """Yield the members as webdataset's own reader does, but hold none that is not asked for.
 
     The content of one that is too long is its size in bytes, and that of other kinds is nothing.
+    Raises DataError if the tar is not whole, which that of a file is known to be.
     """
+    try:
+        yield from _read_members(path, stream, options)
+    except tarfile.TarError as error:
+        raise damaged_archive(path, str(error)) from error
+
+
+def _read_members(path: Path, stream: KeptStream, options: ReadOptions) -> Iterator[dict[str, Any]]:
     from webdataset.tariterators import base_plus_ext
 
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
+    with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]
             if not member.isreg() or META.match(member.name):
@@ -64,33 +83,7 @@ def _members(path: Path, stream: IO[bytes], options: ReadOptions) -> Iterator[di
                 file = tar.extractfile(member) if fits else None
                 content = member.size if file is None else file.read()
             yield {"fname": member.name, "data": content, "__url__": str(path)}
-
-
-def _check_tar(path: Path) -> None:
-    """Raise DataError if a tar is not whole.
-
-    webdataset, as it stands on tarfile, ends in silence where a header is damaged or missing.
-    """
-    with open_decompressed(path, at_random=True) as stream:
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for _ in tar:
-                    tar.members = []  # type: ignore[attr-defined]
-                end = tar.offset
-        except tarfile.TarError as error:
-            raise _damaged_archive(path, str(error)) from error
-        stream.seek(end)
-        padding = 0
-        while block := stream.read(READ_BYTES):
-            padding += len(block)
-            if block.count(0) < len(block):
-                raise _damaged_archive(path, f"no header of a member at byte {end}")
-        if padding < tarfile.BLOCKSIZE:
-            raise _damaged_archive(path, "its end is missing")
-
-
-def _damaged_archive(path: Path, problem: str) -> DataError:
-    return DataError(f"{path} is damaged or cut short ({problem}). Fetch or write it again.")
+        check_end(path, tar.offset, stream.rest_from(tar.offset))
 
 
 def _text_of_sample(sample: dict[str, Any], options: ReadOptions) -> Passage:
@@ -109,22 +102,42 @@ def _text_of_sample(sample: dict[str, Any], options: ReadOptions) -> Passage:
         content = text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UnusableError(f"invalid UTF-8 at byte {error.start} ({error.reason})") from error
-    return Passage(content, len(text), _id_in(record, options) or sample["__key__"])
+    about = _about(record, options)
+    return Passage(
+        content,
+        len(text),
+        _id_in(about, options) or sample["__key__"],
+        NO_FIELDS if about is None else options.fields_of(about),
+    )
 
 
-def _id_in(record: bytes | None, options: ReadOptions) -> str:
-    if record is None or not options.id_key:
+def _about(record: bytes | None, options: ReadOptions) -> dict[str, Any] | None:
+    """Return the object in the .json beside a text, if something is wanted of it."""
+    if record is None or not (options.id_key or options.metadata):
+        return None
+    try:
+        about = json.loads(record)
+    except (ValueError, RecursionError) as error:
+        raise UnusableError(f"invalid JSON in its .json ({error})") from error
+    if not isinstance(about, dict):
+        raise UnusableError("its .json holds no object")
+    return about
+
+
+def _id_in(about: dict[str, Any] | None, options: ReadOptions) -> str:
+    if about is None or not options.id_key:
         return ""
     try:
-        return str(json.loads(record)[options.id_key])
-    except (ValueError, KeyError, TypeError) as error:
+        return str(about[options.id_key])
+    except KeyError as error:
         raise UnusableError(f"no key '{options.id_key}' in its .json (--id-key)") from error
 
 
 class Warc(Format):
     """One document for each page of a WARC file: the text of HTML by trafilatura, or plain text.
 
-    That of WET files, which hold text, is taken as it is. The id is the address of the page.
+    That of WET files, which hold text, is taken as it is. The id is the address of the page. The
+    fields are the record's headers, and those of the server's answer.
     """
 
     suffixes = (".warc", ".wet")
@@ -145,13 +158,14 @@ class Warc(Format):
                     if kind:
                         address = record.rec_headers.get_header("WARC-Target-URI") or ""
                         place = Place(str(path), row=number)
-                        read = partial(_text_of_page, content, kind, address, options)
+                        headers = _headers_of(record, options)
+                        read = partial(_text_of_page, content, kind, address, headers, options)
                         yield RawDocument(place, read)
                 # warcio takes the error of a stream that was cut short for the end of the file.
                 while stream.read(READ_BYTES):
                     pass
             except (ArchiveLoadFailed, ValueError) as error:
-                raise _damaged_archive(path, str(error)) from error
+                raise damaged_archive(path, str(error)) from error
 
     def _kind(self, record: Any) -> str:
         """Return the type of a record's content, if it is one of text."""
@@ -168,16 +182,29 @@ def _check_record(record: Any, path: Path, number: int) -> None:
     while rest.read(READ_BYTES):
         pass
     if not record.rec_headers.get_header("Content-Length"):
-        raise _damaged_archive(path, f"record {number} lacks its header")
+        raise damaged_archive(path, f"record {number} lacks its header")
     if missing := record.raw_stream.limit:
-        raise _damaged_archive(path, f"record {number} lacks {missing} bytes")
+        raise damaged_archive(path, f"record {number} lacks {missing} bytes")
 
 
-def _text_of_page(content: bytes, kind: str, address: str, options: ReadOptions) -> Passage:
+def _headers_of(record: Any, options: ReadOptions) -> dict[str, str]:
+    """Return the headers that are kept, by the names that they are asked for by, in any case."""
+    found = {}
+    for headers in (record.http_headers, record.rec_headers):
+        for name in options.field_names if headers is not None else ():
+            if (value := headers.get_header(name)) is not None:
+                found[name] = str(value)
+    return found
+
+
+def _text_of_page(
+    content: bytes, kind: str, address: str, headers: dict[str, str], options: ReadOptions
+) -> Passage:
     options.check_length(len(content))
+    fields = options.fields_of(headers)
     if kind == "text/plain":
         try:
-            return Passage(content.decode("utf-8"), len(content), address)
+            return Passage(content.decode("utf-8"), len(content), address, fields)
         except UnicodeDecodeError as error:
             raise UnusableError(f"invalid UTF-8 at byte {error.start} ({error.reason})") from error
     try:
@@ -185,4 +212,5 @@ def _text_of_page(content: bytes, kind: str, address: str, options: ReadOptions)
     except ImportError as error:
         raise MissingPackageError(f"HTML needs trafilatura: {LACKS} ({error})") from error
     # A page without an article has no text: an empty document, which is counted as such.
-    return Passage(extract(content, url=address or None) or "", len(content), address)
+    text = extract(content, url=address or None) or ""
+    return Passage(text, len(content), address, fields)

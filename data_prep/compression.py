@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from esolm.data_prep.errors import DataError
+from esolm.data_prep.pipes import is_piped
 from esolm.data_prep.remote import failed, is_of_the_machine, open_bytes
 
 if TYPE_CHECKING:
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".xz", ".bz2")
 READ_BYTES = 1 << 20
+BEGINNINGS = {
+    b"\x1f\x8b": ".gz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"\xfd7zXZ\x00": ".xz",
+    b"BZh": ".bz2",
+}
+"""How what is compressed begins."""
 
 
 def without_compression_suffix(path: Path) -> Path:
@@ -81,7 +89,7 @@ def open_decompressed(path: Path, at_random: bool = False) -> Iterator[IO[bytes]
     try:
         with (
             open_bytes(path, at_random) as source,
-            _decompressed(source, path.suffix.lower()) as stream,
+            _decompressed(source, _suffix_of(path, source)) as stream,
         ):
             yield stream
     except (EOFError, lzma.LZMAError, zlib.error, ZstdError) as error:
@@ -92,6 +100,14 @@ def open_decompressed(path: Path, at_random: bool = False) -> Iterator[IO[bytes]
         if is_of_the_machine(error):
             raise failed(path, error) from error
         raise DataError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def _suffix_of(path: Path, source: IO[bytes]) -> str:
+    """Return the suffix that says how a file is compressed; that of a command by how it begins."""
+    if not isinstance(source, io.BufferedReader) or not is_piped(path):
+        return path.suffix.lower()
+    begin = source.peek(max(map(len, BEGINNINGS)))
+    return next((suffix for mark, suffix in BEGINNINGS.items() if begin.startswith(mark)), "")
 
 
 def _decompressed(source: IO[bytes], suffix: str) -> AbstractContextManager[IO[bytes]]:

@@ -3,13 +3,15 @@
 The documents of a file come in the order of its format (`esolm.data_prep.formats`).
 """
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from esolm.data_prep.bad_documents import BadDocuments, RefusedError
 from esolm.data_prep.errors import DataError
-from esolm.data_prep.formats import Place, RawDocument, ReadOptions, UnusableError
+from esolm.data_prep.formats import NO_FIELDS, Place, RawDocument, ReadOptions, UnusableError
 from esolm.data_prep.known_formats import formats
+from esolm.data_prep.lines import num_lines_before
 from esolm.data_prep.slices import Stretch
 from esolm.data_prep.sources import SourceFile
 
@@ -24,6 +26,10 @@ class Document(NamedTuple):
     num_bytes: int
     """The bytes that the document takes in the uncompressed source."""
     id: str = ""
+    metadata: Mapping[str, Any] = NO_FIELDS
+    """The fields that are kept, by name."""
+    source: str = ""
+    """The file's name, which is the same under every mount point."""
 
     @property
     def place(self) -> Place:
@@ -32,8 +38,12 @@ class Document(NamedTuple):
 
 
 def place_of(raw: RawDocument) -> Place:
-    """Return the place of a document, which may have to be counted out."""
-    return raw.place if isinstance(raw.place, Place) else raw.place()
+    """Return the place of a document in the whole file, for which lines may have to be counted."""
+    place = raw.place
+    if place.line is None or place.from_byte is None:
+        return place
+    before = num_lines_before(Path(place.file), place.from_byte)
+    return place._replace(line=before + place.line, from_byte=None)
 
 
 def iterate_documents(
@@ -52,7 +62,7 @@ def iterate_documents(
         source = file.source if isinstance(file, Stretch) else file
         try:
             for piece in _pieces(file, options):
-                document = _read(piece, number, bad, options)
+                document = _read(piece, number, source.name, bad, options)
                 number += 1
                 if document is not None:
                     yield document
@@ -73,13 +83,14 @@ def _pieces(file: SourceFile | Stretch, options: ReadOptions) -> Iterator[RawDoc
 
 
 def _read(
-    piece: RawDocument, number: int, bad: BadDocuments, options: ReadOptions
+    piece: RawDocument, number: int, name: str, bad: BadDocuments, options: ReadOptions
 ) -> Document | None:
     try:
         passage = piece.read()
         options.check_length(passage.num_bytes)
+        fields = passage.metadata or options.fields_of(NO_FIELDS)
     except UnusableError as error:
         place = place_of(piece)
         bad.report(place if error.line is None else place._replace(line=error.line), str(error))
         return None
-    return Document(number, passage.text, piece, passage.num_bytes, passage.id)
+    return Document(number, passage.text, piece, passage.num_bytes, passage.id, fields, name)

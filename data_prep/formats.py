@@ -40,18 +40,24 @@ share a large one: `pieces_between` gives the documents that begin within a rang
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from esolm.data_prep.compression import without_compression_suffix
+from esolm.data_prep.plain_values import plain
 
 GROUP = "esolm.formats"
 """The entry points of this group name the `Format` objects of other packages."""
 MOST_DOCUMENT_BYTES = 1 << 27
 """Of the longest document, by default. A task holds one document as bytes and as text at once, and
 the text may take four times as much."""
+MAY_BE_MISSING = "?"
+"""Behind the name of a field: it is kept of the documents that have it."""
+
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 class UnusableError(Exception):
@@ -75,6 +81,36 @@ class ReadOptions:
     """That of the document's name, if there is one."""
     most_bytes: int = MOST_DOCUMENT_BYTES
     """A longer document is a bad one."""
+    metadata: tuple[str, ...] = ()
+    """The fields that are kept of a document, each by its name; with ? behind it may be missing."""
+
+    @property
+    def field_names(self) -> list[str]:
+        """The names of the fields that are kept."""
+        return [field.removesuffix(MAY_BE_MISSING) for field in self.metadata]
+
+    @property
+    def needed_fields(self) -> list[str]:
+        """The names of those that no document may lack."""
+        return [field for field in self.metadata if not field.endswith(MAY_BE_MISSING)]
+
+    def fields_of(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the fields that are kept of a document, as JSON has them; None for a missing one.
+
+        Raises UnusableError if one is missing that may not be, or is nested too deeply.
+        """
+        if not self.metadata:
+            return NO_FIELDS
+        for name in self.needed_fields:
+            if name not in record:
+                raise UnusableError(
+                    f"no field '{name}' (--metadata; '{name}{MAY_BE_MISSING}' takes documents "
+                    "without it)"
+                )
+        try:
+            return {name: plain(record.get(name)) for name in self.field_names}
+        except RecursionError as error:
+            raise UnusableError("a field of --metadata is nested too deeply") from error
 
     def check_length(self, num_bytes: int) -> None:
         """Raise UnusableError if a document of so many bytes is too long."""
@@ -86,12 +122,16 @@ class ReadOptions:
 
 
 class Place(NamedTuple):
-    """Where a document stands: a file, and a line (from 1), a row (from 0) or a member of it."""
+    """Where a document stands: a file, and a line (from 1), a row (from 0) or a member of it.
+
+    from_byte: where in the file the lines are counted from, if that is not its beginning.
+    """
 
     file: str
     line: int | None = None
     row: int | None = None
     member: str | None = None
+    from_byte: int | None = None
 
     def __str__(self) -> str:
         if self.line is not None:
@@ -105,17 +145,21 @@ class Place(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """The text of a document, and how many bytes it takes in the uncompressed source."""
+    """The text of a document, and how many bytes it takes in the uncompressed source.
+
+    metadata: what `ReadOptions.fields_of` returns of its fields, if it has any.
+    """
 
     text: str
     num_bytes: int
     id: str = ""
+    metadata: Mapping[str, Any] = NO_FIELDS
 
 
 class RawDocument(NamedTuple):
-    """A document that is not read yet. place: its place, or what finds it when it is asked for."""
+    """A document that is not read yet, and its place."""
 
-    place: Place | Callable[[], Place]
+    place: Place
     read: Callable[[], Passage]
 
 

@@ -20,9 +20,11 @@ from esolm.data_prep.known_formats import format_of
 from esolm.data_prep.layout import ShardInfo
 from esolm.data_prep.manifest import (
     CLEANING_NAME,
+    ENERGON_DIRECTORY,
     ERRORS_NAME,
     EXAMPLES_NAME,
     MANIFEST_NAME,
+    ORIGIN_NAME,
     PACKING_DIRECTORY,
     SHARDS_DIRECTORY,
     TASKS_DIRECTORY,
@@ -32,6 +34,7 @@ from esolm.data_prep.manifest import (
     record_to_shard,
     shard_problems,
 )
+from esolm.data_prep.metadata import PLACE_ALONE, metadata_problems
 from esolm.data_prep.records import read_record, write_record
 from esolm.data_prep.slices import Stretch, slice_of
 from esolm.data_prep.sources import SourceFile
@@ -64,6 +67,8 @@ class TokenizeJob:
     dedup: str = "task"
     """Where a repeat is looked for: `task`; `corpus`; `near`, also near-duplicates in it."""
     id_key: str = ""
+    metadata: tuple[str, ...] = ()
+    """The fields of a document that are kept beside its tokens, as `ReadOptions.metadata`."""
     max_bad: int | None = None
     """How many bad documents and files are left out at most. It decides no byte that is written."""
 
@@ -81,6 +86,7 @@ class TokenizeJob:
             problems.append(f"--max-document-bytes is {self.most_document_bytes}, must be positive")
         if self.dedup not in DEDUPS:
             problems.append(f"--dedup is '{self.dedup}', must be {', '.join(DEDUPS)}")
+        problems += metadata_problems(self.metadata)
         BadDocuments(self.on_bad_document, self.max_bad)
         build_stages(self.clean)
         if problems:
@@ -108,6 +114,7 @@ class TokenizeJob:
             **({"clean": fingerprints_of(build_stages(self.clean))} if self.clean else {}),
             **({"dedup": self.dedup} if self.dedup != "task" else {}),
             **({"id_key": self.id_key} if self.id_key else {}),
+            **({"metadata": list(self.metadata)} if self.metadata else {}),
             "inputs": fingerprint_of(files),
             "tokenizer": self.tokenizer.fingerprint,
             "tasks": self.num_tasks,
@@ -126,7 +133,8 @@ class TokenizeJob:
     @property
     def options(self) -> ReadOptions:
         """What is taken from a file."""
-        return ReadOptions(self.text_key, self.id_key, self.most_document_bytes)
+        fields = tuple(name for name in self.metadata if name != PLACE_ALONE)
+        return ReadOptions(self.text_key, self.id_key, self.most_document_bytes, fields)
 
     def slice(self, task: int) -> tuple[Stretch, ...]:
         """What a task reads."""
@@ -297,6 +305,7 @@ OF_A_DATASET = (
     TOKENIZER_DIRECTORY,
     WORK_DIRECTORY,
     PACKING_DIRECTORY,
+    ENERGON_DIRECTORY,
 )
 
 
@@ -307,7 +316,7 @@ def prepare_output(job: TokenizeJob, tokenizer_directory: Path, overwrite: bool)
     first. Raises DataError as `check_settings` does, or if the tokenizer cannot be loaded.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
-    refuse_taken(job.out, MARKS_OF_OTHERS, "dataset")
+    refuse_taken(job.out, (*MARKS_OF_OTHERS, ORIGIN_NAME), "dataset of text")
     if overwrite:
         for name in (MANIFEST_NAME, ERRORS_NAME, CLEANING_NAME, EXAMPLES_NAME):
             (job.out / name).unlink(missing_ok=True)

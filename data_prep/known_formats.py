@@ -7,6 +7,7 @@ from pathlib import Path
 from esolm.data_prep.archive_formats import TextTar, Warc
 from esolm.data_prep.errors import DataError
 from esolm.data_prep.formats import GROUP, Format
+from esolm.data_prep.pipes import is_piped
 from esolm.data_prep.table_formats import ArrowTable, Parquet
 from esolm.data_prep.text_formats import Json, JsonLines, PlainLines, PlainText
 
@@ -36,6 +37,8 @@ def format_of(path: Path, told: str = AUTO) -> str | None:
         if told not in formats():
             raise DataError(f"--format is '{told}'; choose of {AUTO}, {', '.join(formats())}.")
         return told
+    if is_piped(path):
+        return "tar"
     suits = (name for name, each in formats().items() if each.suits(path))
     return next(suits, "text" if told == ANY else None)
 

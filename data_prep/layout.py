@@ -1,6 +1,7 @@
 """How the tokens of a shard lie in its tar, and what is recorded of a shard (docs/data.md)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 MEMBER_TOKENS = 65_536
 """The tokens in every member of a tar but its last, which may be shorter."""
@@ -26,7 +27,8 @@ class ShardInfo:
 
     Member m holds the tokens from m * 65,536 on; they start at byte
     `member_offset + m * member_stride` of the tar. The files beside it hold the ends of documents,
-    and the crc32 of every 1,024 tokens, which a dataset of format 1 has not.
+    the crc32 of every 1,024 tokens, which a dataset of format 1 has not, and what was kept of each
+    document, if that was asked for.
     """
 
     name: str
@@ -42,6 +44,16 @@ class ShardInfo:
     crc_name: str = ""
     crc_bytes: int = 0
     crc_sha256: str = ""
+    metadata_name: str = ""
+    metadata_bytes: int = 0
+    metadata_sha256: str = ""
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the fields as a JSON-serialisable record, without those of a file it has not."""
+        fields = asdict(self)
+        if self.metadata_name:
+            return fields
+        return {name: fields[name] for name in fields if not name.startswith("metadata_")}
 
     def files(self) -> list[tuple[str, int, str]]:
         """Return (name, bytes, sha256) of every file of the shard."""
@@ -51,6 +63,8 @@ class ShardInfo:
         ]
         if self.crc_name:
             files.append((self.crc_name, self.crc_bytes, self.crc_sha256))
+        if self.metadata_name:
+            files.append((self.metadata_name, self.metadata_bytes, self.metadata_sha256))
         return files
 
     def contradictions(self, dtype: str) -> list[str]:

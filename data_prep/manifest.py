@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ ERRORS_NAME = "errors.jsonl"
 CLEANING_NAME = "cleaning.json"
 """What every stage of cleaning did, of which `merge` makes the sum."""
 EXAMPLES_NAME = "cleaning-examples.jsonl"
+ORIGIN_NAME = "origin.json"
+"""What it was made from, of a dataset that is made of another one's tokens."""
 SHARDS_DIRECTORY = "shards"
 WORK_DIRECTORY = "cleaning"
 """What tasks tell each other while they clean; nothing reads it once the dataset is merged."""
@@ -25,6 +27,8 @@ TASKS_DIRECTORY = "tasks"
 PACKING_DIRECTORY = "packing"
 """The rows that `esolm prep pack` makes of the documents."""
 TOKENIZER_DIRECTORY = "tokenizer"
+ENERGON_DIRECTORY = ".nv-meta"
+"""By which Megatron-Energon opens a dataset, if that was asked for."""
 SPLITS = ("train", "valid")
 
 logger = logging.getLogger(__name__)
@@ -111,7 +115,8 @@ def write_manifest(data: Path, manifest: Manifest) -> None:
         "num_tokens": {split: manifest.num_tokens(split) for split in manifest.splits},
         "counts": manifest.counts,
         "splits": {
-            split: [asdict(shard) for shard in shards] for split, shards in manifest.splits.items()
+            split: [shard.to_record() for shard in shards]
+            for split, shards in manifest.splits.items()
         },
     }
     write_record(data / MANIFEST_NAME, record)
@@ -205,6 +210,11 @@ def shard_problems(
 
 def repair_advice(data: Path) -> str:
     """Return the sentence that tells a user how damaged shards are made again."""
+    if (data / ORIGIN_NAME).exists():
+        return (
+            f"Run `esolm prep verify {data}` to see all damage. To repair, remove {data} and run "
+            "the same `esolm prep split` or `esolm prep repack` command again."
+        )
     return (
         f"Run `esolm prep verify {data}` to see all damage. To repair, run the same `esolm prep "
         f"tokenize` command again (it redoes tasks whose files are missing or of the wrong size; "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from esolm.data_prep.errors import DataError, EsolmError
+from esolm.data_prep.pipes import PipedCommand, open_output
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -66,11 +67,13 @@ def names_below(folder: Path, pattern: str = "") -> list[str]:
 
 
 def open_bytes(path: Path, at_random: bool = False) -> IO[bytes]:
-    """Open a file for reading, here or at an address.
+    """Open a file for reading, here or at an address, or the output of a command.
 
     at_random: whether it must be possible to seek, which a plain server for HTTP does not let one.
     Raises OSError; opening and reading at an address raise EsolmError, whatever fails.
     """
+    if isinstance(path, PipedCommand):
+        return open_output(path)
     if not is_url(path):
         return open(path, "rb")
     streamed = str(path).startswith("http") and not at_random

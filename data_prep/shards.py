@@ -6,7 +6,6 @@ import io
 import tarfile
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from esolm.data_prep.layout import (
     member_stride,
 )
 from esolm.data_prep.manifest import SHARDS_DIRECTORY
+from esolm.data_prep.metadata import METADATA_SUFFIX, MetadataFile
 from esolm.data_prep.records import write_record
 from esolm.data_prep.tokenizers.protocol import Ids
 
@@ -109,9 +109,18 @@ class ShardWriter:
     """Writes the shards of one split and one task. A shard holds whole documents."""
 
     def __init__(
-        self, data: Path, split: str, task: int, dtype: str, shard_tokens: int, fingerprint: str
+        self,
+        data: Path,
+        split: str,
+        task: int,
+        dtype: str,
+        shard_tokens: int,
+        fingerprint: str | None,
     ) -> None:
-        """Write below `data`. fingerprint: that of the task, which goes into every sidecar."""
+        """Write below `data`.
+
+        fingerprint: that of the task, which goes into every sidecar; without one there are none.
+        """
         self.shards: list[ShardInfo] = []
         self._data = data
         self._prefix = shard_prefix(split, task)
@@ -120,17 +129,21 @@ class ShardWriter:
         self._fingerprint = fingerprint
         self._tar: TokenTar | None = None
         self._ends: list[int] = []
+        self._metadata: MetadataFile | None = None
 
-    def add(self, parts: Iterable[Ids]) -> int:
+    def add(self, parts: Iterable[Ids], metadata: bytes | None = None) -> int:
         """Add the tokens of one document, with its eos, and close the shard if it is full.
 
-        Returns their number.
-
-        The tokens come in parts, so that a document of any length needs little memory.
+        metadata: a line with what is kept of the document; of all documents or of none. Returns the
+        number of tokens. They come in parts, so that a document of any length needs little memory.
         """
         if self._tar is None:
             name = f"{self._prefix}{len(self.shards):05d}.tar"
             self._tar = TokenTar(self._data / SHARDS_DIRECTORY / name, self._dtype.str)
+        if metadata is not None:
+            if self._metadata is None:
+                self._metadata = MetadataFile(self._tar.path.with_suffix(METADATA_SUFFIX))
+            self._metadata.write(metadata)
         before = self._tar.num_tokens
         for tokens in parts:
             self._tar.append(tokens)
@@ -149,6 +162,9 @@ class ShardWriter:
         sha256 = tar.commit()
         ends = self._write_beside(".ends.npy", buffer.getvalue())
         crc = self._write_beside(".crc32", np.array(tar.checksums, dtype="<u4").tobytes())
+        metadata = ("", 0, "")
+        if self._metadata is not None:
+            metadata = (f"{SHARDS_DIRECTORY}/{self._metadata.path.name}", *self._metadata.commit())
         shard = ShardInfo(
             name=f"{SHARDS_DIRECTORY}/{tar.path.name}",
             sha256=sha256,
@@ -163,11 +179,15 @@ class ShardWriter:
             crc_name=crc[0],
             crc_bytes=crc[1],
             crc_sha256=crc[2],
+            metadata_name=metadata[0],
+            metadata_bytes=metadata[1],
+            metadata_sha256=metadata[2],
         )
-        sidecar = {"task_fingerprint": self._fingerprint, "shard": asdict(shard)}
-        write_record(tar.path.with_suffix(".json"), sidecar)
+        if self._fingerprint is not None:
+            sidecar = {"task_fingerprint": self._fingerprint, "shard": shard.to_record()}
+            write_record(tar.path.with_suffix(".json"), sidecar)
         self.shards.append(shard)
-        self._tar, self._ends = None, []
+        self._tar, self._ends, self._metadata = None, [], None
 
     def _write_beside(self, suffix: str, content: bytes) -> tuple[str, int, str]:
         """Write a file beside the tar and return its name, its bytes and its sha256."""
@@ -182,3 +202,6 @@ class ShardWriter:
         if self._tar is not None:
             self._tar.discard()
             self._tar = None
+        if self._metadata is not None:
+            self._metadata.discard()
+            self._metadata = None

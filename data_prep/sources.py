@@ -11,9 +11,11 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from esolm.data_prep.errors import DataError, EsolmError
-from esolm.data_prep.known_formats import AUTO, format_of, formats
+from esolm.data_prep.known_formats import ANY, AUTO, format_of, formats
+from esolm.data_prep.pipes import NOMINAL_BYTES, commands_of, is_piped
 from esolm.data_prep.remote import failed, is_absent, is_url, names_below, path_of
 
 # The library's test suites hold files in deliberately wrong encodings, and little prose.
@@ -35,18 +37,27 @@ class SourceFile:
 
 
 def find_files(
-    inputs: Sequence[str | Path], from_python_stdlib: bool = False, told: str = AUTO
+    inputs: Sequence[str | Path],
+    from_python_stdlib: bool = False,
+    told: str = AUTO,
+    commands: bool = False,
 ) -> list[SourceFile]:
     """Return the files behind a list of inputs (hidden ones in folders are left out).
 
     inputs: each a file, a directory, a pattern (`*`, `?`, `[...]`, `**`), `@LIST`, a file with an
     input on each line, or an address that fsspec opens (that of a folder ends with /; also with
-    `*`). told: the format of the inputs, as for `format_of`. Links are followed.
+    `*`). told: the format of the inputs, as for `format_of`. commands: whether an input may be
+    `pipe:CMD`, the output of a command, which no line of a list may be. Links are followed.
     Raises DataError when an input does not exist (all missing ones are named), when something is
     no readable regular file or its name says nothing of its format, or when nothing is found.
     """
     missing: list[str] = []
-    files = [file for each in inputs for file in _found(str(each), told, missing)]
+    files: list[SourceFile] = []
+    for given in map(str, inputs):
+        if is_piped(given) and commands:
+            files += _found_piped(given, told)
+        else:
+            files += _found(given, told, missing)
     if missing:
         raise DataError(f"No such file or directory: {', '.join(missing)}. Check the INPUT paths.")
     _refuse_unknown([source for source in files if not source.format])
@@ -64,6 +75,11 @@ def _found(
     given: str, told: str, missing: list[str], lists: tuple[Path, ...] = ()
 ) -> Iterator[SourceFile]:
     """Yield the files behind an input. lists: those that it stands in, the outermost first."""
+    if is_piped(given):
+        raise DataError(
+            f"{f'The list {lists[-1]} names a command: ' if lists else ''}{given} is not run. Only "
+            "INPUT of `esolm prep` and prep.inputs may name a command: write it there."
+        )
     if is_url(given):
         yield from _found_at(given, told, missing)
         return
@@ -80,6 +96,17 @@ def _found(
         yield from _matching(given, told, missing)
     else:
         missing.append(given)
+
+
+def _found_piped(given: str, told: str) -> Iterator[SourceFile]:
+    """Yield what stands for the outputs of commands."""
+    if told not in (AUTO, ANY, "tar"):
+        raise DataError(
+            f"{given}: the output of a command is a webdataset tar (--format tar), not {told}. "
+            "Write it to a file."
+        )
+    for command in commands_of(given):
+        yield SourceFile(cast(Path, command), command.given, NOMINAL_BYTES, 0, "tar")
 
 
 def _found_at(url: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
@@ -110,7 +137,7 @@ def _found_at(url: str, told: str, missing: list[str]) -> Iterator[SourceFile]:
 
 def absolute(given: str) -> str:
     """Return an input as it is called from any folder."""
-    if is_url(given):
+    if is_piped(given) or is_url(given):
         return given
     if given.startswith(LIST_MARK) and not os.path.lexists(given):
         return f"{LIST_MARK}{Path(given[len(LIST_MARK) :]).resolve()}"
@@ -123,7 +150,7 @@ def folders_of(inputs: Sequence[str], lists: tuple[Path, ...] = ()) -> list[str]
     lists: those that the inputs stand in.
     """
     found = []
-    for given in (each for each in inputs if not is_url(each)):
+    for given in (each for each in inputs if not (is_piped(each) or is_url(each))):
         if os.path.lexists(given):
             found.append(given)
         elif given.startswith(LIST_MARK):
@@ -164,7 +191,11 @@ def _lines_of_list(path: Path, lists: tuple[Path, ...]) -> Iterator[str]:
     for line in map(str.strip, lines):
         if line and not line.startswith("#"):
             mark = LIST_MARK if line.startswith(LIST_MARK) else ""
-            yield line if is_url(line) else mark + os.path.join(path.parent, line[len(mark) :])
+            yield (
+                line
+                if is_piped(line) or is_url(line)
+                else mark + os.path.join(path.parent, line[len(mark) :])
+            )
 
 
 def _matching(pattern: str, told: str, missing: list[str]) -> Iterator[SourceFile]:

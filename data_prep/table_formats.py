@@ -1,9 +1,9 @@
 """The formats of tables that are shipped: Parquet and Arrow (Feather), by pyarrow.
 
-Of a table the columns of the text and of the id are read, a few rows at a time.
+Of a table the columns of the text, of the id and of what is kept are read, a few rows at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,7 @@ class Parquet(Format):
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         for group in groups:
             row = sum(sizes[:group])
-            rows = _batch_rows(file, group, columns[0])
+            rows = _batch_rows(file, group, columns)
             for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
                 yield from _documents(batch, row, path, options)
                 row += batch.num_rows
@@ -84,10 +84,15 @@ def _beginning(file: "parquet.ParquetFile", group: int) -> int:
     return min(int(place) for place in pages if place is not None)
 
 
-def _batch_rows(file: "parquet.ParquetFile", group: int, name: str) -> int:
+def _batch_rows(file: "parquet.ParquetFile", group: int, names: list[str]) -> int:
     record = file.metadata.row_group(group)
     columns = (record.column(number) for number in range(record.num_columns))
-    num_bytes = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == name)
+    parts = tuple(f"{name}." for name in names)  # of a column that holds structures
+    num_bytes = sum(
+        column.total_uncompressed_size
+        for column in columns
+        if f"{column.path_in_schema}.".startswith(parts)
+    )
     return _rows_at_once(num_bytes, record.num_rows)
 
 
@@ -143,7 +148,9 @@ def _damaged_table(path: Path, error: Exception) -> EsolmError:
 
 def _checked_columns(schema: "pyarrow.Schema", path: Path, options: ReadOptions) -> list[str]:
     """Return the names of the columns that are read; raises DataError if they are not there."""
-    for key, option in ((options.text_key, "--text-key"), (options.id_key, "--id-key")):
+    asked = [(options.text_key, "--text-key"), (options.id_key, "--id-key")]
+    asked += [(name, "--metadata") for name in options.needed_fields]
+    for key, option in asked:
         if key and key not in schema.names:
             raise DataError(
                 f"{path} has no column '{key}' but {', '.join(schema.names)}. Choose another with "
@@ -155,7 +162,8 @@ def _checked_columns(schema: "pyarrow.Schema", path: Path, options: ReadOptions)
             f"{path}: column '{options.text_key}' holds {found}, not text. Choose another with "
             "--text-key."
         )
-    return [options.text_key, *([options.id_key] if options.id_key else [])]
+    wanted = [options.text_key, options.id_key, *options.field_names]
+    return [name for name in dict.fromkeys(wanted) if name in schema.names]
 
 
 def _is_text(kind: "pyarrow.DataType") -> bool:
@@ -170,7 +178,7 @@ def _is_text(kind: "pyarrow.DataType") -> bool:
 def _documents(
     batch: "pyarrow.RecordBatch", first_row: int, path: Path, options: ReadOptions
 ) -> Iterator[RawDocument]:
-    """Yield the rows of a batch, whose columns are the text and, if it is wanted, the id."""
+    """Yield the rows of a batch, whose columns are the text and what else is wanted."""
     import pyarrow
 
     # As bytes, because one row of invalid UTF-8 would take all rows of the batch with it.
@@ -179,13 +187,34 @@ def _documents(
         texts = texts.dictionary_decode()
     texts = texts.cast(pyarrow.large_binary())
     names = batch.column(options.id_key) if options.id_key else None
+    kept = {
+        name: _column_to_keep(batch.column(name))
+        for name in options.field_names
+        if name in batch.schema.names
+    }
     for number in range(batch.num_rows):
         place = Place(str(path), row=first_row + number)
         name = None if names is None else names[number]
-        yield RawDocument(place, partial(_text_of, texts[number], name, options))
+        fields = {field: column[number] for field, column in kept.items()}
+        yield RawDocument(place, partial(_text_of, texts[number], name, fields, options))
 
 
-def _text_of(value: Any, name: Any, options: ReadOptions) -> Passage:
+def _column_to_keep(column: "pyarrow.Array") -> "pyarrow.Array":
+    """Return a column, one of times as text: as objects of Python they would lose nanoseconds."""
+    from pyarrow import string, types
+
+    tests = (types.is_timestamp, types.is_date, types.is_time)
+    return column.cast(string()) if any(test(column.type) for test in tests) else column
+
+
+def _fields_of(values: dict[str, Any], options: ReadOptions) -> Mapping[str, Any]:
+    try:
+        return options.fields_of({name: value.as_py() for name, value in values.items()})
+    except ValueError as error:  # also of text that is no UTF-8
+        raise UnusableError(f"a column of --metadata cannot be kept ({error})") from error
+
+
+def _text_of(value: Any, name: Any, fields: dict[str, Any], options: ReadOptions) -> Passage:
     content = value.as_py()
     if content is None:
         raise UnusableError(f"no text: '{options.text_key}' is null")
@@ -194,4 +223,5 @@ def _text_of(value: Any, name: Any, options: ReadOptions) -> Passage:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UnusableError(f"invalid UTF-8 at byte {error.start} ({error.reason})") from error
-    return Passage(text, len(content), "" if name is None else str(name.as_py()))
+    id = "" if name is None else str(name.as_py())
+    return Passage(text, len(content), id, _fields_of(fields, options))

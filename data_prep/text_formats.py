@@ -18,7 +18,7 @@ from esolm.data_prep.formats import (
     ReadOptions,
     UnusableError,
 )
-from esolm.data_prep.lines import Line, lines_between, lines_of, num_lines_before
+from esolm.data_prep.lines import Line, lines_between, lines_of
 
 
 class PlainLines(Format):
@@ -41,7 +41,7 @@ class PlainLines(Format):
     ) -> Iterator[RawDocument]:
         for line in lines:
             if line.content.strip():
-                place = partial(_place_of, path, line.number, line.origin)
+                place = Place(str(path), line=line.number, from_byte=line.origin or None)
                 yield RawDocument(place, partial(self._read, line, options))
 
     def _read(self, line: Line, options: ReadOptions) -> Passage:
@@ -54,10 +54,6 @@ class PlainLines(Format):
             return Passage(line.decode("utf-8").rstrip("\r\n"), len(line))
         except UnicodeDecodeError as error:
             raise UnusableError(f"invalid UTF-8 ({error.reason})") from error
-
-
-def _place_of(path: Path, number: int, origin: int) -> Place:
-    return Place(str(path), line=number + (num_lines_before(path, origin) if origin else 0))
 
 
 class JsonLines(PlainLines):
@@ -93,7 +89,7 @@ def _passage_of(record: Any, num_bytes: int, options: ReadOptions) -> Passage:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UnusableError(f"invalid Unicode ({error.reason})") from error
-    return Passage(text, num_bytes, str(name))
+    return Passage(text, num_bytes, str(name), options.fields_of(record))
 
 
 class Json(Format):

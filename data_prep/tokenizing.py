@@ -28,6 +28,7 @@ from esolm.data_prep.jobs import (
 )
 from esolm.data_prep.layout import token_dtype
 from esolm.data_prep.manifest import SHARDS_DIRECTORY, SPLITS, TOKENIZER_DIRECTORY
+from esolm.data_prep.metadata import line_of
 from esolm.data_prep.reading import ShareRead, digest_of, documents_of
 from esolm.data_prep.records import write_record
 from esolm.data_prep.shards import ShardWriter, shard_prefix
@@ -89,7 +90,9 @@ class _Writing:
         try:
             for document, digest in self._kept():
                 split = "valid" if is_validation(digest, job.valid_fraction) else "train"
-                num_tokens = writers[split].add(chain(tokenizer.encode_parts(document.text), [eos]))
+                parts = chain(tokenizer.encode_parts(document.text), [eos])
+                line = line_of(document) if job.metadata else None
+                num_tokens = writers[split].add(parts, line)
                 self._heartbeat.beat(0, num_tokens)
             for writer in writers.values():
                 writer.close()

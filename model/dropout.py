@@ -4,6 +4,7 @@ The mask of an element is a hash of (row key, layer site, position in the row, f
 no generator state to save, and recomputation in the backward pass draws the same mask.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -39,12 +40,14 @@ def _salt(index: Tensor) -> Tensor:
 class Dropout(NamedTuple):
     """What decides which elements of hidden states are dropped.
 
-    keys_B: int64, one key per row. salt: `site_salt` of the number of this dropout in the network.
-    seq_len: S, the tokens of a row. first_token: the place of the first of the hidden states among
-    the B * S tokens of all rows. skipped: how many tokens a whole row has in front of these S.
+    keys_B: int64, one key per row. salts_D: `feature_salts` of the D features. salt: `site_salt` of
+    the number of this dropout in the network. seq_len: S, the tokens of a row. first_token: the
+    place of the first of the hidden states among the B * S tokens of all rows. skipped: how many
+    tokens a whole row has in front of these S.
     """
 
     keys_B: Tensor
+    salts_D: Tensor
     salt: int
     probability: float
     seq_len: int
@@ -55,6 +58,16 @@ class Dropout(NamedTuple):
 def site_salt(site: int) -> int:
     """Returns what a site adds to the key of a row, as a signed 64-bit integer."""
     return ((site + 1) * _GAMMA - _LOWEST) % (1 << 64) + _LOWEST
+
+
+@cache
+def feature_salts(width: int, device: torch.device) -> Tensor:
+    """Returns what the features add to the key of a token, int64 [D].
+
+    They are made once, and read: in the C++ that inductor writes for CPUs, a product of a loop's
+    counter must not overflow, or the loop may have no end.
+    """
+    return _salt(torch.arange(width, device=device))
 
 
 def keyed_dropout(hidden_TD: Tensor, dropout: Dropout) -> Tensor:
@@ -68,12 +81,11 @@ def keyed_dropout(hidden_TD: Tensor, dropout: Dropout) -> Tensor:
     place = token % dropout.seq_len + dropout.skipped
     token_keys = _mix(row_keys[token // dropout.seq_len] + _salt(place))
     if torch.compiler.is_compiling():  # which keeps no more than it has to by itself
-        features = torch.arange(hidden_TD.shape[1], device=device)
-        bits = _mix(token_keys[:, None] + _salt(features))
+        bits = _mix(token_keys[:, None] + dropout.salts_D)
         kept_TD = bits + _LOWEST >= _limit(dropout.probability)
         return hidden_TD * kept_TD / (1.0 - dropout.probability)
     dropped: Tensor = _Dropout.apply(  # type: ignore[no-untyped-call]
-        hidden_TD, token_keys, dropout.probability
+        hidden_TD, token_keys, dropout.salts_D, dropout.probability
     )
     return dropped
 
@@ -88,28 +100,30 @@ class _Dropout(torch.autograd.Function):
     """Keeps a byte of each element for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, token_keys: Tensor, probability: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden_TD: Tensor, token_keys: Tensor, salts_D: Tensor, probability: float
+    ) -> Tensor:
         ctx.share = 1.0 - probability
-        keep_TD = _kept(token_keys, hidden_TD.shape[1], probability)
+        keep_TD = _kept(token_keys, salts_D, probability)
         ctx.save_for_backward(keep_TD)
         return (hidden_TD * keep_TD).div_(ctx.share)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, None, None, None]:
         (keep_TD,) = ctx.saved_tensors
-        return (gradient_TD * keep_TD).div_(ctx.share), None, None
+        return (gradient_TD * keep_TD).div_(ctx.share), None, None, None
 
 
-def _kept(token_keys: Tensor, width: int, probability: float) -> Tensor:
+def _kept(token_keys: Tensor, salts_D: Tensor, probability: float) -> Tensor:
     """Says which elements are kept, bool [T, D], given a key for each token."""
+    width = len(salts_D)
     keep_TD = torch.empty(len(token_keys), width, dtype=torch.bool, device=token_keys.device)
-    salts = _salt(torch.arange(width, device=token_keys.device))
     limit = _limit(probability)
     at_once = max(1, CHUNK // width) if keep_TD.device.type == "cpu" else len(token_keys)
     for first in range(0, len(token_keys), at_once):
         part = slice(first, first + at_once)
-        bits = token_keys[part, None] + salts
+        bits = token_keys[part, None] + salts_D
         _xor_with_shifted(bits, 30).mul_(_MIX_1)
         _xor_with_shifted(bits, 27).mul_(_MIX_2)
         # The last step of `_mix` leaves those bits as they are.

@@ -14,7 +14,7 @@ from esolm.model.attention import MaskBuilder
 from esolm.model.columns import Column
 from esolm.model.compiling import piece
 from esolm.model.config import ModelConfig
-from esolm.model.dropout import Dropout, keyed_dropout, site_salt
+from esolm.model.dropout import Dropout, feature_salts, keyed_dropout, site_salt
 from esolm.model.inputs import NetworkInput
 from esolm.model.layers import Attention, Conditioning, FeedForward, Norm
 from esolm.model.output import OutputLayer
@@ -114,6 +114,7 @@ class Block(nn.Module):
             return add_branch(hidden, branch, gate, None)
         dropout = Dropout(
             rows[:, Column.DROPOUT_KEY],
+            feature_salts(hidden.shape[1], hidden.device),
             site_salt(2 * self.layer + half),
             self.config.dropout,
             positions.shape[1],

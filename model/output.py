@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from esolm.model.config import ModelConfig
 from esolm.model.numerics import at_least_float32
 from esolm.model.pieces import LOGITS_MB, piece_rows
-from esolm.model.scoring import LogitRules, Score, bounded, exclude, score
+from esolm.model.scoring import LogitRules, LossOfLogits, bounded, exclude, score
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,12 @@ class _Gradients:
         of_weight = torch.zeros_like(weight, dtype=wide)
         return cls(hidden_ND, weight, torch.empty_like(hidden_ND), of_weight, of_bias)
 
-    def add(self, part: slice, score: Score) -> None:
+    def add(self, part: slice, found: LossOfLogits) -> None:
         """Adds what a piece gives."""
-        assert score.of_logits is not None
-        if self.of_bias is not None and score.of_bias is not None:
-            self.of_bias += score.of_bias
-        of_logits = score.of_logits.to(self.hidden_ND.dtype)
+        assert found.of_logits is not None
+        if self.of_bias is not None and found.of_bias is not None:
+            self.of_bias += found.of_bias
+        of_logits = found.of_logits.to(self.hidden_ND.dtype)
         torch.mm(of_logits, self.weight, out=self.of_hidden[part])
         if self.of_weight.dtype == of_logits.dtype:
             self.of_weight.addmm_(of_logits.T, self.hidden_ND[part])

@@ -40,7 +40,7 @@ class LogitRules(NamedTuple):
         return cls(first, config.vocab_size, never, *bounds, config.output_bias)
 
 
-class Score(NamedTuple):
+class LossOfLogits(NamedTuple):
     """The negative log-likelihood [n]; the gradients of the sum of weight * nll, if asked for.
 
     of_logits: [n, V]. of_bias: [V], of what is added to every row of logits, float32 or wider.
@@ -53,7 +53,7 @@ class Score(NamedTuple):
 
 def score(
     logits: Tensor, labels: Tensor, weights: Tensor, rules: LogitRules, differentiate: bool
-) -> Score:
+) -> LossOfLogits:
     """Scores labels [n], of weights [n], under logits [n, V], which are written over."""
     if not kernels_in_use().compiled:
         wide = at_least_float32(logits)
@@ -65,9 +65,9 @@ def score(
     log_sum = sum_of_exp.log()
     nll = log_sum - label_logits
     if not differentiate:
-        return Score(nll)
+        return LossOfLogits(nll)
     scale = _scale(weights, sum_of_exp, log_sum + largest, rules)
-    return Score(nll, *gradients_of(logits, largest, scale, labels, weights, rules))
+    return LossOfLogits(nll, *gradients_of(logits, largest, scale, labels, weights, rules))
 
 
 def bounded(logits: Tensor, rules: LogitRules) -> Tensor:
@@ -91,7 +91,7 @@ def _scale(weights: Tensor, sum_of_exp: Tensor, log_z: Tensor, rules: LogitRules
 
 def _in_place(
     logits: Tensor, labels: Tensor, weights: Tensor, rules: LogitRules, differentiate: bool
-) -> Score:
+) -> LossOfLogits:
     tanh = None
     if rules.cap:
         tanh = logits.div_(rules.cap).tanh_()
@@ -108,14 +108,14 @@ def _in_place(
     label_logits, sum_of_exp = over_ranks(sums, dist.ReduceOp.SUM).unbind()
     log_sum = sum_of_exp.log()
     if not differentiate:
-        return Score(log_sum - label_logits)
+        return LossOfLogits(log_sum - label_logits)
     logits.mul_(_scale(weights, sum_of_exp, log_sum + largest, rules)[:, None])
     logits[at_label] -= weights * is_here
     if tanh is not None:
         logits.addcmul_(logits, tanh.square_(), value=-1.0)
     # A product reads its rows as they lie; a sum over rows takes five times as long.
     of_bias = logits.new_ones(len(logits)) @ logits if rules.has_bias else None
-    return Score(log_sum - label_logits, logits, of_bias)
+    return LossOfLogits(log_sum - label_logits, logits, of_bias)
 
 
 @piece

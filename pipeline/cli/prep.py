@@ -9,6 +9,7 @@ import typer
 
 from esolm.pipeline.cli.prep_dataset import export, inspect, merge, stats, status, verify
 from esolm.pipeline.cli.prep_pack import pack
+from esolm.pipeline.cli.prep_rewrite import repack, split
 from esolm.pipeline.run.data_sections import PrepSection
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Text becomes token tars: train a tokenizer, tokenize, status, merge, pack, verify, "
-    "inspect, stats, export.",
+    "inspect, stats, export, repack, split.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -29,8 +30,8 @@ Inputs = Annotated[
         metavar="INPUT",
         show_default=False,
         help="Files (text, JSONL, Parquet, Arrow, tars, WARC), directories, patterns "
-        "('a/**/*.gz'), or @LIST, a file with an input on each line. Text and JSONL also as .gz, "
-        ".zst, .xz, .bz2.",
+        "('a/**/*.gz'), 'pipe:CMD' (a tar that CMD prints), or @LIST, a file with an input on each "
+        "line. Text and JSONL also as .gz, .zst, .xz, .bz2.",
     ),
 ]
 FromStdlib = Annotated[
@@ -64,7 +65,7 @@ def _find(inputs: list[str] | None, from_python_stdlib: bool, told: str) -> "lis
     from esolm.data_prep.sources import find_files
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    return find_files(inputs or [], from_python_stdlib, told)
+    return find_files(inputs or [], from_python_stdlib, told, commands=True)
 
 
 @app.command()
@@ -148,9 +149,15 @@ def tokenize(
     on_bad_document: OnBadDocument = "error",
     max_bad: MaxBad = None,
     max_document_bytes: MaxDocumentBytes = PrepSection.max_document_bytes,
-    id_key: Annotated[
-        str, typer.Option(help="The key or column with a document's name, for examples.")
-    ] = "",
+    id_key: Annotated[str, typer.Option(help="The key or column with a document's name.")] = "",
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY,...",
+            help="Fields that are kept of each document, with its id and place; KEY? may be "
+            "missing, . is none.",
+        ),
+    ] = None,
     clean: Annotated[
         list[str] | None,
         typer.Option(
@@ -183,6 +190,7 @@ def tokenize(
     """
     from esolm.data_prep.errors import DataError
     from esolm.data_prep.jobs import TokenizeJob, check_bad, prepare_output
+    from esolm.data_prep.metadata import metadata_keys
     from esolm.data_prep.passes import passes_of
     from esolm.data_prep.tokenizers import load_tokenizer
 
@@ -203,6 +211,7 @@ def tokenize(
         most_document_bytes=max_document_bytes,
         max_bad=max_bad,
         id_key=id_key,
+        metadata=metadata_keys(metadata or ()),
         clean=tuple(clean or ()),
         dedup=dedup,
     )
@@ -231,5 +240,5 @@ def _run_pass(job: "TokenizeJob", one: "CorpusPass", tasks: Sequence[int], worke
     )
 
 
-for command in (status, merge, pack, verify, inspect, stats, export):
+for command in (status, merge, pack, verify, inspect, stats, export, repack, split):
     app.command()(command)

@@ -11,19 +11,30 @@ if TYPE_CHECKING:
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="The dataset directory.")]
 
 
-def merge(data: Data) -> None:
+EnergonIndex = Annotated[
+    bool,
+    typer.Option(
+        "--energon-index", help="Also write what Megatron-Energon opens the folder by (.nv-meta)."
+    ),
+]
+
+
+def merge(data: Data, energon_index: EnergonIndex = False) -> None:
     """Check that every task is complete and write DATA/manifest.json.
 
     Example:
 
         esolm prep merge data/py
     """
+    from esolm.data_prep.energon_index import has_energon_index, write_energon_index
     from esolm.data_prep.merge import merge_tasks
     from esolm.data_prep.progress import phase
 
     with phase(f"merge {data}"):
         manifest = merge_tasks(data)
-    _echo_summary(data, manifest)
+        if energon_index or has_energon_index(data):  # which is of the tars as they were
+            write_energon_index(data, manifest)
+    echo_summary(data, manifest)
     _echo_cleaning(data)
 
 
@@ -87,7 +98,7 @@ def inspect(
         str, typer.Option(metavar="continuous|wrapped|best_fit", help="As data.packing.")
     ] = "continuous",
 ) -> None:
-    """Print what a dataset holds, and one sample as training would see it.
+    """Print what a dataset holds, and one sample as training would see it, with its documents.
 
     Example:
 
@@ -100,6 +111,7 @@ def inspect(
     from esolm.data_prep.tokenizers import load_tokenizer
     from esolm.pipeline.data.dataset import TokenDataset
     from esolm.pipeline.data.reader import SampleReader
+    from esolm.pipeline.data.row_documents import lines_of_row
 
     if sample < 0:
         raise DataError(f"--sample is {sample}, must be at least 0.")
@@ -109,11 +121,14 @@ def inspect(
     epoch, sequence = (int(array[0]) for array in reader.index.locate(numbers))
     tokens = reader.read(numbers)[0]
     text = load_tokenizer(dataset.tokenizer_directory).decode_with_specials(tokens)
-    _echo_summary(data, read_manifest(data))
+    echo_summary(data, read_manifest(data))
     typer.echo(
         f"sample {sample} of split {split}: epoch {epoch}, sequence {sequence} of "
-        f"{reader.num_sequences:,}, {seq_len} tokens\n\n{text}"
+        f"{reader.num_sequences:,}, {seq_len} tokens"
     )
+    for line in lines_of_row(reader, sequence):
+        typer.echo(line)
+    typer.echo(f"\n{text}")
 
 
 def stats(
@@ -185,7 +200,8 @@ def _echo_cleaning(data: Path) -> None:
             typer.echo(f"  {count:,} left out: {reason}")
 
 
-def _echo_summary(data: Path, manifest: "Manifest") -> None:
+def echo_summary(data: Path, manifest: "Manifest") -> None:
+    """Prints what a dataset holds."""
     from esolm.data_prep.jobs import FILTERED, NEAR_DUPLICATES
 
     counts: dict[str, Any] = manifest.counts

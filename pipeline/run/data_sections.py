@@ -81,7 +81,9 @@ class PrepSection:
 
     inputs: list[str] = field(
         default_factory=list,
-        metadata={"help": "Files, directories, patterns or @lists; see [data](data.md#input)."},
+        metadata={
+            "help": "Files, directories, patterns, commands or @lists; see [data](data.md#input)."
+        },
     )
     from_python_stdlib: bool = setting(False, "Also take the library of the running Python.")
     format: str = setting(
@@ -95,6 +97,13 @@ class PrepSection:
         -1, "Most bad documents and files to skip in all; -1: any number.", Range(-1)
     )
     max_document_bytes: int = setting(1 << 27, "A longer document is a bad one.", COUNT)
+    id_key: str = setting("", "The key of JSON objects, or the column, with a document's name.")
+    metadata: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Fields that are kept of each document; see [data](data.md#kept-fields)."
+        },
+    )
     tokenizer: str = setting(
         "", "A tokenizer's directory; it is trained on the same corpus if it does not exist."
     )

@@ -125,6 +125,8 @@ def _prep_jobs(config: RunConfig) -> tuple[list[Job], list[str]]:
         tokenize = f"prep tokenize {corpus} --tokenizer {_words(prep.tokenizer)}"
         tokenize += f" --out {_words(data)} --valid-fraction {prep.valid_fraction}"
         tokenize += f" --shard-tokens {prep.shard_tokens} --tasks {prep.tasks}"
+        tokenize += f" --id-key {_words(prep.id_key)}" if prep.id_key else ""
+        tokenize += "".join(f" --metadata {_words(name)}" for name in prep.metadata)
         tokenize += "".join(f" --clean {_words(stage)}" for stage in prep.clean)
         tokenize += f" --dedup {prep.dedup}" if prep.dedup != "task" else ""
         tokenize += ' --task "$SLURM_ARRAY_TASK_ID"'
@@ -150,7 +152,7 @@ def _missing_tasks(config: RunConfig) -> dict[str, list[int]]:
     Raises DataError if inputs are missing or the dataset was begun with other settings.
     """
     prep = config.prep
-    files = find_files(prep.inputs, prep.from_python_stdlib, prep.format)
+    files = find_files(prep.inputs, prep.from_python_stdlib, prep.format, True)
     if not has_tokenizer(Path(prep.tokenizer)):
         stages = ["prep"] if prep.dedup == "task" else [COMPARE, CHOOSE, "prep"]
         return {stage: list(range(prep.tasks)) for stage in stages}
@@ -165,6 +167,8 @@ def _missing_tasks(config: RunConfig) -> dict[str, list[int]]:
         on_bad_document=prep.on_bad_document,
         most_document_bytes=prep.max_document_bytes,
         max_bad=None if prep.max_bad < 0 else prep.max_bad,
+        id_key=prep.id_key,
+        metadata=tuple(prep.metadata),
         clean=tuple(prep.clean),
         dedup=prep.dedup,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from esolm.model.attention import AttentionMask, AttentionPattern, attend, dense_mask, flex_mask
 from esolm.model.config import ModelConfig
-from esolm.model.dropout import Dropout, site_salt
+from esolm.model.dropout import Dropout, feature_salts, site_salt
 from esolm.model.kernels import Kernels, kernels_in_use, use_kernels
 from esolm.model.layers import Norm, activate
 from esolm.model.network import add_branch
@@ -196,7 +196,8 @@ def _pieces_error(
         _noise((model.hidden_size,), device, seed).to(dtype).requires_grad_() for seed in (1, 2, 3)
     )
     keys = torch.arange(ROWS, device=device)
-    dropout = Dropout(keys, site_salt(0), model.dropout, LENGTH) if model.dropout else None
+    salts = feature_salts(model.hidden_size, device), site_salt(0)
+    dropout = Dropout(keys, *salts, model.dropout, LENGTH) if model.dropout else None
     angles = rotary_angles(torch.arange(LENGTH, device=device).expand(ROWS, -1), model.rotation(0))
     norm, gated = Norm(model).to(device, dtype), model.activation == "swiglu"
     results = []

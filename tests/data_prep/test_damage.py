@@ -30,7 +30,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     tokenizer = make_tokenizer(folder / "tokenizer")
     source = write_jsonl(folder / "text.jsonl", 40)
-    job = make_job(source, tokenizer, folder / "data", num_tasks=2, valid_fraction=0.2)
+    settings = {"num_tasks": 2, "valid_fraction": 0.2, "metadata": (".",)}
+    job = make_job(source, tokenizer, folder / "data", **settings)
     run_job(job, tokenizer)
     return folder / "data"
 
@@ -102,7 +103,7 @@ def test_damage_to_any_file_is_found(
     """By `verify`, and in the records of tasks by `merge` as well. What is read is right."""
     expected = tokens(whole)
     names = [p.relative_to(whole) for p in sorted(whole.rglob("*")) if p.is_file()]
-    assert {name.suffix for name in names} == {".json", ".tar", ".npy", ".crc32", ".model"}
+    assert {name.suffix for name in names} == {".json", ".tar", ".npy", ".crc32", ".zst", ".model"}
     for number, name in enumerate(names):
         data = tmp_path / str(number)
         shutil.copytree(whole, data)
@@ -155,5 +156,5 @@ def test_what_is_whole_passes_everywhere(data: Path) -> None:
     before = (data / "manifest.json").read_bytes()
     merge_tasks(data)
     assert (data / "manifest.json").read_bytes() == before, "the same bytes again"
-    assert verify(data) == 12
+    assert verify(data) == 16
     assert np.array(tokens(data)[0]).size == read_manifest(data).num_tokens("train")

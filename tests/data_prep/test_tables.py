@@ -68,7 +68,7 @@ def test_stretches_of_parquet_are_its_row_groups(tmp_path: Path) -> None:
             for piece in one.pieces_between(path, ReadOptions(), start, stop)
         ]
         assert [piece.read().text for piece in pieces] == TEXTS
-        assert [piece.place.row for piece in pieces] == list(range(97))  # type: ignore[union-attr]
+        assert [piece.place.row for piece in pieces] == list(range(97))
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "c.arrow"])

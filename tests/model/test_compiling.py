@@ -10,7 +10,7 @@ from torch._inductor.utils import run_and_get_code
 
 from esolm.model.attention import AttentionPattern
 from esolm.model.compiling import num_graphs
-from esolm.model.dropout import Dropout, site_salt
+from esolm.model.dropout import Dropout, feature_salts, site_salt
 from esolm.model.inputs import NetworkInput
 from esolm.model.kernels import Kernels, use_kernels
 from esolm.model.layers import Norm, activate
@@ -85,13 +85,29 @@ def test_graphs_do_not_grow_with_layers_and_lengths(
 
 
 @pytest.mark.check
+def test_compiled_kernels_compute_the_same(
+    make_network: MakeNetwork, chosen: Callable[[str], None]
+) -> None:
+    """By inductor's C++, in loops wide enough for vectors. Angles are of fp32 in any case."""
+    sizes = {"hidden_size": 64, "num_heads": 4, "ffn_hidden_size": 96}
+    network = make_network(0.05, num_layers=2, dropout=0.3, **sizes).train()
+    plain = step(network, (16, 40))
+    chosen("inductor")
+    compiled = step(network, (16, 40))
+    for one, other in zip(plain[2:], compiled[2:], strict=True):
+        assert (one - other).abs().max() <= 1e-7 * one.abs().max()
+
+
+@pytest.mark.check
 def test_a_block_takes_few_kernels(chosen: Callable[[str], None]) -> None:
     """With a C compiler: inductor makes one loop nest of each piece, so a block has as many."""
     chosen("inductor")
     config = small_config(hidden_size=64)
     hidden, wide, vector = torch.randn(48, 64), torch.randn(48, 256), torch.randn(64)
     heads, angle = torch.randn(2, 24, 4, 16), torch.randn(2, 24, 8)
-    dropout = Dropout(torch.tensor([5, -6]), site_salt(1), 0.1, 24)
+    dropout = Dropout(
+        torch.tensor([5, -6]), feature_salts(64, torch.device("cpu")), site_salt(1), 0.1, 24
+    )
     norm = Norm(config)
     kernels = [
         2 * kernels_of(lambda: norm(hidden, vector, vector)),

@@ -174,7 +174,7 @@ def test_every_dropout_of_the_network_has_a_site_of_its_own(
     salts = []
 
     def record(hidden: Tensor, dropout: Dropout) -> Tensor:
-        keys, salt, *others = dropout
+        keys, _, salt, *others = dropout
         assert keys.tolist() == [5, 6, 7]
         assert others == [0.3, LENGTH, 0, 0]
         salts.append(salt)

@@ -12,7 +12,7 @@ from esolm.data_prep.manifest import read_manifest
 from esolm.pipeline.run.config import load_config
 from esolm.pipeline.run.sources import named_sources, source_folders
 from esolm.pipeline.slurm.stages import Job, Paths, plan_jobs, prep_problems
-from tests.data_prep.corpus import text_of, write_jsonl
+from tests.data_prep.corpus import text_of
 from tests.processes import ROOT, environment
 
 
@@ -42,8 +42,9 @@ def run_job(job: Job) -> None:
     ],
 )
 def test_jobs_make_the_dataset(dedup: str, stages: list[str], tmp_path: Path) -> None:
-    corpus = write_jsonl(tmp_path / "corpus [1].jsonl", 30)
-    corpus.write_text(corpus.read_text() + json.dumps({"text": text_of(3)}) + "\n{\n")
+    corpus = tmp_path / "corpus [1].jsonl"
+    lines = [json.dumps({"text": text_of(i), "number": i}) for i in (*range(30), 3)]
+    corpus.write_text("\n".join([*lines, "{"]))
     (tmp_path / "evaluation").write_text(text_of(5))
     settings = {
         "run.dir": tmp_path / "run",
@@ -56,6 +57,8 @@ def test_jobs_make_the_dataset(dedup: str, stages: list[str], tmp_path: Path) ->
         "prep.max_bad": 1,
         "prep.clean": f"['decontaminate={tmp_path / 'evaluation'}']",
         "prep.dedup": dedup,
+        "prep.id_key": "number",
+        "prep.metadata": "[number, 'of what?']" if dedup == "near" else "[]",
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
     jobs = jobs_of(overrides, tmp_path / "run")
@@ -71,7 +74,9 @@ def test_jobs_make_the_dataset(dedup: str, stages: list[str], tmp_path: Path) ->
     assert pack.stage == "pack"
     run_job(pack)
     assert jobs_of(packed, tmp_path / "run") == []
-    counts = read_manifest(tmp_path / "data").counts
+    manifest = read_manifest(tmp_path / "data")
+    assert all(bool(shard.metadata_name) == (dedup == "near") for shard in manifest.shards)
+    counts = manifest.counts
     expected = {"documents": 29, "duplicates": 1, "empty": 0, "bad": 1, "filtered": 1}
     if dedup == "task":  # the repeat falls to the other task
         expected |= {"documents": 30, "duplicates": 0}
