@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
 from esolm.model.attention import AttentionPattern
-from esolm.model.compiling import num_graphs
+from esolm.model.compiling import compile_seconds, num_graphs
 from esolm.model.dropout import Dropout, feature_salts, site_salt
 from esolm.model.inputs import NetworkInput
 from esolm.model.kernels import Kernels, use_kernels
@@ -61,9 +61,11 @@ def test_the_same_bits(
     set_recompute(network, recompute)
     plain = step(network)
     assert num_graphs() == 0
+    before = compile_seconds()
     chosen("aot_eager")
     compiled = step(network)
     assert num_graphs() > 0
+    assert compile_seconds() > before
     assert torch.equal(plain[0], compiled[0])
     tolerance = 1e-14 if network.config.norm == "rmsnorm" else 0.0
     for one, other in zip(plain[1:], compiled[1:], strict=True):
