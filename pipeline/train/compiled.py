@@ -4,6 +4,7 @@ import logging
 import os
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from esolm.model.compiling import compile_seconds, num_graphs
 from esolm.pipeline.errors import ConfigError
@@ -28,7 +29,9 @@ def keep_compiled(directory: RunDirectory) -> None:
 
     So what one rank has compiled serves the others of its kind, and every restart.
     """
-    os.environ.setdefault(CACHE, str(directory.compiled.absolute()))
+    # torch itself names its default there as soon as it is imported as a whole.
+    if os.environ.get(CACHE, "") in ("", default_cache_dir()):
+        os.environ[CACHE] = str(directory.compiled.absolute())
 
 
 def refuse_if_strict(train: TrainSection, kernels: dict[str, str]) -> None:

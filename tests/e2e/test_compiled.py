@@ -7,13 +7,14 @@ import pytest
 
 from tests.e2e.runs import finish, losses, start, write_config
 
-pytestmark = [pytest.mark.dist, pytest.mark.check]
+pytestmark = pytest.mark.dist
 
 
 def config_of(folder: Path, dataset: Path) -> str:
     return str(write_config(folder, dataset, steps=3))
 
 
+@pytest.mark.check
 def test_compiled_pieces_leave_the_losses_as_they_are(dataset: Path, tmp_path: Path) -> None:
     """On two ranks that share the network, where collectives stand between the pieces."""
     backend = ("train.compile=always", "train.compile_backend=aot_eager")
@@ -27,6 +28,7 @@ def test_compiled_pieces_leave_the_losses_as_they_are(dataset: Path, tmp_path: P
     assert found["kernels"]["compiled"] == "proved"
 
 
+@pytest.mark.check
 def test_a_missing_compiler_is_named_once_and_the_run_goes_on_or_ends(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,3 +41,16 @@ def test_a_missing_compiler_is_named_once_and_the_run_goes_on_or_ends(
     said = finish(start("train", config, "parallel.tp=1", "train.compile=always"), 0)
     assert said.count("compiled: left out: ") == 1
     assert "no-such-compiler" in said
+    assert not (tmp_path / "run" / "compiled").exists()
+
+
+@pytest.mark.slow
+def test_kernels_are_kept_for_restarts(dataset: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path, dataset)
+    words = (config, "parallel.tp=1", "train.compile=strict", "model.num_layers=1")
+    finish(start("train", *words, "train.steps=2"), 0)
+    kept = {path for path in (tmp_path / "run" / "compiled").rglob("*") if path.is_file()}
+    assert any(path.suffix == ".so" for path in kept)
+    finish(start("train", *words, "train.steps=3"), 0)
+    again = {path for path in (tmp_path / "run" / "compiled").rglob("*") if path.is_file()}
+    assert {path for path in again - kept if path.suffix == ".so"} == set()
