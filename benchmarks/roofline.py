@@ -2,9 +2,9 @@
 
 The network runs forward and backward without values. Matrix products and attention count by their
 FLOPs, everything else by the bytes that it reads and writes: each operation for itself, or, where
-`train.compile` compiles, each piece of `esolm.model.compiling` as one kernel, which
-`tests/model/test_compiling.py` shows that it is. The figures of a GPU then say how long each takes,
-one after the other. No GPU is needed, and none was used: it is a bound, not a measurement.
+`train.compile` compiles, each piece of `esolm.model.compiling` as one kernel forward and one
+backward, with one more that reads all of it again for the gradients of vectors. The figures of a
+GPU then say how long each takes, one after the other. No GPU is needed, and none was used: it is a bound, not a measurement.
 
     python -m benchmarks.roofline --size 170m 1.3b 7b
 """
@@ -163,6 +163,9 @@ class _Piece(torch.autograd.Function):
         with ctx.counting.one_kernel(), torch.enable_grad():
             found = torch.autograd.grad(ctx.function(*args), wanted, gradient)
         memory = gradient.untyped_storage()._cdata
+        if any(a.ndim == 1 for a in wanted):  # sums over all tokens, which read everything again
+            ctx.counting.count.kernels[ctx.counting.phase] += 1
+            ctx.counting.count.elementwise_bytes += size_of((ctx.args, gradient))
         new = [each for each in found if each.untyped_storage()._cdata != memory]
         ctx.counting.count.elementwise_bytes += size_of((ctx.args, gradient)) + size_of(new)
         gradients = iter(found)

@@ -38,10 +38,13 @@ def piece(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 def _compiled(function: Callable[..., Any], backend: str) -> Any:
     from torch._dynamo import config
     from torch._functorch import config as functorch_config
+    from torch._inductor import config as inductor_config
 
     config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)
     # A stage of DeepSpeed's goes back from each tensor that it passed on, so a graph serves twice.
     functorch_config.donated_buffer = False
+    # Of kernels that differ in the order of their sums none is chosen by its speed on this rank.
+    inductor_config.deterministic = True
     return torch.compile(function, backend=backend, fullgraph=True)
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from esolm.model.compiling import piece
+
 # Multiplicative constants of the splitmix64 finaliser, as signed 64-bit integers.
 _GAMMA = -7046029254386353131
 _MIX_1 = -4658895280553007687
@@ -38,26 +40,35 @@ def _salt(index: Tensor) -> Tensor:
 
 
 class Dropout(NamedTuple):
-    """What decides which elements of hidden states are dropped.
+    """What decides which elements of hidden states [T, D] are dropped.
 
-    keys_B: int64, one key per row. salts_D: `feature_salts` of the D features. salt: `site_salt` of
-    the number of this dropout in the network. seq_len: S, the tokens of a row. first_token: the
-    place of the first of the hidden states among the B * S tokens of all rows. skipped: how many
-    tokens a whole row has in front of these S.
+    keys_T: `token_keys`. salts_D: `feature_salts`.
     """
 
-    keys_B: Tensor
+    keys_T: Tensor
     salts_D: Tensor
-    salt: int
     probability: float
-    seq_len: int
-    first_token: int = 0
-    skipped: Tensor | int = 0
 
 
 def site_salt(site: int) -> int:
     """Returns what a site adds to the key of a row, as a signed 64-bit integer."""
     return ((site + 1) * _GAMMA - _LOWEST) % (1 << 64) + _LOWEST
+
+
+@piece
+def token_keys(
+    keys_B: Tensor, salt: int, tokens: int, seq_len: int, first_token: int, skipped: Tensor
+) -> Tensor:
+    """Returns the keys of T consecutive tokens out of the B * S of all rows, int64 [T].
+
+    keys_B: int64, one key per row. salt: `site_salt` of the number of this dropout in the network.
+    tokens: T. seq_len: S, the tokens of a row. first_token: the place of the first of the T among
+    the B * S. skipped: how many tokens a whole row has in front of these S, of one number.
+    """
+    token = torch.arange(first_token, first_token + tokens, device=keys_B.device)
+    row_keys = _mix(keys_B + salt)
+    # A number of the device is added before the product: Triton takes no such number for an index.
+    return _mix(row_keys[token // seq_len] + _salt(token % seq_len + skipped))
 
 
 @cache
@@ -71,21 +82,13 @@ def feature_salts(width: int, device: torch.device) -> Tensor:
 
 
 def keyed_dropout(hidden_TD: Tensor, dropout: Dropout) -> Tensor:
-    """Zeroes elements with the given probability and scales the others up to keep the mean.
-
-    hidden_TD: T consecutive tokens out of the B * S of all rows.
-    """
-    tokens, device = hidden_TD.shape[0], hidden_TD.device
-    token = torch.arange(dropout.first_token, dropout.first_token + tokens, device=device)
-    row_keys = _mix(dropout.keys_B + dropout.salt)
-    place = token % dropout.seq_len + dropout.skipped
-    token_keys = _mix(row_keys[token // dropout.seq_len] + _salt(place))
+    """Zeroes elements with the given probability and scales the others up to keep the mean."""
+    keys_T, salts_D, probability = dropout
     if torch.compiler.is_compiling():  # which keeps no more than it has to by itself
-        bits = _mix(token_keys[:, None] + dropout.salts_D)
-        kept_TD = bits + _LOWEST >= _limit(dropout.probability)
-        return hidden_TD * kept_TD / (1.0 - dropout.probability)
+        kept_TD = _mix(keys_T[:, None] + salts_D) + _LOWEST >= _limit(probability)
+        return hidden_TD * kept_TD / (1.0 - probability)
     dropped: Tensor = _Dropout.apply(  # type: ignore[no-untyped-call]
-        hidden_TD, token_keys, dropout.salts_D, dropout.probability
+        hidden_TD, keys_T, salts_D, probability
     )
     return dropped
 

@@ -32,6 +32,6 @@ def kernels_in_use() -> Kernels:
 
 
 def use_kernels(kernels: Kernels) -> None:
-    """Makes a choice hold for networks and optimizers that are built from now on, and for masks."""
+    """Makes a choice hold from now on: an optimizer keeps the one that it was built under."""
     global _in_use
     _in_use = kernels

@@ -107,7 +107,7 @@ def _normalised(
 
 def norm_kernel(norm: str) -> Callable[..., Tensor]:
     """Returns what normalises tensors, given (input, normalized_shape, eps)."""
-    if not torch.compiler.is_compiling() and kernels_in_use().apex_norm:
+    if kernels_in_use().apex_norm:
         from apex.normalization.fused_layer_norm import fused_layer_norm, fused_rms_norm
 
         fused: Callable[..., Tensor] = fused_layer_norm if norm == "layernorm" else fused_rms_norm

@@ -14,7 +14,7 @@ from esolm.model.attention import MaskBuilder
 from esolm.model.columns import Column
 from esolm.model.compiling import piece
 from esolm.model.config import ModelConfig
-from esolm.model.dropout import Dropout, feature_salts, keyed_dropout, site_salt
+from esolm.model.dropout import Dropout, feature_salts, keyed_dropout, site_salt, token_keys
 from esolm.model.inputs import NetworkInput
 from esolm.model.layers import Attention, Conditioning, FeedForward, Norm
 from esolm.model.output import OutputLayer
@@ -112,16 +112,17 @@ class Block(nn.Module):
         """Adds what attention (half 0) or the feed-forward layer (half 1) has made."""
         if not self.training or self.config.dropout == 0.0:
             return add_branch(hidden, branch, gate, None)
-        dropout = Dropout(
+        tokens, width = hidden.shape
+        keys = token_keys(
             rows[:, Column.DROPOUT_KEY],
-            feature_salts(hidden.shape[1], hidden.device),
             site_salt(2 * self.layer + half),
-            self.config.dropout,
+            tokens,
             positions.shape[1],
-            self.split.first_token(hidden.shape[0]),
+            self.split.first_token(tokens),
             rows[0, Column.SKIPPED],
         )
-        return add_branch(hidden, branch, gate, dropout)
+        salts = feature_salts(width, hidden.device)
+        return add_branch(hidden, branch, gate, Dropout(keys, salts, self.config.dropout))
 
 
 @piece

@@ -72,5 +72,6 @@ def rotate(x_BSHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates the halves of the last dimension by the angles of each position."""
     first, second = at_least_float32(x_BSHK).chunk(2, dim=-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
-    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    return rotated.to(x_BSHK.dtype)
+    # Rounded before they are joined, or a compiled kernel writes both in float32 first.
+    halves = first * cos - second * sin, second * cos + first * sin
+    return torch.cat([half.to(x_BSHK.dtype) for half in halves], dim=-1)

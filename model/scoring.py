@@ -2,7 +2,7 @@
 
 The vocabulary may be split over the tensor-parallel ranks. Shape letters: n rows, V the ids of this
 rank. In place the logits become their gradient, one operation after the other. Where pieces are
-compiled, each of three reads the logits as the matrix product made them and goes over them once:
+compiled, each of four reads the logits as the matrix product made them and goes over them once:
 nothing as large in float32 is ever written.
 """
 
@@ -67,7 +67,8 @@ def score(
     if not differentiate:
         return LossOfLogits(nll)
     scale = _scale(weights, sum_of_exp, log_sum + largest, rules)
-    return LossOfLogits(nll, *gradients_of(logits, largest, scale, labels, weights, rules))
+    given = (logits, largest, scale, labels, weights, rules)
+    return LossOfLogits(nll, gradient_of(*given), bias_gradient_of(*given))
 
 
 def bounded(logits: Tensor, rules: LogitRules) -> Tensor:
@@ -133,21 +134,50 @@ def sums_of(logits: Tensor, largest: Tensor, labels: Tensor, rules: LogitRules) 
 
 
 @piece
-def gradients_of(
+def gradient_of(
     logits: Tensor,
     largest: Tensor,
     scale: Tensor,
     labels: Tensor,
     weights: Tensor,
     rules: LogitRules,
-) -> tuple[Tensor, Tensor | None]:
-    """Returns those of the logits, in their type, and of a bias."""
+) -> Tensor:
+    """Returns that of the logits, in their type."""
+    return _gradient(logits, largest, scale, labels, weights, rules).to(logits.dtype)
+
+
+@piece
+def bias_gradient_of(
+    logits: Tensor,
+    largest: Tensor,
+    scale: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    rules: LogitRules,
+) -> Tensor | None:
+    """Returns that of what is added to every row [V], if something is.
+
+    It computes the gradients once more: to keep them in float32 would take as much as all else.
+    """
+    if not rules.has_bias:
+        return None
+    return _gradient(logits, largest, scale, labels, weights, rules).sum(0)
+
+
+def _gradient(
+    logits: Tensor,
+    largest: Tensor,
+    scale: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    rules: LogitRules,
+) -> Tensor:
     probability = (_seen(logits, rules) - largest[:, None]).exp() * scale[:, None]
     is_label = _ids(logits, rules) == labels[:, None]
     gradient = probability - weights[:, None].where(is_label, 0.0)
     if rules.cap:
         gradient = gradient - gradient * torch.tanh(at_least_float32(logits) / rules.cap).square()
-    return gradient.to(logits.dtype), gradient.sum(0) if rules.has_bias else None
+    return gradient
 
 
 def _seen(logits: Tensor, rules: LogitRules) -> Tensor:

@@ -52,6 +52,11 @@ class BD3LM(Objective):
             return [
                 f"objective.block_size is {self.block_size}; it must divide train.seq_len {seq_len}"
             ]
+        if self.context % self.block_size:
+            return [
+                f"train.context_schedule: objective.block_size {self.block_size} does not divide a "
+                f"context of {self.context} tokens"
+            ]
         if not EPSILON <= self.t_min <= self.t_max <= 1.0:
             return [
                 f"objective.t_min {self.t_min} and objective.t_max {self.t_max} must be in order "

@@ -115,7 +115,7 @@ def build_objective(config: RunConfig, ids: VocabularyIds) -> tuple[Objective | 
         problems.append(
             f"objective.separate_documents: '{config.objective.name}' does not keep documents apart"
         )
-    for entry in config.train.context_schedule[:1]:
+    for entry in config.train.context_schedule:
         shortened = objective.with_context(entry.length)
         if shortened is None:
             problems.append(

@@ -15,6 +15,7 @@ from esolm.pipeline.train.kernels import LEFT_OUT
 logger = logging.getLogger(__name__)
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_kept: str | None = None
 
 
 def backend_of(train: TrainSection, device: torch.device) -> str:
@@ -30,8 +31,9 @@ def keep_compiled(directory: RunDirectory) -> None:
     So what one rank has compiled serves the others of its kind, and every restart.
     """
     # torch itself names its default there as soon as it is imported as a whole.
-    if os.environ.get(CACHE, "") in ("", default_cache_dir()):
-        os.environ[CACHE] = str(directory.compiled.absolute())
+    global _kept
+    if os.environ.get(CACHE, "") in ("", default_cache_dir(), _kept):
+        os.environ[CACHE] = _kept = str(directory.compiled.absolute())
 
 
 def refuse_if_strict(train: TrainSection, kernels: dict[str, str]) -> None:

@@ -15,13 +15,10 @@ from torch import Tensor
 
 from esolm.model.attention import AttentionMask, AttentionPattern, attend, dense_mask, flex_mask
 from esolm.model.config import ModelConfig
-from esolm.model.dropout import Dropout, feature_salts, site_salt
 from esolm.model.kernels import Kernels, kernels_in_use, use_kernels
-from esolm.model.layers import Norm, activate
-from esolm.model.network import add_branch
-from esolm.model.rotary import rotary_angles, rotate
-from esolm.model.scoring import LogitRules, gradients_of, largest_of, sums_of
+from esolm.model.layers import Norm
 from esolm.pipeline.parallel.optimizer import EmaAdamW
+from esolm.pipeline.train.piece_probe import compiled_and_plain, noise
 
 ATTENTION_TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 3e-2}
 """Of the largest value: TF32 and other orders of summation are within it, a wrong kernel is not."""
@@ -103,6 +100,8 @@ def choose_kernels(found: dict[str, Finding], backend: str = "") -> dict[str, st
         failed = next(filter(None, problems), "")
         chosen[name] = bool(problems) and not failed
         words[name] = f"{LEFT_OUT}{failed}" if failed else "proved" if problems else ABSENT[name]
+    if chosen["compiled"] and chosen["apex_norm"]:
+        chosen["apex_norm"], words["apex_norm"] = False, "not used: compiled norms serve"
     chosen["compiled"] = backend if chosen["compiled"] else ""
     use_kernels(Kernels(**chosen))
     return words
@@ -121,7 +120,10 @@ def _finding(error: Callable[[], float], tolerance: float) -> Finding:
     try:
         found = error()
     except Exception as problem:  # whatever a compiler or a driver raises is the finding
-        return Finding(f"{type(problem).__name__}: {str(problem).strip().splitlines()[0][:200]}")
+        # A compiler says in the first line where it was, and in the last what was wrong.
+        lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [""]
+        told = dict.fromkeys((lines[0][:200], lines[-1][:200]))
+        return Finding(f"{type(problem).__name__}: {' ... '.join(told)}")
     finally:
         use_kernels(before)
     if not found <= tolerance:  # NaN, too
@@ -151,11 +153,11 @@ def _attention_error(
     dense = AttentionMask(pattern, seq_len, dense=dense_mask(pattern, seq_len, prefix))
     heads = (HEADS * model.num_heads // model.kv_heads, HEADS, HEADS)
     q, k, v = (
-        _noise((ROWS, number, seq_len, model.head_dim), device, seed).to(dtype).requires_grad_()
+        noise((ROWS, number, seq_len, model.head_dim), device, seed).to(dtype).requires_grad_()
         for seed, number in enumerate(heads)
     )
     outputs = [attend(q, k, v, mask) for mask in (make(pattern, prefix), dense)]
-    upstream = _noise(tuple(q.shape), device, 3).to(dtype)
+    upstream = noise(tuple(q.shape), device, 3).to(dtype)
     found, expected = ([out, *torch.autograd.grad(out, (q, k, v), upstream)] for out in outputs)
     return _largest_error(found, expected)
 
@@ -164,10 +166,10 @@ def _adamw_error(device: torch.device) -> float:
     updated = []
     for fused in (True, False):
         use_kernels(Kernels(fused_adamw=fused))
-        weights = torch.nn.Parameter(_noise((LENGTH,), device, 0))
+        weights = torch.nn.Parameter(noise((LENGTH,), device, 0))
         optimizer = EmaAdamW([weights], 1e-2, (0.9, 0.99), 1e-8, 0.1, 0.9)
         for step in range(STEPS):
-            weights.grad = _noise((LENGTH,), device, 1 + step)
+            weights.grad = noise((LENGTH,), device, 1 + step)
             optimizer.step()
         updated.append([weights.detach(), optimizer.state[weights]["ema"]])
     return _largest_error(*updated)
@@ -178,9 +180,9 @@ def _norm_error(device: torch.device, model: ModelConfig) -> float:
     for apex in (True, False):
         use_kernels(Kernels(apex_norm=apex))
         norm = Norm(model).to(device)
-        hidden = _noise((LENGTH, model.hidden_size), device, 0).requires_grad_()
+        hidden = noise((LENGTH, model.hidden_size), device, 0).requires_grad_()
         out = norm(hidden)
-        gradients = torch.autograd.grad(out, (hidden, norm.weight), _noise(out.shape, device, 1))
+        gradients = torch.autograd.grad(out, (hidden, norm.weight), noise(out.shape, device, 1))
         results.append([out, *gradients])
     return _largest_error(*results)
 
@@ -188,42 +190,7 @@ def _norm_error(device: torch.device, model: ModelConfig) -> float:
 def _pieces_error(
     device: torch.device, model: ModelConfig, dtype: torch.dtype, backend: str
 ) -> float:
-    """Of all pieces of a block of tokens [ROWS * LENGTH, D], one behind the other, and of a
-    loss that takes what comes out for logits.
-    """
-    hidden = _noise((ROWS * LENGTH, model.hidden_size), device, 0).to(dtype).requires_grad_()
-    shift, scale, gate = (
-        _noise((model.hidden_size,), device, seed).to(dtype).requires_grad_() for seed in (1, 2, 3)
-    )
-    keys = torch.arange(ROWS, device=device)
-    salts = feature_salts(model.hidden_size, device), site_salt(0)
-    dropout = Dropout(keys, *salts, model.dropout, LENGTH) if model.dropout else None
-    angles = rotary_angles(torch.arange(LENGTH, device=device).expand(ROWS, -1), model.rotation(0))
-    norm, gated = Norm(model).to(device, dtype), model.activation == "swiglu"
-    results = []
-    for chosen in (backend, ""):
-        use_kernels(Kernels(compiled=chosen))
-        added = add_branch(hidden, norm(hidden, shift, scale), gate, dropout)
-        heads = rotate(added.view(ROWS, LENGTH, -1, model.head_dim), *angles)
-        out = activate(heads.flatten(2), gated)
-        given = (hidden, shift, scale, gate, norm.weight)
-        gradients = torch.autograd.grad(out, given, _noise(out.shape, device, 4).to(dtype))
-        results.append([out, *gradients, *_scored(out.detach().flatten(0, 1))])
-    return _largest_error(*results)
-
-
-def _scored(logits: Tensor) -> list[Tensor]:
-    """What the pieces of a loss make of logits [T, V], without the collectives between them."""
-    rules = LogitRules(0, logits.shape[1] - 1, (8,), 0.0, 0.0, True)
-    labels = torch.arange(len(logits), device=logits.device) % 8
-    largest = largest_of(logits, rules)
-    sums = sums_of(logits, largest, labels, rules)
-    gradients = gradients_of(logits, largest, 1 / sums[1], labels, torch.ones_like(sums[1]), rules)
-    return [largest, sums, *(each for each in gradients if each is not None)]
-
-
-def _noise(shape: tuple[int, ...], device: torch.device, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    return _largest_error(*compiled_and_plain(model, device, dtype, backend))
 
 
 def _largest_error(found: list[Tensor], expected: list[Tensor]) -> float:

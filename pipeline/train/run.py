@@ -103,7 +103,8 @@ def _prepare(
     )  # fmt: skip
     dtype = DTYPES[config.train.precision]
     backend = backend_of(config.train, device)
-    keep_compiled(directory)
+    if backend:
+        keep_compiled(directory)
     found = prove_kernels(kernels_of(device, backend), device, experiment.model, dtype, backend)
     kernels = choose_kernels(found, backend)
     refuse_if_strict(config.train, kernels)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from esolm.model import dropout
-from esolm.model.dropout import Dropout, feature_salts, keyed_dropout, site_salt
+from esolm.model.dropout import Dropout, feature_salts, keyed_dropout, site_salt, token_keys
 
 KEYS = torch.tensor([1, -9, 2**62])
 ONES = torch.ones(3 * 50, 200)
@@ -13,9 +13,16 @@ ONES = torch.ones(3 * 50, 200)
 
 def rows_dropout(hidden: Tensor, keys: Tensor, site: int, probability: float) -> Tensor:
     """Dropout of whole rows: every token of every key."""
-    seq_len = hidden.shape[0] // keys.shape[0]
-    salts = feature_salts(hidden.shape[1], hidden.device), site_salt(site)
-    return keyed_dropout(hidden, Dropout(keys, *salts, probability, seq_len))
+    return part_dropout(hidden, keys, site, probability, hidden.shape[0] // keys.shape[0], 0)
+
+
+def part_dropout(
+    hidden: Tensor, keys: Tensor, site: int, probability: float, seq_len: int, first_token: int
+) -> Tensor:
+    """Dropout of consecutive tokens out of those of every key."""
+    tokens, width = hidden.shape
+    keys_T = token_keys(keys, site_salt(site), tokens, seq_len, first_token, torch.tensor(0))
+    return keyed_dropout(hidden, Dropout(keys_T, feature_salts(width, keys.device), probability))
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
@@ -98,11 +105,7 @@ def test_a_row_keeps_its_mask_in_another_batch_and_when_it_is_cut() -> None:
 
 def test_a_rank_with_part_of_the_tokens_draws_its_part_of_the_mask() -> None:
     whole = rows_dropout(ONES, KEYS, 2, 0.3)
-    salts = feature_salts(200, KEYS.device), site_salt(2)
-    parts = [
-        keyed_dropout(ONES[i : i + 30], Dropout(KEYS, *salts, 0.3, 50, i))
-        for i in range(0, 150, 30)
-    ]
+    parts = [part_dropout(ONES[i : i + 30], KEYS, 2, 0.3, 50, i) for i in range(0, 150, 30)]
     assert torch.equal(torch.cat(parts), whole)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esolm.model.attention import AttentionPattern
-from esolm.model.dropout import Dropout, site_salt
+from esolm.model.dropout import site_salt, token_keys
 from esolm.model.inputs import NetworkInput, Targets
 from esolm.model.loss import weighted_loss
 from esolm.model.network import Network
@@ -173,14 +173,13 @@ def test_every_dropout_of_the_network_has_a_site_of_its_own(
 ) -> None:
     salts = []
 
-    def record(hidden: Tensor, dropout: Dropout) -> Tensor:
-        keys, _, salt, *others = dropout
+    def record(keys: Tensor, salt: int, tokens: int, *places: object) -> Tensor:
         assert keys.tolist() == [5, 6, 7]
-        assert others == [0.3, LENGTH, 0, 0]
+        assert (tokens, *places) == (3 * LENGTH, LENGTH, 0, 0)
         salts.append(salt)
-        return hidden
+        return token_keys(keys, salt, tokens, *places)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("esolm.model.network.keyed_dropout", record)
+    monkeypatch.setattr("esolm.model.network.token_keys", record)
     make_network(dropout=0.3, num_layers=3).train().all_logits(make_input(AttentionPattern.CAUSAL))
     assert salts == [site_salt(site) for site in range(6)]
 

@@ -74,7 +74,7 @@ def test_a_full_queue_sends_away(server: Server) -> None:
     answers: list[httpx.Response] = []
 
     def ask() -> None:
-        answers.append(server.completion(**{**LONG, "max_tokens": 300}))
+        answers.append(server.completion(**{**LONG, "max_tokens": 150}))
 
     threads = [threading.Thread(target=ask) for _ in range(20)]
     for thread in threads:
@@ -109,7 +109,7 @@ def test_metrics(server: Server) -> None:
 
 def test_key_time_limit_and_drain(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     bundle = make_bundle(seq_len=4096)
-    with serving(bundle, tmp_path, "--timeout", "1.5", "--name", "net", key="secret") as server:
+    with serving(bundle, tmp_path, "--timeout", "2.5", "--name", "net", key="secret") as server:
         assert server.completion(prompt="x").json()["error"]["type"] == "authentication_error"
         headers = {"Authorization": "Bearer secret"}
 
@@ -121,10 +121,10 @@ def test_key_time_limit_and_drain(make_bundle: Callable[..., Path], tmp_path: Pa
         assert ask(prompt="x", model="net", max_tokens=2).status_code == 200
         late = ask(**LONG)
         assert late.status_code == 408
-        assert "longer than 1.5 s" in late.json()["error"]["message"]
+        assert "longer than 2.5 s" in late.json()["error"]["message"]
 
         answers = []
-        thread = threading.Thread(target=lambda: answers.append(ask(**{**LONG, "max_tokens": 300})))
+        thread = threading.Thread(target=lambda: answers.append(ask(**{**LONG, "max_tokens": 150})))
         thread.start()
         server.wait_for(lambda: server.figure("vllm:num_requests_running") == 1)
         server.process.send_signal(signal.SIGTERM)
