@@ -4,7 +4,8 @@ The network runs forward and backward without values. Matrix products and attent
 FLOPs, everything else by the bytes that it reads and writes: each operation for itself, or, where
 `train.compile` compiles, each piece of `esolm.model.compiling` as one kernel forward and one
 backward, with one more that reads all of it again for the gradients of vectors. The figures of a
-GPU then say how long each takes, one after the other. No GPU is needed, and none was used: it is a bound, not a measurement.
+GPU then say how long each takes, one after the other. No GPU is needed, and none was used: it is
+a bound, not a measurement.
 
     python -m benchmarks.roofline --size 170m 1.3b 7b
 """
