@@ -51,6 +51,17 @@ class LossOfLogits(NamedTuple):
     of_bias: Tensor | None = None
 
 
+class Differentiated(NamedTuple):
+    """What gradients are made of: logits [n, V], and of each row [n] the largest logit over all
+    ranks, what its exp are multiplied by, its label and its weight."""
+
+    logits: Tensor
+    largest: Tensor
+    scale: Tensor
+    labels: Tensor
+    weights: Tensor
+
+
 def score(
     logits: Tensor, labels: Tensor, weights: Tensor, rules: LogitRules, differentiate: bool
 ) -> LossOfLogits:
@@ -67,8 +78,8 @@ def score(
     if not differentiate:
         return LossOfLogits(nll)
     scale = _scale(weights, sum_of_exp, log_sum + largest, rules)
-    given = (logits, largest, scale, labels, weights, rules)
-    return LossOfLogits(nll, gradient_of(*given), bias_gradient_of(*given))
+    given = Differentiated(logits, largest, scale, labels, weights)
+    return LossOfLogits(nll, gradient_of(given, rules), bias_gradient_of(given, rules))
 
 
 def bounded(logits: Tensor, rules: LogitRules) -> Tensor:
@@ -134,44 +145,22 @@ def sums_of(logits: Tensor, largest: Tensor, labels: Tensor, rules: LogitRules) 
 
 
 @piece
-def gradient_of(
-    logits: Tensor,
-    largest: Tensor,
-    scale: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    rules: LogitRules,
-) -> Tensor:
+def gradient_of(given: Differentiated, rules: LogitRules) -> Tensor:
     """Returns that of the logits, in their type."""
-    return _gradient(logits, largest, scale, labels, weights, rules).to(logits.dtype)
+    return _gradient(given, rules).to(given.logits.dtype)
 
 
 @piece
-def bias_gradient_of(
-    logits: Tensor,
-    largest: Tensor,
-    scale: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    rules: LogitRules,
-) -> Tensor | None:
+def bias_gradient_of(given: Differentiated, rules: LogitRules) -> Tensor | None:
     """Returns that of what is added to every row [V], if something is.
 
     It computes the gradients once more: to keep them in float32 would take as much as all else.
     """
-    if not rules.has_bias:
-        return None
-    return _gradient(logits, largest, scale, labels, weights, rules).sum(0)
+    return _gradient(given, rules).sum(0) if rules.has_bias else None
 
 
-def _gradient(
-    logits: Tensor,
-    largest: Tensor,
-    scale: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    rules: LogitRules,
-) -> Tensor:
+def _gradient(given: Differentiated, rules: LogitRules) -> Tensor:
+    logits, largest, scale, labels, weights = given
     probability = (_seen(logits, rules) - largest[:, None]).exp() * scale[:, None]
     is_label = _ids(logits, rules) == labels[:, None]
     gradient = probability - weights[:, None].where(is_label, 0.0)

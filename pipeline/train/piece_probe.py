@@ -14,6 +14,7 @@ from esolm.model.layers import Norm, activate
 from esolm.model.network import add_branch
 from esolm.model.rotary import rotary_angles, rotate
 from esolm.model.scoring import (
+    Differentiated,
     LogitRules,
     bias_gradient_of,
     gradient_of,
@@ -85,9 +86,9 @@ def _loss(
     labels = torch.tensor(ids, device=device)
     largest = largest_of(logits, rules)
     sums = sums_of(logits, largest, labels, rules)
-    given = (logits, largest, 1 / sums[1], labels, torch.ones_like(sums[1]), rules)
-    bias = bias_gradient_of(*given)
-    return [largest, sums, gradient_of(*given), *([] if bias is None else [bias])]
+    given = Differentiated(logits, largest, 1 / sums[1], labels, torch.ones_like(sums[1]))
+    bias = bias_gradient_of(given, rules)
+    return [largest, sums, gradient_of(given, rules), *([] if bias is None else [bias])]
 
 
 def noise(shape: tuple[int, ...], device: torch.device, seed: int) -> Tensor:

@@ -28,7 +28,6 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "esolm_b, one key": ({"model": "one key"}, "fp32"),
     "esolm_b, bf16": ({"precision": "bf16"}, "bf16"),
     "esolm_b, compiled": ({"compiled": "aot_eager"}, "fp32"),
-    "esolm_b, compiled, full": ({"compiled": "aot_eager", "recompute": "full"}, "fp32"),
     "documents": ({"objective": "documents"}, "fp32"),
     "contexts": ({"objective": "documents", "contexts": [[1, 4], [3, 6]]}, "fp32"),
     "contexts, A": ({"objective": "esolm_a", "contexts": [[2, 3]]}, "fp32"),
