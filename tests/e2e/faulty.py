@@ -46,8 +46,8 @@ def infinite_loss() -> None:
     """The batch of one step has an infinite loss, whenever it is read."""
     batch = BatchSource.batch
 
-    def spoiled(self: BatchSource, first_sample: int) -> list[MicroBatch]:
-        batches = batch(self, first_sample)
+    def spoiled(self: BatchSource, first_sample: int, context: int = 0) -> list[MicroBatch]:
+        batches = batch(self, first_sample, context)
         if first_sample // GLOBAL_BATCH_SIZE != FAULTY_STEP:
             return batches
         index, labels, weights = batches[0].targets
@@ -61,12 +61,12 @@ def full_disk() -> None:
     """From the batch of one step on, not a byte more fits on the disk of the run."""
     batch, fill = BatchSource.batch, Path(os.environ["FILL"])
 
-    def last_bytes(self: BatchSource, first_sample: int) -> list[MicroBatch]:
+    def last_bytes(self: BatchSource, first_sample: int, context: int = 0) -> list[MicroBatch]:
         if first_sample // GLOBAL_BATCH_SIZE == FAULTY_STEP and not fill.exists():
             with fill.open("wb", buffering=0) as file, contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(4096))
-        return batch(self, first_sample)
+        return batch(self, first_sample, context)
 
     BatchSource.batch = last_bytes  # type: ignore[method-assign]
 
@@ -89,10 +89,10 @@ def slow_checks() -> None:
     """
     batch, digest = BatchSource.batch, commit.digest
 
-    def slow_batch(self: BatchSource, first_sample: int) -> list[MicroBatch]:
+    def slow_batch(self: BatchSource, first_sample: int, context: int = 0) -> list[MicroBatch]:
         if isinstance(self.reader, SampleReader):  # of a validation
             time.sleep(1.0)
-        return batch(self, first_sample)
+        return batch(self, first_sample, context)
 
     one_at_a_time = threading.Lock()
 
