@@ -52,6 +52,10 @@ def test_what_a_schedule_must_be(entries: list[tuple[int, int]], says: str) -> N
     [
         (["objective.name=ar"], "train.context_schedule needs a token"),
         (["objective.name=bd3lm"], "train.context_schedule and objective.keep_first"),
+        (
+            ["objective.name=bd3lm", "objective.keep_first=false", "objective.block_size=16"],
+            "train.context_schedule: objective.block_size 16 does not divide a context of 8 tokens",
+        ),
         (["objective.name=ar", "objective.prepend=mask"], None),
         (["objective.name=bd3lm", "objective.keep_first=false"], None),
         ([], None),
