@@ -10,6 +10,7 @@ import torch
 from megatron.core import ModelParallelConfig, parallel_state
 from torch import Tensor, nn
 
+from esolm.model.fp8 import set_fp8
 from esolm.model.initialize import initial_values
 from esolm.model.loss import SparseTargets, weighted_loss
 from esolm.model.network import Network
@@ -73,6 +74,7 @@ def initialize_module(
     """
     take(_filled(module, config, dtype))
     sum_partial_gradients(module, parallel_config(config.layout))
+    set_fp8(module, config.fp8)
     set_recompute(module, config.recompute)
 
 

@@ -307,6 +307,7 @@ def engine_config(experiment: Experiment, device: torch.device) -> EngineConfig:
         gradient_clipping=config.optimizer.clip,
         optimizer=optimizer_arguments(config),
         layer_costs=layer_costs(experiment.model, experiment.objective.work(config.train.seq_len)),
+        fp8=config.train.fp8,
         logits_mb=config.train.logits_mb,
         recompute=config.parallel.activation_checkpointing,
         offload=config.parallel.offload,

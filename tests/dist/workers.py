@@ -133,6 +133,7 @@ def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
                 OBJECTIVES[case.get("objective", "esolm_b")].work(SEQ_LEN),
             ),
             recompute=case.get("recompute", "none"),
+            fp8=case.get("fp8", "none"),
             offload=case.get("offload", False),
             optimizer={
                 "lr": LEARNING_RATE,
