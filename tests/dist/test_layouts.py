@@ -136,6 +136,7 @@ def test_the_table_of_the_docs(tmp_path: Path) -> None:
 @pytest.mark.check
 def test_products_in_fp8(tmp_path: Path) -> None:
     """They round the same numbers in every layout, and change what is learnt by little."""
+    pytest.importorskip("torchao", reason="the optional extra fp8 is not installed")
     kinds = {"bf16": {"precision": "bf16"}, "fp8": {"precision": "bf16", "fp8": "rowwise"}}
     alone = layouts.run({name: ("one", kinds[name]) for name in kinds}, tmp_path, STEPS, 240)
     cases = {name: (name, kinds["fp8"]) for name in ("PP2", "DP2 ZeRO-3")}

@@ -13,6 +13,7 @@ from esolm.model.kernels import Kernels, use_kernels
 from esolm.model.network import Network
 from tests.model.conftest import ARCHITECTURES
 
+pytest.importorskip("torchao", reason="the optional extra fp8 is not installed")
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 

@@ -1,6 +1,7 @@
 """A run that cannot multiply in FP8 says so at its start."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -35,8 +36,15 @@ def test_everything_that_does_not_go_with_it_at_once() -> None:
     assert not fp8_problems(replace(train, fp8="none"), ParallelSection(tp=2), model, OBJECTIVE)
 
 
+@pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is installed")
+def test_without_torchao() -> None:
+    with pytest.raises(ConfigError, match=r"pip install 'esolm\[fp8\]'"):
+        fp8.prove_fp8(TRAIN, torch.device("cpu"), MODELS["paper"])
+
+
 @pytest.mark.parametrize("recipe", FP8_RECIPES)
 def test_a_cpu_is_refused_though_its_products_are_right(recipe: str) -> None:
+    pytest.importorskip("torchao", reason="the optional extra fp8 is not installed")
     device = torch.device("cpu")
     assert 0.01 < fp8.fp8_error(recipe, device, MODELS["paper"]) < fp8.TOLERANCE
     with pytest.raises(ConfigError, match=rf"{recipe}: it needs a GPU .* this rank has a CPU"):
