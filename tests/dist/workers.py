@@ -39,7 +39,7 @@ from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine
 from esolm.pipeline.parallel.engine import Engine, EngineConfig
 from esolm.pipeline.parallel.first_rank import from_first_rank
 from esolm.pipeline.parallel.fragments import WEIGHTS
-from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.parallel.layout import REDUCE_BUCKET, Layout
 from esolm.pipeline.run.contexts import ContextSection, context_at
 from esolm.pipeline.train.guards import check_replicas
 from esolm.pipeline.train.kernels import Finding, choose_kernels
@@ -178,12 +178,15 @@ def batch_of(source: BatchSource, step: int) -> list[MicroBatch]:
 
 def losses(cases: list[dict[str, Any]]) -> Any:
     """[loss, gradient norm] over the steps of every case; the last weights go to its `out`."""
+    from esolm.pipeline.parallel import bf16_zero1
+
     answers = []
     for case in cases:
         rows = case.get("piece_rows", output.piece_rows(MODELS["paper"], 1, 4, LOGITS_MB))
         pieces = patch.object(output, "piece_rows", lambda *_, rows=rows: rows)
         use_kernels(Kernels(compiled=case.get("compiled", "")))
-        with pieces, engine_of(case) as (engine, source):
+        bucket = patch.object(bf16_zero1, "REDUCE_BUCKET", case.get("bucket", REDUCE_BUCKET))
+        with pieces, bucket, engine_of(case) as (engine, source):
             contexts = case.get("contexts", ())
             answers.append(train_steps(engine, source, 0, case["steps"], contexts))
             parts = engine.fragments()
