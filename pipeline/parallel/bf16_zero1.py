@@ -15,8 +15,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.utils import clip_tensors_by_global_norm
 from torch import Tensor, nn
 
-from esolm.pipeline.parallel.gradient_scatter import FlatGradients, GradientScatter
-from esolm.pipeline.parallel.layout import REDUCE_BUCKET
+from esolm.pipeline.parallel.gradient_scatter import Bucket, GradientScatter
 from esolm.pipeline.parallel.zero import speaks_for
 
 
@@ -67,39 +66,35 @@ class ScatteringOptimizer(BF16_Optimizer):  # type: ignore[misc]
 def scatter_gradients(wrapper: Any, micro_batches: int, late: Collection[nn.Parameter]) -> None:
     """Has a new BF16_Optimizer scatter the gradients of each step's micro-batches.
 
-    late: the parameters that may get more than one gradient from a micro-batch, or other sums later.
+    late: the parameters that may get several gradients from a micro-batch, or another sum later.
     """
     assert type(wrapper) is BF16_Optimizer, type(wrapper)
     # DeepSpeed's engine makes it itself, and its hooks hold this very object.
     wrapper.__class__ = ScatteringOptimizer
-    groups = [
-        FlatGradients(
-            flat,
-            [parameter.numel() for parameter in parameters],
-            frozenset(i for i, p in enumerate(parameters) if any(p is other for other in late)),
-            replicas,
-        )
-        for flat, parameters, replicas in zip(
+    some = {id(parameter) for parameter in late}
+    buckets = [
+        Bucket(flat, len(group), [i for i, p in enumerate(group) if id(p) in some], replicas)
+        for flat, group, replicas in zip(
             wrapper.fp32_groups_gradients_flat,
             wrapper.bf16_groups,
             wrapper.real_dp_process_group,
             strict=True,
         )
     ]
-    wrapper._scatter = GradientScatter(groups, micro_batches, REDUCE_BUCKET)
+    wrapper._scatter = GradientScatter(buckets, micro_batches)
     # A rank may have nothing that counts.
-    wrapper._in_norm = [groups[0].flat.new_zeros(1)]
-    for group, parameters in zip(groups, wrapper.bf16_groups, strict=True):
-        wrapper._in_norm += _counted(group, parameters)
+    wrapper._in_norm = [buckets[0].flat.new_zeros(1)]
+    for bucket, group in zip(buckets, wrapper.bf16_groups, strict=True):
+        wrapper._in_norm += _counted(bucket, group)
 
 
-def _counted(group: FlatGradients, parameters: Collection[nn.Parameter]) -> list[Tensor]:
+def _counted(bucket: Bucket, parameters: Collection[nn.Parameter]) -> list[Tensor]:
     """Returns the pieces of this rank's part that it alone counts in the norm."""
-    part, rank, offset = group.own_P.numel(), group.replicas.rank(), 0
-    counted = []
+    size, counted = bucket.own_P.numel(), []
+    start = -size * bucket.replicas.rank()
     for parameter in parameters:
-        start, stop = offset - rank * part, offset + parameter.numel() - rank * part
-        offset += parameter.numel()
-        if speaks_for(parameter) and max(start, 0) < min(stop, part):
-            counted.append(group.own_P[max(start, 0) : min(stop, part)])
+        stop = start + parameter.numel()
+        if speaks_for(parameter) and max(start, 0) < min(stop, size):
+            counted.append(bucket.own_P[max(start, 0) : min(stop, size)])
+        start = stop
     return counted

@@ -27,7 +27,7 @@ from esolm.pipeline.checkpoint.commit import Retention
 from esolm.pipeline.data.batches import BatchSource
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.errors import ConfigError, EsolmError
-from esolm.pipeline.parallel import build
+from esolm.pipeline.parallel import build, module
 from esolm.pipeline.parallel.bootstrap import (
     device_of,
     initialize_groups,
@@ -178,14 +178,12 @@ def batch_of(source: BatchSource, step: int) -> list[MicroBatch]:
 
 def losses(cases: list[dict[str, Any]]) -> Any:
     """[loss, gradient norm] over the steps of every case; the last weights go to its `out`."""
-    from esolm.pipeline.parallel import bf16_zero1
-
     answers = []
     for case in cases:
         rows = case.get("piece_rows", output.piece_rows(MODELS["paper"], 1, 4, LOGITS_MB))
         pieces = patch.object(output, "piece_rows", lambda *_, rows=rows: rows)
         use_kernels(Kernels(compiled=case.get("compiled", "")))
-        bucket = patch.object(bf16_zero1, "REDUCE_BUCKET", case.get("bucket", REDUCE_BUCKET))
+        bucket = patch.object(module, "REDUCE_BUCKET", case.get("bucket", REDUCE_BUCKET))
         with pieces, bucket, engine_of(case) as (engine, source):
             contexts = case.get("contexts", ())
             answers.append(train_steps(engine, source, 0, case["steps"], contexts))
