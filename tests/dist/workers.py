@@ -229,16 +229,18 @@ def guards(cases: list[dict[str, Any]]) -> Any:
             after_veto = _weights_and_moments(engine)
             infinite = engine.train_step(_infinite(batch_of(source, 2)), LEARNING_RATE)
             after_infinite = _weights_and_moments(engine)
+            with _one_is_nan(engine):
+                poisoned = engine.train_step(batch_of(source, 2), LEARNING_RATE)
+            after_poisoned = _weights_and_moments(engine)
             sound = engine.train_step(batch_of(source, 3), LEARNING_RATE, lambda result: True)
             after_sound = _weights_and_moments(engine)
             check_replicas(engine)
             answers.append(
                 {
-                    "applied": [vetoed.applied, infinite.applied, sound.applied],
+                    "applied": [result.applied for result in (vetoed, infinite, poisoned, sound)],
                     "unchanged": [
-                        _same(before, after_veto),
-                        _same(before, after_infinite),
-                        _same(before, after_sound),
+                        _same(before, after)
+                        for after in (after_veto, after_infinite, after_poisoned, after_sound)
                     ],
                     "flips": {name: _flip(engine, name) for name in case["flips"]},
                 }
@@ -339,6 +341,22 @@ def _infinite(batches: list[MicroBatch]) -> list[MicroBatch]:
     index, labels, weights = batches[0].targets
     first = MicroBatch(batches[0].inputs, (index, labels, weights * torch.inf), batches[0].term)
     return [first, *batches[1:]]
+
+
+@contextmanager
+def _one_is_nan(engine: Engine) -> Iterator[None]:
+    """One element of one gradient is not a number, on the first rank alone."""
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        poisoned = gradient.clone()
+        poisoned.view(-1)[0] = torch.nan
+        return poisoned
+
+    _, parameter = engine.parameters()[0]
+    handle = parameter.register_hook(poison) if dist.get_rank() == 0 else None
+    yield
+    if handle is not None:
+        handle.remove()
 
 
 def _weights_and_moments(engine: Engine) -> list[torch.Tensor]:
