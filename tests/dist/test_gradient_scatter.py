@@ -44,6 +44,6 @@ def test_stages_send_all_but_what_backward_passes_leave_incomplete(tmp_path: Pat
     for answers, stages_with_late in ((modern, 1), (paper, 1), (tied, 2)):
         for rank, (scattered, beside, _) in enumerate(answers):
             if rank // 2 < stages_with_late:
-                assert scattered / 2 < beside < scattered
+                assert scattered / 3 < beside < scattered  # half of so small a stage is embedding
             else:
                 assert beside == scattered
