@@ -63,6 +63,15 @@ class Targets:
     weights: Tensor
     times: NDArray[np.float64] | None = None
 
+    def part(self, rank: int, ranks: int) -> "Targets":
+        """Returns those of the rank-th of so many equal parts of every row's outputs."""
+        if ranks == 1:
+            return self
+        share = self.weights.shape[1] // ranks
+        held = slice(rank * share, (rank + 1) * share)
+        times = None if self.times is None else self.times[:, held]
+        return Targets(self.labels[:, held], self.weights[:, held], times)
+
     def sparse(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (index, labels, weights), each [N], of the N positions that carry loss.
 

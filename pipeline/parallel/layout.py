@@ -8,10 +8,10 @@ REDUCE_BUCKET = 50_000_000
 
 @dataclass(frozen=True)
 class Layout:
-    """tp x pp x dp ranks with ZeRO stage `zero` over the data-parallel ones.
+    """tp x cp x pp x dp ranks with ZeRO stage `zero` over those that hold the same weights.
 
-    Ranks are numbered with tp fastest, then dp, then pp: the order of megatron-core and of
-    DeepSpeed's PipeModelDataParallelTopology alike.
+    Ranks are numbered with tp fastest, then cp, dp and pp: the order of megatron-core and, where
+    cp x dp are one, of DeepSpeed's PipeModelDataParallelTopology alike.
     """
 
     tp: int
@@ -20,14 +20,22 @@ class Layout:
     zero: int
     sequence: bool = False
     """Sequence parallelism among the tensor-parallel ranks."""
+    cp: int = 1
+    """Context-parallel ranks, which share the tokens of every row of a replica."""
 
     @property
     def world_size(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.copies
+
+    @property
+    def copies(self) -> int:
+        """The ranks that hold the same weights; see `esolm.pipeline.parallel.copies`."""
+        return self.cp * self.dp
 
     def __str__(self) -> str:
         tensor = f"TP{self.tp}{'+SP' if self.sequence else ''}"
-        return f"{tensor} x PP{self.pp} x DP{self.dp}, ZeRO-{self.zero}"
+        context = f" x CP{self.cp}" if self.cp > 1 else ""
+        return f"{tensor}{context} x PP{self.pp} x DP{self.dp}, ZeRO-{self.zero}"
 
 
 def fit_layout(

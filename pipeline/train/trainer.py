@@ -288,8 +288,10 @@ def batch_source(experiment: Experiment, reader: MixtureReader) -> BatchSource:
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=experiment.layout.dp,
         with_sources=bool(experiment.config.data.sources),
-        # Sequence parallelism shares out the tokens that are left.
-        skip_multiple=math.lcm(skip_multiple(), experiment.layout.tp),
+        # Context and sequence parallelism share out the tokens that are left.
+        skip_multiple=math.lcm(skip_multiple(), experiment.layout.cp * experiment.layout.tp),
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=experiment.layout.cp,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from esolm.pipeline.checkpoint.store import read_full
 from esolm.pipeline.parallel.fragments import WEIGHTS
+from esolm.pipeline.parallel.layout import Layout
 from tests.dist.ranks import run_ranks
 
 SINGLE = {"tp": 1, "pp": 1, "dp": 1, "zero": 1}
@@ -17,6 +18,8 @@ TWO_RANKS = {
     "DP2 ZeRO-1": {"tp": 1, "pp": 1, "dp": 2, "zero": 1},
     "DP2 ZeRO-2": {"tp": 1, "pp": 1, "dp": 2, "zero": 2},
     "DP2 ZeRO-3": {"tp": 1, "pp": 1, "dp": 2, "zero": 3},
+    "CP2": {"tp": 1, "pp": 1, "dp": 1, "zero": 1, "cp": 2},
+    "CP2 ZeRO-3": {"tp": 1, "pp": 1, "dp": 1, "zero": 3, "cp": 2},
 }
 FOUR_RANKS = {
     "TP4+SP": {"tp": 4, "pp": 1, "dp": 1, "zero": 1, "sequence": True},
@@ -29,6 +32,12 @@ FOUR_RANKS = {
     "DP4 ZeRO-1": {"tp": 1, "pp": 1, "dp": 4, "zero": 1},
     "DP4 ZeRO-2": {"tp": 1, "pp": 1, "dp": 4, "zero": 2},
     "DP4 ZeRO-3": {"tp": 1, "pp": 1, "dp": 4, "zero": 3},
+    "CP4": {"tp": 1, "pp": 1, "dp": 1, "zero": 1, "cp": 4},
+    "TP2 x CP2": {"tp": 2, "pp": 1, "dp": 1, "zero": 1, "cp": 2},
+    "TP2+SP x CP2": {"tp": 2, "pp": 1, "dp": 1, "zero": 1, "sequence": True, "cp": 2},
+    "CP2 x PP2": {"tp": 1, "pp": 2, "dp": 1, "zero": 1, "cp": 2},
+    "CP2 x DP2 ZeRO-1": {"tp": 1, "pp": 1, "dp": 2, "zero": 1, "cp": 2},
+    "CP2 x DP2 ZeRO-3": {"tp": 1, "pp": 1, "dp": 2, "zero": 3, "cp": 2},
 }
 EIGHT_RANKS = {
     "TP2 x PP2 x DP2": {"tp": 2, "pp": 2, "dp": 2, "zero": 1},
@@ -112,5 +121,4 @@ def distance(outcome: Outcome, expected: Outcome) -> Distance:
 
 
 def _ranks(layout: dict[str, Any]) -> int:
-    ranks: int = layout["tp"] * layout["pp"] * layout["dp"]
-    return ranks
+    return Layout(**layout).world_size
