@@ -1,9 +1,11 @@
 """Context parallelism: outside of attention each rank of a group holds part of every row's tokens.
 
-Of each stream of a row, rank r of R holds the r-th of R equal parts: first its noised tokens, then
-its clean ones. For attention the ranks exchange heads for tokens, so that each has a part of the
-heads of all tokens in their order, and every pattern is what it is without (DeepSpeed-Ulysses,
-arXiv 2309.14509). Positions and what else tells of rows stay whole on every rank.
+Of each stream of a row, rank r of R holds the tokens r, R + r, 2R + r and so on: first its noised
+ones, then its clean ones, which are the same where as many as R times a number lack in front. So
+the tokens with loss, which in many rows stand at the end, are shared out as well. For attention the
+ranks exchange heads for tokens, so that each has a part of the heads of all tokens in their order,
+and every pattern is what it is without (DeepSpeed-Ulysses, arXiv 2309.14509). Positions and what
+else tells of rows stay whole on every rank.
 
 Shape letters: T local tokens of a row, S all of them, H the heads of this tensor-parallel rank, h
 of them those that this rank attends with, N the elements that go to one rank.
@@ -108,8 +110,7 @@ def _leading(streams: Streams, tokens: int) -> Streams:
 def _places(streams: Streams, ranks: int, rank: int, device: torch.device) -> Tensor:
     parts, start = [], 0
     for length in streams:
-        share = length // ranks
-        parts.append(torch.arange(share, device=device) + (start + rank * share))
+        parts.append(torch.arange(start + rank, start + length, ranks, device=device))
         start += length
     return torch.cat(parts)
 
@@ -125,7 +126,9 @@ class _Exchange(NamedTuple):
         shapes = [(*x.shape[:2], x.shape[2] // self.ranks, x.shape[3]) for x in tensors]
         out_RN = tensors[0].new_empty(self.ranks, sum(map(math.prod, shapes)))
         for part, tensor in zip(_parts(out_RN, shapes), tensors, strict=True):
-            part.copy_(_by_rank(tensor, 2, self.ranks).movedim(2, 0))
+            batch, share, heads, size = tensor.shape
+            by_rank = tensor.view(batch, share, self.ranks, heads // self.ranks, size)
+            part.copy_(by_rank.movedim(2, 0))
         came = _parts(self._all_to_all(out_RN), shapes)
         return tuple(self._joined(*each) for each in zip(came, self.streams, strict=True))
 
@@ -160,19 +163,14 @@ class _Exchange(NamedTuple):
         shares = torch.split(of_ranks, [length // self.ranks for length in streams], dim=2)
         wholes = torch.split(of_row, list(streams), dim=1)
         for share, whole in zip(shares, wholes, strict=True):
-            yield share, _by_rank(whole, 1, self.ranks).transpose(0, 1)
+            by_rank = whole.view(len(whole), -1, self.ranks, *whole.shape[2:])
+            yield share, by_rank.movedim(2, 0)
 
 
 def _parts(rows_RN: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
     """Returns views [R, *shape] of what lies one after the other in each of [R, N]."""
     parts = torch.split(rows_RN, [math.prod(shape) for shape in shapes], dim=1)
     return [part.view(len(rows_RN), *shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _by_rank(tensor: Tensor, dim: int, ranks: int) -> Tensor:
-    """Returns a view in which one dimension is two: the rank, and the place in its part."""
-    before, size, after = tensor.shape[:dim], tensor.shape[dim], tensor.shape[dim + 1 :]
-    return tensor.view(*before, ranks, size // ranks, *after)
 
 
 class _ToHeads(torch.autograd.Function):

@@ -64,11 +64,11 @@ class Targets:
     times: NDArray[np.float64] | None = None
 
     def part(self, rank: int, ranks: int) -> "Targets":
-        """Returns those of the rank-th of so many equal parts of every row's outputs."""
-        if ranks == 1:
-            return self
-        share = self.weights.shape[1] // ranks
-        held = slice(rank * share, (rank + 1) * share)
+        """Returns those of every row's outputs that a rank holds, of so many context-parallel ones.
+
+        See `esolm.model.context_parallel`.
+        """
+        held = slice(rank, None, ranks)
         times = None if self.times is None else self.times[:, held]
         return Targets(self.labels[:, held], self.weights[:, held], times)
 

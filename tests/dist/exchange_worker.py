@@ -62,7 +62,7 @@ def _held(whole: Tensor, streams: tuple[int, ...], rank: int, ranks: int) -> Ten
     """What a rank holds of [B, S, H, K], token by token."""
     places, start = [], 0
     for length in streams:
-        places += [start + i for i in range(length) if i * ranks // length == rank]
+        places += [start + i for i in range(length) if i % ranks == rank]
         start += length
     return whole[:, [place for place in places if place < whole.shape[1]]].clone()
 
