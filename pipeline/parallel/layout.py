@@ -39,7 +39,7 @@ class Layout:
 
 
 def fit_layout(
-    tp: int, pp: int, zero: int, sequence: bool, world_size: int
+    tp: int, pp: int, zero: int, sequence: bool, world_size: int, cp: int = 1
 ) -> tuple[Layout | None, list[str]]:
     """The layout of `world_size` ranks, or every reason why there is none.
 
@@ -53,10 +53,13 @@ def fit_layout(
             f"parallel.zero={zero} does not go with parallel.pp={pp}: gradients of a stage "
             "are summed over micro-batches before they are reduced; use parallel.zero=1"
         )
-    if tp >= 1 and pp >= 1 and world_size % (tp * pp):
+    replica = tp * cp * pp
+    if min(tp, cp, pp) >= 1 and world_size % replica:
+        context = f" x parallel.cp {cp}" if cp > 1 else ""
         problems.append(
-            f"{world_size} ranks do not divide by parallel.tp {tp} x parallel.pp {pp} = {tp * pp}"
+            f"{world_size} ranks do not divide by parallel.tp {tp}{context} x parallel.pp {pp} = "
+            f"{replica}"
         )
-    if problems or min(tp, pp) < 1:
+    if problems or min(tp, cp, pp) < 1:
         return None, problems
-    return Layout(tp, pp, world_size // (tp * pp), zero, sequence), []
+    return Layout(tp, pp, world_size // replica, zero, sequence, cp), []

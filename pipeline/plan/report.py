@@ -32,6 +32,7 @@ def describe(plan: Plan, machine: Machine) -> dict[str, Any]:
         "layout": {
             "ranks": layout.world_size,
             "tp": layout.tp,
+            "cp": layout.cp,
             "pp": layout.pp,
             "dp": layout.dp,
             "zero": layout.zero,
@@ -156,6 +157,7 @@ def describe_search(found: Search, count: int) -> list[dict[str, Any]]:
             "compute": candidate.seconds.compute,
             "bubble": candidate.seconds.bubble,
             "tensor_communication": candidate.seconds.tensor,
+            "context_communication": candidate.seconds.context,
             "data_communication": candidate.seconds.data,
             "data_communication_hidden": candidate.seconds.hidden,
             "stage_messages": candidate.seconds.messages,
