@@ -51,6 +51,12 @@ CASES_PER_LAUNCH = 14
 LAYOUTS = {"one": SINGLE, **TWO_RANKS, **FOUR_RANKS, **EIGHT_RANKS}
 
 
+def few_of_context(layouts: dict[str, Any]) -> dict[str, Any]:
+    """All without context parallelism, and of those with it one of each number of ranks."""
+    few = ("CP2 ZeRO-3", "CP2 x PP2")
+    return {name: each for name, each in layouts.items() if "CP" not in name or name in few}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Of one case: loss and gradient norm of every step, and where the last weights lie."""

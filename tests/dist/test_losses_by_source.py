@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from esolm.pipeline.parallel.layout import Layout
-from tests.dist.layouts import FOUR_RANKS, SINGLE, TWO_RANKS
+from tests.dist.layouts import FOUR_RANKS, SINGLE, TWO_RANKS, few_of_context
 from tests.dist.ranks import run_ranks
 
 pytestmark = pytest.mark.dist
@@ -62,16 +62,10 @@ def differences(layouts: dict[str, Any], expected: list[Any], folder: Path) -> l
     ]
 
 
-def chosen(layouts: dict[str, Any]) -> dict[str, Any]:
-    """All without context parallelism, and of those with it one of each number of ranks."""
-    few = ("CP2", "CP2 x PP2")
-    return {name: each for name, each in layouts.items() if "CP" not in name or name in few}
-
-
 def test_two_ranks_report_the_same(single: tuple[list[Any], list[Any]], tmp_path: Path) -> None:
-    assert differences(chosen(TWO_RANKS), single[1], tmp_path) == []
+    assert differences(few_of_context(TWO_RANKS), single[1], tmp_path) == []
 
 
 @pytest.mark.check
 def test_four_ranks_report_the_same(single: tuple[list[Any], list[Any]], tmp_path: Path) -> None:
-    assert differences(chosen(FOUR_RANKS), single[1], tmp_path) == []
+    assert differences(few_of_context(FOUR_RANKS), single[1], tmp_path) == []
