@@ -29,6 +29,7 @@ LAYOUTS = {
         "DP2 ZeRO-1": Layout(tp=1, pp=1, dp=2, zero=1),
         "DP2 ZeRO-2": Layout(tp=1, pp=1, dp=2, zero=2),
         "DP2 ZeRO-3": Layout(tp=1, pp=1, dp=2, zero=3),
+        "CP2 ZeRO-2": Layout(tp=1, pp=1, dp=1, zero=2, cp=2),
     },
     4: {
         "TP2 x PP2": Layout(tp=2, pp=2, dp=1, zero=1),
@@ -40,7 +41,7 @@ LAYOUTS = {
 
 def planned(layout: Layout, precision: str, rank: int) -> StateBytes:
     works = workers.OBJECTIVES["esolm_b"].work(workers.SEQ_LEN)
-    stage = rank // (layout.tp * layout.dp)
+    stage = rank // (layout.tp * layout.copies)
     first, end = stage_bounds(layer_costs(MODEL, works), layout.pp)[stage]
     return state_bytes(stage_size(MODEL, first, end, layout.tp), layout, precision)
 
