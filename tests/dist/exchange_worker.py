@@ -8,6 +8,7 @@ from megatron.core import ModelParallelConfig, parallel_state
 from torch import Tensor
 
 from esolm.model.context_parallel import ContextSplit
+from esolm.model.inputs import Targets
 from esolm.pipeline.parallel.bootstrap import initialize_groups
 from esolm.pipeline.parallel.layout import Layout
 from tests.dist import workers
@@ -51,7 +52,24 @@ def _wrong(ranks: int, streams: tuple[int, ...]) -> list[str]:
     for name, gradient, whole in zip("qkv", gradients, expected, strict=True):
         right = _held(whole, streams, rank, ranks)
         wrong[f"gradient of {name}"] = not torch.allclose(gradient, right)
+    wrong |= _wrongly_cut(split, rank, streams)
     return [name for name, is_wrong in wrong.items() if is_wrong]
+
+
+def _wrongly_cut(split: ContextSplit, rank: int, streams: tuple[int, ...]) -> dict[str, bool]:
+    """Labels are those of the outputs that a rank holds; a clean token lies with its noised one."""
+    labels = torch.arange(BATCH * streams[0]).view(BATCH, -1)
+    part = Targets(labels, labels.float(), labels.numpy()).part(rank, split.ranks)
+    places = split.places(sum(streams), streams, labels.device)
+    assert places is not None
+    noised, clean = places[places < streams[0]], places[places >= streams[0]] - streams[0]
+    skipped = streams[-1] - streams[0]
+    return {
+        "labels": not torch.equal(part.labels, split.cut(labels, streams)),
+        "weights": not torch.equal(part.weights, part.labels.float()),
+        "z and x": len(streams) == 2
+        and not set((noised + skipped).tolist()) <= set(clean.tolist()),
+    }
 
 
 def _tensor(seed: int, tokens: int, heads: int) -> Tensor:
