@@ -25,6 +25,10 @@ class Rotation:
 
 RECOMPUTE = ("none", "selective", "full")
 """What the backward pass computes again; see `esolm.model.recompute`."""
+FP8_RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
+"""How products in FP8 are scaled, as torchao names it; see `esolm.model.fp8`."""
+FP8_MULTIPLE = 16
+"""Products in FP8 are of matrices whose sizes are multiples of this."""
 
 
 @dataclass(frozen=True)

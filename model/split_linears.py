@@ -25,8 +25,6 @@ def split_linears(
 
     hidden_TD: under sequence parallelism this rank's tokens, else all of them.
     """
-    if parallel.tensor_model_parallel_size == 1:
-        return tuple(F.linear(hidden_TD, weight) for weight in weights)
     outputs: tuple[Tensor, ...] = _SplitLinears.apply(  # type: ignore[no-untyped-call]
         hidden_TD, TokenSplit(parallel), *weights
     )

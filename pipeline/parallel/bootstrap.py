@@ -1,7 +1,8 @@
 """Brings one process into the job: device, process groups, quiet libraries.
 
 The order of imports matters: `DS_ACCELERATOR` must be set before DeepSpeed is imported. This module
-imports it on its first use, and nothing else in the package does so at import time.
+imports it on its first use; nothing else in the package does so at import time but
+`esolm.pipeline.parallel.bf16_zero1`, which is itself imported later.
 """
 
 import logging

@@ -55,6 +55,16 @@ class DeepSpeedEngine(Engine):
             dist_init_required=False,
             **arguments,
         )
+        if self.layout.scatters(self.config.precision, self.config.offload):
+            from esolm.pipeline.parallel.bf16_zero1 import scatter_gradients
+
+            scatter_gradients(
+                self.deepspeed.optimizer, self.config.num_micro_batches, self._late(module)
+            )
+
+    def _late(self, module: Any) -> list[nn.Parameter]:
+        """Returns the parameters that need not be complete after a gradient per micro-batch."""
+        return []
 
     @property
     def optimizer(self) -> EmaAdamW:

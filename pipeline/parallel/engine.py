@@ -41,6 +41,8 @@ class EngineConfig:
     """Relative costs of the embedding, every block and the head, by which stages are balanced."""
     recompute: str = "none"
     """What the backward pass computes again instead of keeping it; see `esolm.model.recompute`."""
+    fp8: str = "none"
+    """The recipe by which the blocks multiply in FP8; see `esolm.model.fp8`."""
     logits_mb: int = LOGITS_MB
     """What logits may take at a time; see `esolm.model.output.Scored`."""
     offload: bool = False

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 REDUCE_BUCKET = 50_000_000
-"""Elements of the fp32 buffer that DeepSpeed collects gradients in before it reduces them."""
+"""Elements of the fp32 buffer in which gradients are collected before they are reduced."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class Layout:
     def copies(self) -> int:
         """The ranks that hold the same weights; see `esolm.pipeline.parallel.copies`."""
         return self.cp * self.dp
+
+    def scatters(self, precision: str, offload: bool) -> bool:
+        """Whether gradients are reduce-scattered by us; DeepSpeed reduces all others itself."""
+        return self.zero == 1 and precision == "bf16" and not offload
 
     def __str__(self) -> str:
         tensor = f"TP{self.tp}{'+SP' if self.sequence else ''}"

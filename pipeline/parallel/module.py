@@ -10,6 +10,7 @@ import torch
 from megatron.core import ModelParallelConfig, parallel_state
 from torch import Tensor, nn
 
+from esolm.model.fp8 import set_fp8
 from esolm.model.initialize import initial_values
 from esolm.model.loss import SparseTargets, weighted_loss
 from esolm.model.network import Network
@@ -18,7 +19,7 @@ from esolm.model.recompute import set_recompute
 from esolm.model.sequence_parallel import sum_partial_gradients
 from esolm.model.tensors import network_tensors
 from esolm.pipeline.parallel.engine import EngineConfig
-from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.parallel.layout import REDUCE_BUCKET, Layout
 from esolm.pipeline.parallel.names import canonical_parameters
 from esolm.pipeline.parallel.optimizer import EmaAdamW
 
@@ -74,6 +75,7 @@ def initialize_module(
     """
     take(_filled(module, config, dtype))
     sum_partial_gradients(module, parallel_config(config.layout))
+    set_fp8(module, config.fp8)
     set_recompute(module, config.recompute)
 
 
@@ -107,8 +109,25 @@ def build_optimizer(module: nn.Module, config: EngineConfig) -> EmaAdamW:
     vectors: list[nn.Parameter] = []
     for name, parameter in canonical_parameters(module, config.model):
         (matrices if len(tensors[name].shape) > 1 else vectors).append(parameter)
+    scatters = config.layout.scatters(config.precision, config.offload)
+    parts = _buckets(matrices) if scatters else [matrices]
+    # The first group is the last to be reduced, and vectors are all over the network.
     groups = [
-        {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
+        *({"params": part, "weight_decay": weight_decay} for part in parts),
     ]
     return EmaAdamW(groups, weight_decay=weight_decay, **arguments)
+
+
+def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Returns neighbours of REDUCE_BUCKET elements at most together; a larger one is by itself.
+
+    ZeRO-1 shares out each group by itself, so its gradients can be reduced when they are there.
+    """
+    buckets: list[list[nn.Parameter]] = [[]]
+    for parameter in parameters:
+        held = sum(other.numel() for other in buckets[-1])
+        if held and held + parameter.numel() > REDUCE_BUCKET:
+            buckets.append([])
+        buckets[-1].append(parameter)
+    return buckets

@@ -36,8 +36,7 @@ class EmaAdamW(torch.optim.AdamW):
             weight_decay=weight_decay,
             fused=kernels_in_use().fused_adamw,
         )
-        for group in self.param_groups:
-            group["ema_decay"] = ema_decay
+        self._ema_decay = ema_decay
         self.veto: Callable[[], bool] | None = None
         """Is asked before each update; if it says yes, nothing is changed."""
 
@@ -54,13 +53,13 @@ class EmaAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             self.create_state(group["params"])
         loss: float | None = super().step(closure)
-        for group in self.param_groups:
-            updated = [p for p in group["params"] if p.grad is not None and p.numel()]
-            if updated:
-                averages = [self.state[p]["ema"] for p in updated]
-                count = self.state[updated[0]]["step"].item()
-                decay = min(group["ema_decay"], (1.0 + count) / (10.0 + count))
-                torch._foreach_lerp_(averages, [p.data for p in updated], 1.0 - decay)
+        updated = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        updated = [p for p in updated if p.numel()]
+        if updated:
+            averages = [self.state[p]["ema"] for p in updated]
+            count = self.state[updated[0]]["step"].item()
+            decay = min(self._ema_decay, (1.0 + count) / (10.0 + count))
+            torch._foreach_lerp_(averages, [p.data for p in updated], 1.0 - decay)
         return loss
 
 

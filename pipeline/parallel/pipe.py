@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from torch import Tensor
+from torch import Tensor, nn
 
 from esolm.model.attention import MaskBuilder
 from esolm.model.loss import SparseTargets, weighted_loss
@@ -56,6 +56,13 @@ class PipeEngine(DeepSpeedEngine):
     @staticmethod
     def runs(layout: Layout) -> bool:
         return layout.pp > 1
+
+    def _late(self, module: Any) -> list[nn.Parameter]:
+        # A stage goes backward once for each tensor that it passes on, and the embedding makes two.
+        layers = [layer for layer in module.forward_funcs if isinstance(layer, Embedding)]
+        late = [parameter for layer in layers for parameter in layer.parameters()]
+        tied = module.tied_weight()
+        return late if tied is None else [*late, tied]
 
     def _loss(self, hidden_TD: Tensor, targets: SparseTargets) -> Tensor:
         """Returns the loss; called on the last stage with the head's output.
@@ -133,12 +140,20 @@ def _balanced_pipeline(config: EngineConfig) -> Any:
 
             The engine sums each `grad` over its group before it reduces over replicas.
             """
+            weight = self.tied_weight()
+            if weight is None:
+                return []
+            return [(_Gradient(weight), parallel_state.get_embedding_group())]
+
+        def tied_weight(self) -> nn.Parameter | None:
+            """Returns this stage's copy of what is tied, if it has one."""
             layers, last = self.forward_funcs, self.num_stages - 1
             stage = self._topo.get_coord(self.global_rank).pipe
             if not tied or stage not in (0, last):
-                return []
+                return None
             weight = layers[0].tokens.weight if stage == 0 else layers[-1].output.weight
-            return [(_Gradient(weight), parallel_state.get_embedding_group())]
+            assert isinstance(weight, nn.Parameter)
+            return weight
 
     return BalancedPipeline
 

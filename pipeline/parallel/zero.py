@@ -31,6 +31,13 @@ class Part:
     states: dict[str, Tensor]
 
 
+def speaks_for(parameter: nn.Parameter) -> bool:
+    """Whether this rank's part of a parameter is what checkpoints and the gradient norm take."""
+    first = parallel_state.get_tensor_model_parallel_rank() == 0
+    copy = getattr(parameter, "ds_pipe_replicated", False)
+    return (is_sharded(parameter) or first) and not copy
+
+
 class ZeroStates(ABC):
     """The training states of one rank under one stage of ZeRO.
 
@@ -89,8 +96,7 @@ class ZeroStates(ABC):
             offsets=tuple(offsets),
             start=part.start,
             states=part.states,
-            writes=(sharded or tensor_rank == 0)
-            and not getattr(parameter, "ds_pipe_replicated", False),
+            writes=speaks_for(parameter),
         )
 
 

@@ -56,8 +56,11 @@ def step_seconds(plan: Plan, machine: Machine, checkpointing: str) -> StepSecond
     compute = plan.micro_batches * one
     tokens = plan.micro_batches * fed * (1 + repeated / 2)
     parameters = max(stage.parameters for stage in plan.stages)
-    data = data_seconds(parameters, layout, machine, precision, plan.micro_batches)
-    exposed = exposed_seconds(data, compute, layout, machine, parameters, plan.micro_batches)
+    scatters = layout.scatters(precision, config.parallel.offload)
+    data = data_seconds(parameters, layout, machine, precision, plan.micro_batches, scatters)
+    exposed = exposed_seconds(
+        data, compute, layout, machine, parameters, plan.micro_batches, scatters
+    )
     return StepSeconds(
         compute=compute,
         bubble=(layout.pp - 1) * (_longest_seconds(plan, machine) * (1 + repeated) + message),
@@ -160,15 +163,19 @@ def message_seconds(
     return messages * size / machine.message_bandwidth(layout.world_size)
 
 
-def data_bytes(parameters: int, zero: int, precision: str, micro_batches: int) -> float:
+def data_bytes(
+    parameters: int, zero: int, precision: str, micro_batches: int, scatters: bool = False
+) -> float:
     """The bytes per step that pass by a rank of a long ring, as DeepSpeed 0.19.8 is configured.
 
     Gradients travel in fp32. ZeRO-1 sums them once a step by an all-reduce and ZeRO-2 after every
     micro-batch, each of which passes every element twice; both gather the weights once. ZeRO-3
     scatters the sums, and gathers the weights for each forward pass; the backward pass finds those
-    that were used last, and gathers the others again.
+    that were used last, and gathers the others again. scatters: see `Layout.scatters`.
     """
     weights = ELEMENT_BYTES[precision] * parameters
+    if scatters:
+        return 4 * parameters + weights
     if zero < 3:
         return 8 * parameters * (1 if zero == 1 else micro_batches) + weights
     again = ELEMENT_BYTES[precision] * max(0, parameters - KEPT_FOR_BACKWARD)
@@ -176,12 +183,17 @@ def data_bytes(parameters: int, zero: int, precision: str, micro_batches: int) -
 
 
 def data_seconds(
-    parameters: int, layout: Layout, machine: Machine, precision: str, micro_batches: int
+    parameters: int,
+    layout: Layout,
+    machine: Machine,
+    precision: str,
+    micro_batches: int,
+    scatters: bool = False,
 ) -> float:
     """The seconds of `data_bytes`, whether computation waits for them or not."""
     if layout.copies == 1:
         return 0.0
-    volume = data_bytes(parameters, layout.zero, precision, micro_batches)
+    volume = data_bytes(parameters, layout.zero, precision, micro_batches, scatters)
     share = (layout.copies - 1) / layout.copies
     return share * volume / machine.ring_bandwidth(layout.copies, layout.tp)
 
@@ -193,14 +205,19 @@ def exposed_seconds(
     machine: Machine,
     parameters: int,
     micro_batches: int,
+    scatters: bool = False,
 ) -> float:
     """The part of the `data_seconds` for which the computation waits.
 
-    ZeRO-1 and ZeRO-2 reduce in the stream that computes. ZeRO-3 has streams of its own, which the
-    end of every backward pass waits for, with the last bucket of gradients.
+    ZeRO-1 and ZeRO-2 reduce in the stream that computes, but for what ZeRO-1 scatters beside the
+    last backward pass, which is two thirds of a micro-batch. ZeRO-3 has streams of its own, which
+    the end of every backward pass waits for, with the last bucket of gradients.
     """
-    if layout.copies == 1 or layout.zero < 3:
+    if layout.copies == 1 or (layout.zero < 3 and not scatters):
         return data
     bucket = 4.0 * min(parameters, REDUCE_BUCKET) * (layout.copies - 1) / layout.copies
     last = bucket / machine.ring_bandwidth(layout.copies, layout.tp)
+    if scatters:
+        gathered = data * ELEMENT_BYTES["bf16"] / (4 + ELEMENT_BYTES["bf16"])
+        return gathered + max(data - gathered - compute / micro_batches * 2 / 3, last)
     return max(data - compute, micro_batches * last)

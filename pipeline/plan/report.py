@@ -5,6 +5,7 @@ from typing import Any
 
 from esolm.model.flops import visible_pairs
 from esolm.pipeline.plan.cost import HEADROOM, Machine, fits
+from esolm.pipeline.plan.decoding import decoding_bytes
 from esolm.pipeline.plan.plan import CHECKPOINT_BYTES, Plan
 from esolm.pipeline.plan.search import Search
 from esolm.pipeline.plan.shapes import parameters_by_part
@@ -27,6 +28,7 @@ def describe(plan: Plan, machine: Machine) -> dict[str, Any]:
     by_part = parameters_by_part(model)
     total = sum(by_part.values())
     tokens = plan.tokens_per_step * train.steps
+    decoding = decoding_bytes(model, train.seq_len)
     return {
         "notes": list(plan.subject.notes),
         "layout": {
@@ -64,6 +66,7 @@ def describe(plan: Plan, machine: Machine) -> dict[str, Any]:
         "fits": not (misfit(plan, machine) or host_misfit(plan, machine)),
         "checkpoint_bytes": CHECKPOINT_BYTES * total,
         "checkpoints_kept": config.checkpoint.keep,
+        "decoding": {**asdict(decoding), "total": decoding.total},
         "time": {
             "gpu": machine.gpu.name,
             "mfu": machine.mfu,

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from esolm.pipeline.parallel.layout import REDUCE_BUCKET, Layout
 from esolm.pipeline.plan.shapes import Size
 
-ALL_REDUCED = 500_000_000
-"""How many elements DeepSpeed's BF16_Optimizer reduces at a time."""
 MAX_GATHERED = 1_000_000_000
 """How many elements ZeRO-3 keeps gathered at a time (`stage3_max_live_parameters`)."""
 
@@ -53,7 +51,7 @@ def state_bytes(size: Size, layout: Layout, precision: str, offload: bool = Fals
     element = ELEMENT_BYTES[precision]
     if layout.zero == 3:
         state = _stage_3(size, layout.copies, element)
-    elif layout.zero == 1 and precision == "bf16" and not offload:
+    elif layout.scatters(precision, offload):
         state = _bf16_stage_1(size, layout.copies)
     elif layout.zero == 1:
         state = _stage_1(size, layout, element)
@@ -63,7 +61,7 @@ def state_bytes(size: Size, layout: Layout, precision: str, offload: bool = Fals
 
 
 def _bf16_stage_1(size: Size, dp: int) -> StateBytes:
-    """BF16_Optimizer keeps a whole fp32 gradient on every rank and reduces it through a copy."""
+    """BF16_Optimizer keeps a whole fp32 gradient on every rank, which is reduced in place."""
     count, share = size.parameters, -(-size.parameters // dp)
     return StateBytes(
         weights=2 * count,
@@ -73,7 +71,7 @@ def _bf16_stage_1(size: Size, dp: int) -> StateBytes:
         ema=4 * share,
         bucket=0,
         computing=2 * size.largest,
-        reducing=4 * min(count, ALL_REDUCED),
+        reducing=0,
     )
 
 

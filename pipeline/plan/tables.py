@@ -57,6 +57,12 @@ def _summary(plan: Plan, facts: dict[str, Any]) -> Table:
     table.add_row(
         "checkpoint", f"{size(facts['checkpoint_bytes'])}, {facts['checkpoints_kept']} kept"
     )
+    decoding = facts["decoding"]
+    table.add_row(
+        "a text, decoded on a CPU",
+        f"{size(decoding['total'])} of host memory, of which its keys and values "
+        f"{size(decoding['cache'])}",
+    )
     table.add_row(
         "expected time",
         f"{duration(time['seconds'])} at {time['mfu']:.0%} MFU of {time['gpu']}, "

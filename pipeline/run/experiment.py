@@ -18,6 +18,7 @@ from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.layout import Layout, fit_layout
 from esolm.pipeline.run.contexts import context_problems
 from esolm.pipeline.run.directory import RunDirectory
+from esolm.pipeline.run.fp8 import fp8_problems
 from esolm.pipeline.run.sections import RunConfig, section_problems
 from esolm.pipeline.run.sources import open_sources, uses_of
 from esolm.pipeline.run.step_range import steps_problems
@@ -92,6 +93,7 @@ def _assemble(
     problems += model.problems() + objective_problems + _sharing_problems(config, model)
     if objective is not None and not objective_problems:
         problems += _term_problems(config, objective) + _sequence_problems(config, objective)
+        problems += fp8_problems(config.train, config.parallel, model, objective)
     if layout is not None:
         problems += _batch_problems(config, layout)
     if problems or dataset is None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from esolm.model.config import RECOMPUTE, Architecture
+from esolm.model.config import FP8_RECIPES, RECOMPUTE, Architecture
 from esolm.model.pieces import LOGITS_MB
 from esolm.model.settings import (
     BELOW_ONE,
@@ -87,6 +87,12 @@ class TrainSection:
         "bf16",
         "`fp32` or `bf16` (with fp32 gradient accumulation, weights and moments).",
         choices=("fp32", "bf16"),
+    )
+    fp8: str = setting(
+        "none",
+        "Products of the blocks in FP8, by one of torchao's recipes: `tensorwise`, `rowwise` or "
+        "`rowwise_with_gw_hp`; see [below](#products-in-fp8).",
+        choices=("none", *FP8_RECIPES),
     )
     logits_mb: int = setting(
         LOGITS_MB,

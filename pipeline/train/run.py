@@ -29,6 +29,7 @@ from esolm.pipeline.run.history import History
 from esolm.pipeline.run.sections import RunConfig
 from esolm.pipeline.train.check_data import check_data
 from esolm.pipeline.train.compiled import backend_of, keep_compiled, refuse_if_strict
+from esolm.pipeline.train.fp8 import prove_fp8
 from esolm.pipeline.train.kernels import DTYPES, LEFT_OUT, choose_kernels, kernels_of, prove_kernels
 from esolm.pipeline.train.trainer import Trainer
 from esolm.pipeline.train.watchdog import Watchdog
@@ -108,6 +109,7 @@ def _prepare(
     found = prove_kernels(kernels_of(device, backend), device, experiment.model, dtype, backend)
     kernels = choose_kernels(found, backend)
     refuse_if_strict(config.train, kernels)
+    prove_fp8(config.train, device, experiment.model)
     if info.rank == 0:
         logger.info("%s", describe_device(device))
         _announce(experiment, kernels)

@@ -43,9 +43,9 @@ EIGHT_RANKS = {
     "TP2 x PP2 x DP2": {"tp": 2, "pp": 2, "dp": 2, "zero": 1},
     "TP2+SP x PP2 x DP2": {"tp": 2, "pp": 2, "dp": 2, "zero": 1, "sequence": True},
 }
-# Several ranks leave out noised tokens without loss and take the loss in pieces of few rows. The
-# single process that they are held to does neither.
-PIECEWISE = {"skip_multiple": 4, "piece_rows": 3}
+# Several ranks leave out noised tokens without loss, take the loss in pieces of few rows and
+# scatter gradients in many buckets. The single process that they are held to does none of it.
+PIECEWISE = {"skip_multiple": 4, "piece_rows": 3, "bucket": 3000}
 # Each case makes process groups, whose threads wake up for ever: sixty of them per case and rank.
 CASES_PER_LAUNCH = 14
 LAYOUTS = {"one": SINGLE, **TWO_RANKS, **FOUR_RANKS, **EIGHT_RANKS}

@@ -159,6 +159,21 @@ def test_the_table_of_the_docs(tmp_path: Path) -> None:
 
 @pytest.mark.dist
 @pytest.mark.check
+def test_products_in_fp8(tmp_path: Path) -> None:
+    """They round the same numbers in every layout, and change what is learnt by little."""
+    pytest.importorskip("torchao", reason="the optional extra fp8 is not installed")
+    kinds = {"bf16": {"precision": "bf16"}, "fp8": {"precision": "bf16", "fp8": "rowwise"}}
+    alone = layouts.run({name: ("one", kinds[name]) for name in kinds}, tmp_path, STEPS, 240)
+    cases = {name: (name, kinds["fp8"]) for name in ("PP2", "DP2 ZeRO-3")}
+    for name, outcome in layouts.run(cases, tmp_path / "two", STEPS, 400).items():
+        assert not table.problems(name, distance(outcome, alone["fp8"]), "bf16")
+    apart = distance(alone["fp8"], alone["bf16"])
+    assert apart.loss < 1e-3
+    assert 3e-3 < apart.weights < 0.1
+
+
+@pytest.mark.dist
+@pytest.mark.check
 def test_the_reference_learns_and_does_not_depend_on_micro_batches(
     reference: dict[str, Outcome],
 ) -> None:

@@ -27,7 +27,7 @@ from esolm.pipeline.checkpoint.commit import Retention
 from esolm.pipeline.data.batches import BatchSource
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.errors import ConfigError, EsolmError
-from esolm.pipeline.parallel import build
+from esolm.pipeline.parallel import build, module
 from esolm.pipeline.parallel.bootstrap import (
     device_of,
     initialize_groups,
@@ -39,7 +39,7 @@ from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine
 from esolm.pipeline.parallel.engine import Engine, EngineConfig
 from esolm.pipeline.parallel.first_rank import from_first_rank
 from esolm.pipeline.parallel.fragments import WEIGHTS
-from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.parallel.layout import REDUCE_BUCKET, Layout
 from esolm.pipeline.run.contexts import ContextSection, context_at
 from esolm.pipeline.train.guards import check_replicas
 from esolm.pipeline.train.kernels import Finding, choose_kernels
@@ -133,6 +133,7 @@ def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
                 OBJECTIVES[case.get("objective", "esolm_b")].work(SEQ_LEN),
             ),
             recompute=case.get("recompute", "none"),
+            fp8=case.get("fp8", "none"),
             offload=case.get("offload", False),
             optimizer={
                 "lr": LEARNING_RATE,
@@ -185,7 +186,8 @@ def losses(cases: list[dict[str, Any]]) -> Any:
         rows = case.get("piece_rows", output.piece_rows(MODELS["paper"], 1, 4, LOGITS_MB))
         pieces = patch.object(output, "piece_rows", lambda *_, rows=rows: rows)
         use_kernels(Kernels(compiled=case.get("compiled", "")))
-        with pieces, engine_of(case) as (engine, source):
+        bucket = patch.object(module, "REDUCE_BUCKET", case.get("bucket", REDUCE_BUCKET))
+        with pieces, bucket, engine_of(case) as (engine, source):
             contexts = case.get("contexts", ())
             answers.append(train_steps(engine, source, 0, case["steps"], contexts))
             parts = engine.fragments()
@@ -230,16 +232,18 @@ def guards(cases: list[dict[str, Any]]) -> Any:
             after_veto = _weights_and_moments(engine)
             infinite = engine.train_step(_infinite(batch_of(source, 2)), LEARNING_RATE)
             after_infinite = _weights_and_moments(engine)
+            with _one_is_nan(engine):
+                poisoned = engine.train_step(batch_of(source, 2), LEARNING_RATE)
+            after_poisoned = _weights_and_moments(engine)
             sound = engine.train_step(batch_of(source, 3), LEARNING_RATE, lambda result: True)
             after_sound = _weights_and_moments(engine)
             check_replicas(engine)
             answers.append(
                 {
-                    "applied": [vetoed.applied, infinite.applied, sound.applied],
+                    "applied": [result.applied for result in (vetoed, infinite, poisoned, sound)],
                     "unchanged": [
-                        _same(before, after_veto),
-                        _same(before, after_infinite),
-                        _same(before, after_sound),
+                        _same(before, after)
+                        for after in (after_veto, after_infinite, after_poisoned, after_sound)
                     ],
                     "flips": {name: _flip(engine, name) for name in case["flips"]},
                 }
@@ -340,6 +344,22 @@ def _infinite(batches: list[MicroBatch]) -> list[MicroBatch]:
     index, labels, weights = batches[0].targets
     first = MicroBatch(batches[0].inputs, (index, labels, weights * torch.inf), batches[0].term)
     return [first, *batches[1:]]
+
+
+@contextmanager
+def _one_is_nan(engine: Engine) -> Iterator[None]:
+    """One element of one gradient is not a number, on the first rank alone."""
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        poisoned = gradient.clone()
+        poisoned.view(-1)[0] = torch.nan
+        return poisoned
+
+    _, parameter = engine.parameters()[0]
+    handle = parameter.register_hook(poison) if dist.get_rank() == 0 else None
+    yield
+    if handle is not None:
+        handle.remove()
 
 
 def _weights_and_moments(engine: Engine) -> list[torch.Tensor]:

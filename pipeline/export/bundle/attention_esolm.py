@@ -28,6 +28,11 @@ BLOCK_CAUSAL = "block_causal"
 GUESSED = "guessed"
 # A reach beyond every slot.
 EVERYTHING = 2**31 - 1
+# A mask has at most so many elements: more queries are answered in pieces, so that what a long text
+# takes does not grow with the square of its length.
+MASK_ELEMENTS = 1 << 22
+# Masks of few tokens are kept, as they come again and again.
+KEPT_ELEMENTS = 1 << 14
 # Slots of a cache come in so many: kernels read masks in pieces of this size.
 ALIGNMENT = 16
 
@@ -143,19 +148,28 @@ class Sight:
         found = reach(self.pattern, slots, self.prefix, self.block_size)
         return found.clamp(max=start + width).numpy()
 
-    def mask(self, start: int, width: int, device: torch.device) -> Tensor | None:
-        """Bool [width, start + width], for tokens in slots from `start` on; None: all see all."""
+    def mask(self, first: int, last: int, end: int, device: torch.device) -> Tensor | None:
+        """Bool [last - first, end]: what tokens in slots [first, last) see; None: all see all."""
         if self.pattern == "bidirectional":
             return None
-        return _mask(self.pattern, self.prefix, self.block_size, start, width, device)
+        given = (self.pattern, self.prefix, self.block_size, first, last, end, device)
+        return _kept_mask(*given) if (last - first) * end <= KEPT_ELEMENTS else _mask(*given)
 
 
-@lru_cache(maxsize=256)
 def _mask(
-    pattern: str, prefix: int, block_size: int, start: int, width: int, device: torch.device
+    pattern: str,
+    prefix: int,
+    block_size: int,
+    first: int,
+    last: int,
+    end: int,
+    device: torch.device,
 ) -> Tensor:
-    index = torch.arange(start + width, device=device)
-    return visible(pattern, index[start:, None], index, 1, prefix, block_size)
+    index = torch.arange(end, device=device)
+    return visible(pattern, index[first:last, None], index, 1, prefix, block_size)
+
+
+_kept_mask = lru_cache(maxsize=1024)(_mask)
 
 
 @dataclass(frozen=True)
@@ -175,14 +189,59 @@ class Group:
     wanted: int | None
 
 
+class Asked:
+    """The last tokens of a group as queries, and what each of them sees."""
+
+    def __init__(self, group: Group, last: int, like: Tensor) -> None:
+        """last: how many of each row's tokens ask. like: of the kind of keys and values."""
+        self.group, self.last, self._like = group, last, like
+        is_plain, all_ask = group.sight.pattern == "causal", last == group.width
+        self._is_causal = is_plain and all_ask and not group.start
+        self._sees_all = group.sight.pattern == "bidirectional" or (is_plain and last == 1)
+        self._end = group.start + group.width
+        self._at_once = max(1, MASK_ELEMENTS // self._end)
+        self._mask = None
+        if not self._is_causal and not self._sees_all and last <= self._at_once:
+            self._mask = self._added(0, last)
+
+    def answers(self, asks: Tensor, rows: Tensor, grouped: bool) -> Tensor:
+        """asks: [count, H, last, K], as is returned; rows: keys and values [2, count, G, S, K]."""
+        if self._is_causal or self._sees_all or self._mask is not None:
+            return self._attend(asks, rows, grouped, self._mask)
+        firsts = range(0, self.last, self._at_once)
+        pieces = zip(firsts, asks.split(self._at_once, dim=2), strict=True)
+        return torch.cat([
+            self._attend(piece, rows, grouped, self._added(first, first + piece.shape[2]))
+            for first, piece in pieces
+        ], dim=2)  # fmt: skip
+
+    def _attend(self, asks: Tensor, rows: Tensor, grouped: bool, mask: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(
+            asks, rows[0], rows[1], attn_mask=mask, is_causal=self._is_causal, enable_gqa=grouped
+        )
+
+    def _added(self, first: int, last: int) -> Tensor:
+        """What to add to the scores of some of the queries.
+
+        As numbers, as the kernel would make them of a bool mask in every layer.
+        """
+        front = self._end - self.last
+        mask = self.group.sight.mask(front + first, front + last, self._end, self._like.device)
+        added = torch.zeros(mask.shape, dtype=self._like.dtype, device=self._like.device)
+        return added.masked_fill_(~mask, float("-inf"))
+
+
 class CachedRows:
     """Attention of a ragged pass: every token sees the slots of its own row."""
 
     def __init__(self, cache: SlotCache, groups: list[Group]) -> None:
         self._cache = cache
-        self._groups = [(group, *_allowed(group, cache.layers[0])) for group in groups]
+        self._groups = [Asked(group, group.width, cache.layers[0]) for group in groups]
         self._of_wanted = [
-            (group, *_allowed(group, cache.layers[0], group.wanted)) for group in groups
+            Asked(asked.group, asked.group.wanted, cache.layers[0])
+            if (asked.group.wanted or asked.last) < asked.last
+            else asked
+            for asked in self._groups
         ]
 
     def __call__(
@@ -194,7 +253,8 @@ class CachedRows:
         """
         layer_cache, out = self._cache.layers[layer], None
         grouped = q.shape[1] != k.shape[1]
-        for group, mask, is_causal in self._of_wanted if only_wanted else self._groups:
+        for asked in self._of_wanted if only_wanted else self._groups:
+            group, last = asked.group, asked.last
             fed = slice(group.token, group.token + group.count * group.width)
             asks, keys, values = (
                 x[fed].unflatten(0, (group.count, group.width)).transpose(1, 2) for x in (q, k, v)
@@ -203,30 +263,9 @@ class CachedRows:
             rows = layer_cache[:, group.row : group.row + group.count, :, :end]
             rows[0, :, :, group.start :] = keys
             rows[1, :, :, group.start :] = values
-            last = (only_wanted and group.wanted) or group.width
-            answers = F.scaled_dot_product_attention(
-                asks[:, :, -last:], rows[0], rows[1], attn_mask=mask, is_causal=is_causal,
-                enable_gqa=grouped,
-            ).transpose(1, 2)  # fmt: skip
+            answers = asked.answers(asks[:, :, -last:], rows, grouped).transpose(1, 2)
             if len(self._groups) == 1 and fed.stop == len(q) and last == group.width:
                 return answers.flatten(0, 1)
             out = torch.zeros_like(q) if out is None else out
             out[fed].unflatten(0, (group.count, group.width))[:, -last:] = answers
         return out
-
-
-def _allowed(group: Group, like: Tensor, last: int | None = None) -> tuple[Tensor | None, bool]:
-    """What to add to the scores of the group's last tokens (all), and whether it is plain causal.
-
-    As numbers, as the kernel would make them of a bool mask in every layer.
-    """
-    last = last or group.width
-    if group.sight.pattern == "causal" and last == group.width and not group.start:
-        return None, True
-    if group.sight.pattern == "causal" and last == 1:
-        return None, False
-    mask = group.sight.mask(group.start, group.width, like.device)
-    if mask is None:
-        return None, False
-    added = torch.zeros(last, mask.shape[1], dtype=like.dtype, device=like.device)
-    return added.masked_fill_(~mask[-last:], float("-inf")), False

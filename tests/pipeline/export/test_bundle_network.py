@@ -11,6 +11,7 @@ import torch
 
 from esolm.model.attention import AttentionPattern
 from esolm.model.objectives import BD3LM, MDLM, AutoRegressive, EsoLM, SampleKeys
+from esolm.pipeline.export.bundle import attention_esolm
 from esolm.pipeline.export.bundle.attention_esolm import (
     BLOCK_CAUSAL,
     GUESSED,
@@ -122,8 +123,15 @@ def test_passes_in_pieces_equal_causal_rows(source: Any, pieces: list[int]) -> N
 
 
 @pytest.mark.parametrize("pattern", ["bidirectional", "causal", "prefix", "block_causal"])
-def test_rows_that_see_differently_in_one_pass(paper_source: Any, pattern: str) -> None:
-    """One row under the pattern, the other causal; only some tokens are asked for."""
+@pytest.mark.parametrize("elements", [attention_esolm.MASK_ELEMENTS, 20])
+def test_rows_that_see_differently_in_one_pass(
+    paper_source: Any, pattern: str, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row under the pattern, the other causal; only some tokens are asked for.
+
+    elements: of 20 there are masks for two of these tokens at a time.
+    """
+    monkeypatch.setattr(attention_esolm, "MASK_ELEMENTS", elements)
     bundle = network_of(paper_source, torch.float64)
     tokens = torch.randint(4, paper_source.model.vocab_size, (2, 8))
     cache = SlotCache(bundle.config, 2, 8, bundle.dtype, bundle.device)

@@ -68,6 +68,7 @@ def test_weights_gradients_optimizer_and_average_are_planned_within_a_tenth(
             "precision": p,
             "model": "plan",
             "micro_batch_size": 2,
+            "recompute": "full",  # a pipeline's activations would show
         }
         for name, p in named
     ]
@@ -82,7 +83,12 @@ def test_weights_gradients_optimizer_and_average_are_planned_within_a_tenth(
                 part: (getattr(plan, part), measured[part])
                 for part in ("weights", "master", "moments", "ema")
             }
-            pairs["peak"] = (plan.peak() - plan.bucket, measured["peak"] - plan.bucket)
+            expected_peak = plan.peak() - plan.bucket
+            layout = LAYOUTS[num_ranks][name]
+            if device == "cpu" and layout.copies > 1 and layout.scatters(precision, offload=False):
+                # gloo sums a copy of what it scatters, here all of it; NCCL does it in place.
+                expected_peak = plan.held + plan.gradients
+            pairs["peak"] = (expected_peak, measured["peak"] - plan.bucket)
             wrong += [
                 f"{name}, {precision}, rank {rank}: {part} planned {expected}, measured {found}"
                 for part, (expected, found) in pairs.items()

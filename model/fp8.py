@@ -1,0 +1,56 @@
+"""Matrix products of the blocks in FP8, by torchao's recipes for training.
+
+Inputs, weights and gradients are scaled and rounded to 8 bits just before they are multiplied;
+sums, outputs, weights, the head and all else are what they are without. See docs/training.md.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from torch import Tensor, nn
+
+from esolm.model.compiling import piece
+from esolm.model.config import FP8_MULTIPLE
+from esolm.model.layers import GroupedProjection, WholeLinear
+from esolm.model.network import Block
+
+
+def set_fp8(module: nn.Module, recipe: str) -> None:
+    """Has the linear layers of the blocks in a module multiply in FP8; `none`: not.
+
+    Raises ValueError for layers that tensor parallelism splits, ImportError without torchao.
+    """
+    if recipe == "none":
+        return
+    multiply = fp8_product(recipe)
+    blocks = [part for part in module.modules() if isinstance(part, Block)]
+    for part in (part for block in blocks for part in block.modules()):
+        if isinstance(part, (ColumnParallelLinear, RowParallelLinear)):
+            raise ValueError(
+                "products in FP8 are for layers that tensor parallelism does not split"
+            )
+        if isinstance(part, (WholeLinear, GroupedProjection)):
+            part.multiply = multiply
+
+
+@cache
+def fp8_product(recipe: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """Returns what takes the place of `F.linear`: (inputs [T, D], weight [F, D], bias) -> [T, F].
+
+    recipe: of `FP8_RECIPES`. There is one product for each, so its graphs serve all layers.
+    """
+    from torchao.float8 import Float8LinearConfig
+    from torchao.float8.float8_linear import Float8Linear, matmul_with_hp_or_float8_args
+
+    config = Float8LinearConfig.from_recipe_name(recipe)
+    # Only a layer of torchao's knows what its products are called with.
+    layer = Float8Linear(FP8_MULTIPLE, FP8_MULTIPLE, bias=False, device="meta", config=config)
+    products = layer.linear_mm_config
+
+    @piece
+    def multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        out: Tensor = matmul_with_hp_or_float8_args.apply(inputs, weight.t(), products, config)
+        return out if bias is None else out + bias.to(out.dtype)
+
+    return multiply

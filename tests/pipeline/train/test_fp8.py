@@ -1,0 +1,52 @@
+"""A run that cannot multiply in FP8 says so at its start."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from esolm.model.config import FP8_RECIPES
+from esolm.model.objectives import EsoLM
+from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.fp8 import fp8_problems
+from esolm.pipeline.run.sections import ParallelSection, TrainSection
+from esolm.pipeline.train import fp8
+from tests.dist.workers import MASK_ID, MODELS
+
+OBJECTIVE = EsoLM(MASK_ID, alpha_0=0.5, kappa=0.5)
+TRAIN = TrainSection(steps=1, seq_len=16, micro_batch_size=2, fp8="rowwise")
+
+
+def test_everything_that_does_not_go_with_it_at_once() -> None:
+    model = replace(MODELS["modern"], hidden_size=36, num_heads=3, ffn_hidden_size=56)
+    train = replace(TRAIN, precision="fp32", seq_len=12, micro_batch_size=1)
+    problems = fp8_problems(train, ParallelSection(tp=2), model, OBJECTIVE)
+    told = (
+        "train.precision=bf16",
+        "parallel.tp is 2",
+        "model.hidden_size",
+        "ffn_hidden",
+        "keys",
+        "x 12",
+    )
+    for words in told:
+        assert sum(words in problem for problem in problems) == 1, problems
+    assert not fp8_problems(TRAIN, ParallelSection(pp=2), MODELS["modern"], OBJECTIVE)
+    assert not fp8_problems(replace(train, fp8="none"), ParallelSection(tp=2), model, OBJECTIVE)
+
+
+@pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is installed")
+def test_without_torchao() -> None:
+    with pytest.raises(ConfigError, match=r"pip install 'esolm\[fp8\]'"):
+        fp8.prove_fp8(TRAIN, torch.device("cpu"), MODELS["paper"])
+
+
+@pytest.mark.parametrize("recipe", FP8_RECIPES)
+def test_a_cpu_is_refused_though_its_products_are_right(recipe: str) -> None:
+    pytest.importorskip("torchao", reason="the optional extra fp8 is not installed")
+    device = torch.device("cpu")
+    assert 0.01 < fp8.fp8_error(recipe, device, MODELS["paper"]) < fp8.TOLERANCE
+    with pytest.raises(ConfigError, match=rf"{recipe}: it needs a GPU .* this rank has a CPU"):
+        fp8.prove_fp8(replace(TRAIN, fp8=recipe), device, MODELS["paper"])
+    fp8.prove_fp8(replace(TRAIN, fp8="none"), device, MODELS["paper"])
