@@ -7,7 +7,7 @@ stream. Where z lacks its first tokens (`esolm.model.inputs.without_idle`), the 
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -84,6 +84,17 @@ def visible(
     return seen
 
 
+def stream_lengths(pattern: AttentionPattern, seq_len: int, skipped: int) -> tuple[int, ...]:
+    """Returns the tokens of each stream of a row of seq_len tokens.
+
+    skipped: the tokens that the noised stream lacks.
+    """
+    if pattern.num_streams == 1:
+        return (seq_len,)
+    length = (seq_len + skipped) // 2
+    return length - skipped, length
+
+
 @dataclass(frozen=True)
 class AttentionMask:
     """A pattern made ready for one micro-batch on one device."""
@@ -99,6 +110,8 @@ class AttentionMask:
     """The tokens that the noised stream lacks in front."""
     clean: "AttentionMask | None" = None
     """Of two streams that `esolm.model.two_streams` serves, the mask of the clean one alone."""
+    streams: tuple[int, ...] = ()
+    """`stream_lengths` of the S tokens, which only context parallelism reads."""
 
 
 def dense_mask(
@@ -214,11 +227,12 @@ class MaskBuilder:
             self._pattern = AttentionPattern.at(first[Column.PATTERN])
             self._separate = bool(first[Column.SEPARATE])
             self._of_these_rows.clear()
-        length = (seq_len + self._skipped) // self._pattern.num_streams
-        shape = (seq_len, length - self._skipped if outputs_only else seq_len)
+        streams = stream_lengths(self._pattern, seq_len, self._skipped)
+        shape = (seq_len, streams[0] if outputs_only else seq_len)
         if self._pattern.has_prefix or self._separate:
             if shape not in self._of_these_rows:
-                self._of_these_rows[shape] = self._build(rows, *shape, positions)
+                mask = self._build(rows, *shape, positions)
+                self._of_these_rows[shape] = replace(mask, streams=streams)
             return self._of_these_rows[shape]
         batch, flexible = rows.shape[0], suits_flex(seq_len)
         of_batch = (self._pattern, self._block_size, self._skipped, batch)
@@ -226,7 +240,8 @@ class MaskBuilder:
         if key not in self._of_shapes:
             if len(self._of_shapes) >= MOST_MASKS:
                 self._of_shapes.clear()
-            self._of_shapes[key] = self._build(rows, *shape, positions)
+            mask = self._build(rows, *shape, positions)
+            self._of_shapes[key] = replace(mask, streams=streams)
         return self._of_shapes[key]
 
     def _build(

@@ -32,5 +32,7 @@ def note_first_row(rows: Tensor, first: list[int]) -> None:
 
 def first_row(rows: Tensor) -> list[int]:
     """Returns the first of some rows; where it was not noted, the host waits for the device."""
-    noted: list[int] = _first_rows[rows] if rows in _first_rows else rows[0].tolist()
+    if rows not in _first_rows:
+        note_first_row(rows, rows[0].tolist())
+    noted: list[int] = _first_rows[rows]
     return noted

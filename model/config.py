@@ -41,11 +41,14 @@ class Architecture:
 
     hidden_size: int = setting(768, "Width D.", within=COUNT)
     num_layers: int = setting(12, "Blocks.", within=COUNT)
-    num_heads: int = setting(12, "Attention heads; divides by `parallel.tp`.", within=COUNT)
+    num_heads: int = setting(
+        12, "Attention heads; divides by `parallel.tp` x `parallel.cp`.", within=COUNT
+    )
     num_kv_heads: int = setting(
         0,
         "Heads of keys and values, each shared by a group of attention heads; divides "
-        "`model.num_heads`, and divides by `parallel.tp` or divides it. 0: one for each of those.",
+        "`model.num_heads`, and divides by `parallel.tp` or divides it, as those of a rank do with "
+        "`parallel.cp`. 0: one for each of those.",
         within=NOT_NEGATIVE,
     )
     ffn_hidden_size: int = setting(

@@ -57,18 +57,26 @@ def site_salt(site: int) -> int:
 
 @piece
 def token_keys(
-    keys_B: Tensor, salt: int, tokens: int, seq_len: int, first_token: int, skipped: Tensor
+    keys_B: Tensor,
+    salt: int,
+    tokens: int,
+    seq_len: int,
+    first_token: int,
+    skipped: Tensor,
+    places_S: Tensor | None = None,
 ) -> Tensor:
     """Returns the keys of T consecutive tokens out of the B * S of all rows, int64 [T].
 
     keys_B: int64, one key per row. salt: `site_salt` of the number of this dropout in the network.
     tokens: T. seq_len: S, the tokens of a row. first_token: the place of the first of the T among
     the B * S. skipped: how many tokens a whole row has in front of these S, of one number.
+    places_S: where the S stand in the row, if they are not its first ones in their order, int64.
     """
     token = torch.arange(first_token, first_token + tokens, device=keys_B.device)
     row_keys = _mix(keys_B + salt)
     # A number of the device is added before the product: Triton takes no such number for an index.
-    return _mix(row_keys[token // seq_len] + _salt(token % seq_len + skipped))
+    place = token % seq_len if places_S is None else places_S[token % seq_len]
+    return _mix(row_keys[token // seq_len] + _salt(place + skipped))
 
 
 @cache

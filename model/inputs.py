@@ -63,6 +63,15 @@ class Targets:
     weights: Tensor
     times: NDArray[np.float64] | None = None
 
+    def part(self, rank: int, ranks: int) -> "Targets":
+        """Returns those of every row's outputs that a rank holds, of so many context-parallel ones.
+
+        See `esolm.model.context_parallel`.
+        """
+        held = slice(rank, None, ranks)
+        times = None if self.times is None else self.times[:, held]
+        return Targets(self.labels[:, held], self.weights[:, held], times)
+
     def sparse(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (index, labels, weights), each [N], of the N positions that carry loss.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from esolm.model.attention import AttentionMask, attend
 from esolm.model.compiling import piece
 from esolm.model.config import ModelConfig
+from esolm.model.context_parallel import ContextSplit
 from esolm.model.kernels import kernels_in_use
 from esolm.model.numerics import at_least_float32
 from esolm.model.rotary import rotate
@@ -192,23 +193,27 @@ class Attention(nn.Module):
             Norm(config, config.head_dim) if config.qk_norm else nn.Identity() for _ in range(2)
         ]
         self.q_norm, self.k_norm = norms
+        self.context = ContextSplit(parallel)
         self.out = row_linear(size, size, False, parallel)
 
     def forward(
         self, hidden_TD: Tensor, angles: tuple[Tensor, Tensor], mask: AttentionMask
     ) -> Tensor:
-        """Maps hidden states [B * S, D] to [B * Q, D]; Q is the mask's number of queries."""
-        (batch, seq_len), num_queries = angles[0].shape[:2], mask.num_queries
+        """Maps hidden states [B * S, D] to [B * Q, D]; Q is the mask's number of queries.
+
+        Under context parallelism S and Q, of angles too, are what this rank holds of them.
+        """
+        (batch, seq_len), num_queries = angles[0].shape[:2], self.context.share(mask.num_queries)
         q_BSHK, k_BSGK, v_BSGK = (
             part.view(batch, seq_len, -1, self.head_dim) for part in self._heads(hidden_TD)
         )
         q_BQHK = self.q_norm(q_BSHK[:, :num_queries])
         q_BQHK = rotate(q_BQHK, *(angle[:, :num_queries] for angle in angles))
         k_BSGK = rotate(self.k_norm(k_BSGK), *angles)
-        out_BHQK = attend(
-            q_BQHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2), mask
-        )
-        out_TD: Tensor = self.out(out_BHQK.transpose(1, 2).reshape(batch * num_queries, -1))[0]
+        q, k, v = self.context.to_heads((q_BQHK, k_BSGK, v_BSGK), mask.streams)
+        out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
+        out_BQHK = self.context.to_tokens(out.transpose(1, 2), mask.streams)
+        out_TD: Tensor = self.out(out_BQHK.reshape(batch * num_queries, -1))[0]
         return out_TD
 
     def _heads(self, hidden_TD: Tensor) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from esolm.model.attention import MaskBuilder
 from esolm.model.columns import Column
 from esolm.model.compiling import piece
 from esolm.model.config import ModelConfig
+from esolm.model.context_parallel import ContextSplit
 from esolm.model.dropout import Dropout, feature_salts, keyed_dropout, site_salt, token_keys
 from esolm.model.inputs import NetworkInput
 from esolm.model.layers import Attention, Conditioning, FeedForward, Norm
@@ -24,7 +25,8 @@ from esolm.model.sharding import mark_split
 from esolm.model.tensors import block_tensors, embedding_tensors, head_tensors
 
 # (hidden [B * S, D], positions [B, S], rows [B, 6]) and, with adaLN, the conditioning vector [C].
-# Under sequence parallelism a rank holds its part of the hidden states' B * S tokens.
+# Under context parallelism a rank holds its part of the hidden states of every row, and under
+# sequence parallelism its part of these tokens; positions and rows are whole.
 Flow = tuple[Tensor, ...]
 
 
@@ -41,12 +43,13 @@ class Embedding(nn.Module):
             vocab_size, config.hidden_size, init_method=nn.init.zeros_, config=parallel
         )
         self.conditioning = Conditioning(config.cond_dim) if config.adaln else None
-        self.split = TokenSplit(parallel)
+        self.split, self.context = TokenSplit(parallel), ContextSplit(parallel)
         mark_split(self, embedding_tensors(config), parallel.tensor_model_parallel_size)
 
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Flow:
         tokens, positions, rows = inputs
-        hidden = self.split.scatter(self.tokens(tokens).flatten(0, 1))
+        held = self.context.cut_tokens(tokens, rows)
+        hidden = self.split.scatter(self.tokens(held).flatten(0, 1))
         if self.conditioning is None:
             return hidden, positions, rows
         return hidden, positions, rows, self.conditioning()
@@ -65,7 +68,7 @@ class Block(nn.Module):
         super().__init__()
         self.config, self.layer, self.masks = config, layer, masks
         self.last = layer == config.num_layers - 1
-        self.split = TokenSplit(parallel)
+        self.split, self.context = TokenSplit(parallel), ContextSplit(parallel)
         self.norm1, self.norm2 = Norm(config), Norm(config)
         self.attention = Attention(config, parallel)
         self.mlp = FeedForward(config, parallel)
@@ -76,7 +79,8 @@ class Block(nn.Module):
     def forward(self, flow: Flow) -> Flow:
         hidden, positions, rows, *conditioning = flow
         mask = self.masks(rows, positions.shape[1], self.last, positions)
-        angles = rotary_angles(positions, self.config.rotation(self.layer))
+        held = self.context.cut(positions, mask.streams)
+        angles = rotary_angles(held, self.config.rotation(self.layer))
         if conditioning:
             modulation = self.modulation(conditioning[0]).chunk(6)
             shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
@@ -84,9 +88,11 @@ class Block(nn.Module):
             shift_1 = scale_1 = gate_1 = shift_2 = scale_2 = gate_2 = None
         attended = self.attention(self.norm1(hidden, shift_1, scale_1), angles, mask)
         hidden, positions = self._queries(hidden, positions, mask.num_queries)
-        hidden = self._add(hidden, attended, gate_1, positions, rows, 0)
+        places = self.context.places(positions.shape[1], mask.streams, positions.device)
+        row = self.context.share(positions.shape[1]), places
+        hidden = self._add(hidden, attended, gate_1, rows, row, 0)
         changed = self.mlp(self.norm2(hidden, shift_2, scale_2))
-        hidden = self._add(hidden, changed, gate_2, positions, rows, 1)
+        hidden = self._add(hidden, changed, gate_2, rows, row, 1)
         return hidden, positions, rows, *conditioning
 
     def _queries(
@@ -96,8 +102,9 @@ class Block(nn.Module):
         batch, seq_len = positions.shape
         if num_queries == seq_len:
             return hidden, positions
-        rows = self.split.gather(hidden).view(batch, seq_len, -1)
-        first = self.split.scatter(rows[:, :num_queries].flatten(0, 1))
+        rows = self.split.gather(hidden).view(batch, self.context.share(seq_len), -1)
+        held = rows[:, : self.context.share(num_queries)]
+        first = self.split.scatter(held.flatten(0, 1))
         return first, positions[:, :num_queries].contiguous()
 
     def _add(
@@ -105,11 +112,15 @@ class Block(nn.Module):
         hidden: Tensor,
         branch: Tensor,
         gate: Tensor | None,
-        positions: Tensor,
         rows: Tensor,
+        row: tuple[int, Tensor | None],
         half: int,
     ) -> Tensor:
-        """Adds what attention (half 0) or the feed-forward layer (half 1) has made."""
+        """Adds what attention (half 0) or the feed-forward layer (half 1) has made.
+
+        row: how many tokens of a row the hidden states are of, over the tensor-parallel ranks, and
+        where in the row these stand; see `token_keys`.
+        """
         if not self.training or self.config.dropout == 0.0:
             return add_branch(hidden, branch, gate, None)
         tokens, width = hidden.shape
@@ -117,9 +128,10 @@ class Block(nn.Module):
             rows[:, Column.DROPOUT_KEY],
             site_salt(2 * self.layer + half),
             tokens,
-            positions.shape[1],
+            row[0],
             self.split.first_token(tokens),
             rows[0, Column.SKIPPED],
+            row[1],
         )
         salts = feature_salts(width, hidden.device)
         return add_branch(hidden, branch, gate, Dropout(keys, salts, self.config.dropout))

@@ -52,7 +52,9 @@ def stem(path: Path) -> str:
 def ranks_of(path: Path, config: RunConfig) -> int:
     """The number in the file's comment `# Ranks: N`, else the fewest that the layout takes."""
     stated = re.search(r"^# Ranks: (\d+)$", path.read_text(), re.MULTILINE)
-    return int(stated[1]) if stated else config.parallel.tp * config.parallel.pp
+    return (
+        int(stated[1]) if stated else config.parallel.tp * config.parallel.cp * config.parallel.pp
+    )
 
 
 @pytest.mark.parametrize("path", PARTIAL_CONFIGS, ids=stem)
@@ -151,6 +153,7 @@ def refused(
         (["optimizer.lr=nan"], ["optimizer.lr is nan"]),
         (["train.timeout_minutes=1e300"], ["train.timeout_minutes is 1e+300"]),
         (["parallel.tp=0", "parallel.sequence=true"], ["parallel.tp is 0; it must be at least 1"]),
+        (["parallel.cp=0"], ["parallel.cp is 0; it must be at least 1"]),
         (["parallel.zero=4"], ["parallel.zero is 4; it must be at least 1 and at most 3"]),
     ],
     ids=lambda value: value[0] if value[0].count("=") or value[0].count(".") == 1 else "",
@@ -244,6 +247,29 @@ def test_everything_that_does_not_divide_is_in_one_message(
         "model.ffn_hidden_size 32 does not divide by parallel.tp 3",
         "parallel.pp 7 has more stages",
         "the diffusion term takes 1 of train.global_batch_size 4 rows",
+    ):
+        assert part in error
+    assert not (config.parent / "run").exists()
+
+
+def test_what_context_parallelism_cannot_share_out_is_in_one_message(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["parallel.cp=3", "model.num_heads=4", "model.num_kv_heads=2"]
+    error = refused(["train", str(config), "--ranks", "4", *overrides], monkeypatch, capsys)
+    for part in (
+        "4 ranks do not divide by parallel.tp 1 x parallel.cp 3 x parallel.pp 1 = 3",
+        "model.num_heads 4 does not divide by parallel.cp 3: each rank attends with whole heads",
+        "model.num_kv_heads 2 neither divides by parallel.cp 3 nor divides it",
+        "train.seq_len: the 32 tokens of a row do not divide by parallel.cp 3",
+    ):
+        assert part in error
+    sizes = ["model.num_heads=4", "parallel.tp=2", "parallel.cp=4", "parallel.sequence=true"]
+    rows = ["train.seq_len=4", "train.micro_batch_size=1"]
+    error = refused(["train", str(config), "--ranks", "8", *sizes, *rows], monkeypatch, capsys)
+    for part in (
+        "model.num_heads 4 / parallel.tp 2 = 2 does not divide by parallel.cp 4",
+        "the 1 tokens of a micro-batch that a rank of parallel.cp 4 holds do not divide",
     ):
         assert part in error
     assert not (config.parent / "run").exists()

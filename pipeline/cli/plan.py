@@ -80,7 +80,7 @@ def plan_command(
     if search:
         _search(resolved, ranks or gpus_per_node, machine, vocab_size, as_json)
     else:
-        alone = resolved.parallel.tp * resolved.parallel.pp
+        alone = resolved.parallel.tp * resolved.parallel.cp * resolved.parallel.pp
         on_gpu, on_host = _plan(resolved, ranks or max(1, alone), machine, vocab_size, as_json)
         if on_gpu and gpu is None and gpu_memory is None:
             typer.echo(f"note: {on_gpu} (assumed; --gpu names another)", err=True)

@@ -37,7 +37,8 @@ class BatchSource:
 
     Micro-batch m of replica r holds slots [(m * dp + r) * b, ... + b) of the global batch, so a
     global batch is the same set of rows for every number of replicas. skip_multiple: of noised
-    tokens without loss so many, times a whole number, are left out of every row.
+    tokens without loss so many, times a whole number, are left out of every row. cp_rank, cp_size:
+    which part of every row's targets a context-parallel rank gets; inputs are those of whole rows.
     """
 
     reader: MixtureReader | SampleReader
@@ -50,6 +51,8 @@ class BatchSource:
     with_sources: bool = False
     """Whether micro-batches say which source of a mixture each row is of."""
     skip_multiple: int = SKIP_MULTIPLE
+    cp_rank: int = 0
+    cp_size: int = 1
 
     def batch(self, first_sample: int, context: int = 0) -> list[MicroBatch]:
         """Return the micro-batches of the global batch that starts at a global sample index.
@@ -112,7 +115,7 @@ class BatchSource:
             sources = tuple(self.reader.index.locate(keys.sample_index)[0].tolist())
         return MicroBatch(
             inputs=(inputs.tokens, inputs.positions, inputs.rows()),
-            targets=targets.sparse(),
+            targets=targets.part(self.cp_rank, self.cp_size).sparse(),
             term=term_of(self.objective, keys),
             bucket=None if targets.times is None else _bucket_of(targets.times),
             sources=sources,

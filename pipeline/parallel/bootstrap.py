@@ -164,7 +164,7 @@ def join_job(info: ProcessInfo, backend: str, timeout: timedelta | None = None) 
 
 
 def initialize_groups(layout: Layout) -> None:
-    """Creates megatron-core's tensor, pipeline and data groups of the layout."""
+    """Creates megatron-core's tensor, context, pipeline and data groups of the layout."""
     if layout.sequence and not torch.cuda.is_available():
         # megatron-core asks CUDA for the device of its gather buffers, even where there is none.
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore
@@ -173,6 +173,7 @@ def initialize_groups(layout: Layout) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
+        context_parallel_size=layout.cp,
         create_gloo_process_groups=False,
         distributed_timeout_minutes=c10d.default_pg_timeout / timedelta(minutes=1),
     )

@@ -132,11 +132,11 @@ class DeepSpeedEngine(Engine):
     def _record(self, loss: Tensor) -> Tensor:
         """Notes a micro-batch's loss and scales it for backward.
 
-        DeepSpeed averages over micro-batches and replicas; the weights of the loss already make
-        the sum over all of them the loss of the step.
+        DeepSpeed averages over micro-batches and copies of the weights; the weights of the loss
+        already make the sum over all of them the loss of the step.
         """
         self._recorded.append(loss.detach())
-        return loss * (self.config.num_micro_batches * self.layout.dp)
+        return loss * (self.config.num_micro_batches * self.layout.copies)
 
     def _new_rows(self) -> Tensor | None:
         """Returns where the losses of the next micro-batch's rows go, if they are asked for."""

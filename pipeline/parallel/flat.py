@@ -10,6 +10,7 @@ from torch import Tensor
 
 from esolm.model.columns import note_first_row
 from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.parallel.copies import copies_group, copies_rank
 from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config
 from esolm.pipeline.parallel.engine import EngineConfig
 from esolm.pipeline.parallel.layout import Layout
@@ -72,9 +73,8 @@ class _ModelParallelUnit:
     functions for its own.
     """
 
-    get_data_parallel_rank = staticmethod(parallel_state.get_data_parallel_rank)
-    get_data_parallel_world_size = staticmethod(parallel_state.get_data_parallel_world_size)
-    get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
+    get_data_parallel_group = staticmethod(copies_group)
+    get_data_parallel_rank = staticmethod(copies_rank)
     get_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
     get_model_parallel_world_size = staticmethod(
         parallel_state.get_tensor_model_parallel_world_size
@@ -85,5 +85,9 @@ class _ModelParallelUnit:
     get_tensor_model_parallel_group = get_model_parallel_group
 
     @staticmethod
+    def get_data_parallel_world_size() -> int:
+        return copies_group().size()
+
+    @staticmethod
     def get_data_parallel_group_ranks() -> list[int]:
-        return torch.distributed.get_process_group_ranks(parallel_state.get_data_parallel_group())
+        return torch.distributed.get_process_group_ranks(copies_group())

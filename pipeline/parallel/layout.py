@@ -8,10 +8,10 @@ REDUCE_BUCKET = 50_000_000
 
 @dataclass(frozen=True)
 class Layout:
-    """tp x pp x dp ranks with ZeRO stage `zero` over the data-parallel ones.
+    """tp x cp x pp x dp ranks with ZeRO stage `zero` over those that hold the same weights.
 
-    Ranks are numbered with tp fastest, then dp, then pp: the order of megatron-core and of
-    DeepSpeed's PipeModelDataParallelTopology alike.
+    Ranks are numbered with tp fastest, then cp, dp and pp: the order of megatron-core and, where
+    cp x dp are one, of DeepSpeed's PipeModelDataParallelTopology alike.
     """
 
     tp: int
@@ -20,10 +20,17 @@ class Layout:
     zero: int
     sequence: bool = False
     """Sequence parallelism among the tensor-parallel ranks."""
+    cp: int = 1
+    """Context-parallel ranks, which share the tokens of every row of a replica."""
 
     @property
     def world_size(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.copies
+
+    @property
+    def copies(self) -> int:
+        """The ranks that hold the same weights; see `esolm.pipeline.parallel.copies`."""
+        return self.cp * self.dp
 
     def scatters(self, precision: str, offload: bool) -> bool:
         """Whether gradients are reduce-scattered by us; DeepSpeed reduces all others itself."""
@@ -31,11 +38,12 @@ class Layout:
 
     def __str__(self) -> str:
         tensor = f"TP{self.tp}{'+SP' if self.sequence else ''}"
-        return f"{tensor} x PP{self.pp} x DP{self.dp}, ZeRO-{self.zero}"
+        context = f" x CP{self.cp}" if self.cp > 1 else ""
+        return f"{tensor}{context} x PP{self.pp} x DP{self.dp}, ZeRO-{self.zero}"
 
 
 def fit_layout(
-    tp: int, pp: int, zero: int, sequence: bool, world_size: int
+    tp: int, pp: int, zero: int, sequence: bool, world_size: int, cp: int = 1
 ) -> tuple[Layout | None, list[str]]:
     """The layout of `world_size` ranks, or every reason why there is none.
 
@@ -49,10 +57,13 @@ def fit_layout(
             f"parallel.zero={zero} does not go with parallel.pp={pp}: gradients of a stage "
             "are summed over micro-batches before they are reduced; use parallel.zero=1"
         )
-    if tp >= 1 and pp >= 1 and world_size % (tp * pp):
+    replica = tp * cp * pp
+    if min(tp, cp, pp) >= 1 and world_size % replica:
+        context = f" x parallel.cp {cp}" if cp > 1 else ""
         problems.append(
-            f"{world_size} ranks do not divide by parallel.tp {tp} x parallel.pp {pp} = {tp * pp}"
+            f"{world_size} ranks do not divide by parallel.tp {tp}{context} x parallel.pp {pp} = "
+            f"{replica}"
         )
-    if problems or min(tp, pp) < 1:
+    if problems or min(tp, cp, pp) < 1:
         return None, problems
-    return Layout(tp, pp, world_size // (tp * pp), zero, sequence), []
+    return Layout(tp, pp, world_size // replica, zero, sequence, cp), []

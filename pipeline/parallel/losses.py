@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from esolm.pipeline.data.micro_batch import MicroBatch
+from esolm.pipeline.parallel.copies import copies_group
 from esolm.pipeline.parallel.layout import Layout
 
 
@@ -45,15 +46,16 @@ def reduce_losses(
 ) -> StepLosses:
     """Returns the losses over all replicas; collective over all ranks.
 
-    recorded: the loss of each micro-batch on the last stage; empty on the other stages. by_row: of
+    recorded: the loss of each micro-batch on the last stage, of this rank's tokens of it; empty on
+    the other stages. Counted is a micro-batch once for each context-parallel rank, but only ratios
+    of counts are used. by_row: of
     each micro-batch that names its rows' sources, there also the losses of its rows, float32 [B];
     an engine that does not know them gives none, and has no losses by source.
     """
     kinds = sorted({kind for batch in batches for kind in _kinds_of(batch)}, key=str)
-    if layout.dp > 1:
-        gathered: list[list[Kind]] = [[] for _ in range(layout.dp)]
-        group = parallel_state.get_data_parallel_group()
-        dist.all_gather_object(gathered, kinds, group=group)
+    if layout.copies > 1:
+        gathered: list[list[Kind]] = [[] for _ in range(layout.copies)]
+        dist.all_gather_object(gathered, kinds, group=copies_group())
         kinds = sorted(set().union(*gathered), key=str)
     # Each row holds the loss of a kind and its number of micro-batches, or of rows.
     sums = torch.zeros(len(kinds), 2, dtype=torch.float64, device=device)
@@ -67,8 +69,8 @@ def reduce_losses(
         # Not a product: a loss that is not finite must not spoil the sums of others.
         sums[:, 0] = torch.where(mine, values, 0.0).sum(dim=1)
         sums[:, 1] = mine.sum(dim=1)
-        if layout.dp > 1:
-            dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+        if layout.copies > 1:
+            dist.all_reduce(sums, group=copies_group())
     if layout.pp > 1:
         source = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(sums, source, group=parallel_state.get_pipeline_model_parallel_group())

@@ -47,6 +47,7 @@ def parallel_config(layout: Layout) -> ModelParallelConfig:
     return ModelParallelConfig(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
+        context_parallel_size=layout.cp,
         pipeline_dtype=torch.float32 if layout.pp > 1 else None,
         use_cpu_initialization=True,
         perform_initialization=False,

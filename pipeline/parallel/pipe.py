@@ -12,6 +12,7 @@ from esolm.model.loss import SparseTargets, weighted_loss
 from esolm.model.network import Block, Embedding, Head
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.parallel.bootstrap import import_deepspeed
+from esolm.pipeline.parallel.copies import copies_rank
 from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine
 from esolm.pipeline.parallel.engine import EngineConfig
 from esolm.pipeline.parallel.layout import Layout
@@ -29,7 +30,7 @@ class PipeEngine(DeepSpeedEngine):
 
         layout, parallel, masks = config.layout, parallel_config(config.layout), MaskBuilder()
         topology = PipeModelDataParallelTopology(
-            num_pp=layout.pp, num_mp=layout.tp, num_dp=layout.dp
+            num_pp=layout.pp, num_mp=layout.tp, num_dp=layout.copies
         )
         _check_rank_order(topology)
         blocks = [
@@ -174,7 +175,7 @@ def _check_rank_order(topology: object) -> None:
     mine = topology.get_coord(torch.distributed.get_rank())  # type: ignore[attr-defined]
     theirs = (
         parallel_state.get_pipeline_model_parallel_rank(),
-        parallel_state.get_data_parallel_rank(),
+        copies_rank(),
         parallel_state.get_tensor_model_parallel_rank(),
     )
     assert (mine.pipe, mine.data, mine.model) == theirs, (mine, theirs)

@@ -13,6 +13,7 @@ from esolm.model.config import ModelConfig
 from esolm.model.sharding import is_sharded
 from esolm.model.tensors import network_tensors
 from esolm.pipeline.parallel.bootstrap import import_deepspeed
+from esolm.pipeline.parallel.copies import copies_rank
 from esolm.pipeline.parallel.engine import Replica
 from esolm.pipeline.parallel.fragments import STATES, WEIGHTS, Fragment
 from esolm.pipeline.parallel.layout import Layout
@@ -219,5 +220,5 @@ def _held_part(parameter: Any) -> Tensor:
 def _bounds(parameter: Any) -> tuple[int, int]:
     """Returns (start, number) of the elements that this rank holds, without padding at the end."""
     size = parameter.ds_tensor.ds_numel
-    start = size * parallel_state.get_data_parallel_rank()
+    start = size * copies_rank()
     return start, max(0, min(size, parameter.ds_numel - start))

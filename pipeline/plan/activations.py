@@ -19,7 +19,7 @@ from esolm.pipeline.plan.state import ELEMENT_BYTES
 
 @dataclass(frozen=True)
 class MicroBatchShape:
-    """The numbers of tokens in a micro-batch of one kind of row."""
+    """The numbers of tokens in a micro-batch of one kind of row, of those that a rank holds."""
 
     fed: int
     queries: int
@@ -27,8 +27,8 @@ class MicroBatchShape:
     """The positions that go through the output layer; see `of`."""
 
     @classmethod
-    def of(cls, work: RowWork, rows: int) -> "MicroBatchShape":
-        """Returns the shape of a micro-batch of so many rows.
+    def of(cls, work: RowWork, rows: int, context_ranks: int = 1) -> "MicroBatchShape":
+        """Returns the shape of a micro-batch of so many rows, of which ranks share the tokens.
 
         All tokens of one stream count as scored, because all may be masked as t nears 1; of two
         streams the mean share counts. Of the noised stream a micro-batch leaves out what all rows
@@ -38,7 +38,16 @@ class MicroBatchShape:
         scored = length if streams == 1 else round(work.scored)
         spared = max(0, int(work.skipped - 2 * math.sqrt(length)))
         queries = length - spared // FLEX_BLOCK * FLEX_BLOCK
-        return cls(rows * (queries + (streams - 1) * length), rows * queries, rows * scored)
+        numbers = (queries + (streams - 1) * length, queries, scored)
+        return cls(*(-(-rows * number // context_ranks) for number in numbers))
+
+
+def keys_attended(model: ModelConfig, layout: Layout) -> int:
+    """Returns the width of the keys that a rank attends with, for each token that it holds.
+
+    A head that several context-parallel ranks attend with is at each of them.
+    """
+    return max(model.kv_size // layout.tp, layout.cp * model.head_dim)
 
 
 @dataclass(frozen=True)
@@ -77,11 +86,24 @@ class Activations:
         # Ranks that share a head of keys and values compute it each.
         asked, held = model.hidden_size // tp, max(model.kv_size // tp, model.head_dim)
         values = 2 * queries * asked + 3 * fed * held
-        if not model.num_kv_heads or (model.qk_norm and element == 4):
+        normed_as_they_are = model.qk_norm and element == 4
+        if not model.num_kv_heads or normed_as_they_are:
             values += fed * asked
+        if self.layout.cp > 1:
+            values = self._exchanged(fed, queries)
+            values += fed * (asked + 2 * held) if normed_as_they_are else 0
         normed = queries * asked + fed * held if model.qk_norm else 0
         of_norms = 4 * normed * (1 if element == 4 else 2)
         return element * values + of_norms + 4 * model.num_heads * queries // tp
+
+    def _exchanged(self, fed: int, queries: int) -> int:
+        """The values that attention keeps where heads are exchanged for tokens.
+
+        Those are q, k, v and the output of this rank's heads, and the output of its tokens; what
+        was sent is not kept.
+        """
+        asked = self.model.hidden_size // self.layout.tp
+        return 3 * queries * asked + 2 * fed * keys_attended(self.model, self.layout)
 
     def block(self, fed: int, queries: int) -> int:
         """The bytes of one block, without its attention if that is recomputed."""

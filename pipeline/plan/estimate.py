@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from esolm.model.config import ModelConfig
 from esolm.model.flops import RowWork, layer_costs
 from esolm.pipeline.parallel.layout import REDUCE_BUCKET, Layout
+from esolm.pipeline.plan.activations import keys_attended
 from esolm.pipeline.plan.cost import Machine
 from esolm.pipeline.plan.plan import Plan
 from esolm.pipeline.plan.state import ELEMENT_BYTES, MAX_GATHERED
@@ -28,6 +29,8 @@ class StepSeconds:
     bubble: float
     tensor: float
     """Communication of tensor parallelism."""
+    context: float
+    """Heads exchanged for tokens among context-parallel ranks."""
     data: float
     """Communication of data parallelism for which the computation waits."""
     hidden: float
@@ -37,7 +40,8 @@ class StepSeconds:
 
     @property
     def total(self) -> float:
-        return self.compute + self.bubble + self.tensor + self.data + self.messages
+        waited = self.tensor + self.context + self.data + self.messages
+        return self.compute + self.bubble + waited
 
 
 def step_seconds(plan: Plan, machine: Machine, checkpointing: str) -> StepSeconds:
@@ -47,7 +51,7 @@ def step_seconds(plan: Plan, machine: Machine, checkpointing: str) -> StepSecond
     works = plan.subject.objective.work(config.train.seq_len)
     repeated = _repeated_share(model, checkpointing)
     one = _micro_batch_seconds(plan, machine, works) * (1 + repeated)
-    fed = rows * sum(work.share * work.fed for work in works)
+    fed = rows * sum(work.share * work.fed for work in works) / layout.cp
     message = message_seconds(model, layout, machine, precision, fed)
     compute = plan.micro_batches * one
     tokens = plan.micro_batches * fed * (1 + repeated / 2)
@@ -61,6 +65,8 @@ def step_seconds(plan: Plan, machine: Machine, checkpointing: str) -> StepSecond
         compute=compute,
         bubble=(layout.pp - 1) * (_longest_seconds(plan, machine) * (1 + repeated) + message),
         tensor=tensor_seconds(model, layout, machine, precision, tokens),
+        context=context_seconds(model, layout, machine, precision, plan.micro_batches * fed)
+        * (1 if checkpointing == "none" else 1.5),
         data=exposed,
         hidden=data - exposed,
         messages=plan.micro_batches * message,
@@ -76,7 +82,7 @@ def _micro_batch_seconds(plan: Plan, machine: Machine, works: Sequence[RowWork])
     costs = layer_costs(model, works)
     flops = max(sum(costs[first:end]) for first, end in (s.layers for s in plan.stages))
     blocks = -(-model.num_layers // layout.pp)
-    speed = machine.mfu * machine.gpu.peak_flops * layout.tp
+    speed = machine.mfu * machine.gpu.peak_flops * layout.tp * layout.cp
     matrices = flops * config.train.micro_batch_size / speed
     return max(matrices, blocks * LAUNCH_SECONDS)
 
@@ -104,6 +110,7 @@ def tensor_seconds(
 ) -> float:
     """The seconds of four ring all-reduces of [tokens, D] per block, forward and backward together.
 
+    tokens: those that a rank holds, but for sequence parallelism.
     With sequence parallelism each is a reduce-scatter and an all-gather of the same volume.
     """
     if layout.tp == 1:
@@ -112,6 +119,32 @@ def tensor_seconds(
     ring = 2 * (layout.tp - 1) / layout.tp
     blocks = -(-model.num_layers // layout.pp)
     return 4 * blocks * ring * volume / machine.ring_bandwidth(layout.tp)
+
+
+def exchange_bytes(
+    model: ModelConfig, layout: Layout, precision: str, tokens: float, queries: float
+) -> float:
+    """The bytes that a rank sends in one block to the other context-parallel ranks, both ways.
+
+    Of the tokens that it holds: keys and values of all, and of the queries q and the output; and
+    the gradients of these.
+    """
+    of_tokens, of_queries = keys_attended(model, layout), model.hidden_size // layout.tp
+    values = 2 * tokens * of_tokens + 2 * queries * of_queries
+    return 2 * ELEMENT_BYTES[precision] * values * (layout.cp - 1) / layout.cp
+
+
+def context_seconds(
+    model: ModelConfig, layout: Layout, machine: Machine, precision: str, tokens: float
+) -> float:
+    """The seconds of `exchange_bytes` of all blocks of a stage, for `tokens` tokens of a rank.
+
+    Nothing of it overlaps. The last block's, which is less where there are two streams, counts as
+    another's.
+    """
+    blocks = -(-model.num_layers // layout.pp)
+    volume = blocks * exchange_bytes(model, layout, precision, tokens, tokens)
+    return volume / machine.message_bandwidth(layout.tp * layout.cp)
 
 
 def message_seconds(
@@ -158,11 +191,11 @@ def data_seconds(
     scatters: bool = False,
 ) -> float:
     """The seconds of `data_bytes`, whether computation waits for them or not."""
-    if layout.dp == 1:
+    if layout.copies == 1:
         return 0.0
     volume = data_bytes(parameters, layout.zero, precision, micro_batches, scatters)
-    share = (layout.dp - 1) / layout.dp
-    return share * volume / machine.ring_bandwidth(layout.dp, layout.tp)
+    share = (layout.copies - 1) / layout.copies
+    return share * volume / machine.ring_bandwidth(layout.copies, layout.tp)
 
 
 def exposed_seconds(
@@ -180,10 +213,10 @@ def exposed_seconds(
     last backward pass, which is two thirds of a micro-batch. ZeRO-3 has streams of its own, which
     the end of every backward pass waits for, with the last bucket of gradients.
     """
-    if layout.dp == 1 or (layout.zero < 3 and not scatters):
+    if layout.copies == 1 or (layout.zero < 3 and not scatters):
         return data
-    bucket = 4.0 * min(parameters, REDUCE_BUCKET) * (layout.dp - 1) / layout.dp
-    last = bucket / machine.ring_bandwidth(layout.dp, layout.tp)
+    bucket = 4.0 * min(parameters, REDUCE_BUCKET) * (layout.copies - 1) / layout.copies
+    last = bucket / machine.ring_bandwidth(layout.copies, layout.tp)
     if scatters:
         gathered = data * ELEMENT_BYTES["bf16"] / (4 + ELEMENT_BYTES["bf16"])
         return gathered + max(data - gathered - compute / micro_batches * 2 / 3, last)

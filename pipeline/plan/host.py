@@ -46,7 +46,7 @@ def host_bytes(
     asynchronous: bool,
 ) -> HostBytes:
     """Returns the host memory of a rank that holds `size` of the pipeline layers `bounds`."""
-    share = -(-size.parameters // layout.dp)
+    share = -(-size.parameters // layout.copies)
     numels = [tensor.numel for layer in range(*bounds) for tensor in layer_tensors(model, layer)]
     regrouped = ELEMENT_BYTES[precision] * share if layout.zero == 3 else 0
     return HostBytes(

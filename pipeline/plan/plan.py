@@ -8,7 +8,7 @@ from esolm.model.flops import flops_per_token, layer_costs
 from esolm.model.objectives import Objective, VocabularyIds
 from esolm.pipeline.data.mixture import SourceUse
 from esolm.pipeline.errors import ConfigError
-from esolm.pipeline.parallel.layout import Layout, fit_layout
+from esolm.pipeline.parallel.layout import Layout
 from esolm.pipeline.plan.activations import Activations, MicroBatchShape
 from esolm.pipeline.plan.cost import Machine, bubble_share
 from esolm.pipeline.plan.host import HostBytes, host_bytes
@@ -17,6 +17,7 @@ from esolm.pipeline.plan.stages import stage_bounds
 from esolm.pipeline.plan.state import StateBytes, state_bytes
 from esolm.pipeline.run.experiment import (
     build_objective,
+    layout_of,
     problems_before_data,
     problems_of_a_start,
 )
@@ -148,8 +149,8 @@ def make_plan(subject: Planned, ranks: int) -> Plan:
     Raises ConfigError if the layout does not fit them.
     """
     config = subject.config
-    train, parallel = config.train, config.parallel
-    layout, problems = fit_layout(parallel.tp, parallel.pp, parallel.zero, parallel.sequence, ranks)
+    train = config.train
+    layout, problems = layout_of(config, ranks)
     if layout is None:
         raise ConfigError(problems)
     micro_batches = train.global_batch_size // (train.micro_batch_size * layout.dp)
@@ -173,7 +174,7 @@ def _plan_stage(
 ) -> StagePlan:
     train, parallel = subject.config.train, subject.config.parallel
     works = subject.objective.work(train.seq_len)
-    shapes = [MicroBatchShape.of(work, train.micro_batch_size) for work in works]
+    shapes = [MicroBatchShape.of(work, train.micro_batch_size, layout.cp) for work in works]
     size = stage_size(subject.model, *bounds, layout.tp)
     kinds = {
         mode: Activations(subject.model, layout, train.precision, mode, train.logits_mb)

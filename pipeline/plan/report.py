@@ -34,6 +34,7 @@ def describe(plan: Plan, machine: Machine) -> dict[str, Any]:
         "layout": {
             "ranks": layout.world_size,
             "tp": layout.tp,
+            "cp": layout.cp,
             "pp": layout.pp,
             "dp": layout.dp,
             "zero": layout.zero,
@@ -159,6 +160,7 @@ def describe_search(found: Search, count: int) -> list[dict[str, Any]]:
             "compute": candidate.seconds.compute,
             "bubble": candidate.seconds.bubble,
             "tensor_communication": candidate.seconds.tensor,
+            "context_communication": candidate.seconds.context,
             "data_communication": candidate.seconds.data,
             "data_communication_hidden": candidate.seconds.hidden,
             "stage_messages": candidate.seconds.messages,

@@ -27,6 +27,7 @@ class Candidate:
         layout, train = self.plan.layout, self.plan.subject.config.train
         values = {
             "parallel.tp": layout.tp,
+            "parallel.cp": layout.cp,
             "parallel.pp": layout.pp,
             "parallel.zero": layout.zero,
             "parallel.sequence": str(layout.sequence).lower(),
@@ -45,13 +46,16 @@ class Search:
 
 
 def layouts_of(config: RunConfig, ranks: int, gpus_per_node: int) -> Iterator[RunConfig]:
-    """Yields the configuration in every layout worth a check, with tensor parallelism in a node."""
-    batch = config.train.global_batch_size
+    """Yields the configuration in every layout worth a check, with tensor parallelism in a node.
+
+    The context-parallel degree stays as it is configured.
+    """
+    batch, cp = config.train.global_batch_size, max(1, config.parallel.cp)
     for tp in _divisors(gpus_per_node):
-        for pp in _divisors(ranks // tp) if ranks % tp == 0 else []:
-            dp = ranks // (tp * pp)
+        for pp in _divisors(ranks // (tp * cp)) if ranks % (tp * cp) == 0 else []:
+            dp = ranks // (tp * cp * pp)
             sizes = {2**power for power in range(12) if 2**power * dp <= batch}
-            for zero in (1, 2, 3) if pp == 1 and dp > 1 else (1,):
+            for zero in (1, 2, 3) if pp == 1 and cp * dp > 1 else (1,):
                 for sequence in (False, True) if tp > 1 else (False,):
                     parallel = replace(config.parallel, tp=tp, pp=pp, zero=zero, sequence=sequence)
                     for size in sorted(sizes | {config.train.micro_batch_size}):

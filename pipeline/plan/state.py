@@ -2,7 +2,7 @@
 
 The figures are measured, not derived: docs/plan.md has the table, and tests/pipeline/plan compares
 them with a running engine. Letters there: N is the number of parameters of the rank, d the number
-of data-parallel ranks, e the bytes of a weight (2 or 4).
+of ranks that hold the same weights, e the bytes of a weight (2 or 4).
 """
 
 from dataclasses import dataclass
@@ -50,14 +50,14 @@ def state_bytes(size: Size, layout: Layout, precision: str, offload: bool = Fals
     """Returns the state of a rank that holds `size` of the network."""
     element = ELEMENT_BYTES[precision]
     if layout.zero == 3:
-        state = _stage_3(size, layout.dp, element)
+        state = _stage_3(size, layout.copies, element)
     elif layout.scatters(precision, offload):
-        state = _bf16_stage_1(size, layout.dp)
+        state = _bf16_stage_1(size, layout.copies)
     elif layout.zero == 1:
         state = _stage_1(size, layout, element)
     else:
-        state = _stage_2(size, layout.dp, element)
-    return _offloaded(state, size, layout.dp) if offload else state
+        state = _stage_2(size, layout.copies, element)
+    return _offloaded(state, size, layout.copies) if offload else state
 
 
 def _bf16_stage_1(size: Size, dp: int) -> StateBytes:
@@ -77,7 +77,7 @@ def _bf16_stage_1(size: Size, dp: int) -> StateBytes:
 
 def _stage_1(size: Size, layout: Layout, element: int) -> StateBytes:
     """Gradients accumulate whole, and the update flattens a rank's share of them twice."""
-    count, share = size.parameters, -(-size.parameters // layout.dp)
+    count, share = size.parameters, -(-size.parameters // layout.copies)
     bucket = 4 * REDUCE_BUCKET * (2 if layout.pp > 1 else 1)
     fresh = 0 if layout.pp > 1 else 4 * size.largest
     return StateBytes(

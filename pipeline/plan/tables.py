@@ -137,6 +137,7 @@ def show_search(console: Console, found: Search, count: int) -> None:
         "compute",
         "bubble",
         "tp",
+        "cp",
         "pp",
         "dp",
         "memory",
@@ -145,12 +146,13 @@ def show_search(console: Console, found: Search, count: int) -> None:
     for candidate in found.ranked[:count]:
         layout, seconds = candidate.plan.layout, candidate.seconds
         times = (
-            seconds.total, seconds.compute, seconds.bubble, seconds.tensor, seconds.messages,
-            seconds.data,
+            seconds.total, seconds.compute, seconds.bubble, seconds.tensor, seconds.context,
+            seconds.messages, seconds.data,
         )  # fmt: skip
         table.add_row(
-            f"TP{layout.tp}{'+SP' if layout.sequence else ''} PP{layout.pp} DP{layout.dp} "
-            f"Z{layout.zero}",
+            f"TP{layout.tp}{'+SP' if layout.sequence else ''} "
+            f"{f'CP{layout.cp} ' if layout.cp > 1 else ''}"
+            f"PP{layout.pp} DP{layout.dp} Z{layout.zero}",
             str(candidate.plan.subject.config.train.micro_batch_size),
             candidate.checkpointing,
             *[f"{1000 * value:.3g}" for value in times],

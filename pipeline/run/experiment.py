@@ -85,10 +85,7 @@ def _assemble(
     The experiment is None if there are problems or there is no dataset.
     """
     dataset = sources[0].dataset if sources else None
-    parallel = config.parallel
-    layout, problems = fit_layout(
-        parallel.tp, parallel.pp, parallel.zero, parallel.sequence, world_size
-    )
+    layout, problems = layout_of(config, world_size)
     problems += _train_problems(config)
     ids = dataset.ids if dataset else VocabularyIds(1, 0, 0, 0)
     model = ModelConfig(vocab_size=ids.size, mask_id=ids.mask_id, **asdict(config.model))
@@ -104,6 +101,14 @@ def _assemble(
     assert objective is not None
     assert layout is not None
     return Experiment(config, tuple(sources), model, objective, layout), []
+
+
+def layout_of(config: RunConfig, world_size: int) -> tuple[Layout | None, list[str]]:
+    """Returns the layout of so many ranks (None if there is none) and every reason against it."""
+    parallel = config.parallel
+    return fit_layout(
+        parallel.tp, parallel.pp, parallel.zero, parallel.sequence, world_size, parallel.cp
+    )
 
 
 def build_objective(config: RunConfig, ids: VocabularyIds) -> tuple[Objective | None, list[str]]:
@@ -170,7 +175,7 @@ def _origin_problems(config: RunConfig) -> list[str]:
 
 
 def _sharing_problems(config: RunConfig, model: ModelConfig) -> list[str]:
-    """Names what does not divide among tensor-parallel ranks and pipeline stages."""
+    """Names what does not divide among the ranks of a replica."""
     tp, pp = config.parallel.tp, config.parallel.pp
     problems = []
     for name in ("num_heads", "ffn_hidden_size"):
@@ -183,6 +188,7 @@ def _sharing_problems(config: RunConfig, model: ModelConfig) -> list[str]:
             f"model.num_kv_heads {model.num_kv_heads} neither divides by parallel.tp {tp} nor "
             "divides it: each rank takes whole heads, or several ranks share one"
         )
+    problems += _head_problems(config, model)
     if pp > model.num_layers + 2:
         problems.append(
             f"parallel.pp {pp} has more stages than the network has layers: {model.num_layers} "
@@ -191,15 +197,47 @@ def _sharing_problems(config: RunConfig, model: ModelConfig) -> list[str]:
     return problems
 
 
+def _head_problems(config: RunConfig, model: ModelConfig) -> list[str]:
+    """Names heads of a tensor-parallel rank that do not divide among context-parallel ones."""
+    tp, cp = config.parallel.tp, config.parallel.cp
+    if tp < 1 or cp <= 1 or model.num_heads % tp:
+        return []  # what is wrong is named already
+    heads, shared = model.num_heads // tp, max(1, model.num_kv_heads // tp)
+    problems = []
+    if heads % cp:
+        problems.append(
+            f"model.num_heads {model.num_heads}{_over(tp, heads)} does not divide by parallel.cp "
+            f"{cp}: each rank attends with whole heads"
+        )
+    if model.num_kv_heads > 0 and shared % cp and cp % shared:
+        problems.append(
+            f"model.num_kv_heads {model.num_kv_heads}{_over(tp, shared)} neither divides by "
+            f"parallel.cp {cp} nor divides it: each rank takes whole heads, or several share one"
+        )
+    return problems
+
+
+def _over(tp: int, held: int) -> str:
+    return f" / parallel.tp {tp} = {held}" if tp > 1 else ""
+
+
 def _sequence_problems(config: RunConfig, objective: Objective) -> list[str]:
-    """Names micro-batches whose tokens do not divide among the ranks that share them."""
-    train, tp = config.train, config.parallel.tp
+    """Names rows and micro-batches whose tokens do not divide among the ranks that share them."""
+    train, tp, cp = config.train, config.parallel.tp, config.parallel.cp
     lengths = dict.fromkeys(work.length for work in objective.work(train.seq_len))
+    if cp > 1 and any(length % cp for length in lengths):
+        return [
+            f"train.seq_len: the {length} tokens of a row do not divide by parallel.cp {cp}"
+            for length in lengths
+            if length % cp
+        ]
+    tokens = [train.micro_batch_size * length // max(1, cp) for length in lengths]
+    held = f" that a rank of parallel.cp {cp} holds" if cp > 1 else ""
     return [
-        f"parallel.sequence: the {train.micro_batch_size * length} tokens of a micro-batch do not "
-        f"divide by parallel.tp {tp}"
-        for length in lengths
-        if config.parallel.sequence and tp > 1 and train.micro_batch_size * length % tp
+        f"parallel.sequence: the {number} tokens of a micro-batch{held} do not divide by "
+        f"parallel.tp {tp}"
+        for number in tokens
+        if config.parallel.sequence and tp > 1 and number % tp
     ]
 
 

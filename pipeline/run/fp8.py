@@ -19,13 +19,15 @@ def fp8_problems(
             f"train.fp8 is for matrices that are whole, and parallel.tp is {parallel.tp}: share "
             "the network by parallel.pp or parallel.zero=3, or set train.fp8=none"
         )
+    cp = max(1, parallel.cp)
+    share = f" / parallel.cp {cp}" if cp > 1 else ""
     sizes = {
         "model.hidden_size": model.hidden_size,
         "model.ffn_hidden_size": model.ffn_hidden_size,
         "the width of all keys": model.kv_heads * model.head_dim,
     } | {
-        f"the tokens of a micro-batch, train.micro_batch_size x {work.length},": (
-            train.micro_batch_size * work.length
+        f"the tokens of a micro-batch, train.micro_batch_size x {work.length}{share},": (
+            train.micro_batch_size * work.length // cp
         )
         for work in objective.work(train.seq_len)
     }

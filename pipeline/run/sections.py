@@ -198,6 +198,12 @@ class ParallelSection:
     """Data parallelism is what remains of the ranks."""
 
     tp: int = setting(1, "Tensor-parallel degree.", COUNT)
+    cp: int = setting(
+        1,
+        "Context-parallel degree: ranks that share the tokens of every row, and around attention "
+        "exchange heads for them. Divides `train.seq_len` and the heads of a tensor-parallel rank.",
+        COUNT,
+    )
     pp: int = setting(1, "Pipeline stages.", COUNT)
     zero: int = setting(1, "ZeRO stage 1, 2 or 3; with pipeline stages 1.", Range(1, 3))
     sequence: bool = setting(

@@ -20,6 +20,7 @@ class DataFigures:
         # All ranks of a replica read the same rows, so one of them counts.
         self._counts_rows = (
             parallel_state.get_tensor_model_parallel_rank() == 0
+            and parallel_state.get_context_parallel_rank() == 0
             and parallel_state.get_pipeline_model_parallel_rank() == 0
         )
         self._replaced = 0

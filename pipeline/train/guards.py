@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from esolm.pipeline.errors import EsolmError
+from esolm.pipeline.parallel.copies import copies_group
 from esolm.pipeline.parallel.engine import Engine, StepResult
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ def check_replicas(engine: Engine) -> None:
     mine = torch.stack([_bit_sum(copy.held) for copy in copies])
     found = set()
     for group, members in (
-        (parallel_state.get_data_parallel_group(), [copy.over_data for copy in copies]),
+        (copies_group(), [copy.over_data for copy in copies]),
         (parallel_state.get_tensor_model_parallel_group(), [copy.over_tensor for copy in copies]),
     ):
         differ = _differs(mine, group) & torch.tensor(members, device=mine.device)

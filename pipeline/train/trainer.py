@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
+from esolm.model.config import FP8_MULTIPLE
 from esolm.model.flops import layer_costs
 from esolm.pipeline.checkpoint.checkpointer import Checkpointer, RunState
 from esolm.pipeline.checkpoint.commit import Retention
@@ -22,6 +23,7 @@ from esolm.pipeline.errors import EXIT_DONE, EXIT_RESUME_ME, CheckpointError, Es
 from esolm.pipeline.launch.startup import seconds_since_start
 from esolm.pipeline.parallel.build import build_engine
 from esolm.pipeline.parallel.engine import EngineConfig, StepResult
+from esolm.pipeline.parallel.layout import Layout
 from esolm.pipeline.run.contexts import context_at
 from esolm.pipeline.run.directory import RunDirectory
 from esolm.pipeline.run.experiment import Experiment, optimizer_arguments
@@ -288,9 +290,15 @@ def batch_source(experiment: Experiment, reader: MixtureReader) -> BatchSource:
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=experiment.layout.dp,
         with_sources=bool(experiment.config.data.sources),
-        # Sequence parallelism shares out the tokens that are left.
-        skip_multiple=math.lcm(skip_multiple(), experiment.layout.tp),
+        skip_multiple=_skip_multiple(experiment.layout),
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=experiment.layout.cp,
     )
+
+
+def _skip_multiple(layout: Layout) -> int:
+    """Context and sequence parallelism share out the tokens that are left, for FP8 too."""
+    return math.lcm(skip_multiple(), layout.cp * layout.tp, layout.cp * FP8_MULTIPLE)
 
 
 def engine_config(experiment: Experiment, device: torch.device) -> EngineConfig:

@@ -7,6 +7,7 @@ from typing import Any
 
 from esolm.pipeline.checkpoint.store import read_full
 from esolm.pipeline.parallel.fragments import WEIGHTS
+from esolm.pipeline.parallel.layout import Layout
 from tests.dist.ranks import run_ranks
 
 SINGLE = {"tp": 1, "pp": 1, "dp": 1, "zero": 1}
@@ -17,6 +18,8 @@ TWO_RANKS = {
     "DP2 ZeRO-1": {"tp": 1, "pp": 1, "dp": 2, "zero": 1},
     "DP2 ZeRO-2": {"tp": 1, "pp": 1, "dp": 2, "zero": 2},
     "DP2 ZeRO-3": {"tp": 1, "pp": 1, "dp": 2, "zero": 3},
+    "CP2": {"tp": 1, "pp": 1, "dp": 1, "zero": 1, "cp": 2},
+    "CP2 ZeRO-3": {"tp": 1, "pp": 1, "dp": 1, "zero": 3, "cp": 2},
 }
 FOUR_RANKS = {
     "TP4+SP": {"tp": 4, "pp": 1, "dp": 1, "zero": 1, "sequence": True},
@@ -29,6 +32,12 @@ FOUR_RANKS = {
     "DP4 ZeRO-1": {"tp": 1, "pp": 1, "dp": 4, "zero": 1},
     "DP4 ZeRO-2": {"tp": 1, "pp": 1, "dp": 4, "zero": 2},
     "DP4 ZeRO-3": {"tp": 1, "pp": 1, "dp": 4, "zero": 3},
+    "CP4": {"tp": 1, "pp": 1, "dp": 1, "zero": 1, "cp": 4},
+    "TP2 x CP2": {"tp": 2, "pp": 1, "dp": 1, "zero": 1, "cp": 2},
+    "TP2+SP x CP2": {"tp": 2, "pp": 1, "dp": 1, "zero": 1, "sequence": True, "cp": 2},
+    "CP2 x PP2": {"tp": 1, "pp": 2, "dp": 1, "zero": 1, "cp": 2},
+    "CP2 x DP2 ZeRO-1": {"tp": 1, "pp": 1, "dp": 2, "zero": 1, "cp": 2},
+    "CP2 x DP2 ZeRO-3": {"tp": 1, "pp": 1, "dp": 2, "zero": 3, "cp": 2},
 }
 EIGHT_RANKS = {
     "TP2 x PP2 x DP2": {"tp": 2, "pp": 2, "dp": 2, "zero": 1},
@@ -40,6 +49,12 @@ PIECEWISE = {"skip_multiple": 4, "piece_rows": 3, "bucket": 3000}
 # Each case makes process groups, whose threads wake up for ever: sixty of them per case and rank.
 CASES_PER_LAUNCH = 14
 LAYOUTS = {"one": SINGLE, **TWO_RANKS, **FOUR_RANKS, **EIGHT_RANKS}
+
+
+def few_of_context(layouts: dict[str, Any]) -> dict[str, Any]:
+    """All without context parallelism, and of those with it one of each number of ranks."""
+    few = ("CP2 ZeRO-3", "CP2 x PP2")
+    return {name: each for name, each in layouts.items() if "CP" not in name or name in few}
 
 
 @dataclass(frozen=True)
@@ -112,5 +127,4 @@ def distance(outcome: Outcome, expected: Outcome) -> Distance:
 
 
 def _ranks(layout: dict[str, Any]) -> int:
-    ranks: int = layout["tp"] * layout["pp"] * layout["dp"]
-    return ranks
+    return Layout(**layout).world_size

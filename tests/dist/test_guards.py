@@ -14,6 +14,7 @@ CASES: dict[str, dict[str, Any]] = {
     "DP2 ZeRO-1": {"layout": {"tp": 1, "pp": 1, "dp": 2, "zero": 1}},
     "DP2 ZeRO-2": {"layout": {"tp": 1, "pp": 1, "dp": 2, "zero": 2}},
     "DP2 ZeRO-3": {"layout": {"tp": 1, "pp": 1, "dp": 2, "zero": 3}},
+    "CP2 ZeRO-2": {"layout": {"tp": 1, "pp": 1, "dp": 1, "zero": 2, "cp": 2}},
     "PP2 bf16": {"layout": {"tp": 1, "pp": 2, "dp": 1, "zero": 1}, "precision": "bf16"},
     "DP2 ZeRO-1 bf16": {"layout": {"tp": 1, "pp": 1, "dp": 2, "zero": 1}, "precision": "bf16"},
     "DP2 ZeRO-2 bf16": {"layout": {"tp": 1, "pp": 1, "dp": 2, "zero": 2}, "precision": "bf16"},

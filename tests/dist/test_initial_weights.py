@@ -11,7 +11,7 @@ from esolm.model.tensors import network_tensors
 from esolm.pipeline.checkpoint.store import read_full
 from esolm.pipeline.parallel.fragments import WEIGHTS
 from tests.dist import layouts, workers
-from tests.dist.layouts import FOUR_RANKS, TWO_RANKS
+from tests.dist.layouts import FOUR_RANKS, TWO_RANKS, few_of_context
 
 KINDS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -42,11 +42,11 @@ def problems_of(names: list[str], kinds: list[str], folder: Path) -> list[str]:
 
 @pytest.mark.dist
 def test_two_ranks(tmp_path: Path) -> None:
-    assert not problems_of(list(TWO_RANKS), ["fp32", "tied"], tmp_path)
+    assert not problems_of(list(few_of_context(TWO_RANKS)), ["fp32", "tied"], tmp_path)
 
 
 @pytest.mark.dist
 @pytest.mark.check
 def test_two_and_four_ranks(tmp_path: Path) -> None:
-    assert not problems_of(list(TWO_RANKS), ["bf16"], tmp_path / "two")
-    assert not problems_of(list(FOUR_RANKS), list(KINDS), tmp_path / "four")
+    assert not problems_of(list(few_of_context(TWO_RANKS)), ["bf16"], tmp_path / "two")
+    assert not problems_of(list(few_of_context(FOUR_RANKS)), list(KINDS), tmp_path / "four")

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.dist.layouts import FOUR_RANKS, SINGLE, TWO_RANKS
+from esolm.pipeline.parallel.layout import Layout
+from tests.dist.layouts import FOUR_RANKS, SINGLE, TWO_RANKS, few_of_context
 from tests.dist.ranks import run_ranks
 
 pytestmark = pytest.mark.dist
@@ -51,7 +52,7 @@ def differences(layouts: dict[str, Any], expected: list[Any], folder: Path) -> l
         {**CASE, "layout": layout, "micro_batch_size": SIZES.get(name, 1)}
         for name, layout in layouts.items()
     ]
-    ranks = {layout["tp"] * layout["pp"] * layout["dp"] for layout in layouts.values()}
+    ranks = {Layout(**layout).world_size for layout in layouts.values()}
     found = ask("by_source", ranks.pop(), cases, folder)
     return [
         f"{name}, step {step}: {mine} instead of {theirs}"
@@ -62,9 +63,9 @@ def differences(layouts: dict[str, Any], expected: list[Any], folder: Path) -> l
 
 
 def test_two_ranks_report_the_same(single: tuple[list[Any], list[Any]], tmp_path: Path) -> None:
-    assert differences(TWO_RANKS, single[1], tmp_path) == []
+    assert differences(few_of_context(TWO_RANKS), single[1], tmp_path) == []
 
 
 @pytest.mark.check
 def test_four_ranks_report_the_same(single: tuple[list[Any], list[Any]], tmp_path: Path) -> None:
-    assert differences(FOUR_RANKS, single[1], tmp_path) == []
+    assert differences(few_of_context(FOUR_RANKS), single[1], tmp_path) == []

@@ -8,6 +8,7 @@ import torch
 
 from esolm.pipeline.checkpoint.store import read_full
 from esolm.pipeline.parallel.fragments import STATES
+from esolm.pipeline.parallel.layout import Layout
 from tests.dist.ranks import run_ranks
 
 LAYOUTS = {
@@ -17,8 +18,12 @@ LAYOUTS = {
     "dp2z1": {"tp": 1, "pp": 1, "dp": 2, "zero": 1},
     "dp2z2": {"tp": 1, "pp": 1, "dp": 2, "zero": 2},
     "dp2z3": {"tp": 1, "pp": 1, "dp": 2, "zero": 3},
+    "cp2": {"tp": 1, "pp": 1, "dp": 1, "zero": 1, "cp": 2},
+    "cp2z3": {"tp": 1, "pp": 1, "dp": 1, "zero": 3, "cp": 2},
     "tp2pp2": {"tp": 2, "pp": 2, "dp": 1, "zero": 1},
     "tp2dp2z3": {"tp": 2, "pp": 1, "dp": 2, "zero": 3},
+    "cp2pp2": {"tp": 1, "pp": 2, "dp": 1, "zero": 1, "cp": 2},
+    "cp4": {"tp": 1, "pp": 1, "dp": 1, "zero": 1, "cp": 4},
 }
 LAYOUTS |= {f"tied {name}": LAYOUTS[name] for name in ("single", "pp2", "tp2pp2", "dp2z3")}
 # (saved in, resumed in); the same layout twice is compared bit by bit.
@@ -40,13 +45,18 @@ PAIRS = [
     ("pp2", "tp2"),
     ("tp2pp2", "tp2pp2"),
     ("dp2z3", "tp2dp2z3"),
+    ("cp2z3", "single"),
+    ("single", "cp2"),
+    ("cp2", "cp2"),
+    ("cp2pp2", "dp2z1"),
+    ("cp2z3", "cp4"),
     ("tied pp2", "tied pp2"),
     ("tied pp2", "tied single"),
     ("tied dp2z3", "tied tp2pp2"),
     ("tied tp2pp2", "tied dp2z3"),
 ]
 # What `make test` takes: from each sort of two ranks into another.
-FEW = [("tp2", "single"), ("pp2", "tp2"), ("dp2z3", "dp2z1")]
+FEW = [("tp2", "single"), ("pp2", "tp2"), ("dp2z3", "dp2z1"), ("cp2z3", "single")]
 EACH_PAIR = [pytest.param(*pair, marks=[] if pair in FEW else pytest.mark.check) for pair in PAIRS]
 
 
@@ -55,8 +65,7 @@ def case(name: str) -> dict[str, Any]:
 
 
 def world_size(layout: str) -> int:
-    sizes = LAYOUTS[layout]
-    return sizes["tp"] * sizes["pp"] * sizes["dp"]
+    return Layout(**LAYOUTS[layout]).world_size
 
 
 def pairs_asked_for(request: pytest.FixtureRequest) -> list[tuple[str, str]]:

@@ -153,6 +153,8 @@ def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=layout.dp,
         skip_multiple=case.get("skip_multiple", SEQ_LEN),
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=layout.cp,
     )
     yield engine, source
     if isinstance(engine, DeepSpeedEngine):

@@ -16,6 +16,7 @@ LAYOUTS = [
     ["--ranks", "2", "parallel.tp=2"],
     ["--ranks", "2", "parallel.tp=2", "parallel.sequence=true"],
     ["--ranks", "2", "parallel.tp=1", "parallel.pp=2"],
+    ["--ranks", "2", "parallel.tp=1", "parallel.cp=2", "parallel.zero=3"],
     ["--ranks", "2", "parallel.tp=1", "parallel.zero=2"],
     ["--ranks", "2", "parallel.tp=1", "parallel.zero=3"],
     ["--ranks", "4", "parallel.tp=2", "parallel.pp=2"],

@@ -9,8 +9,8 @@ from tests.dist.layouts import distance
 from tests.gpu.needs import gpus
 
 STEPS = 5
-# "one" and TP2 and DP2 run on the flat engine, PP2 on the pipelined one.
-LAYOUTS = {1: ["one"], 2: ["TP2", "DP2 ZeRO-1", "PP2"]}
+# PP2 runs on the pipelined engine, the others on the flat one.
+LAYOUTS = {1: ["one"], 2: ["TP2", "DP2 ZeRO-1", "PP2", "CP2"]}
 # Of losses, gradient norms and weights, relative. On a GPU sums are taken in another order, and in
 # a few steps Adam makes of a difference in a gradient that is all rounding a thousand times more.
 TOLERANCES = {

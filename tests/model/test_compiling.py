@@ -86,6 +86,24 @@ def test_graphs_do_not_grow_with_layers_and_lengths(
         assert torch.equal(one, other)
 
 
+def test_keys_of_a_context_parallel_ranks_tokens_take_no_more_graphs(
+    chosen: Callable[[str], None],
+) -> None:
+    def keys(length: int) -> Tensor:
+        places = torch.arange(1, 2 * length, 2)
+        rows = torch.tensor([5, -6])
+        return token_keys(rows, site_salt(1), 2 * length, length, 0, torch.tensor(3), places)
+
+    chosen("aot_eager")
+    found = {length: keys(length) for length in (4, 6)}
+    before = num_graphs()
+    found |= {length: keys(length) for length in (8, 9, 10, 12)}
+    assert num_graphs() == before
+    chosen("")
+    for length, compiled in found.items():
+        assert torch.equal(compiled, keys(length))
+
+
 @pytest.mark.check
 def test_compiled_kernels_compute_the_same(
     make_network: MakeNetwork, chosen: Callable[[str], None]

@@ -114,3 +114,12 @@ def test_gradient_is_the_mask() -> None:
     out = rows_dropout(hidden, KEYS, 0, 0.5)
     (gradient,) = torch.autograd.grad(out.sum(), hidden)
     assert torch.equal(gradient, rows_dropout(torch.ones(6, 4), KEYS, 0, 0.5))
+
+
+def test_a_rank_with_tokens_from_here_and_there_of_each_row_draws_theirs() -> None:
+    whole = rows_dropout(ONES, KEYS, 2, 0.3).view(3, 50, 200)
+    places = torch.tensor([1, 3, 4, 49])
+    keys_T = token_keys(KEYS, site_salt(2), 12, 4, 0, torch.tensor(0), places)
+    salts_D = feature_salts(200, KEYS.device)
+    held = keyed_dropout(torch.ones(12, 200), Dropout(keys_T, salts_D, 0.3))
+    assert torch.equal(held.view(3, 4, 200), whole[:, places])

@@ -175,7 +175,7 @@ def test_every_dropout_of_the_network_has_a_site_of_its_own(
 
     def record(keys: Tensor, salt: int, tokens: int, *places: object) -> Tensor:
         assert keys.tolist() == [5, 6, 7]
-        assert (tokens, *places) == (3 * LENGTH, LENGTH, 0, 0)
+        assert (tokens, *places) == (3 * LENGTH, LENGTH, 0, 0, None)
         salts.append(salt)
         return token_keys(keys, salt, tokens, *places)  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ from esolm.pipeline.cli.main import main
 from esolm.pipeline.parallel.layout import Layout
 from esolm.pipeline.plan.cost import Machine, bubble_share, gpu_named
 from esolm.pipeline.plan.estimate import (
+    context_seconds,
     data_bytes,
     data_seconds,
     exposed_seconds,
@@ -227,6 +228,33 @@ def test_replicas_over_four_nodes_rank_before_a_pipeline(
     assert any(waiting.values())
 
 
+def test_ranks_that_share_tokens_need_less_for_activations_and_wait_for_heads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """States are those of as many replicas, and rows those of half as many."""
+    arguments = [PAPER, "--ranks", "4", *WITHOUT_DATA]
+    alone = as_json(arguments, monkeypatch, capsys)
+    plan = as_json([*arguments, "parallel.cp=2"], monkeypatch, capsys)
+    assert (plan["layout"]["cp"], plan["layout"]["dp"]) == (2, 2)
+    assert plan["batch"]["micro_batches"] == 2 * alone["batch"]["micro_batches"]
+    (stage,), (before,) = plan["stages"], alone["stages"]
+    for part in ("weights", "optimizer_master", "optimizer_moments", "ema"):
+        assert stage[part] == before[part]
+    share = stage["activations"]["full"] / before["activations"]["full"]
+    assert share == pytest.approx(0.5, rel=0.01)
+    assert 0.4 < stage["activations"]["none"] / before["activations"]["none"] < 0.6
+    assert (
+        as_json([PAPER, *WITHOUT_DATA, "parallel.cp=4"], monkeypatch, capsys)["layout"]["ranks"]
+        == 4
+    )
+    found = as_json([*arguments, "parallel.cp=2", "--search"], monkeypatch, capsys)["layouts"]
+    assert found
+    for row in found:
+        assert "parallel.cp=2" in row["settings"]
+        assert " x CP2 x " in row["layout"]
+        assert row["context_communication"] > 0
+
+
 def machine_of(mfu: float = 0.4) -> Machine:
     return Machine(gpu_named("H100"), gpus_per_node=8, network=50e9, mfu=mfu)
 
@@ -236,6 +264,11 @@ def test_communication_by_hand() -> None:
     machine, model = machine_of(), small_config(num_layers=2, hidden_size=12)
     tensor = tensor_seconds(model, Layout(2, 1, 1, 1), machine, "bf16", tokens=100)
     assert tensor == pytest.approx(2 * 4 * 1.0 * 2 * 100 * 12 / 450e9)
+    context = Layout(1, 1, 1, 1, cp=2)
+    heads = context_seconds(model, context, machine, "bf16", tokens=100)
+    assert heads == pytest.approx(2 * (4 * 2 * 100 * (12 + 12) / 2) / 450e9)
+    apart = context_seconds(model, context, replace(machine, gpus_per_node=1), "bf16", tokens=100)
+    assert apart == pytest.approx(heads * 450 / 50)
     within = data_seconds(1000, Layout(1, 1, 8, 1), machine, "bf16", 4)
     assert within == pytest.approx((2 * 4000 + 2000) * 7 / 8 / 450e9)
     scattered = data_seconds(1000, Layout(1, 1, 8, 1), machine, "bf16", 4, scatters=True)

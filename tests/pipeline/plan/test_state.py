@@ -29,6 +29,7 @@ LAYOUTS = {
         "DP2 ZeRO-1": Layout(tp=1, pp=1, dp=2, zero=1),
         "DP2 ZeRO-2": Layout(tp=1, pp=1, dp=2, zero=2),
         "DP2 ZeRO-3": Layout(tp=1, pp=1, dp=2, zero=3),
+        "CP2 ZeRO-2": Layout(tp=1, pp=1, dp=1, zero=2, cp=2),
     },
     4: {
         "TP2 x PP2": Layout(tp=2, pp=2, dp=1, zero=1),
@@ -40,7 +41,7 @@ LAYOUTS = {
 
 def planned(layout: Layout, precision: str, rank: int) -> StateBytes:
     works = workers.OBJECTIVES["esolm_b"].work(workers.SEQ_LEN)
-    stage = rank // (layout.tp * layout.dp)
+    stage = rank // (layout.tp * layout.copies)
     first, end = stage_bounds(layer_costs(MODEL, works), layout.pp)[stage]
     return state_bytes(stage_size(MODEL, first, end, layout.tp), layout, precision)
 
@@ -84,7 +85,7 @@ def test_weights_gradients_optimizer_and_average_are_planned_within_a_tenth(
             }
             expected_peak = plan.peak() - plan.bucket
             layout = LAYOUTS[num_ranks][name]
-            if device == "cpu" and layout.dp > 1 and layout.scatters(precision, offload=False):
+            if device == "cpu" and layout.copies > 1 and layout.scatters(precision, offload=False):
                 # gloo sums a copy of what it scatters, here all of it; NCCL does it in place.
                 expected_peak = plan.held + plan.gradients
             pairs["peak"] = (expected_peak, measured["peak"] - plan.bucket)

@@ -33,6 +33,9 @@ def test_everything_that_does_not_go_with_it_at_once() -> None:
     for words in told:
         assert sum(words in problem for problem in problems) == 1, problems
     assert not fp8_problems(TRAIN, ParallelSection(pp=2), MODELS["modern"], OBJECTIVE)
+    assert not fp8_problems(TRAIN, ParallelSection(cp=2), MODELS["modern"], OBJECTIVE)
+    (too_few, *_) = fp8_problems(TRAIN, ParallelSection(cp=4), MODELS["modern"], OBJECTIVE)
+    assert "x 16 / parallel.cp 4, must divide by 16 and is 8" in too_few
     assert not fp8_problems(replace(train, fp8="none"), ParallelSection(tp=2), model, OBJECTIVE)
 
 

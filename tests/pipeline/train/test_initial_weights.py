@@ -23,6 +23,7 @@ from tests.pipeline.conftest import RecordedRun
 TWO_RANKS = {
     "tp2": ["parallel.tp=2"],
     "pp2": ["parallel.pp=2"],
+    "cp2": ["parallel.cp=2"],
     "dp2z1": ["parallel.zero=1"],
     "dp2z3": ["parallel.zero=3", "train.precision=bf16"],
 }
