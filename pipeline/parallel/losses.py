@@ -47,10 +47,9 @@ def reduce_losses(
     """Returns the losses over all replicas; collective over all ranks.
 
     recorded: the loss of each micro-batch on the last stage, of this rank's tokens of it; empty on
-    the other stages. Counted is a micro-batch once for each context-parallel rank, but only ratios
-    of counts are used. by_row: of
-    each micro-batch that names its rows' sources, there also the losses of its rows, float32 [B];
-    an engine that does not know them gives none, and has no losses by source.
+    the other stages. by_row: of each micro-batch that names its rows' sources, there also the
+    losses of its rows, float32 [B]; an engine that does not know them gives none, and has no losses
+    by source. Each context-parallel rank counts a micro-batch, but only ratios of counts are used.
     """
     kinds = sorted({kind for batch in batches for kind in _kinds_of(batch)}, key=str)
     if layout.copies > 1:
