@@ -13,6 +13,7 @@ OBJECTIVES = {
     "AR": {"objective": "ar", "model": "modern"},
     "MDLM": {"objective": "mdlm", "model": "modern"},
     "BD3-LM": {"objective": "bd3lm"},
+    "Eso-LM B, GQA": {"objective": "esolm_b", "model": "grouped"},
 }
 # (losses, gradient norms, weights). bf16 rounds each activation to 3 significant digits, in
 # another order in another layout.
