@@ -122,10 +122,7 @@ def bare_loop(config: EngineConfig, batches: list[MicroBatch]) -> Step:
 
 
 def fsdp2_loop(config: EngineConfig, batches: list[MicroBatch]) -> Step:
-    """The same over torch's fully_shard: every block and the rest, fp32 gradients.
-
-    With `--compile` whole blocks are compiled, where the engine compiles pieces of them.
-    """
+    """The same over torch's fully_shard: every block and the rest, fp32 gradients."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -135,9 +132,6 @@ def fsdp2_loop(config: EngineConfig, batches: list[MicroBatch]) -> Step:
     if config.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in module.network.blocks:
-        if kernels_in_use().compiled:
-            block.masks = torch.compiler.disable(block.masks.__call__)
-            block.compile(backend=kernels_in_use().compiled)
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
     return _plain_loop(module, config, batches)
@@ -262,7 +256,7 @@ def main() -> None:
     parser.add_argument("--zero", type=int, choices=(1, 2, 3), default=1)
     parser.add_argument("--micro-batch", type=int, help="rows; the default is the size's")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", default="", metavar="BACKEND", help="of torch.compile, both")
+    parser.add_argument("--compile", default="", metavar="BACKEND", help="as `train.compile`, both")
     args = parser.parse_args()
     use_kernels(replace(kernels_in_use(), compiled=args.compile))
     info = process_info()

@@ -5,8 +5,11 @@ sums, outputs, weights, the head and all else are what they are without. See doc
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
@@ -46,11 +49,45 @@ def fp8_product(recipe: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor
     config = Float8LinearConfig.from_recipe_name(recipe)
     # Only a layer of torchao's knows what its products are called with.
     layer = Float8Linear(FP8_MULTIPLE, FP8_MULTIPLE, bias=False, device="meta", config=config)
-    products = layer.linear_mm_config
+    settings = layer.linear_mm_config, config
+
+    @torch._dynamo.allow_in_graph
+    class ByRecipe(torch.autograd.Function):
+        """torchao's product, but that it keeps the weight itself for the backward pass.
+
+        That one keeps a view, which under ZeRO-3 would hold on to what was gathered.
+        """
+
+        @staticmethod
+        def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(inputs, weight)
+            out: Tensor = matmul_with_hp_or_float8_args.forward(
+                _Kept(), inputs, weight.t(), *settings
+            )
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+            inputs, weight = ctx.saved_tensors
+            kept = _Kept((inputs, weight.t()), *settings)
+            of_inputs, of_weight, *_ = matmul_with_hp_or_float8_args.backward(kept, gradient)
+            return of_inputs, of_weight.t()
 
     @piece
     def multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        out: Tensor = matmul_with_hp_or_float8_args.apply(inputs, weight.t(), products, config)
+        out: Tensor = ByRecipe.apply(inputs, weight)  # type: ignore[no-untyped-call]
         return out if bias is None else out + bias.to(out.dtype)
 
     return multiply
+
+
+@dataclass
+class _Kept:
+    """What a product of torchao's finds in its context."""
+
+    saved_tensors: tuple[Tensor, ...] = ()
+    linear_mm_config: Any = None
+    config: Any = None
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        self.saved_tensors = tensors

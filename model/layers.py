@@ -24,7 +24,18 @@ from esolm.model.split_linears import split_linears
 from esolm.model.tensors import NUM_FEATURES
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(inputs [T, D], weight [F, D], bias [F]) -> [T, F]: `F.linear`, or one of other numbers."""
+"""(inputs [T, D], weight [F, D], bias [F]) -> [T, F], in other numbers than `F.linear`."""
+
+
+def product(
+    multiply: Product | None, hidden_TD: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Returns what a layer multiplies by what it was given, or by torch's own product."""
+    if multiply is not None:
+        return multiply(hidden_TD, weight, bias)
+    # Looked up here and now: under ZeRO-3 DeepSpeed puts another one there, which keeps the weight
+    # itself for the backward pass. torch's keeps a view, and so all gathered weights.
+    return F.linear(hidden_TD, weight, bias)
 
 
 def column_linear(
@@ -68,11 +79,11 @@ class WholeLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
-        self.multiply: Product = F.linear
+        self.multiply: Product | None = None
 
     def forward(self, hidden_TD: Tensor) -> tuple[Tensor, None]:
         """Returns (the outputs, None), as those layers do."""
-        return self.multiply(hidden_TD, self.weight, self.bias), None
+        return product(self.multiply, hidden_TD, self.weight, self.bias), None
 
 
 class Norm(nn.Module):
@@ -160,15 +171,14 @@ class GroupedProjection(nn.Module):
         mine = parallel_state.get_tensor_model_parallel_rank() * heads // ranks
         first = 0 if is_split else mine * rows_of_a_head
         self.rows = slice(first, None if is_split else first + rows_of_a_head)
-        self.multiply: Product = F.linear
+        self.multiply: Product | None = None
 
     def forward(self, hidden_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns queries [T, H, K], keys and values [T, G, K], T tokens over all ranks."""
-        weights = (self.q, self.kv[self.rows])
         if self.parallel.tensor_model_parallel_size == 1:
-            q, kv = (self.multiply(hidden_TD, weight, None) for weight in weights)
+            q, kv = (product(self.multiply, hidden_TD, weight) for weight in (self.q, self.kv))
         else:
-            q, kv = split_linears(hidden_TD, weights, self.parallel)
+            q, kv = split_linears(hidden_TD, (self.q, self.kv[self.rows]), self.parallel)
         k, v = kv.view(len(kv), -1, 2, self.head_dim).unbind(2)
         return q.view(len(q), -1, self.head_dim), k, v
 

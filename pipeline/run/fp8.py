@@ -1,6 +1,6 @@
 """What does not go with products in FP8."""
 
-from esolm.model.config import FP8_MULTIPLE, ModelConfig
+from esolm.model.config import FP8_MULTIPLE, FP8_RECIPES, ModelConfig
 from esolm.model.objectives import Objective
 from esolm.pipeline.run.sections import ParallelSection, TrainSection
 
@@ -9,8 +9,8 @@ def fp8_problems(
     train: TrainSection, parallel: ParallelSection, model: ModelConfig, objective: Objective
 ) -> list[str]:
     """Says why `train.fp8` cannot be had, one sentence each."""
-    if train.fp8 == "none":
-        return []
+    if train.fp8 not in FP8_RECIPES or model.problems():
+        return []  # what is wrong is named already
     problems = []
     if train.precision != "bf16":
         problems.append(f"train.fp8 goes with train.precision=bf16, which is {train.precision}")

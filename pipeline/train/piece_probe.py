@@ -59,6 +59,9 @@ def _block(
     if model.dropout and torch.is_grad_enabled():
         rows, skipped = torch.arange(ROWS, device=device), torch.ones((), device=device).long()
         keys = token_keys(rows, site_salt(site), tokens, length, 0, skipped)
+        # As a context-parallel rank calls it, which has every other token of a longer row.
+        places = torch.arange(1, 2 * length, 2, device=device)
+        keys = keys ^ token_keys(rows, site_salt(site), tokens, length, 0, skipped, places)
         dropout = Dropout(keys, feature_salts(model.hidden_size, device), model.dropout)
     positions = torch.arange(length, device=device).expand(ROWS, -1)
     angles = rotary_angles(positions, model.rotation(0))

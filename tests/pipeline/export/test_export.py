@@ -226,14 +226,15 @@ def alter_stored_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 def blind_to_the_first_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     from esolm.pipeline.export.bundle import attention_esolm
 
-    original = attention_esolm._mask
+    original = attention_esolm.Sight.mask
 
-    def short(*arguments: Any) -> torch.Tensor:
-        mask = original(*arguments)
-        is_cached = arguments[3] > 0
-        return mask & (torch.arange(mask.shape[-1]) > 0) if is_cached else mask
+    def short(sight: Any, first: int, last: int, end: int, device: Any) -> torch.Tensor | None:
+        mask = original(sight, first, last, end, device)
+        if mask is None or not first:
+            return mask
+        return mask & (torch.arange(end) > 0)
 
-    monkeypatch.setattr(attention_esolm, "_mask", short)
+    monkeypatch.setattr(attention_esolm.Sight, "mask", short)
 
 
 def alter_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,14 +75,15 @@ def test_compare(bundle: Path) -> None:
 def test_compare_finds_a_wrong_cache(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from esolm.pipeline.export.bundle import attention_esolm
 
-    original = attention_esolm._mask
+    original = attention_esolm.Sight.mask
 
-    def short(*arguments: Any) -> torch.Tensor:
-        mask = original(*arguments)
-        is_cached = arguments[3] > 0
-        return mask & (torch.arange(mask.shape[-1]) > 0) if is_cached else mask
+    def short(sight: Any, first: int, last: int, end: int, device: Any) -> torch.Tensor | None:
+        mask = original(sight, first, last, end, device)
+        if mask is None or not first:
+            return mask
+        return mask & (torch.arange(end) > 0)
 
-    monkeypatch.setattr(attention_esolm, "_mask", short)
+    monkeypatch.setattr(attention_esolm.Sight, "mask", short)
     request = Request(length=24, alpha_0=0.5, num_steps=4, num_samples=4)
     with pytest.raises(ExportError, match="tokens differ between cached and uncached"):
         compare(load_bundle(bundle), request)
