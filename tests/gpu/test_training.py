@@ -24,7 +24,7 @@ TOLERANCES = {
     ("ranks", "device"),
     [
         (1, "cpu"),
-        pytest.param(2, "cpu", marks=pytest.mark.check),
+        pytest.param(2, "cpu", marks=pytest.mark.slow),
         pytest.param(1, "cuda", marks=gpus(1)),
         pytest.param(2, "cuda", marks=gpus(2)),
     ],

@@ -52,7 +52,7 @@ def planned(layout: Layout, precision: str, rank: int) -> StateBytes:
     [
         (1, "cpu"),
         pytest.param(2, "cpu", marks=pytest.mark.check),
-        pytest.param(4, "cpu", marks=pytest.mark.check),
+        pytest.param(4, "cpu", marks=pytest.mark.slow),
         pytest.param(1, "cuda", marks=gpus(1)),
         pytest.param(2, "cuda", marks=gpus(2)),
     ],
