@@ -136,7 +136,7 @@ def dense_mask(
         pattern,
         index[:, :num_queries, None],
         index[:, None, :],
-        (seq_len + skipped) // pattern.num_streams,
+        stream_lengths(pattern, seq_len, skipped)[-1],
         prefix_length[:, None, None],
         block_size,
     )
@@ -156,7 +156,7 @@ def _index_of(pattern: AttentionPattern, positions: Tensor, skipped: int) -> Ten
     index = torch.arange(skipped, skipped + size, device=positions.device).expand_as(positions)
     if pattern is not AttentionPattern.BLOCK_TWO_STREAM:
         return index
-    length = (size + skipped) // 2
+    _, length = stream_lengths(pattern, size, skipped)
     return place_of(positions) + index // length * length
 
 
@@ -172,7 +172,7 @@ def flex_mask(
     """Returns the mask of `dense_mask` as a FlexAttention BlockMask, right for every row."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    length = (seq_len + skipped) // pattern.num_streams
+    length = stream_lengths(pattern, seq_len, skipped)[-1]
 
     apart = None
     if positions is not None:
@@ -262,7 +262,7 @@ class MaskBuilder:
         return AttentionMask(pattern, num_queries, dense=dense_mask(*given))
 
     def _apart(self, prefix: Tensor, seq_len: int, num_queries: int) -> AttentionMask:
-        length = (seq_len + self._skipped) // 2
+        _, length = stream_lengths(self._pattern, seq_len, self._skipped)
         clean = AttentionMask(AttentionPattern.CAUSAL, length)
         if self._pattern.has_prefix:
             dense = dense_mask(AttentionPattern.PREFIX, length, prefix)
@@ -302,8 +302,7 @@ def attend_apart(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
-    length = (k.shape[2] + mask.skipped) // 2
-    noised = length - mask.skipped
+    noised, length = stream_lengths(mask.pattern, k.shape[2], mask.skipped)
     (noised_k, clean_k), (noised_v, clean_v) = (
         torch.split(x, [noised, length], dim=2) for x in (k, v)
     )

@@ -12,7 +12,7 @@ of them those that this rank attends with, N the elements that go to one rank.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from esolm.model.attention import AttentionPattern, stream_lengths
 from esolm.model.columns import Column, first_row
 
 Tensors = tuple[Tensor, ...]
+Direction = Callable[[Tensors], Tensors]
 # The tokens of each stream of a row over all ranks; see `esolm.model.attention.stream_lengths`.
 Streams = tuple[int, ...]
 # Training has few lengths of rows.
@@ -77,8 +78,9 @@ class ContextSplit:
         if self.ranks == 1:
             return tensors
         shared = tuple(self._for_each_rank(tensor) for tensor in tensors)
-        found: Tensors = _ToHeads.apply(  # type: ignore[no-untyped-call]
-            self._exchange([self.ranks * x.shape[1] for x in shared], streams), *shared
+        exchange = self._exchange([self.ranks * x.shape[1] for x in shared], streams)
+        found: Tensors = _Exchanged.apply(  # type: ignore[no-untyped-call]
+            exchange.to_heads, exchange.to_tokens, *shared
         )
         return found
 
@@ -86,8 +88,9 @@ class ContextSplit:
         """Undoes `to_heads` of one tensor: [B, S, h, K] -> [B, T, H, K]."""
         if self.ranks == 1:
             return heads_BShK
-        tokens: Tensors = _ToTokens.apply(  # type: ignore[no-untyped-call]
-            self._exchange([heads_BShK.shape[1]], streams), heads_BShK
+        exchange = self._exchange([heads_BShK.shape[1]], streams)
+        tokens: Tensors = _Exchanged.apply(  # type: ignore[no-untyped-call]
+            exchange.to_tokens, exchange.to_heads, heads_BShK
         )
         return tokens[0]
 
@@ -173,27 +176,16 @@ def _parts(rows_RN: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
     return [part.view(len(rows_RN), *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-class _ToHeads(torch.autograd.Function):
+class _Exchanged(torch.autograd.Function):
+    """One direction of an exchange; gradients take the other."""
+
     @staticmethod
-    def forward(ctx: Any, exchange: _Exchange, *tensors: Tensor) -> Tensors:
-        ctx.exchange = exchange
-        return exchange.to_heads(tensors)
+    def forward(ctx: Any, there: Direction, back: Direction, *tensors: Tensor) -> Tensors:
+        ctx.back = back
+        return there(tensors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        exchange: _Exchange = ctx.exchange
-        return None, *exchange.to_tokens(gradients)
-
-
-class _ToTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, exchange: _Exchange, *tensors: Tensor) -> Tensors:
-        ctx.exchange = exchange
-        return exchange.to_tokens(tensors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        exchange: _Exchange = ctx.exchange
-        return None, *exchange.to_heads(gradients)
+        back: Direction = ctx.back
+        return None, None, *back(gradients)

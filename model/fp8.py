@@ -4,7 +4,6 @@ Inputs, weights and gradients are scaled and rounded to 8 bits just before they 
 sums, outputs, weights, the head and all else are what they are without. See docs/training.md.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from esolm.model.compiling import piece
 from esolm.model.config import FP8_MULTIPLE
-from esolm.model.layers import GroupedProjection, WholeLinear
+from esolm.model.layers import GroupedProjection, Product, WholeLinear
 from esolm.model.network import Block
 
 
@@ -38,7 +37,7 @@ def set_fp8(module: nn.Module, recipe: str) -> None:
 
 
 @cache
-def fp8_product(recipe: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+def fp8_product(recipe: str) -> Product:
     """Returns what takes the place of `F.linear`: (inputs [T, D], weight [F, D], bias) -> [T, F].
 
     recipe: of `FP8_RECIPES`. There is one product for each, so its graphs serve all layers.

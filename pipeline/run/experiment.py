@@ -225,12 +225,13 @@ def _sequence_problems(config: RunConfig, objective: Objective) -> list[str]:
     """Names rows and micro-batches whose tokens do not divide among the ranks that share them."""
     train, tp, cp = config.train, config.parallel.tp, config.parallel.cp
     lengths = dict.fromkeys(work.length for work in objective.work(train.seq_len))
-    if cp > 1 and any(length % cp for length in lengths):
-        return [
-            f"train.seq_len: the {length} tokens of a row do not divide by parallel.cp {cp}"
-            for length in lengths
-            if length % cp
-        ]
+    undivided = [
+        f"train.seq_len: the {length} tokens of a row do not divide by parallel.cp {cp}"
+        for length in lengths
+        if cp > 1 and length % cp
+    ]
+    if undivided:
+        return undivided
     tokens = [train.micro_batch_size * length // max(1, cp) for length in lengths]
     held = f" that a rank of parallel.cp {cp} holds" if cp > 1 else ""
     return [

@@ -152,21 +152,13 @@ class Sight:
         """Bool [last - first, end]: what tokens in slots [first, last) see; None: all see all."""
         if self.pattern == "bidirectional":
             return None
-        given = (self.pattern, self.prefix, self.block_size, first, last, end, device)
-        return _kept_mask(*given) if (last - first) * end <= KEPT_ELEMENTS else _mask(*given)
+        make = _kept_mask if (last - first) * end <= KEPT_ELEMENTS else _mask
+        return make(self, first, last, end, device)
 
 
-def _mask(
-    pattern: str,
-    prefix: int,
-    block_size: int,
-    first: int,
-    last: int,
-    end: int,
-    device: torch.device,
-) -> Tensor:
+def _mask(sight: Sight, first: int, last: int, end: int, device: torch.device) -> Tensor:
     index = torch.arange(end, device=device)
-    return visible(pattern, index[first:last, None], index, 1, prefix, block_size)
+    return visible(sight.pattern, index[first:last, None], index, 1, sight.prefix, sight.block_size)
 
 
 _kept_mask = lru_cache(maxsize=1024)(_mask)

@@ -19,6 +19,7 @@ from esolm.pipeline.export.bundle import decoding_esolm
 from esolm.pipeline.export.bundle.graphs_esolm import Runner
 from esolm.pipeline.export.manifest import write_manifest
 from esolm.pipeline.generate import Request, compare, generate, load_bundle
+from tests.pipeline.blind_cache import blind_to_the_first_slot
 from tests.processes import run_python
 
 
@@ -73,17 +74,7 @@ def test_compare(bundle: Path) -> None:
 
 
 def test_compare_finds_a_wrong_cache(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from esolm.pipeline.export.bundle import attention_esolm
-
-    original = attention_esolm.Sight.mask
-
-    def short(sight: Any, first: int, last: int, end: int, device: Any) -> torch.Tensor | None:
-        mask = original(sight, first, last, end, device)
-        if mask is None or not first:
-            return mask
-        return mask & (torch.arange(end) > 0)
-
-    monkeypatch.setattr(attention_esolm.Sight, "mask", short)
+    blind_to_the_first_slot(monkeypatch)
     request = Request(length=24, alpha_0=0.5, num_steps=4, num_samples=4)
     with pytest.raises(ExportError, match="tokens differ between cached and uncached"):
         compare(load_bundle(bundle), request)

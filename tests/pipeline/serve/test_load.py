@@ -144,7 +144,7 @@ def test_a_second_signal_ends_at_once(make_bundle: Callable[..., Path], tmp_path
         server.process.send_signal(signal.SIGTERM)
         server.wait_for(lambda: httpx.get(f"{server.url}/ready").status_code == 503, 5)
         server.process.send_signal(signal.SIGTERM)
-        server.process.wait(5)
+        assert server.process.wait(5) == -signal.SIGTERM
 
 
 def test_what_cannot_be_served(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
