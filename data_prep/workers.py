@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.sharedctypes import Synchronized
+from ctypes import Array, c_longlong
 from typing import Any, TypeAlias
 
 from esolm.data_prep.errors import EsolmError
@@ -18,24 +18,29 @@ RunTask: TypeAlias = Callable[[Any, int, Callable[[int], None]], dict[str, int]]
 """What is done for a task of a job: `run_task`, a pass of `comparing`, or `pack_task`. Each takes
 a job of its own kind."""
 
-_done_bytes: "Synchronized[int] | None" = None
+# Bytes done of each task. Only the worker of a task writes its place, so there is no lock, which a
+# killed worker would keep for ever.
+_done_bytes: "Array[c_longlong] | None" = None
 
 
-def _begin_worker(counter: "Synchronized[int]", parent: int) -> None:
+def _begin_worker(done_bytes: "Array[c_longlong]", parent: int) -> None:
     global _done_bytes
-    _done_bytes = counter
+    _done_bytes = done_bytes
     die_with_parent(parent)
 
 
-def _run_in_worker(run: RunTask, job: Any, task: int) -> dict[str, int]:
-    counter = _done_bytes
-    assert counter is not None
+def _run_in_worker(run: RunTask, job: Any, task: int, place: int) -> dict[str, int]:
+    done_bytes = _done_bytes
+    assert done_bytes is not None
 
     def add(num_bytes: int) -> None:
-        with counter.get_lock():
-            counter.value += num_bytes
+        done_bytes[place] += num_bytes
 
     return run(job, task, add)
+
+
+def _nothing() -> None:
+    """What a pool is asked for to be woken."""
 
 
 def run_tasks(
@@ -69,10 +74,16 @@ def _run_in_pool(
 ) -> list[dict[str, int]]:
     # Workers are not forked, because the parent may have threads (the progress bar) with locks.
     context: Any = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    with ProcessPoolExecutor(num_workers, context, _begin_worker, (counter, os.getpid())) as pool:
-        futures = [pool.submit(_run_in_worker, run, job, task) for task in tasks]
-        _watch(futures, lambda: progress.update(counter.value))
+    done_bytes = context.RawArray(c_longlong, len(tasks))
+    begin = (done_bytes, os.getpid())
+    with ProcessPoolExecutor(min(num_workers, len(tasks)), context, _begin_worker, begin) as pool:
+        futures = [
+            pool.submit(_run_in_worker, run, job, task, place) for place, task in enumerate(tasks)
+        ]
+        # A pool starts a worker after the call that wakes it, and watches those it knew when it
+        # woke: without one call more, nobody would see that its last worker was killed.
+        pool.submit(_nothing)
+        _watch(futures, lambda: progress.update(sum(done_bytes)))
         pool.shutdown(cancel_futures=any(_failed(future) for future in futures))
     for future in futures:
         if _failed(future):
