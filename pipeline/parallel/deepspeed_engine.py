@@ -3,19 +3,24 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.parallel.bootstrap import import_deepspeed
-from esolm.pipeline.parallel.engine import Engine, EngineConfig, Judge, Replica, StepResult
+from esolm.pipeline.parallel.engine import (
+    Engine,
+    EngineConfig,
+    Judge,
+    Replica,
+    StepResult,
+    judged,
+)
 from esolm.pipeline.parallel.fragments import Fragment
 from esolm.pipeline.parallel.layout import REDUCE_BUCKET
-from esolm.pipeline.parallel.losses import StepLosses, reduce_losses
+from esolm.pipeline.parallel.losses import LossRecord
 from esolm.pipeline.parallel.module import build_optimizer
 from esolm.pipeline.parallel.names import canonical_parameters
 from esolm.pipeline.parallel.optimizer import EmaAdamW
@@ -27,9 +32,7 @@ class DeepSpeedEngine(Engine):
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
-        self._recorded: list[Tensor] = []
-        self._by_row: list[Tensor] = []
-        self._with_sources = False
+        self._losses = LossRecord(config.layout, config.device, config.micro_batch_size)
         self._verdict: StepResult | None = None
         self.deepspeed: Any = None
         """DeepSpeed's engine; set by `_wrap`."""
@@ -82,16 +85,16 @@ class DeepSpeedEngine(Engine):
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self._verdict = None
-        self._with_sources = batches[0].sources is not None
+        self._losses.begin(batches)
         self.optimizer.veto = lambda: not self._judged(batches, judge).applied
         self._run(batches)
         return self._judged(batches, judge)
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> dict[str, float]:
-        self._with_sources = batches[0].sources is not None
+        self._losses.begin(batches)
         batches = self._in_order(batches)
         self._run_without_update(batches)
-        return self._reduce_losses(batches).terms
+        return self._losses.reduce(batches).terms
 
     @cached_property
     def _states(self) -> ZeroStates:
@@ -122,11 +125,7 @@ class DeepSpeedEngine(Engine):
             wrapper = self.deepspeed.optimizer
             norm = float(wrapper._global_grad_norm)
             finite = math.isfinite(norm) and not wrapper.overflow
-            losses = self._reduce_losses(batches)
-            result = StepResult(losses.terms, norm, finite, losses.buckets, losses.sources)
-            if finite and judge is not None:
-                result = replace(result, applied=judge(result))
-            self._verdict = result
+            self._verdict = judged(self._losses.reduce(batches), norm, finite, judge)
         return self._verdict
 
     def _record(self, loss: Tensor) -> Tensor:
@@ -135,23 +134,8 @@ class DeepSpeedEngine(Engine):
         DeepSpeed averages over micro-batches and copies of the weights; the weights of the loss
         already make the sum over all of them the loss of the step.
         """
-        self._recorded.append(loss.detach())
+        self._losses.add(loss)
         return loss * (self.config.num_micro_batches * self.layout.copies)
-
-    def _new_rows(self) -> Tensor | None:
-        """Returns where the losses of the next micro-batch's rows go, if they are asked for."""
-        if not self._with_sources:
-            return None
-        self._by_row.append(torch.zeros(self.config.micro_batch_size, device=self.config.device))
-        return self._by_row[-1]
-
-    def _reduce_losses(self, batches: Sequence[MicroBatch]) -> StepLosses:
-        reduced = reduce_losses(
-            batches, self._recorded, self.layout, self.config.device, self._by_row
-        )
-        self._recorded.clear()
-        self._by_row.clear()
-        return reduced
 
 
 def deepspeed_config(config: EngineConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ and its replicas. `esolm.pipeline.parallel.build` lists the engines and says how
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from esolm.model.pieces import LOGITS_MB
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.parallel.fragments import AVERAGE, WEIGHTS, Fragment
 from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.parallel.losses import StepLosses
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,17 @@ Judge = Callable[[StepResult], bool]
 """Says whether a step may change the weights; it is given the same figures on every rank."""
 
 
+def judged(losses: StepLosses, norm: float, finite: bool, judge: Judge | None) -> StepResult:
+    """Returns a step's figures and the verdict on it.
+
+    finite: whether all gradients are; others are never applied, and nobody is asked.
+    """
+    result = StepResult(losses.terms, norm, finite, losses.buckets, losses.sources)
+    if finite and judge is not None:
+        result = replace(result, applied=judge(result))
+    return result
+
+
 @dataclass(frozen=True)
 class Replica:
     """What this rank holds of a parameter, and over which ranks it must be the same bit by bit."""
@@ -101,8 +113,8 @@ class Engine(ABC):
 
     @staticmethod
     @abstractmethod
-    def runs(layout: Layout) -> bool:
-        """Whether this engine is the one for a layout."""
+    def runs(config: EngineConfig) -> bool:
+        """Whether this engine is one for a run."""
 
     @abstractmethod
     def parameters(self) -> list[tuple[str, nn.Parameter]]:

@@ -6,15 +6,13 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from torch import Tensor
 
-from esolm.model.columns import note_first_row
 from esolm.pipeline.data.micro_batch import MicroBatch
 from esolm.pipeline.parallel.copies import copies_group, copies_rank
 from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config
 from esolm.pipeline.parallel.engine import EngineConfig
-from esolm.pipeline.parallel.layout import Layout
 from esolm.pipeline.parallel.module import LossModule, empty_network, initialize_module
+from esolm.pipeline.parallel.to_device import on_device
 from esolm.pipeline.parallel.zero import cut_one_by_one
 
 
@@ -31,14 +29,14 @@ class FlatEngine(DeepSpeedEngine):
         self._wrap(module, mpu=mpu)
 
     @staticmethod
-    def runs(layout: Layout) -> bool:
-        return layout.pp == 1
+    def runs(config: EngineConfig) -> bool:
+        return config.layout.pp == 1
 
     def _run(self, batches: Sequence[MicroBatch]) -> None:
         self.deepspeed.train()
         for batch in batches:
-            inputs, targets = self._on_device(batch)
-            loss = self._record(self.deepspeed(inputs, targets, self._new_rows()))
+            inputs, targets = on_device(batch, self.config.device)
+            loss = self._record(self.deepspeed(inputs, targets, self._losses.new_rows()))
             self.deepspeed.backward(loss)
             self.deepspeed.step()
 
@@ -46,24 +44,8 @@ class FlatEngine(DeepSpeedEngine):
         self.deepspeed.eval()
         with torch.no_grad():
             for batch in batches:
-                inputs, targets = self._on_device(batch)
-                self._record(self.deepspeed(inputs, targets, self._new_rows()))
-
-    def _on_device(self, batch: MicroBatch) -> tuple[Any, Any]:
-        inputs, targets = (
-            tuple(to_device(tensor, self.config.device) for tensor in tensors)
-            for tensors in (batch.inputs, batch.targets)
-        )
-        note_first_row(inputs[2], batch.inputs[2][0].tolist())
-        return inputs, targets
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Returns a tensor of the host on a device; the host does not wait for the copy."""
-    if device.type == "cuda":
-        # From other memory the copy would not run beside the host, nor if there are gaps in it.
-        tensor = tensor.contiguous().pin_memory()
-    return tensor.to(device, non_blocking=True)
+                inputs, targets = on_device(batch, self.config.device)
+                self._record(self.deepspeed(inputs, targets, self._losses.new_rows()))
 
 
 class _ModelParallelUnit:

@@ -1,4 +1,4 @@
-"""The losses of a step, summed over the replicas and told to every stage."""
+"""The losses of a step: noted as they come, summed over the replicas and told to every stage."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -35,6 +35,41 @@ class StepLosses:
     terms: dict[str, float]
     buckets: dict[int, float]
     sources: dict[int, float]
+
+
+class LossRecord:
+    """What a rank notes of the losses of a step or a validation, until they are summed up."""
+
+    def __init__(self, layout: Layout, device: torch.device, micro_batch_size: int) -> None:
+        self._layout, self._device, self._rows = layout, device, micro_batch_size
+        self._by_batch: list[Tensor] = []
+        self._by_row: list[Tensor] = []
+        self._with_sources = False
+
+    def begin(self, batches: Sequence[MicroBatch]) -> None:
+        """Sees whether losses by source will be asked for of the micro-batches to come."""
+        self._with_sources = batches[0].sources is not None
+
+    def new_rows(self) -> Tensor | None:
+        """Returns where the losses of the next micro-batch's rows go, if they are asked for."""
+        if not self._with_sources:
+            return None
+        self._by_row.append(torch.zeros(self._rows, device=self._device))
+        return self._by_row[-1]
+
+    def add(self, loss: Tensor) -> None:
+        """Notes the loss of a micro-batch."""
+        self._by_batch.append(loss.detach())
+
+    def reduce(self, batches: Sequence[MicroBatch]) -> StepLosses:
+        """Returns the losses of these micro-batches over all replicas and forgets them.
+
+        Collective over all ranks. batches: in the order in which they were run.
+        """
+        reduced = reduce_losses(batches, self._by_batch, self._layout, self._device, self._by_row)
+        self._by_batch.clear()
+        self._by_row.clear()
+        return reduced
 
 
 def reduce_losses(

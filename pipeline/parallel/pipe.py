@@ -15,7 +15,6 @@ from esolm.pipeline.parallel.bootstrap import import_deepspeed
 from esolm.pipeline.parallel.copies import copies_rank
 from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine
 from esolm.pipeline.parallel.engine import EngineConfig
-from esolm.pipeline.parallel.layout import Layout
 from esolm.pipeline.parallel.module import initialize_module, parallel_config
 
 
@@ -54,8 +53,8 @@ class PipeEngine(DeepSpeedEngine):
         self._wrap(module)
 
     @staticmethod
-    def runs(layout: Layout) -> bool:
-        return layout.pp > 1
+    def runs(config: EngineConfig) -> bool:
+        return config.layout.pp > 1
 
     def _late(self, module: Any) -> list[nn.Parameter]:
         # A stage goes backward once for each tensor that it passes on, and the embedding makes two.
@@ -71,7 +70,7 @@ class PipeEngine(DeepSpeedEngine):
         """
         head = self.deepspeed.module.forward_funcs[-1]
         assert isinstance(head, Head)
-        logits_mb, by_row = self.config.logits_mb, self._new_rows()
+        logits_mb, by_row = self.config.logits_mb, self._losses.new_rows()
         return self._record(weighted_loss(head, hidden_TD, targets, logits_mb, by_row))
 
     def _in_order(self, batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:

@@ -1,4 +1,6 @@
-"""Counts what a rank holds of weights, gradients and optimizer, as DeepSpeed 0.19 lays them out.
+"""Counts what a rank holds of weights, gradients and optimizer, as its engine lays them out.
+
+That is DeepSpeed 0.19 but in a run of one process.
 
 The figures are measured, not derived: docs/plan.md has the table, and tests/pipeline/plan compares
 them with a running engine. Letters there: N is the number of parameters of the rank, d the number
@@ -49,7 +51,9 @@ class StateBytes:
 def state_bytes(size: Size, layout: Layout, precision: str, offload: bool = False) -> StateBytes:
     """Returns the state of a rank that holds `size` of the network."""
     element = ELEMENT_BYTES[precision]
-    if layout.zero == 3:
+    if layout.world_size == 1 and not offload:
+        state = _one_process(size, element)
+    elif layout.zero == 3:
         state = _stage_3(size, layout.copies, element)
     elif layout.scatters(precision, offload):
         state = _bf16_stage_1(size, layout.copies)
@@ -58,6 +62,21 @@ def state_bytes(size: Size, layout: Layout, precision: str, offload: bool = Fals
     else:
         state = _stage_2(size, layout.copies, element)
     return _offloaded(state, size, layout.copies) if offload else state
+
+
+def _one_process(size: Size, element: int) -> StateBytes:
+    """In fp32 the optimizer updates the very weights that the network computes with."""
+    count = size.parameters
+    return StateBytes(
+        weights=element * count,
+        gradients=4 * count,
+        master=4 * count if element == 2 else 0,
+        moments=8 * count,
+        ema=4 * count,
+        bucket=0,
+        computing=element * size.largest,
+        reducing=0,
+    )
 
 
 def _bf16_stage_1(size: Size, dp: int) -> StateBytes:

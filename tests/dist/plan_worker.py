@@ -118,10 +118,11 @@ def _parts(engine: Engine) -> dict[str, int]:
     parameters = [parameter for _, parameter in engine.parameters()]
     partitions = [p.ds_tensor for p in parameters if hasattr(p, "ds_tensor")]
     states = list(engine.optimizer.state.items())
+    updated = [held for held, _ in states if all(held is not other for other in parameters)]
     moments = [state[name] for _, state in states for name in ("exp_avg", "exp_avg_sq")]
     return {
         "weights": _bytes([*parameters, *partitions]),
-        "master": _bytes([flat for flat, _ in states]),
+        "master": _bytes(updated),
         "moments": _bytes(moments),
         "ema": _bytes([state["ema"] for _, state in states]),
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.dist.layouts import SINGLE
 from tests.dist.ranks import run_ranks
 
 CASES: dict[str, dict[str, Any]] = {
@@ -34,6 +35,16 @@ REPLICAS = {
     "PP2": ([], [LAST_NORM]),
     "PP2 bf16": ([], [LAST_NORM]),
 }
+
+
+@pytest.mark.dist
+def test_guards_of_one_process(tmp_path: Path) -> None:
+    """Where DeepSpeed keeps the optimizer in host memory, and where nothing needs it."""
+    settings = [{}, {"precision": "bf16"}, {"offload": True}]
+    cases = [{"layout": SINGLE, "flips": [], **each} for each in settings]
+    for answer in run_ranks("guards", 1, cases, tmp_path, 240):
+        assert answer["applied"] == [False, False, False, True]
+        assert answer["unchanged"] == [True, True, True, False]
 
 
 @pytest.mark.dist

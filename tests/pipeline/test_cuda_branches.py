@@ -20,9 +20,9 @@ from esolm.model.kernels import Kernels, use_kernels
 from esolm.pipeline import generate
 from esolm.pipeline.checkpoint.staging import Staging
 from esolm.pipeline.data.batches import SKIP_MULTIPLE, skip_multiple
-from esolm.pipeline.parallel.flat import to_device
 from esolm.pipeline.parallel.flight_recorder import dump_collectives, trace_prefix
 from esolm.pipeline.parallel.fragments import Fragment
+from esolm.pipeline.parallel.to_device import to_device
 from esolm.pipeline.run.hardware import peak_flops
 from esolm.pipeline.slurm import bandwidth
 from esolm.pipeline.train import profiling

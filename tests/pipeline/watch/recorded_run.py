@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from esolm.pipeline.data.micro_batch import MicroBatch
-from esolm.pipeline.parallel.deepspeed_engine import DeepSpeedEngine
 from esolm.pipeline.parallel.engine import StepResult
+from esolm.pipeline.parallel.one_process import OneProcessEngine
 from esolm.pipeline.run.config import load_config
 from esolm.pipeline.train.guards import SpikeGuard
 from esolm.pipeline.train.run import train
@@ -19,10 +19,10 @@ from esolm.pipeline.train.run import train
 REFUSED_CALL = 7
 
 fed: list[list[MicroBatch]] = []
-train_step, judge, reason = DeepSpeedEngine.train_step, SpikeGuard.judge, SpikeGuard.reason
+train_step, judge, reason = OneProcessEngine.train_step, SpikeGuard.judge, SpikeGuard.reason
 
 
-def noted_step(self: DeepSpeedEngine, batches: Sequence[MicroBatch], *rest: Any) -> StepResult:
+def noted_step(self: OneProcessEngine, batches: Sequence[MicroBatch], *rest: Any) -> StepResult:
     fed.append(list(batches))
     return train_step(self, batches, *rest)
 
@@ -36,7 +36,7 @@ def made_up_reason(self: SpikeGuard, result: StepResult) -> str | None:
 
 
 if __name__ == "__main__":
-    DeepSpeedEngine.train_step = noted_step  # type: ignore[method-assign,assignment]
+    OneProcessEngine.train_step = noted_step  # type: ignore[method-assign,assignment]
     SpikeGuard.judge, SpikeGuard.reason = refusing_judge, made_up_reason  # type: ignore[method-assign]
     code = train(load_config(sys.argv[1], []))
     torch.save([[(*batch.inputs, *batch.targets) for batch in step] for step in fed], sys.argv[2])
