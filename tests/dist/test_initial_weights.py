@@ -18,6 +18,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "tied": {"model": "tied"},
     "bf16": {"precision": "bf16"},
 }
+MIXED = ["TP2+SP x PP2", "TP2 x DP2 ZeRO-3"]
 SEED = 1  # of tests.dist.workers
 
 
@@ -48,5 +49,6 @@ def test_two_ranks(tmp_path: Path) -> None:
 @pytest.mark.dist
 @pytest.mark.check
 def test_two_and_four_ranks(tmp_path: Path) -> None:
-    assert not problems_of(list(few_of_context(TWO_RANKS)), ["bf16"], tmp_path / "two")
-    assert not problems_of(list(few_of_context(FOUR_RANKS)), list(KINDS), tmp_path / "four")
+    assert not problems_of(["TP2", "DP2 ZeRO-3"], ["bf16"], tmp_path / "two")
+    assert not problems_of(list(few_of_context(FOUR_RANKS)), ["fp32"], tmp_path / "four")
+    assert not problems_of(MIXED, ["tied", "bf16"], tmp_path / "mixed")

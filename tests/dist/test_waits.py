@@ -10,21 +10,27 @@ from tests.dist.ranks import run_ranks
 
 MOST_READS = 7
 OBJECTIVES = ("esolm_b", "mdlm", "bd3lm")
+WAYS: list[dict[str, Any]] = [
+    {"layout": SINGLE},
+    {"layout": SINGLE, "precision": "bf16"},
+    {"layout": SINGLE, "deepspeed": True},
+    {"layout": SINGLE, "deepspeed": True, "precision": "bf16"},
+    {"layout": {**SINGLE, "zero": 2}, "deepspeed": True, "precision": "bf16"},
+]
 
 
 @pytest.mark.check
 @pytest.mark.dist
 def test_a_step_waits_no_longer_for_more_micro_batches(tmp_path: Path) -> None:
     """It reads loss, norm, what DeepSpeed asks; for passes: `tests/model/test_waits.py`."""
-    cases: list[dict[str, Any]] = [
+    cases = [
         {
-            "layout": {**SINGLE, "zero": zero},
+            **how,
             "objective": objective,
-            "precision": precision,
             "micro_batch_size": rows,
             "skip_multiple": 2,
         }
-        for zero, precision in ((1, "fp32"), (1, "bf16"), (2, "bf16"))
+        for how in WAYS
         for objective in OBJECTIVES
         for rows in (4, 1)
     ]

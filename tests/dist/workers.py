@@ -113,7 +113,16 @@ class RandomTokens:
 
 @contextmanager
 def engine_of(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
-    """The engine of a case and its batches; process groups are made anew for each."""
+    """The engine of a case and its batches; process groups are made anew for each.
+
+    deepspeed: in the case of one process, that DeepSpeed is to run it.
+    """
+    engines = [FlatEngine] if case.get("deepspeed") else build.ENGINES
+    with patch.object(build, "ENGINES", engines):
+        yield from _engine_and_source(case)
+
+
+def _engine_and_source(case: dict[str, Any]) -> Iterator[tuple[Engine, BatchSource]]:
     layout = Layout(**case["layout"])
     parallel_state.destroy_model_parallel()
     initialize_groups(layout)
@@ -283,9 +292,8 @@ def without_deepspeed(cases: list[dict[str, Any]]) -> Any:
         found, average = losses([case])[0], averages([case])[0]
         save_at_three({"cases": [folder]})
         through = resume_to_five({"cases": [case, folder]})
-        with patch.object(build, "ENGINES", [FlatEngine]):
-            expected = losses([case])[0]
-            resumed = resume_to_five({"cases": [folder]})[0]
+        expected = losses([{**case, "deepspeed": True}])[0]
+        resumed = resume_to_five({"cases": [{**folder, "deepspeed": True}]})[0]
         answers.append(
             {
                 "expected": expected, "found": found, "average": average,
