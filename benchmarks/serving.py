@@ -1,6 +1,7 @@
 """What sharing passes gains: requests to `esolm serve` one after another and all at once.
 
-Both in turns against one server, which this script starts; medians of seconds.
+Both in turns against one server, which this script starts; medians of seconds. Beside each ratio
+stands that of the passes' bare matrix products, one thread: sharing cannot gain more in them.
 
     python benchmarks/serving.py runs/demo/bundle --clients 16 --tokens 128
 """
@@ -18,11 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+STEPS = 16
+"""Of the diffusion phase of a text."""
+
 
 def ask(address: str, tokens: int, alpha_0: float, seed: int) -> int:
     """One completion; returns the tokens written."""
     body = {"prompt": "def ", "max_tokens": tokens, "seed": seed, "alpha_0": alpha_0,
-            "steps": 16, "ignore_eos": True}  # fmt: skip
+            "steps": STEPS, "ignore_eos": True}  # fmt: skip
     headers = {"Content-Type": "application/json"}
     asked = urllib.request.Request(f"{address}/v1/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(asked, timeout=600) as answer:
@@ -50,6 +54,44 @@ def start(bundle: Path, rows: int) -> tuple[subprocess.Popen[bytes], str]:
             time.sleep(0.1)
 
 
+def bare_gain(bundle: Path, alpha_0: float, args: argparse.Namespace) -> float:
+    """How many times faster the products of all requests are in shared passes than in their own.
+
+    A pass feeds a clean token and a mask for each new token of a text, and scores the masks.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    sizes = json.loads((bundle / "config.json").read_text())
+    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    shapes = [(hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden)]
+    block = [torch.randn(out, into) for into, out in shapes]
+    head = torch.randn(sizes["vocab_size"], hidden)
+
+    def products(new: int) -> float:
+        inputs = {width: torch.randn(2 * new, width) for width in (hidden, inner)}
+        seconds = []
+        for _ in range(9):
+            started = time.process_time()
+            for _ in range(20):
+                for weight in block * sizes["num_hidden_layers"]:
+                    torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+                torch.nn.functional.linear(inputs[hidden][:new], head)
+            seconds.append(time.process_time() - started)
+        return statistics.median(seconds)
+
+    together = round(args.tokens * alpha_0)
+    counts = {1: args.tokens - together}
+    if together:
+        counts[-(-together // STEPS)] = STEPS
+    alone, shared = (
+        sum(passes * products(width * new) for new, passes in counts.items())
+        for width in (1, args.clients)
+    )
+    gain: float = args.clients * alone / shared
+    return gain
+
+
 def row(address: str, alpha_0: float, args: argparse.Namespace) -> str:
     """One line of the table."""
     seconds: dict[int, list[float]] = {1: [], args.clients: []}
@@ -65,7 +107,7 @@ def row(address: str, alpha_0: float, args: argparse.Namespace) -> str:
     slow, fast = (statistics.median(found[1:]) for found in seconds.values())
     return (
         f"| {alpha_0} | {args.clients} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} "
-        f"| {written / fast:,.0f} |"
+        f"| {bare_gain(args.bundle, alpha_0, args):.1f} | {written / fast:,.0f} |"
     )
 
 
@@ -82,8 +124,9 @@ def main() -> None:
         print(f"{args.bundle} is not there: `make demo` makes one")
         return
     process, address = start(args.bundle, args.clients)
-    print("| alpha_0 | requests | one after another s | at once s | ratio | tokens/s at once |")
-    print("|---|---|---|---|---|---|")
+    columns = ["alpha_0", "requests", "one after another s", "at once s", "ratio"]
+    columns += ["of bare products", "tokens/s at once"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     try:
         for alpha_0 in args.alphas:
             print(row(address, alpha_0, args), flush=True)

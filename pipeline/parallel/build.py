@@ -16,6 +16,6 @@ ENGINES: list[type[Engine]] = [OneProcessEngine, PipeEngine, FlatEngine]
 
 
 def build_engine(config: EngineConfig) -> Engine:
-    """Returns the engine of config.layout, with its initial weights."""
+    """Returns the engine of a run, with its initial weights."""
     with freed_blocks_go_back():
         return next(engine for engine in ENGINES if engine.runs(config))(config)

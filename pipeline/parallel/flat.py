@@ -25,7 +25,7 @@ class FlatEngine(DeepSpeedEngine):
         take: Any = list
         if config.layout.zero == 3:
             take = partial(cut_one_by_one, settings=deepspeed_config(config), mpu=mpu)
-        initialize_module(module, config, config.dtype, take)
+        initialize_module(module, config, take)
         self._wrap(module, mpu=mpu)
 
     @staticmethod

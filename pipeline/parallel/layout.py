@@ -33,7 +33,7 @@ class Layout:
         return self.cp * self.dp
 
     def scatters(self, precision: str, offload: bool) -> bool:
-        """Whether gradients are reduce-scattered by us; DeepSpeed reduces all others itself."""
+        """Whether several ranks' gradients are scattered by us; DeepSpeed reduces all others."""
         return self.zero == 1 and precision == "bf16" and not offload
 
     def __str__(self) -> str:

@@ -66,25 +66,25 @@ class LossRecord:
 
         Collective over all ranks. batches: in the order in which they were run.
         """
-        reduced = reduce_losses(batches, self._by_batch, self._layout, self._device, self._by_row)
+        reduced = _reduced(batches, self._by_batch, self._layout, self._device, self._by_row)
         self._by_batch.clear()
         self._by_row.clear()
         return reduced
 
 
-def reduce_losses(
+def _reduced(
     batches: Sequence[MicroBatch],
     recorded: Sequence[Tensor],
     layout: Layout,
     device: torch.device,
-    by_row: Sequence[Tensor] = (),
+    by_row: Sequence[Tensor],
 ) -> StepLosses:
     """Returns the losses over all replicas; collective over all ranks.
 
     recorded: the loss of each micro-batch on the last stage, of this rank's tokens of it; empty on
-    the other stages. by_row: of each micro-batch that names its rows' sources, there also the
-    losses of its rows, float32 [B]; an engine that does not know them gives none, and has no losses
-    by source. Each context-parallel rank counts a micro-batch, but only ratios of counts are used.
+    the other stages. by_row: if the micro-batches name their rows' sources, there also the losses
+    of each one's rows, float32 [B]. Each context-parallel rank counts a micro-batch, but only
+    ratios of counts are used.
     """
     kinds = sorted({kind for batch in batches for kind in _kinds_of(batch)}, key=str)
     if layout.copies > 1:

@@ -64,7 +64,6 @@ def empty_network(config: EngineConfig) -> Network:
 def initialize_module(
     module: nn.Module,
     config: EngineConfig,
-    dtype: torch.dtype = torch.float32,
     take: Callable[[Iterator[nn.Parameter]], object] = list,
 ) -> None:
     """Sets the initial weights of the part of the network that this rank holds.
@@ -73,24 +72,24 @@ def initialize_module(
     parameters, each of which gets its memory and its values when it is asked for, and may cut one
     before it asks for the next.
     """
-    take(_filled(module, config, dtype))
+    take(_filled(module, config))
     sum_partial_gradients(module, parallel_config(config.layout))
     set_fp8(module, config.fp8)
     set_recompute(module, config.recompute)
 
 
-def _filled(module: nn.Module, config: EngineConfig, dtype: torch.dtype) -> Iterator[nn.Parameter]:
+def _filled(module: nn.Module, config: EngineConfig) -> Iterator[nn.Parameter]:
     # While a parameter is out, nothing here may hold it: ZeRO-3 frees what it has cut.
     for name, parameter in canonical_parameters(module, config.model):
-        _give_memory(parameter, _values(name, config, dtype))
+        _give_memory(parameter, _values(name, config))
         yield parameter
 
 
-def _values(name: str, config: EngineConfig, dtype: torch.dtype) -> Tensor:
+def _values(name: str, config: EngineConfig) -> Tensor:
     """Returns this rank's part of a tensor's initial values, in memory of its own."""
     rank = parallel_state.get_tensor_model_parallel_rank()
     values = initial_values(name, config.model, config.seed, rank, config.layout.tp)
-    return values.to(config.device, dtype, copy=True, memory_format=torch.contiguous_format)
+    return values.to(config.device, config.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _give_memory(parameter: nn.Parameter, held: Tensor) -> None:

@@ -38,7 +38,7 @@ class OneProcessEngine(Engine):
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
         self.module = LossModule(empty_network(config), config.logits_mb)
-        initialize_module(self.module, config, config.dtype)
+        initialize_module(self.module, config)
         self.optimizer = build_optimizer(self.module, config)
         self._losses = LossRecord(config.layout, config.device, config.micro_batch_size)
         self._pairs = [_with_master(parameter) for _, parameter in self.parameters()]
@@ -85,9 +85,10 @@ class OneProcessEngine(Engine):
         return [self._fragment(name, masters[held]) for name, held in self.parameters()]
 
     def publish(self) -> None:
-        for parameter, master in self._pairs:
-            if parameter is not master:
-                parameter.data.copy_(master.data)
+        apart = [(held.data, master.data) for held, master in self._pairs if held is not master]
+        if apart:
+            weights, masters = map(list, zip(*apart, strict=True))
+            torch._foreach_copy_(weights, masters)
 
     def adopt(self, updates: int) -> None:
         for state in self.optimizer.state.values():
@@ -104,7 +105,7 @@ class OneProcessEngine(Engine):
         return loss
 
     def _clipped(self) -> float:
-        """Returns the norm of the step's gradients, which are clipped."""
+        """Clips the step's gradients, none of which is missing then, and returns their norm."""
         masters = [master for _, master in self._pairs]
         for master in masters:
             if master.grad is None:  # its weight decays all the same
@@ -126,7 +127,7 @@ class OneProcessEngine(Engine):
 
 
 def _with_master(parameter: nn.Parameter) -> tuple[nn.Parameter, nn.Parameter]:
-    """Returns a parameter with the fp32 weights that the optimizer updates, which it may be.
+    """Returns a parameter with the fp32 weights that the optimizer updates: its own, if it is fp32.
 
     A gradient in bf16 is added to the sum in fp32 as soon as it is there.
     """

@@ -132,7 +132,7 @@ def _balanced_pipeline(config: EngineConfig) -> Any:
         def _build(self) -> None:
             with torch.device("meta"):
                 super()._build()
-            initialize_module(self, config, config.dtype)
+            initialize_module(self, config)
 
         def get_tied_weights_and_groups(self) -> list[tuple[Any, Any]]:
             """Returns (holder of a `grad`, group) pairs.

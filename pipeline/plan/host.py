@@ -48,7 +48,8 @@ def host_bytes(
     """Returns the host memory of a rank that holds `size` of the pipeline layers `bounds`."""
     share = -(-size.parameters // layout.copies)
     numels = [tensor.numel for layer in range(*bounds) for tensor in layer_tensors(model, layer)]
-    regrouped = ELEMENT_BYTES[precision] * share if layout.zero == 3 else 0
+    by_deepspeed = layout.world_size > 1 or state.host > 0
+    regrouped = ELEMENT_BYTES[precision] * share if layout.zero == 3 and by_deepspeed else 0
     return HostBytes(
         process=PROCESS_BYTES + CONTEXT_BYTES,
         offloaded=state.host,

@@ -39,7 +39,7 @@ REPLICAS = {
 
 @pytest.mark.dist
 def test_guards_of_one_process(tmp_path: Path) -> None:
-    """Where DeepSpeed keeps the optimizer in host memory, and where nothing needs it."""
+    """By PyTorch alone, and offloaded by DeepSpeed."""
     settings = [{}, {"precision": "bf16"}, {"offload": True}]
     cases = [{"layout": SINGLE, "flips": [], **each} for each in settings]
     for answer in run_ranks("guards", 1, cases, tmp_path, 240):

@@ -13,6 +13,7 @@ KINDS: dict[str, tuple[dict[str, Any], float]] = {
     "fp32": ({}, 1e-6),
     "fp32, tied": ({"model": "tied", "recompute": "full"}, 1e-6),
     "bf16": ({"precision": "bf16"}, 1e-4),
+    "bf16, tied": ({"precision": "bf16", "model": "tied"}, 1e-4),
 }
 
 
