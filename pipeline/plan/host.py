@@ -12,7 +12,7 @@ STAGED_STATES = 4
 """What an asynchronous save copies of each parameter, in fp32 each."""
 
 PROCESS_BYTES = 500_000_000
-"""Allowed for the interpreter and the libraries of a rank; 0.40 GB were seen on a CPU."""
+"""Allowed for the interpreter and the libraries of a rank; 0.48 GB were seen on a CPU."""
 
 CONTEXT_BYTES = 2_500_000_000
 """Allowed beside them for what CUDA and NCCL keep on the host; not measured."""

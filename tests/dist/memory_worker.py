@@ -30,11 +30,12 @@ def network(layers: int) -> ModelConfig:
 
 
 def peaks(arguments: dict[str, Any]) -> Any:
-    """The most bytes of host memory that each rank of a new process came to.
+    """The most bytes of host memory that each rank of a new process came to take besides its own.
 
     begin: "anew" and a checkpoint is saved, "resume" from it, or "bundle" in another folder.
     """
     workers.MODELS["large"] = network(arguments["layers"])
+    before = peak_bytes()  # the interpreter and the libraries
     case = {**arguments["case"], "model": "large"}
     folder, begin = Path(arguments["folder"]), arguments["begin"]
     with workers.engine_of(case) as (engine, _):
@@ -53,7 +54,7 @@ def peaks(arguments: dict[str, Any]) -> Any:
             saver.save(engine, RunState(1, 1, 8, 96, 12, {}, {}, {}, "", ""))
             saver.wait()
         everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, peak_bytes())
+        dist.all_gather_object(everyone, peak_bytes() - before)
     return everyone
 
 

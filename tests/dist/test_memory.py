@@ -17,7 +17,7 @@ from tests.dist.ranks import run_ranks
 
 pytestmark = pytest.mark.dist
 
-ALLOWED = 1.2
+ALLOWED = 1.1
 RANKS = 4
 ZERO_3 = {"tp": 1, "pp": 1, "dp": RANKS, "zero": 3}
 TIMEOUT = 1500
@@ -31,7 +31,7 @@ SIZES = [
 
 def needs_memory(layers: int, asynchronous: bool) -> None:
     size = stage_size(network(layers), 0, layers + 2, 1)
-    needed = RANKS * allowed(layers, asynchronous)
+    needed = RANKS * (allowed(layers, asynchronous) + PROCESS_BYTES)
     available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
     if needed > available:
         pytest.skip(
@@ -41,10 +41,11 @@ def needs_memory(layers: int, asynchronous: bool) -> None:
 
 
 def allowed(layers: int, asynchronous: bool) -> float:
+    """What training holds, a tenth more, and one tensor."""
     size = stage_size(network(layers), 0, layers + 2, 1)
     held = state_bytes(size, Layout(**ZERO_3), "fp32").held
     staged = 4 * STAGED_STATES * size.parameters / RANKS if asynchronous else 0
-    return ALLOWED * (held + staged) + PROCESS_BYTES
+    return ALLOWED * (held + staged) + 4 * size.largest
 
 
 def run(layers: int, folder: Path, begin: str, asynchronous: bool = False) -> list[int]:
