@@ -67,7 +67,7 @@ docs: $(STAMP)  ## write the tables that come from the code anew
 	$(BIN)/python -m esolm.pipeline.run.reference
 
 bench: $(STAMP)  ## the measurements behind the README's figures
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python -W ignore $$script || exit 1; done
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python -W ignore -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 drill: $(STAMP)  ## soaks, outside `make test` and `make check`
 	$(BIN)/python -m pytest -m slow

@@ -1,9 +1,9 @@
 """What sharing passes gains: requests to `esolm serve` one after another and all at once.
 
 Both in turns against one server, which this script starts; medians of seconds. Beside each ratio
-stands that of the passes' bare matrix products, one thread: sharing cannot gain more in them.
+stands that of the passes' bare matrix products, in fp32: sharing cannot gain more in them.
 
-    python benchmarks/serving.py runs/demo/bundle --clients 16 --tokens 128
+    python -m benchmarks.serving runs/demo/bundle --clients 16 --tokens 128
 """
 
 import argparse
@@ -15,9 +15,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForMaskedLM
+
+from benchmarks.decoding import bare_linears, in_turns
 
 STEPS = 16
 """Of the diffusion phase of a text."""
@@ -54,45 +61,21 @@ def start(bundle: Path, rows: int) -> tuple[subprocess.Popen[bytes], str]:
             time.sleep(0.1)
 
 
-def bare_gain(bundle: Path, alpha_0: float, args: argparse.Namespace) -> float:
-    """How many times faster the products of all requests are in shared passes than in their own.
+def bare_gain(network: Any, alpha_0: float, args: argparse.Namespace) -> float:
+    """How many times faster the products of all texts are in shared passes than in their own."""
 
-    A pass feeds a clean token and a mask for each new token of a text, and scores the masks.
-    """
-    import torch
+    def products(texts: int) -> Callable[[], None]:
+        writes = partial(
+            network.generate, seed=0, length=args.tokens, alpha_0=alpha_0, num_steps=STEPS,
+            num_samples=texts,
+        )  # fmt: skip
+        return bare_linears(network, writes)
 
-    torch.set_num_threads(1)
-    sizes = json.loads((bundle / "config.json").read_text())
-    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
-    shapes = [(hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden)]
-    block = [torch.randn(out, into) for into, out in shapes]
-    head = torch.randn(sizes["vocab_size"], hidden)
-
-    def products(new: int) -> float:
-        inputs = {width: torch.randn(2 * new, width) for width in (hidden, inner)}
-        seconds = []
-        for _ in range(9):
-            started = time.process_time()
-            for _ in range(20):
-                for weight in block * sizes["num_hidden_layers"]:
-                    torch.nn.functional.linear(inputs[weight.shape[1]], weight)
-                torch.nn.functional.linear(inputs[hidden][:new], head)
-            seconds.append(time.process_time() - started)
-        return statistics.median(seconds)
-
-    together = round(args.tokens * alpha_0)
-    counts = {1: args.tokens - together}
-    if together:
-        counts[-(-together // STEPS)] = STEPS
-    alone, shared = (
-        sum(passes * products(width * new) for new, passes in counts.items())
-        for width in (1, args.clients)
-    )
-    gain: float = args.clients * alone / shared
-    return gain
+    alone, shared = in_turns(args.repeats, products(1), products(args.clients))
+    return float(args.clients * alone.cpu / shared.cpu)
 
 
-def row(address: str, alpha_0: float, args: argparse.Namespace) -> str:
+def row(address: str, network: Any, alpha_0: float, args: argparse.Namespace) -> str:
     """One line of the table."""
     seconds: dict[int, list[float]] = {1: [], args.clients: []}
     written = args.clients * args.tokens
@@ -107,7 +90,7 @@ def row(address: str, alpha_0: float, args: argparse.Namespace) -> str:
     slow, fast = (statistics.median(found[1:]) for found in seconds.values())
     return (
         f"| {alpha_0} | {args.clients} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} "
-        f"| {bare_gain(args.bundle, alpha_0, args):.1f} | {written / fast:,.0f} |"
+        f"| {bare_gain(network, alpha_0, args):.1f} | {written / fast:,.0f} |"
     )
 
 
@@ -123,13 +106,17 @@ def main() -> None:
     if not args.bundle.exists():
         print(f"{args.bundle} is not there: `make demo` makes one")
         return
+    torch.set_num_threads(1)
+    network = AutoModelForMaskedLM.from_pretrained(
+        args.bundle, trust_remote_code=True, dtype=torch.float32
+    )
     process, address = start(args.bundle, args.clients)
     columns = ["alpha_0", "requests", "one after another s", "at once s", "ratio"]
     columns += ["of bare products", "tokens/s at once"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     try:
         for alpha_0 in args.alphas:
-            print(row(address, alpha_0, args), flush=True)
+            print(row(address, network, alpha_0, args), flush=True)
     finally:
         process.terminate()
         process.wait()

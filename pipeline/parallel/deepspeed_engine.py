@@ -109,8 +109,7 @@ class DeepSpeedEngine(Engine):
         self._states.publish()
 
     def adopt(self, updates: int) -> None:
-        for state in self.optimizer.state.values():
-            state["step"].fill_(updates)
+        self.optimizer.go_on_from(updates)
         self.publish()
 
     def replicas(self) -> Iterator[Replica]:

@@ -32,6 +32,10 @@ class Layout:
         """The ranks that hold the same weights; see `esolm.pipeline.parallel.copies`."""
         return self.cp * self.dp
 
+    def needs_deepspeed(self, offload: bool) -> bool:
+        """Whether there is something to share out, or an optimizer to keep in host memory."""
+        return self.world_size > 1 or offload
+
     def scatters(self, precision: str, offload: bool) -> bool:
         """Whether several ranks' gradients are scattered by us; DeepSpeed reduces all others."""
         return self.zero == 1 and precision == "bf16" and not offload

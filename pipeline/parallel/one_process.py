@@ -41,15 +41,13 @@ class OneProcessEngine(Engine):
         initialize_module(self.module, config)
         self.optimizer = build_optimizer(self.module, config)
         self._losses = LossRecord(config.layout, config.device, config.micro_batch_size)
-        self._pairs = [_with_master(parameter) for _, parameter in self.parameters()]
-        masters = dict(self._pairs)
+        self._masters = {parameter: _master_of(parameter) for _, parameter in self.parameters()}
         for group in self.optimizer.param_groups:
-            group["params"] = [masters[parameter] for parameter in group["params"]]
+            group["params"] = [self._masters[parameter] for parameter in group["params"]]
 
     @staticmethod
     def runs(config: EngineConfig) -> bool:
-        # DeepSpeed knows how to keep an optimizer in host memory.
-        return config.layout.world_size == 1 and not config.offload
+        return not config.layout.needs_deepspeed(config.offload)
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         return canonical_parameters(self.module, self.config.model)
@@ -80,19 +78,16 @@ class OneProcessEngine(Engine):
         return self._losses.reduce(batches).terms
 
     def fragments(self) -> list[Fragment]:
-        masters = dict(self._pairs)
-        self.optimizer.create_state(masters.values())
-        return [self._fragment(name, masters[held]) for name, held in self.parameters()]
+        self.optimizer.create_state(self._masters.values())
+        return [self._fragment(name, self._masters[held]) for name, held in self.parameters()]
 
     def publish(self) -> None:
-        apart = [(held.data, master.data) for held, master in self._pairs if held is not master]
-        if apart:
-            weights, masters = map(list, zip(*apart, strict=True))
-            torch._foreach_copy_(weights, masters)
+        if self.config.dtype != torch.float32:
+            weights = [parameter.data for parameter in self._masters]
+            torch._foreach_copy_(weights, [master.data for master in self._masters.values()])
 
     def adopt(self, updates: int) -> None:
-        for state in self.optimizer.state.values():
-            state["step"].fill_(updates)
+        self.optimizer.go_on_from(updates)
         self.publish()
 
     def replicas(self) -> Iterator[Replica]:
@@ -106,7 +101,7 @@ class OneProcessEngine(Engine):
 
     def _clipped(self) -> float:
         """Clips the step's gradients, none of which is missing then, and returns their norm."""
-        masters = [master for _, master in self._pairs]
+        masters = list(self._masters.values())
         for master in masters:
             if master.grad is None:  # its weight decays all the same
                 master.grad = torch.zeros_like(master)
@@ -126,13 +121,13 @@ class OneProcessEngine(Engine):
         )
 
 
-def _with_master(parameter: nn.Parameter) -> tuple[nn.Parameter, nn.Parameter]:
-    """Returns a parameter with the fp32 weights that the optimizer updates: its own, if it is fp32.
+def _master_of(parameter: nn.Parameter) -> nn.Parameter:
+    """Returns the fp32 weights that the optimizer updates: of an fp32 parameter itself.
 
     A gradient in bf16 is added to the sum in fp32 as soon as it is there.
     """
     if parameter.dtype == torch.float32:
-        return parameter, parameter
+        return parameter
     master = nn.Parameter(parameter.detach().float())
 
     def add(held: Tensor) -> None:
@@ -144,4 +139,4 @@ def _with_master(parameter: nn.Parameter) -> tuple[nn.Parameter, nn.Parameter]:
         held.grad = None
 
     parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
-    return parameter, master
+    return master

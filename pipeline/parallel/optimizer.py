@@ -46,6 +46,11 @@ class EmaAdamW(torch.optim.AdamW):
             if "ema" not in self.state[parameter]:
                 self.state[parameter].update(_fresh_state(parameter))
 
+    def go_on_from(self, updates: int) -> None:
+        """Counts on as if after so many updates."""
+        for state in self.state.values():
+            state["step"].fill_(updates)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         if self.veto is not None and self.veto():

@@ -48,8 +48,8 @@ def host_bytes(
     """Returns the host memory of a rank that holds `size` of the pipeline layers `bounds`."""
     share = -(-size.parameters // layout.copies)
     numels = [tensor.numel for layer in range(*bounds) for tensor in layer_tensors(model, layer)]
-    by_deepspeed = layout.world_size > 1 or state.host > 0
-    regrouped = ELEMENT_BYTES[precision] * share if layout.zero == 3 and by_deepspeed else 0
+    cut = layout.zero == 3 and layout.needs_deepspeed(offload=state.host > 0)
+    regrouped = ELEMENT_BYTES[precision] * share if cut else 0
     return HostBytes(
         process=PROCESS_BYTES + CONTEXT_BYTES,
         offloaded=state.host,

@@ -51,7 +51,7 @@ class StateBytes:
 def state_bytes(size: Size, layout: Layout, precision: str, offload: bool = False) -> StateBytes:
     """Returns the state of a rank that holds `size` of the network."""
     element = ELEMENT_BYTES[precision]
-    if layout.world_size == 1 and not offload:
+    if not layout.needs_deepspeed(offload):
         state = _one_process(size, element)
     elif layout.zero == 3:
         state = _stage_3(size, layout.copies, element)

@@ -19,11 +19,13 @@ TOLERANCE = 0.1
 LAYOUTS = {
     1: {
         "single": Layout(tp=1, pp=1, dp=1, zero=1),
-        "single, ZeRO-3, which has nothing to share": Layout(tp=1, pp=1, dp=1, zero=3),
+        "single, ZeRO-2": Layout(tp=1, pp=1, dp=1, zero=2),
+        "single, ZeRO-3": Layout(tp=1, pp=1, dp=1, zero=3),
     },
     2: {
         "TP2": Layout(tp=2, pp=1, dp=1, zero=1),
-        "TP2+SP ZeRO-2": Layout(tp=2, pp=1, dp=1, zero=2, sequence=True),
+        "TP2+SP": Layout(tp=2, pp=1, dp=1, zero=1, sequence=True),
+        "TP2 ZeRO-2": Layout(tp=2, pp=1, dp=1, zero=2),
         "TP2 ZeRO-3": Layout(tp=2, pp=1, dp=1, zero=3),
         "PP2": Layout(tp=1, pp=2, dp=1, zero=1),
         "DP2 ZeRO-1": Layout(tp=1, pp=1, dp=2, zero=1),
