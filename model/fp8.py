@@ -9,30 +9,31 @@ from functools import cache
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
 from esolm.model.compiling import piece
 from esolm.model.config import FP8_MULTIPLE
-from esolm.model.layers import GroupedProjection, Product, WholeLinear
+from esolm.model.layers import (
+    ColumnLinear,
+    GroupedProjection,
+    Product,
+    RowLinear,
+    WholeLinear,
+)
 from esolm.model.network import Block
 
 
 def set_fp8(module: nn.Module, recipe: str) -> None:
     """Has the linear layers of the blocks in a module multiply in FP8; `none`: not.
 
-    Raises ValueError for layers that tensor parallelism splits, ImportError without torchao.
+    Raises ImportError without torchao.
     """
     if recipe == "none":
         return
     multiply = fp8_product(recipe)
     blocks = [part for part in module.modules() if isinstance(part, Block)]
     for part in (part for block in blocks for part in block.modules()):
-        if isinstance(part, (ColumnParallelLinear, RowParallelLinear)):
-            raise ValueError(
-                "products in FP8 are for layers that tensor parallelism does not split"
-            )
-        if isinstance(part, (WholeLinear, GroupedProjection)):
+        if isinstance(part, (ColumnLinear, GroupedProjection, RowLinear, WholeLinear)):
             part.multiply = multiply
 
 

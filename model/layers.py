@@ -20,6 +20,7 @@ from esolm.model.context_parallel import ContextSplit
 from esolm.model.kernels import kernels_in_use
 from esolm.model.numerics import at_least_float32
 from esolm.model.rotary import rotate
+from esolm.model.sequence_parallel import TokenSplit
 from esolm.model.split_linears import split_linears
 from esolm.model.tensors import NUM_FEATURES
 
@@ -44,10 +45,7 @@ def column_linear(
     """Makes a linear layer whose outputs are split over the tensor-parallel ranks."""
     if parallel.tensor_model_parallel_size == 1:
         return WholeLinear(inputs, outputs, bias)
-    layer: nn.Module = ColumnParallelLinear(
-        inputs, outputs, config=parallel, init_method=nn.init.zeros_, bias=bias, gather_output=False
-    )
-    return layer
+    return ColumnLinear(inputs, outputs, bias, parallel)
 
 
 def row_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig) -> nn.Module:
@@ -57,16 +55,59 @@ def row_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelCon
     """
     if parallel.tensor_model_parallel_size == 1:
         return WholeLinear(inputs, outputs, bias)
-    layer: nn.Module = RowParallelLinear(
-        inputs,
-        outputs,
-        config=parallel,
-        init_method=nn.init.zeros_,
-        bias=bias,
-        input_is_parallel=True,
-        skip_bias_add=False,
-    )
-    return layer
+    return RowLinear(inputs, outputs, bias, parallel)
+
+
+class ColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
+    """megatron-core's, or with a product of its own, for which gathered tokens are kept."""
+
+    def __init__(
+        self, inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig
+    ) -> None:
+        super().__init__(
+            inputs,
+            outputs,
+            config=parallel,
+            init_method=nn.init.zeros_,
+            bias=bias,
+            gather_output=False,
+        )
+        self.multiply: Product | None = None
+
+    def forward(self, hidden_TD: Tensor) -> tuple[Tensor, None]:
+        """Returns (the outputs of this rank for all tokens, None)."""
+        if self.multiply is None:
+            whole: tuple[Tensor, None] = super().forward(hidden_TD)
+            return whole
+        whole_TD = TokenSplit(self.config).gather_for_split_product(hidden_TD)
+        return self.multiply(whole_TD, self.weight, self.bias), None
+
+
+class RowLinear(RowParallelLinear):  # type: ignore[misc]
+    """megatron-core's, or with a product of its own."""
+
+    def __init__(
+        self, inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig
+    ) -> None:
+        super().__init__(
+            inputs,
+            outputs,
+            config=parallel,
+            init_method=nn.init.zeros_,
+            bias=bias,
+            input_is_parallel=True,
+            skip_bias_add=False,
+        )
+        self.multiply: Product | None = None
+
+    def forward(self, hidden_TD: Tensor) -> tuple[Tensor, None]:
+        """Returns (the outputs for all tokens, or under sequence parallelism this rank's, None)."""
+        if self.multiply is None:
+            whole: tuple[Tensor, None] = super().forward(hidden_TD)
+            return whole
+        partial_TD = self.multiply(hidden_TD, self.weight, None)
+        total_TD = TokenSplit(self.config).sum_of_products(partial_TD)
+        return total_TD if self.bias is None else total_TD + self.bias, None
 
 
 class WholeLinear(nn.Module):
@@ -177,8 +218,11 @@ class GroupedProjection(nn.Module):
         """Returns queries [T, H, K], keys and values [T, G, K], T tokens over all ranks."""
         if self.parallel.tensor_model_parallel_size == 1:
             q, kv = (product(self.multiply, hidden_TD, weight) for weight in (self.q, self.kv))
-        else:
+        elif self.multiply is None:
             q, kv = split_linears(hidden_TD, (self.q, self.kv[self.rows]), self.parallel)
+        else:
+            whole_TD = TokenSplit(self.parallel).gather_for_split_product(hidden_TD)
+            q, kv = (self.multiply(whole_TD, w, None) for w in (self.q, self.kv[self.rows]))
         k, v = kv.view(len(kv), -1, 2, self.head_dim).unbind(2)
         return q.view(len(q), -1, self.head_dim), k, v
 

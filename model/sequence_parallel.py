@@ -7,7 +7,10 @@ arXiv 2205.05198). Without sequence parallelism the functions here change nothin
 
 from megatron.core import ModelParallelConfig, parallel_state
 from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
     scatter_to_sequence_parallel_region,
 )
 from torch import Tensor, nn
@@ -39,11 +42,32 @@ class TokenSplit:
         return whole
 
     def gather_for_split_layer(self, hidden_TD: Tensor) -> Tensor:
-        """Returns all tokens, for a split layer that leaves each rank a share of the gradient."""
+        """Returns all tokens, for a split layer that leaves each rank a share of the gradient.
+
+        Without sequence parallelism such a layer sums the shares itself.
+        """
         if not self.enabled:
             return hidden_TD
         whole: Tensor = gather_from_sequence_parallel_region(hidden_TD)
         return whole
+
+    def gather_for_split_product(self, hidden_TD: Tensor) -> Tensor:
+        """Returns all tokens, for a product that gives each rank a share of the gradient."""
+        whole: Tensor = (
+            gather_from_sequence_parallel_region(hidden_TD)
+            if self.enabled
+            else copy_to_tensor_model_parallel_region(hidden_TD)
+        )
+        return whole
+
+    def sum_of_products(self, partial_TD: Tensor) -> Tensor:
+        """Returns the sum over the ranks for all tokens, of this rank's if tokens are split."""
+        total: Tensor = (
+            reduce_scatter_to_sequence_parallel_region(partial_TD)
+            if self.enabled
+            else reduce_from_tensor_model_parallel_region(partial_TD)
+        )
+        return total
 
     def first_token(self, num_local: int) -> int:
         """Returns the place of this rank's first token among all tokens."""

@@ -60,6 +60,8 @@ class Activations:
     checkpointing: str
     """`none`, `selective` or `full`; see `esolm.model.recompute`."""
     logits_mb: int = LOGITS_MB
+    fp8: bool = False
+    """Whether the products of the blocks are in FP8, whatever the recipe."""
 
     @property
     def _element(self) -> int:
@@ -68,6 +70,11 @@ class Activations:
     @property
     def _tokens_split(self) -> int:
         return self.layout.tp if self.layout.sequence else 1
+
+    def _gathered(self, tokens: int) -> int:
+        """The bytes of the other ranks' tokens, which products in FP8 keep for a split layer."""
+        whole = self._element * tokens * self.model.hidden_size
+        return whole - whole // self._tokens_split if self.fp8 else 0
 
     def _norm(self) -> int:
         """The bytes that a norm takes for each token, divided by D.
@@ -94,7 +101,8 @@ class Activations:
             values += fed * (asked + 2 * held) if normed_as_they_are else 0
         normed = queries * asked + fed * held if model.qk_norm else 0
         of_norms = 4 * normed * (1 if element == 4 else 2)
-        return element * values + of_norms + 4 * model.num_heads * queries // tp
+        inside = element * values + of_norms + 4 * model.num_heads * queries // tp
+        return inside + self._gathered(fed)
 
     def _exchanged(self, fed: int, queries: int) -> int:
         """The values that attention keeps where heads are exchanged for tokens.
@@ -117,6 +125,7 @@ class Activations:
         angles = 4 * model.head_dim * fed
         kept = 4 if model.activation == "swiglu" else 2
         inner = kept * element * queries * model.ffn_hidden_size // self.layout.tp
+        inner += self._gathered(queries)
         inside = self.attention(fed, queries) if self.checkpointing == "none" else 0
         return whole // self._tokens_split + angles + inner + inside
 

@@ -1,6 +1,7 @@
 """The plan of a run: everything about it that follows from its configuration."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from esolm.data_prep.remote import shown
 from esolm.model.config import RECOMPUTE, ModelConfig
@@ -134,6 +135,8 @@ def find_subject(config: RunConfig, ranks: int, vocab_size: int | None) -> Plann
         ids = VocabularyIds(vocab_size, vocab_size - 1, 0, 0)
     if config.train.context_schedule:
         notes.append("train.context_schedule: FLOPs and time are those of contexts of whole rows")
+    if config.train.fp8 != "none":
+        notes.append("train.fp8: time is that of products in bf16")
     if problems:
         raise ConfigError(problems)
     model = ModelConfig(vocab_size=ids.size, mask_id=ids.mask_id, **asdict(config.model))
@@ -176,10 +179,11 @@ def _plan_stage(
     works = subject.objective.work(train.seq_len)
     shapes = [MicroBatchShape.of(work, train.micro_batch_size, layout.cp) for work in works]
     size = stage_size(subject.model, *bounds, layout.tp)
-    kinds = {
-        mode: Activations(subject.model, layout, train.precision, mode, train.logits_mb)
-        for mode in RECOMPUTE
-    }
+    of_mode = partial(
+        Activations, subject.model, layout, train.precision,
+        logits_mb=train.logits_mb, fp8=train.fp8 != "none",
+    )  # fmt: skip
+    kinds = {mode: of_mode(mode) for mode in RECOMPUTE}
     has_head = bounds[1] == subject.model.num_layers + 2
     chosen = kinds[parallel.activation_checkpointing]
     # The plan is for the kind of row that needs most memory, logits included.

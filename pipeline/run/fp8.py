@@ -14,17 +14,13 @@ def fp8_problems(
     problems = []
     if train.precision != "bf16":
         problems.append(f"train.fp8 goes with train.precision=bf16, which is {train.precision}")
-    if parallel.tp > 1:
-        problems.append(
-            f"train.fp8 is for matrices that are whole, and parallel.tp is {parallel.tp}: share "
-            "the network by parallel.pp or parallel.zero=3, or set train.fp8=none"
-        )
-    cp = max(1, parallel.cp)
+    tp, cp = max(1, parallel.tp), max(1, parallel.cp)
+    part = f" / parallel.tp {tp}" if tp > 1 else ""
     share = f" / parallel.cp {cp}" if cp > 1 else ""
     sizes = {
-        "model.hidden_size": model.hidden_size,
-        "model.ffn_hidden_size": model.ffn_hidden_size,
-        "the width of all keys": model.kv_heads * model.head_dim,
+        f"model.hidden_size{part}": model.hidden_size // tp,
+        f"model.ffn_hidden_size{part}": model.ffn_hidden_size // tp,
+        f"the width of all keys{part}": max(model.kv_size // tp, model.head_dim),
     } | {
         f"the tokens of a micro-batch, train.micro_batch_size x {work.length}{share},": (
             train.micro_batch_size * work.length // cp

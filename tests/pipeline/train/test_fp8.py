@@ -19,21 +19,20 @@ TRAIN = TrainSection(steps=1, seq_len=16, micro_batch_size=2, fp8="rowwise")
 
 
 def test_everything_that_does_not_go_with_it_at_once() -> None:
-    model = replace(MODELS["modern"], hidden_size=36, num_heads=3, ffn_hidden_size=56)
+    model = replace(MODELS["modern"], hidden_size=48, num_heads=4, ffn_hidden_size=112)
     train = replace(TRAIN, precision="fp32", seq_len=12, micro_batch_size=1)
     problems = fp8_problems(train, ParallelSection(tp=2), model, OBJECTIVE)
     told = (
         "train.precision=bf16",
-        "parallel.tp is 2",
-        "model.hidden_size",
-        "ffn_hidden",
+        "model.hidden_size / parallel.tp 2 must divide by 16 and is 24",
+        "model.ffn_hidden_size / parallel.tp 2 must divide by 16 and is 56",
         "keys",
         "x 12",
     )
     for words in told:
         assert sum(words in problem for problem in problems) == 1, problems
-    assert not fp8_problems(TRAIN, ParallelSection(pp=2), MODELS["modern"], OBJECTIVE)
-    assert not fp8_problems(TRAIN, ParallelSection(cp=2), MODELS["modern"], OBJECTIVE)
+    for whole in (ParallelSection(pp=2), ParallelSection(cp=2), ParallelSection(tp=2)):
+        assert not fp8_problems(TRAIN, whole, MODELS["modern"], OBJECTIVE)
     (too_few, *_) = fp8_problems(TRAIN, ParallelSection(cp=4), MODELS["modern"], OBJECTIVE)
     assert "x 16 / parallel.cp 4, must divide by 16 and is 8" in too_few
     assert not fp8_problems(replace(train, fp8="none"), ParallelSection(tp=2), model, OBJECTIVE)
