@@ -272,7 +272,9 @@ def main() -> None:
     parser.add_argument("--zero", type=int, choices=(1, 2, 3), default=1)
     parser.add_argument("--micro-batch", type=int, help="rows; the default is the size's")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", default="", metavar="BACKEND", help="as `train.compile`, both")
+    parser.add_argument(
+        "--compile", default="", metavar="BACKEND", help="of torch.compile, for both"
+    )
     args = parser.parse_args()
     use_kernels(replace(kernels_in_use(), compiled=args.compile))
     info = process_info()

@@ -1,6 +1,8 @@
 """Starts, saves, resumes and imports a large network, and says what each rank's memory came to."""
 
+import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch.distributed as dist
@@ -35,7 +37,8 @@ def peaks(arguments: dict[str, Any]) -> Any:
     begin: "anew" and a checkpoint is saved, "resume" from it, or "bundle" in another folder.
     """
     workers.MODELS["large"] = network(arguments["layers"])
-    before = peak_bytes()  # the interpreter and the libraries
+    peak = Peak()
+    before = peak.bytes  # the interpreter and the libraries
     case = {**arguments["case"], "model": "large"}
     folder, begin = Path(arguments["folder"]), arguments["begin"]
     with workers.engine_of(case) as (engine, _):
@@ -54,14 +57,32 @@ def peaks(arguments: dict[str, Any]) -> Any:
             saver.save(engine, RunState(1, 1, 8, 96, 12, {}, {}, {}, "", ""))
             saver.wait()
         everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, peak_bytes() - before)
+        dist.all_gather_object(everyone, peak.bytes - before)
     return everyone
 
 
-def peak_bytes() -> int:
-    """The most bytes of host memory that this process ever had."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+class Peak:
+    """The most bytes of host memory that this process ever had, since then also swapped out ones.
+
+    Linux keeps the most of what was in memory, and what is swapped out only as it is now.
+    """
+
+    def __init__(self) -> None:
+        self._most = 0
+        Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self._most = max(self._most, status_bytes("VmRSS") + status_bytes("VmSwap"))
+            time.sleep(0.02)
+
+    @property
+    def bytes(self) -> int:
+        return max(self._most, status_bytes("VmHWM"))
+
+
+def status_bytes(name: str) -> int:
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
 
 
 if __name__ == "__main__":
