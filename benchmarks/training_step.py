@@ -3,7 +3,7 @@
 `--against bare` is a loop by hand in one process, `--against fsdp2` PyTorch's own sharding over all
 ranks. Both loops take turns in one run; the median of the paired ratios is what counts. On GPUs the
 model FLOPs utilisation of both is printed too. With `--compile` the engine and the bare loop
-compile their pieces, and FSDP2 its blocks, but for attention masks and keys of dropout.
+compile their pieces, and FSDP2 its blocks, apart from masks and keys of dropout.
 
     python benchmarks/training_step.py --size 512x6
     torchrun --nproc-per-node 8 benchmarks/training_step.py --size 170m --against fsdp2 \\
@@ -142,12 +142,15 @@ def fsdp2_loop(config: EngineConfig, batches: list[MicroBatch]) -> Step:
 
 
 def compile_blocks(network: Network, backend: str) -> None:
-    """Has each block compiled as a whole, as torchtitan does."""
+    """Has each block compiled, as torchtitan does, apart from its mask and its keys of dropout.
+
+    The engine beside it makes both outside of its pieces in any case.
+    """
     if not backend:
         return
     outside: Any = torch.compiler.disable
     MaskBuilder.__call__ = outside(MaskBuilder.__call__)  # type: ignore[method-assign]
-    for name in ("token_keys", "feature_salts"):  # which overflow, on purpose
+    for name in ("token_keys", "feature_salts"):  # inductor's C++ of a block would overflow in them
         setattr(networks, name, outside(getattr(networks, name)))
     for block in network.blocks:
         block.compile(backend=backend)

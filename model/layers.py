@@ -45,7 +45,9 @@ def column_linear(
     """Makes a linear layer whose outputs are split over the tensor-parallel ranks."""
     if parallel.tensor_model_parallel_size == 1:
         return WholeLinear(inputs, outputs, bias)
-    return ColumnLinear(inputs, outputs, bias, parallel)
+    return ColumnLinear(
+        inputs, outputs, config=parallel, init_method=nn.init.zeros_, bias=bias, gather_output=False
+    )
 
 
 def row_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig) -> nn.Module:
@@ -55,56 +57,44 @@ def row_linear(inputs: int, outputs: int, bias: bool, parallel: ModelParallelCon
     """
     if parallel.tensor_model_parallel_size == 1:
         return WholeLinear(inputs, outputs, bias)
-    return RowLinear(inputs, outputs, bias, parallel)
+    return RowLinear(
+        inputs,
+        outputs,
+        config=parallel,
+        init_method=nn.init.zeros_,
+        bias=bias,
+        input_is_parallel=True,
+        skip_bias_add=False,
+    )
 
 
 class ColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
-    """megatron-core's, or with a product of its own, for which gathered tokens are kept."""
+    """megatron-core's; or with another product, which keeps the gathered tokens for its backward.
 
-    def __init__(
-        self, inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig
-    ) -> None:
-        super().__init__(
-            inputs,
-            outputs,
-            config=parallel,
-            init_method=nn.init.zeros_,
-            bias=bias,
-            gather_output=False,
-        )
-        self.multiply: Product | None = None
+    megatron-core's own gathers them again.
+    """
+
+    multiply: Product | None = None
 
     def forward(self, hidden_TD: Tensor) -> tuple[Tensor, None]:
         """Returns (the outputs of this rank for all tokens, None)."""
         if self.multiply is None:
-            whole: tuple[Tensor, None] = super().forward(hidden_TD)
-            return whole
+            outputs: tuple[Tensor, None] = super().forward(hidden_TD)
+            return outputs
         whole_TD = TokenSplit(self.config).gather_for_split_product(hidden_TD)
         return self.multiply(whole_TD, self.weight, self.bias), None
 
 
 class RowLinear(RowParallelLinear):  # type: ignore[misc]
-    """megatron-core's, or with a product of its own."""
+    """megatron-core's; or with another product."""
 
-    def __init__(
-        self, inputs: int, outputs: int, bias: bool, parallel: ModelParallelConfig
-    ) -> None:
-        super().__init__(
-            inputs,
-            outputs,
-            config=parallel,
-            init_method=nn.init.zeros_,
-            bias=bias,
-            input_is_parallel=True,
-            skip_bias_add=False,
-        )
-        self.multiply: Product | None = None
+    multiply: Product | None = None
 
     def forward(self, hidden_TD: Tensor) -> tuple[Tensor, None]:
         """Returns (the outputs for all tokens, or under sequence parallelism this rank's, None)."""
         if self.multiply is None:
-            whole: tuple[Tensor, None] = super().forward(hidden_TD)
-            return whole
+            outputs: tuple[Tensor, None] = super().forward(hidden_TD)
+            return outputs
         partial_TD = self.multiply(hidden_TD, self.weight, None)
         total_TD = TokenSplit(self.config).sum_of_products(partial_TD)
         return total_TD if self.bias is None else total_TD + self.bias, None
@@ -209,20 +199,21 @@ class GroupedProjection(nn.Module):
         self.q = nn.Parameter(torch.zeros(size // ranks, size))
         held = heads // ranks if is_split else heads
         self.kv = nn.Parameter(torch.zeros(held * rows_of_a_head, size))
-        mine = parallel_state.get_tensor_model_parallel_rank() * heads // ranks
-        first = 0 if is_split else mine * rows_of_a_head
-        self.rows = slice(first, None if is_split else first + rows_of_a_head)
+        first = parallel_state.get_tensor_model_parallel_rank() * heads // ranks * rows_of_a_head
+        self.rows = None if is_split else slice(first, first + rows_of_a_head)
         self.multiply: Product | None = None
 
     def forward(self, hidden_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns queries [T, H, K], keys and values [T, G, K], T tokens over all ranks."""
+        # Without need no view is taken: ZeRO-3 could not let go of what it has gathered.
+        weights = self.q, self.kv if self.rows is None else self.kv[self.rows]
         if self.parallel.tensor_model_parallel_size == 1:
-            q, kv = (product(self.multiply, hidden_TD, weight) for weight in (self.q, self.kv))
+            q, kv = (product(self.multiply, hidden_TD, weight) for weight in weights)
         elif self.multiply is None:
-            q, kv = split_linears(hidden_TD, (self.q, self.kv[self.rows]), self.parallel)
+            q, kv = split_linears(hidden_TD, weights, self.parallel)
         else:
             whole_TD = TokenSplit(self.parallel).gather_for_split_product(hidden_TD)
-            q, kv = (self.multiply(whole_TD, w, None) for w in (self.q, self.kv[self.rows]))
+            q, kv = (self.multiply(whole_TD, weight, None) for weight in weights)
         k, v = kv.view(len(kv), -1, 2, self.head_dim).unbind(2)
         return q.view(len(q), -1, self.head_dim), k, v
 

@@ -2,7 +2,8 @@
 
 Norms, residuals and dropout then work on T / tp tokens per rank, and the all-reduce after each
 split layer becomes a reduce-scatter there and an all-gather before the next (Korthikanti et al.,
-arXiv 2205.05198). Without sequence parallelism the functions here change nothing.
+arXiv 2205.05198). Without it tokens are not split, and only what is made for split products does
+something: it all-reduces.
 """
 
 from megatron.core import ModelParallelConfig, parallel_state
@@ -53,15 +54,15 @@ class TokenSplit:
 
     def gather_for_split_product(self, hidden_TD: Tensor) -> Tensor:
         """Returns all tokens, for a product that gives each rank a share of the gradient."""
-        whole: Tensor = (
-            gather_from_sequence_parallel_region(hidden_TD)
-            if self.enabled
-            else copy_to_tensor_model_parallel_region(hidden_TD)
-        )
-        return whole
+        if self.enabled:
+            return self.gather_for_split_layer(hidden_TD)
+        copied: Tensor = copy_to_tensor_model_parallel_region(hidden_TD)
+        return copied
 
     def sum_of_products(self, partial_TD: Tensor) -> Tensor:
-        """Returns the sum over the ranks for all tokens, of this rank's if tokens are split."""
+        """Returns the sum over the ranks, where tokens are split of this rank's alone."""
+        # Of another layout megatron-core would sum a copy, and return what it was given.
+        partial_TD = partial_TD.contiguous()
         total: Tensor = (
             reduce_scatter_to_sequence_parallel_region(partial_TD)
             if self.enabled

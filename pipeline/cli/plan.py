@@ -61,11 +61,13 @@ def plan_command(
     from dataclasses import replace
 
     from esolm.pipeline.errors import ConfigError
-    from esolm.pipeline.plan.cost import Machine, gpu_named
+    from esolm.pipeline.plan.cost import Machine, fp8_misfit, gpu_named
     from esolm.pipeline.run.config import load_config
 
     resolved = load_config(config, overrides or [])
     kind = gpu_named(gpu or "H100")
+    if lacking := fp8_misfit(resolved.train, kind):
+        raise ConfigError(lacking)
     if gpu_memory is not None:
         kind = replace(kind, memory=gpu_memory * 1e9)
     machine = Machine(

@@ -49,6 +49,7 @@ def train_command(
     from esolm.pipeline.run.completion import complete_message, is_complete
     from esolm.pipeline.run.directory import RunDirectory
     from esolm.pipeline.run.experiment import resolve
+    from esolm.pipeline.train.fp8 import check_fp8
 
     # One message for a bad configuration or a finished run, not one from each rank.
     resolve(resolved, ranks)
@@ -58,4 +59,5 @@ def train_command(
         return
     check_build()
     check_gpus(ranks)
+    check_fp8(resolved.train)
     raise typer.Exit(launch(["train", str(config), *given], ranks))

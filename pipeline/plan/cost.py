@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.layout import Layout
+from esolm.pipeline.run.fp8 import capability_problem
 from esolm.pipeline.run.hardware import PEAK_BF16_FLOPS
+from esolm.pipeline.run.sections import TrainSection
 
 HEADROOM = 0.9
 """The share of a GPU's memory that a plan may fill.
@@ -29,8 +31,10 @@ class Gpu:
     """The memory in bytes."""
     link: float
     """Bytes per second to another GPU of its node, one way."""
+    capability: tuple[int, int]
 
 
+_CAPABILITY = {"A100": (8, 0), "H100": (9, 0), "H200": (9, 0), "B200": (10, 0)}
 _MEMORY_GB = {"A100": 80, "H100": 80, "H200": 141, "B200": 180}
 _LINK_GB_PER_SECOND = {"A100": 300, "H100": 450, "H200": 450, "B200": 900}
 
@@ -39,7 +43,19 @@ def gpu_named(name: str) -> Gpu:
     """Returns the GPU of a name. Raises ConfigError, which lists the known names, for another."""
     if name not in PEAK_BF16_FLOPS:
         raise ConfigError(f"--gpu is '{name}'; choose {', '.join(PEAK_BF16_FLOPS)}")
-    return Gpu(name, PEAK_BF16_FLOPS[name], _MEMORY_GB[name] * 1e9, _LINK_GB_PER_SECOND[name] * 1e9)
+    return Gpu(
+        name=name,
+        peak_flops=PEAK_BF16_FLOPS[name],
+        memory=_MEMORY_GB[name] * 1e9,
+        link=_LINK_GB_PER_SECOND[name] * 1e9,
+        capability=_CAPABILITY[name],
+    )
+
+
+def fp8_misfit(train: TrainSection, gpu: Gpu) -> str | None:
+    """Says that a GPU lacks the products in FP8 that a run asks for, if it does."""
+    problem = capability_problem(train.fp8, f"the {gpu.name}", gpu.capability)
+    return f"train.fp8={train.fp8}: {problem}; set train.fp8=none" if problem else None
 
 
 @dataclass(frozen=True)

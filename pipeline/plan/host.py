@@ -48,8 +48,8 @@ def host_bytes(
     """Returns the host memory of a rank that holds `size` of the pipeline layers `bounds`."""
     share = -(-size.parameters // layout.copies)
     numels = [tensor.numel for layer in range(*bounds) for tensor in layer_tensors(model, layer)]
-    cut = layout.zero == 3 and layout.needs_deepspeed(offload=state.host > 0)
-    regrouped = ELEMENT_BYTES[precision] * share if cut else 0
+    partitioned = layout.zero == 3 and layout.needs_deepspeed(offload=state.host > 0)
+    regrouped = ELEMENT_BYTES[precision] * share if partitioned else 0
     return HostBytes(
         process=PROCESS_BYTES + CONTEXT_BYTES,
         offloaded=state.host,

@@ -1,8 +1,17 @@
-"""What does not go with products in FP8."""
+"""What does not go with products in FP8, of a configuration and of a GPU."""
 
 from esolm.model.config import FP8_MULTIPLE, FP8_RECIPES, ModelConfig
 from esolm.model.objectives import Objective
 from esolm.pipeline.run.sections import ParallelSection, TrainSection
+
+
+def capability_problem(recipe: str, gpu: str, capability: tuple[int, int]) -> str:
+    """Says that a GPU of a name and compute capability lacks products in FP8; "" if it has them."""
+    needed = (8, 9) if recipe == "tensorwise" else (9, 0)
+    if recipe == "none" or capability >= needed:
+        return ""
+    versions = (f"{major}.{minor}" for major, minor in (needed, capability))
+    return "it needs compute capability {}, and {gpu} has {}".format(*versions, gpu=gpu)
 
 
 def fp8_problems(
@@ -15,12 +24,13 @@ def fp8_problems(
     if train.precision != "bf16":
         problems.append(f"train.fp8 goes with train.precision=bf16, which is {train.precision}")
     tp, cp = max(1, parallel.tp), max(1, parallel.cp)
-    part = f" / parallel.tp {tp}" if tp > 1 else ""
+    if model.hidden_size % tp or model.ffn_hidden_size % tp:
+        return problems  # what does not divide is named already
     share = f" / parallel.cp {cp}" if cp > 1 else ""
     sizes = {
-        f"model.hidden_size{part}": model.hidden_size // tp,
-        f"model.ffn_hidden_size{part}": model.ffn_hidden_size // tp,
-        f"the width of all keys{part}": max(model.kv_size // tp, model.head_dim),
+        f"model.hidden_size{_share(tp)}": model.hidden_size // tp,
+        f"model.ffn_hidden_size{_share(tp)}": model.ffn_hidden_size // tp,
+        "the width of the keys of a rank": max(model.kv_size // tp, model.head_dim),
     } | {
         f"the tokens of a micro-batch, train.micro_batch_size x {work.length}{share},": (
             train.micro_batch_size * work.length // cp
@@ -28,7 +38,12 @@ def fp8_problems(
         for work in objective.work(train.seq_len)
     }
     return problems + [
-        f"train.fp8: {name} must divide by {FP8_MULTIPLE} and is {size}"
+        f"train.fp8: {name} must divide by {FP8_MULTIPLE} and is {size}; change it, or set "
+        "train.fp8=none"
         for name, size in sizes.items()
         if size % FP8_MULTIPLE
     ]
+
+
+def _share(tp: int) -> str:
+    return f" / parallel.tp {tp}" if tp > 1 else ""

@@ -30,8 +30,8 @@ from esolm.pipeline.slurm.existing import (
     is_prepared,
     resume_problems,
 )
+from esolm.pipeline.slurm.gpus import gpu_problems
 from esolm.pipeline.slurm.lint import lint_script
-from esolm.pipeline.slurm.memory import memory_problems
 from esolm.pipeline.slurm.profile import (
     ClusterProfile,
     load_profile,
@@ -81,7 +81,7 @@ def prepare(config_path: Path, overrides: list[str], cluster: str, stages: list[
     usable: list[int] = []
     if "train" in stages and profile.ranks_per_node > 0:
         usable, found = _usable_nodes(config, profile, fewest, most, data_follows)
-        problems += found or memory_problems(config, profile, fewest)
+        problems += found or gpu_problems(config, profile, fewest)
     paths = Paths(Path(config.run.dir), _next_submission(Path(config.run.dir)))
     jobs, skipped = plan_jobs(config, stages, paths) if not problems else ([], [])
     jobs, notes = _without_finished(config, jobs, notes + skipped + serving_notes(config, stages))

@@ -10,6 +10,7 @@ from esolm.model.config import ModelConfig
 from esolm.model.fp8 import fp8_product
 from esolm.model.layers import Product
 from esolm.pipeline.errors import ConfigError
+from esolm.pipeline.run.fp8 import capability_problem
 from esolm.pipeline.run.sections import TrainSection
 from esolm.pipeline.train.piece_probe import noise
 
@@ -18,16 +19,30 @@ TOLERANCE = 0.1
 TOKENS = (64, 96)
 
 
+def check_fp8(train: TrainSection) -> None:
+    """Raises ConfigError if a run asks for products in FP8 on a machine that cannot have them.
+
+    What a GPU lacks its rank says: to ask would take memory of it.
+    """
+    problem = _missing("cuda" if torch.cuda.device_count() else "cpu")
+    if train.fp8 != "none" and problem:
+        raise _refusal(train.fp8, problem)
+
+
 def prove_fp8(train: TrainSection, device: torch.device, model: ModelConfig) -> None:
     """Raises ConfigError if a run asks for products in FP8 and this rank cannot take them."""
     if train.fp8 == "none":
         return
-    problem = _lacks(train.fp8, device)
+    problem = _missing(device.type) or _lacks(train.fp8, device)
     if not problem:
         error = fp8_error(train.fp8, device, model)
         problem = "" if error <= TOLERANCE else f"its products are off by {error:.2g} of their norm"
     if problem:
-        raise ConfigError(f"train.fp8={train.fp8}: {problem}. Set train.fp8=none to train in bf16")
+        raise _refusal(train.fp8, problem)
+
+
+def _refusal(recipe: str, problem: str) -> ConfigError:
+    return ConfigError(f"train.fp8={recipe}: {problem}. Set train.fp8=none to train in bf16")
 
 
 def fp8_error(recipe: str, device: torch.device, model: ModelConfig) -> float:
@@ -56,15 +71,14 @@ def _product(multiply: Product, given: list[Tensor]) -> list[Tensor]:
     return [out, *torch.autograd.grad(out, given, upstream)]
 
 
-def _lacks(recipe: str, device: torch.device) -> str:
-    """Says what a machine lacks for a recipe; "" if it has everything."""
+def _missing(device: str) -> str:
+    """Says what there is not, of torchao and a GPU; "" if both are there."""
     if find_spec("torchao") is None:
         return "torchao is not installed: pip install 'esolm[fp8]'"
-    major, minor = needed = (8, 9) if recipe == "tensorwise" else (9, 0)
-    if device.type != "cuda":
-        return f"it needs a GPU of compute capability {major}.{minor}, and this rank has a CPU"
-    found = torch.cuda.get_device_capability(device)
-    if found < needed:
-        name = torch.cuda.get_device_name(device)
-        return f"it needs compute capability {major}.{minor}, and {name} has {found[0]}.{found[1]}"
-    return ""
+    return "" if device == "cuda" else "it needs a GPU, and there is none that this run may use"
+
+
+def _lacks(recipe: str, device: torch.device) -> str:
+    """Says what a GPU lacks for a recipe; "" if nothing."""
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    return capability_problem(recipe, name, capability)

@@ -62,9 +62,9 @@ def peaks(arguments: dict[str, Any]) -> Any:
 
 
 class Peak:
-    """The most bytes of host memory that this process ever had, since then also swapped out ones.
+    """The most bytes of host memory that this process ever had.
 
-    Linux keeps the most of what was in memory, and what is swapped out only as it is now.
+    Linux's own maximum leaves out what is swapped out, so from here on both are also sampled.
     """
 
     def __init__(self) -> None:

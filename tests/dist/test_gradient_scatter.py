@@ -18,6 +18,7 @@ def sent(ranks: int, cases: list[dict[str, Any]], folder: Path) -> Any:
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_gradients_pass_once_and_beside_the_backward_pass(tmp_path: Path) -> None:
     cases = [
         {**BF16, "layout": TWO_RANKS["DP2 ZeRO-1"], "bucket": bucket}

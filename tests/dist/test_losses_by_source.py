@@ -62,6 +62,7 @@ def differences(layouts: dict[str, Any], expected: list[Any], folder: Path) -> l
     ]
 
 
+@pytest.mark.check
 def test_two_ranks_report_the_same(single: tuple[list[Any], list[Any]], tmp_path: Path) -> None:
     assert differences(few_of_context(TWO_RANKS), single[1], tmp_path) == []
 

@@ -21,7 +21,7 @@ ALLOWED = 1.1
 RANKS = 4
 ZERO_3 = {"tp": 1, "pp": 1, "dp": RANKS, "zero": 3}
 TIMEOUT = 1500
-# Layers, and the parameters in words.
+# Layers and precision; the parameters in words.
 SIZES = [
     pytest.param(3, "fp32", marks=pytest.mark.check, id="0.1 B"),
     pytest.param(35, "fp32", marks=pytest.mark.slow, id="0.5 B"),

@@ -18,6 +18,7 @@ KINDS: dict[str, tuple[dict[str, Any], float]] = {
 
 
 @pytest.mark.dist
+@pytest.mark.check
 def test_one_process_needs_no_deepspeed(tmp_path: Path) -> None:
     cases = [
         {"layout": SINGLE, "steps": 5, "out": str(tmp_path / kind), **settings}

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,9 +13,10 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core import parallel_state
 
-from esolm.model import output
+from esolm.model import fp8, output
 from esolm.model.config import ModelConfig
 from esolm.model.flops import layer_costs
 from esolm.model.kernels import Kernels, use_kernels
@@ -196,13 +197,20 @@ def losses(cases: list[dict[str, Any]]) -> Any:
         pieces = patch.object(output, "piece_rows", lambda *_, rows=rows: rows)
         use_kernels(Kernels(compiled=case.get("compiled", "")))
         bucket = patch.object(module, "REDUCE_BUCKET", case.get("bucket", REDUCE_BUCKET))
-        with pieces, bucket, engine_of(case) as (engine, source):
+        with pieces, bucket, products_of(case), engine_of(case) as (engine, source):
             contexts = case.get("contexts", ())
             answers.append(train_steps(engine, source, 0, case["steps"], contexts))
             parts = engine.fragments()
             weights = [replace(part, states={WEIGHTS: part.states[WEIGHTS]}) for part in parts]
             store.write(Path(case["out"]), weights, None)
     return answers
+
+
+def products_of(case: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Where a case asks for plain products in place of those in FP8, these."""
+    if case.get("fp8") != "plain":
+        return nullcontext()
+    return patch.object(fp8, "fp8_product", lambda _: F.linear)
 
 
 def save_at_three(arguments: dict[str, Any]) -> Any:

@@ -148,6 +148,7 @@ def test_stopped_and_resumed_is_undisturbed(dataset: Path, tmp_path: Path) -> No
     assert "layout" not in started_again, "nothing was started"
 
 
+@pytest.mark.check
 def test_ranks_die_with_their_launcher_and_a_run_has_one_job(dataset: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, dataset, steps=100_000)
     run = tmp_path / "run"

@@ -28,6 +28,7 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.check
 def test_killed_and_resumed_with_other_replicas(
     source_folders: dict[str, Path], tmp_path: Path
 ) -> None:

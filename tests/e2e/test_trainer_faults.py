@@ -14,6 +14,7 @@ from tests.e2e.runs import different, finish, losses, start, start_faulty, write
 pytestmark = pytest.mark.dist
 
 
+@pytest.mark.check
 def test_a_hung_rank_leaves_the_stacks_of_every_rank(dataset: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, dataset, steps=100)
     processes = start_faulty("hang", config, "train.timeout_minutes=0.2", ranks=2)
@@ -28,6 +29,7 @@ def test_a_hung_rank_leaves_the_stacks_of_every_rank(dataset: Path, tmp_path: Pa
     assert newest_valid(tmp_path / "run" / "checkpoints") is not None
 
 
+@pytest.mark.check
 def test_a_rank_that_cannot_leave_is_ended(dataset: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, dataset)
     options = ["parallel.tp=1", "train.timeout_minutes=0.14"]

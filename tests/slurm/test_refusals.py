@@ -202,12 +202,14 @@ def test_what_a_plan_finds_is_refused(
     """With the dataset there, and with one to come."""
     profile = write_profile(tmp_path, extra="gpus_per_node: 1\ngpu_type: a100\n")
     large = ["model.hidden_size=8192", "model.num_layers=40", "model.ffn_hidden_size=32768"]
+    large += ["train.precision=bf16", "train.fp8=rowwise"]
     settings = [*large, f"prep.inputs=[{corpus}]", f"prep.tokenizer={tmp_path / 'tokenizer'}"]
     for data in (dataset, tmp_path / "data"):
         config = write_run(tmp_path, data, steps=4)
         problems = refusal(monkeypatch, config, profile, *settings, "prep.tasks=0")
         assert "with slurm.nodes 1 a GPU needs" in problems
         assert "more than 90% of its 80 GB" in problems
+        assert "train.fp8=rowwise: it needs compute capability 9.0, and the A100 has" in problems
         assert "prep.tasks is 0" in problems
 
 

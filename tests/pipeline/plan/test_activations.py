@@ -26,7 +26,8 @@ from tests.model.conftest import ARCHITECTURES
 
 ROWS, LENGTH, VOCABULARY = 4, 128, 1000
 OBJECTIVES: dict[str, Objective] = {"ar": AutoRegressive(0), "mdlm": MDLM(3)}
-TOLERANCE, TOLERANCE_SHARED = 0.15, 0.2
+TOLERANCE = 0.15
+SHARED_TOLERANCES = {"none": 0.06, "selective": 0.06, "full": 0.2}
 ALONE = Layout(1, 1, 1, 1)
 SHARED = {
     "CP2": Layout(1, 1, 1, 1, cp=2),
@@ -51,7 +52,8 @@ def forward_and_backward(
         torch.bfloat16 if precision == "bf16" else torch.float32
     )
     set_recompute(network, mode)
-    set_fp8(network, fp8)
+    with workers.products_of({"fp8": fp8}):
+        set_fp8(network, fp8)
     gradients = [torch.zeros_like(parameter) for parameter in network.parameters()]
     for parameter, gradient in zip(network.parameters(), gradients, strict=True):
         parameter.grad = gradient
@@ -125,25 +127,28 @@ def of_case(case: dict[str, str]) -> tuple[Any, ...]:
 
 @pytest.mark.dist
 @pytest.mark.check
-@pytest.mark.parametrize("fp8", ["none", "rowwise"])
-def test_a_passes_memory_is_planned_where_ranks_share_the_work(fp8: str, tmp_path: Path) -> None:
-    if fp8 != "none":
-        pytest.importorskip("torchao", reason="the optional extra fp8 is not installed")
-    precisions, modes = ("fp32", "bf16"), tuple(RECOMPUTE)
-    if fp8 != "none":
-        # Without a compiler rounding takes fp32 copies, which where little is kept are the most.
-        precisions, modes = ("bf16",), ("none", "selective")
-    cases = [
-        {"layout": layout, "architecture": name, "precision": precision, "mode": mode, "fp8": fp8}
-        for layout, name, precision, mode in product(SHARED, FEW, precisions, modes)
-    ]
-    wrong = []
+def test_a_passes_memory_is_planned_where_ranks_share_the_work(tmp_path: Path) -> None:
+    names = ("layout", "architecture", "precision", "mode", "fp8")
+    settings = list(product(SHARED, FEW, ("fp32", "bf16"), RECOMPUTE, ("none", "plain")))
+    cases = [dict(zip(names, each, strict=True)) for each in settings]
     found = run_ranks("shared_passes", 2, cases, tmp_path, 400, __name__)
-    for case, measured in zip(cases, found, strict=True):
-        expected = planned(*of_case(case))
-        if expected != pytest.approx(measured, rel=TOLERANCE_SHARED):
-            wrong.append(f"{case}: {expected} planned, {measured} measured")
+    measured = dict(zip(settings, found, strict=True))
+    expected = {each: planned(*of_case(case)) for each, case in zip(settings, cases, strict=True)}
+    wrong = [
+        f"{each}: {expected[each]} planned, {measured[each]} measured"
+        for each in settings
+        if expected[each] != pytest.approx(measured[each], rel=SHARED_TOLERANCES[each[3]])
+    ]
     assert wrong == []
+    # What products in FP8 keep besides, by products that go their way. The peak may come when one
+    # or two of the six blocks have let go of their own.
+    for *each, mode, fp8 in settings:
+        if mode != "full" and fp8 == "plain":
+            more, planned_more = (
+                sizes[*each, mode, fp8] - sizes[*each, mode, "none"]
+                for sizes in (measured, expected)
+            )
+            assert 0.6 * planned_more - 1000 <= more <= planned_more + 1000, (each, mode)
 
 
 if __name__ == "__main__":

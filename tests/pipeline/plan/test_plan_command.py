@@ -151,6 +151,22 @@ def test_an_unknown_gpu_is_refused(
     assert "choose A100, H100, H200, B200" in errors
 
 
+def test_products_in_fp8_are_planned_where_the_gpu_has_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [PAPER, *WITHOUT_DATA, "train.precision=bf16", "train.fp8=rowwise"]
+    code, _, errors = run([*arguments, "--gpu", "A100"], monkeypatch, capsys)
+    assert code == 64
+    assert "train.fp8=rowwise: it needs compute capability 9.0, and the A100 has 8.0" in errors
+    split = ["parallel.tp=2", "parallel.sequence=true", "train.micro_batch_size=4"]
+    plans = [
+        as_json([*arguments, *split, *more], monkeypatch, capsys)
+        for more in ([], ["train.fp8=none"])
+    ]
+    assert plans[0]["notes"][-1] == "train.fp8: time is that of products in bf16"
+    assert plans[0]["memory_bytes"] > plans[1]["memory_bytes"]
+
+
 def test_the_search_ranks_layouts_that_fit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

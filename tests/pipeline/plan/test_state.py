@@ -49,11 +49,12 @@ def planned(layout: Layout, precision: str, rank: int) -> StateBytes:
 
 
 @pytest.mark.dist
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("num_ranks", "device"),
     [
         (1, "cpu"),
-        pytest.param(2, "cpu", marks=pytest.mark.check),
+        (2, "cpu"),
         pytest.param(4, "cpu", marks=pytest.mark.slow),
         pytest.param(1, "cuda", marks=gpus(1)),
         pytest.param(2, "cuda", marks=gpus(2)),
