@@ -100,6 +100,11 @@ class InfillRequest(Sampling):
 
     segments: list[str | Gap] = Field(min_length=1, max_length=10_000, fail_fast=True)
     stream_mode: StreamMode = "events"
+    likelihood: bool = Field(
+        False,
+        description="Also tell log p of the finished text, from left to right; null where the "
+        "network's objective has none.",
+    )
 
 
 class ScoreRequest(Strict):

@@ -87,7 +87,7 @@ function segmentsOf(text) {
 
 async function fill(panel, fieldset, signal) {
   const body = { segments: segmentsOf(byId("text").value), ...settingsOf(fieldset),
-    stream: true, stream_mode: "events" };
+    stream: true, stream_mode: "events", likelihood: true };
   panel.clear();
   for await (const event of api.infill(body, signal)) {
     signal.throwIfAborted(); // what had already arrived belongs to nobody

@@ -1,6 +1,7 @@
 """The page at `/` in a real browser, without a mouse where that can be."""
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -111,8 +112,11 @@ def test_gaps_are_filled_before_ones_eyes(page: Page) -> None:
     assert figures["left to right"] == str(sequential)
     assert int(figures["tokens/s"]) > 0
     expected = page.server.post(
-        "/v1/infill", segments=["def f(x):", {"gap": 200}, "return x"], alpha_0=0.3, seed=0
-    ).json()
+        "/v1/infill", segments=["def f(x):", {"gap": 200}, "return x"], alpha_0=0.3, seed=0,
+        likelihood=True,
+    ).json()  # fmt: skip
+    assert expected["nats_per_token"] > 0
+    assert figures["nats per token"] == f"{expected['nats_per_token']:.2f}"
     assert figures["passes"] == str(expected["passes"])
     assert page.id("said").get_attribute("textContent") == f"Done: {expected['text']}"
 
@@ -260,8 +264,8 @@ def test_a_server_that_goes_away_is_no_short_text(
 
 
 @pytest.mark.parametrize(
-    ("objective", "shown"),
-    [("mdlm", {"steps", "schedule"}), ("ar", set[str]())],
+    ("objective", "shown", "nats"),
+    [("mdlm", {"steps", "schedule"}, r"n/a"), ("ar", set[str](), r"\d+\.\d\d")],
 )
 def test_only_settings_that_mean_something_are_shown(
     driver: Chrome,
@@ -269,6 +273,7 @@ def test_only_settings_that_mean_something_are_shown(
     tmp_path: Path,
     objective: str,
     shown: set[str],
+    nats: str,
 ) -> None:
     with serving(make_bundle(objective=objective), tmp_path) as server:
         page = Page(driver, server)
@@ -277,6 +282,7 @@ def test_only_settings_that_mean_something_are_shown(
         assert page.id("settings-a-temperature").is_displayed()
         page.write("x = [[3]]")
         page.fill()
+        assert re.fullmatch(nats, page.figures()["nats per token"])
 
 
 def test_narrow_and_dark(page: Page) -> None:
