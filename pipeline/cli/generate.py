@@ -25,6 +25,7 @@ def generate_command(
     top_k: Annotated[int | None, options.TOP_K] = None,
     temperature: Annotated[float | None, options.TEMPERATURE] = None,
     guesses: Annotated[int | None, options.GUESSES] = None,
+    adaptive: Annotated[bool | None, options.ADAPTIVE] = None,
     dtype: Annotated[str | None, options.DTYPE] = None,
     seed: Annotated[int, options.SEED] = 0,
     num_samples: Annotated[int, options.NUM_SAMPLES] = 1,
@@ -56,7 +57,7 @@ def generate_command(
         raise ConfigError(f"{given} were given: name one of them")
     request = decoding.Request(
         alpha_0, steps, length, top_p, temperature, seed, num_samples, prompt, schedule, top_k,
-        max_new_tokens, guesses, cuda_graphs, ignore_eos,
+        max_new_tokens, guesses, cuda_graphs, ignore_eos, adaptive,
     )  # fmt: skip
     loaded = decoding.load_bundle(bundle, dtype)
     for note in _notes(loaded, request):
@@ -76,6 +77,10 @@ def _notes(bundle: "Bundle", request: "Request") -> list[str]:
     objective, trained = bundle.model.config.objective, bundle.record.get("seq_len")
     names = ignored_options(bundle, request)
     notes = [f"{name} means nothing to '{objective}' and is ignored" for name in names]
+    defaults = bundle.model.generation_config
+    guesses = defaults.guesses if request.guesses is None else request.guesses
+    if request.adaptive and not guesses:
+        notes.append("--adaptive means nothing without --guesses and is ignored")
     if request.length is not None and trained is not None and request.length > trained:
         notes.append(f"--length {request.length} is beyond the {trained} tokens of training")
     return notes

@@ -126,7 +126,7 @@ class ModelCard(BaseModel):
     max_model_len: int
     objective: str
     seq_len: int
-    defaults: dict[str, float | int | str]
+    defaults: dict[str, bool | float | int | str]
 
 
 class ModelsAnswer(BaseModel):

@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_STOPS = 16
@@ -33,10 +42,32 @@ class Sampling(Strict):
     temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=0)
-    guesses: int | None = Field(None, ge=0, le=MAX_GUESSES)
+    guesses: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_GUESSES,
+        description="Tokens that a pass guesses ahead where an Eso-LM (B) writes from left to "
+        "right; the distribution of the text stays what it is.",
+    )
+    speculate: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_GUESSES,
+        description="Another name of `guesses`, of which one may be given.",
+    )
+    adaptive: bool | None = Field(
+        None, description="Guess fewer where guesses do not hold, up to `guesses` where they do."
+    )
     seed: int | None = Field(None, ge=0, lt=1 << 63)
     stream: bool | None = False
     user: str | None = None
+
+    @field_validator("speculate")
+    @classmethod
+    def _one_name(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("guesses") is not None:
+            raise PydanticCustomError("twice", "is another name of guesses: give one of the two")
+        return value
 
 
 def only(neutral: Any) -> AfterValidator:
@@ -137,6 +168,7 @@ def asked(request: Sampling) -> dict[str, Any]:
     names = {
         "alpha_0": "alpha_0", "steps": "num_steps", "schedule": "schedule",
         "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "guesses": "guesses",
+        "speculate": "guesses", "adaptive": "adaptive",
     }  # fmt: skip
-    found = {own: getattr(request, field) for field, own in names.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    found = [(own, getattr(request, field)) for field, own in names.items()]
+    return {name: value for name, value in found if value is not None}

@@ -167,7 +167,8 @@ class Service:
 
     def _defaults(self) -> dict[str, Any]:
         given = self.bundle.model.generation_config
-        names = ("alpha_0", "num_steps", "schedule", "temperature", "top_p", "top_k", "guesses")
+        names = ("alpha_0", "num_steps", "schedule", "temperature", "top_p", "top_k", "guesses",
+                 "adaptive")  # fmt: skip
         return {name: getattr(given, name) for name in names}
 
     @contextmanager

@@ -90,6 +90,28 @@ def test_options_that_exclude_each_other(bundle: Path) -> None:
     assert "--prompt and --infill were given: name one" in str(shown.exception)
 
 
+def test_adaptive_guesses(bundle: Path) -> None:
+    """Of one text and of gaps: as the bundle writes with them."""
+    loaded = load_bundle(bundle)
+    way = ("--alpha-0", 0, "--seed", 3, "--guesses", 8, "--json")
+    options = {"alpha_0": 0.0, "seed": 3, "guesses": 8}
+    passes = []
+    for adaptive in (False, True):
+        given = ("--adaptive",) if adaptive else ()
+        shown = json.loads(invoke(bundle, "--length", 120, *way, *given).stdout)
+        expected = generate(loaded, Request(length=120, adaptive=adaptive, **options))
+        assert (shown["texts"], shown["nfe"]) == (expected.texts, expected.nfe)
+        passes.append(shown["nfe"])
+        filled = json.loads(invoke(bundle, "--infill", "x[[90]]", *way, *given).stdout)
+        asked = Request(adaptive=adaptive, **options)
+        assert filled["nfe"] == fill(loaded, asked, "x[[90]]").nfe
+    assert passes[0] != passes[1]
+    note = "--adaptive means nothing without --guesses and is ignored"
+    few = (bundle, "--length", 4, "--adaptive")
+    assert note in invoke(*few).stderr
+    assert note not in invoke(*few, "--guesses", 1).stderr
+
+
 def test_another_dtype(bundle: Path) -> None:
     """bf16 draws nearly the same: its logits are rounded, its sampler is not."""
     assert str(load_bundle(bundle, "bf16").model.dtype) == "torch.bfloat16"

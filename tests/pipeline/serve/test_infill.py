@@ -65,6 +65,22 @@ def test_guesses_fill_in_fewer_passes(server: Server) -> None:
     assert plain["passes"] == 200
     assert ahead["passes"] < 200
     assert ahead["usage"] == plain["usage"]
+    assert server.post("/v1/infill", **body, speculate=4).json()["text"] == ahead["text"]
+
+
+def test_adaptive_guesses_are_those_of_the_bundle(server: Server) -> None:
+    body = {"segments": ["x", {"gap": 200}], "seed": 3, "alpha_0": 0.0, "guesses": 8}
+    bundle = load_bundle(server.bundle)
+    found = {}
+    for is_adaptive in (False, True):
+        answer = server.post("/v1/infill", **body, adaptive=is_adaptive).json()
+        segments = [list(bundle.tokenizer.encode("x")), 200]
+        options = {"seed": 3, "alpha_0": 0.0, "guesses": 8, "adaptive": is_adaptive}
+        expected = bundle.model.infill(segments, **options)
+        assert [token["id"] for token in answer["tokens"]] == expected.tokens.tolist()
+        found[is_adaptive] = (answer["passes"], expected.nfe)
+        assert answer["passes"] == expected.nfe
+    assert found[False] != found[True]
 
 
 def test_the_likelihood_of_the_text(server: Server) -> None:

@@ -162,6 +162,22 @@ def test_two_settings_side_by_side(page: Page) -> None:
     assert (page.count("sequential", "b"), page.count("diffusion", "b")) == (0, 24)
 
 
+def test_adaptive_speculation_is_a_checkbox(page: Page) -> None:
+    page.write("x[[200]]")
+    page.set("alpha_0", 0)
+    page.set("guesses", 8)
+    passes = {}
+    for is_adaptive in (False, True):
+        assert page.id("settings-a-adaptive").is_selected() == is_adaptive
+        page.fill()
+        body = {"segments": ["x", {"gap": 200}], "seed": 0, "alpha_0": 0, "guesses": 8}
+        expected = page.server.post("/v1/infill", **body, adaptive=is_adaptive).json()
+        passes[is_adaptive] = page.figures()["passes"]
+        assert passes[is_adaptive] == str(expected["passes"])
+        page.id("settings-a-adaptive").send_keys(Keys.SPACE)
+    assert passes[False] != passes[True]
+
+
 def test_by_keyboard_alone(page: Page) -> None:
     """Tab by tab from the text to the button; everything on the way has a name."""
     page.id("text").send_keys(Keys.END, " and[[3]]")
@@ -208,7 +224,8 @@ def test_settings_begin_with_the_bundles_defaults(
     path = make_bundle()
     defaults = {"alpha_0": 0.33, "num_steps": 300, "schedule": "fixed", "temperature": 0.85,
                 "top_p": 0.9, "top_k": 7, "guesses": 3}  # fmt: skip
-    (path / "generation_config.json").write_text(json.dumps(defaults))
+    settings = {**defaults, "adaptive": True}
+    (path / "generation_config.json").write_text(json.dumps(settings))
     (path / "export.json").unlink()
     write_manifest(path, {"step": 1})
     with serving(path, tmp_path) as server:
@@ -216,6 +233,7 @@ def test_settings_begin_with_the_bundles_defaults(
         for name, value in defaults.items():
             field = page.id(f"settings-a-{name.removeprefix('num_')}")
             assert field.get_attribute("value") == str(value), name
+        assert page.id("settings-a-adaptive").is_selected()
         shown = [each.get_attribute("textContent") for each in page.all("#settings-b output")]
         assert shown == ["0.33", "300", "0.85", "0.9", "3"]
         page.write("x[[8]]")
@@ -277,7 +295,7 @@ def test_only_settings_that_mean_something_are_shown(
 ) -> None:
     with serving(make_bundle(objective=objective), tmp_path) as server:
         page = Page(driver, server)
-        some = ("alpha_0", "steps", "schedule", "guesses")
+        some = ("alpha_0", "steps", "schedule", "guesses", "adaptive")
         assert {name for name in some if page.id(f"settings-a-{name}").is_displayed()} == shown
         assert page.id("settings-a-temperature").is_displayed()
         page.write("x = [[3]]")
