@@ -27,7 +27,7 @@ ADAPTIVE = typer.Option(
 )
 DTYPE = typer.Option(help="fp32, bf16 or int8; by default fp32 on a CPU.")
 SEED = typer.Option(help="The same seed writes the same text.")
-NUM_SAMPLES = typer.Option(min=1, help="Samples, written as one batch.")
+NUM_SAMPLES = typer.Option(min=1, help="Samples, of each prompt.")
 CUDA_GRAPHS = typer.Option(help="Replay passes that come often, on a GPU.", show_default="yes")
 STREAM = typer.Option("--stream", help="Print a single text as it becomes whole.")
 COMPARE = typer.Option("--compare", help="Also time decoding without the cache.")

@@ -144,9 +144,22 @@ class ScoreRequest(Strict):
     model: str | None = None
     text: Some | Annotated[list[Some], Field(min_length=1, max_length=64, fail_fast=True)]
     given: str = ""
-    num_orders: int = Field(1, ge=1, le=128)
-    alpha_0: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    seed: int = Field(0, ge=0, lt=1 << 63)
+    num_orders: int = Field(
+        1,
+        ge=1,
+        le=128,
+        description="1: from left to right. More: the mean of p over so many drawn orders, of an "
+        "Eso-LM (B).",
+    )
+    alpha_0: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of tokens that the drawn orders have at random places; only where "
+        "num_orders is above 1.",
+    )
+    seed: int = Field(0, ge=0, lt=1 << 63, description="Of the drawn orders.")
 
 
 class TextOfTokens(Strict):

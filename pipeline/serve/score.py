@@ -13,6 +13,9 @@ from esolm.pipeline.serve.service import Service
 async def score(service: Service, request: ScoreRequest) -> dict[str, Any]:
     """The answer; the network works in a thread of its own. Raises ApiError."""
     service.check_model(request.model)
+    if request.alpha_0 is not None and request.num_orders == 1:
+        message = "alpha_0: is of drawn orders only: set num_orders above 1, or leave it out"
+        raise ApiError(400, message, "alpha_0")
     texts = [request.text] if isinstance(request.text, str) else request.text
     given = await service.aside(service.ids, request.given, "given") if request.given else []
     ids_of_texts = [await service.aside(service.ids, text, "text") for text in texts]
