@@ -18,9 +18,16 @@ def num_written(service: Service, request: CompletionRequest) -> int:
     return count
 
 
-async def best(service: Service, prompt: list[int], texts: list[list[int]]) -> list[int]:
-    """Numbers of the texts that were written behind a prompt, the likeliest per token first."""
-    found = [await service.likelihood(_log_p_per_token, service, prompt, text) for text in texts]
+async def best(
+    service: Service, began: float, prompt: list[int], texts: list[list[int]]
+) -> list[int]:
+    """Numbers of the texts that were written behind a prompt, the likeliest per token first.
+
+    began: when the request came in, see `Likelihoods`.
+    """
+    found = [
+        await service.likelihood(began, _log_p_per_token, service, prompt, text) for text in texts
+    ]
     return sorted(range(len(texts)), key=lambda number: -found[number])
 
 

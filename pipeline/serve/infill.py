@@ -130,7 +130,7 @@ class Infill:
         """Of the whole text from left to right, if it was asked for and the network has it."""
         if not (self.request.likelihood and has_likelihood(self.service.config)):
             return None
-        return await self.service.likelihood(log_p_of, self.service, [], self._ids)
+        return await self.service.likelihood(self._started, log_p_of, self.service, [], self._ids)
 
     @property
     def _ids(self) -> list[int]:

@@ -1,6 +1,7 @@
 """`/v1/score`: the likelihood of given texts."""
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from esolm.pipeline.serve.service import Service
 
 async def score(service: Service, request: ScoreRequest) -> dict[str, Any]:
     """The answer; the network works in a thread of its own. Raises ApiError."""
+    began = time.monotonic()
     service.check_model(request.model)
     if request.alpha_0 is not None and request.num_orders == 1:
         message = "alpha_0: is of drawn orders only: set num_orders above 1, or leave it out"
@@ -27,7 +29,7 @@ async def score(service: Service, request: ScoreRequest) -> dict[str, Any]:
     how = {"num_orders": request.num_orders, "alpha_0": request.alpha_0, "seed": request.seed}
     for text, ids in zip(texts, ids_of_texts, strict=True):
         try:
-            log_p = await service.likelihood(log_p_of, service, given, ids, how)
+            log_p = await service.likelihood(began, log_p_of, service, given, ids, how)
         except ValueError as error:
             raise ApiError(400, str(error), "num_orders") from None
         num_bytes = len(text.encode())
