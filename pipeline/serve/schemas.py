@@ -38,7 +38,11 @@ class Sampling(Strict):
     model: str | None = None
     alpha_0: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
-    schedule: Literal["binomial", "fixed", "strided", "confidence"] | None = None
+    schedule: Literal["binomial", "fixed", "strided", "confidence"] | None = Field(
+        None,
+        description="How diffusion shares its tokens out over the steps. `confidence`, which "
+        "writes what is most certain first, is not the model's own distribution.",
+    )
     temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=0)

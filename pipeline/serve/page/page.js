@@ -13,7 +13,8 @@ const SETTINGS = [
   { name: "top_k", label: "top-k, 0: all", type: "number", min: 0, step: 1, value: 0 },
   { name: "guesses", label: "speculation", type: "range", min: 0, max: 8, step: 1, value: 0 },
   { name: "adaptive", label: "adaptive", type: "checkbox" }, // fewer guesses where they do not hold
-  { name: "schedule", label: "schedule", options: ["binomial", "fixed", "strided", "confidence"] },
+  { name: "schedule", label: "schedule", options: ["binomial", "fixed", "strided", "confidence"],
+    notes: { confidence: "confidence is not the model's own distribution" } },
   { name: "seed", label: "seed", type: "number", min: 0, step: 1, value: 0 },
 ];
 // What means nothing to a network is not shown.
@@ -42,8 +43,24 @@ function build(fieldset) {
       show();
       row.append(shown);
     }
+    if (setting.notes) row.append(noteOf(field, setting.notes));
     fieldset.append(row);
   }
+}
+
+// What is to be known of the value that is chosen.
+function noteOf(field, notes) {
+  const note = document.createElement("p");
+  note.className = "note";
+  note.id = `${field.id}-note`;
+  field.setAttribute("aria-describedby", note.id);
+  const show = () => {
+    note.textContent = notes[field.value] ?? "";
+    note.hidden = !note.textContent;
+  };
+  field.addEventListener("input", show);
+  show();
+  return note;
 }
 
 // The bundle's defaults, but for what somebody has already set.

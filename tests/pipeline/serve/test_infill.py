@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
@@ -115,3 +116,11 @@ def test_the_likelihood_of_other_objectives(
         [score] = client.post("/v1/score", json={"text": "def f(x)"}).json()["scores"]
         mean = -score["log_likelihood"] / (score["tokens"] - 1)
         assert score["nats_per_token"] == pytest.approx(mean)
+
+
+def test_the_description_says_that_confidence_is_biased(server: Server) -> None:
+    schemas = httpx.get(f"{server.url}/openapi.json").json()["components"]["schemas"]
+    for name in ("CompletionRequest", "InfillRequest"):
+        said = schemas[name]["properties"]["schedule"]["description"]
+        assert "`confidence`" in said
+        assert "is not the model's own distribution" in said

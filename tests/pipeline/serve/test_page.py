@@ -162,6 +162,17 @@ def test_two_settings_side_by_side(page: Page) -> None:
     assert (page.count("sequential", "b"), page.count("diffusion", "b")) == (0, 24)
 
 
+def test_confidence_is_said_to_be_biased(page: Page) -> None:
+    """Also to those who hear the page."""
+    field = page.id("settings-a-schedule")
+    note = page.id(field.get_attribute("aria-describedby"))
+    assert not note.is_displayed()
+    said = "confidence is not the model's own distribution"
+    for key, text in ((Keys.END, said), (Keys.HOME, "")):
+        field.send_keys(key)
+        page.wait_for(lambda expected=text: note.text == expected)
+
+
 def test_adaptive_speculation_is_a_checkbox(page: Page) -> None:
     page.write("x[[200]]")
     page.set("alpha_0", 0)
