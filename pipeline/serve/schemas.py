@@ -127,11 +127,16 @@ class CompletionRequest(Sampling):
 class Gap(Strict):
     """So many tokens to be written."""
 
-    gap: int = Field(ge=1, le=1 << 20)
+    gap: int = Field(
+        ge=1,
+        le=1 << 20,
+        description="Tokens of the gap: one length, and no range. Ranges, of which the likeliest "
+        "length is taken, are for `esolm generate --infill` and Python.",
+    )
 
 
 class InfillRequest(Sampling):
-    """`/v1/infill`: text and gaps."""
+    """`/v1/infill`: text and gaps, each of one length."""
 
     segments: list[str | Gap] = Field(min_length=1, max_length=10_000, fail_fast=True)
     stream_mode: StreamMode = "events"

@@ -73,6 +73,12 @@ COMPLETIONS, INFILL = "/v1/completions", "/v1/infill"
             "segments",
             "segments.0.gap: should be a valid integer",
         ),
+        (
+            INFILL,
+            {"segments": [{"gap": [3, 8]}]},
+            "segments",
+            "segments.0.gap: should be a valid integer",
+        ),
         (INFILL, {"segments": [{"gap": 9000}]}, "segments", "4096 at most"),
         (INFILL, {"segments": [{"hole": 5}]}, "segments", "segments.0.gap: Field required"),
         (

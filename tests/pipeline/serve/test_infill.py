@@ -118,8 +118,9 @@ def test_the_likelihood_of_other_objectives(
         assert score["nats_per_token"] == pytest.approx(mean)
 
 
-def test_the_description_says_that_confidence_is_biased(server: Server) -> None:
+def test_the_description_says_what_is_not_obvious(server: Server) -> None:
     schemas = httpx.get(f"{server.url}/openapi.json").json()["components"]["schemas"]
+    assert "one length, and no range" in schemas["Gap"]["properties"]["gap"]["description"]
     for name in ("CompletionRequest", "InfillRequest"):
         said = schemas[name]["properties"]["schedule"]["description"]
         assert "`confidence`" in said
