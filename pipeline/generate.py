@@ -49,6 +49,7 @@ class Request:
     guesses: int | None = None
     cuda_graphs: bool | None = None
     ignore_eos: bool = False
+    adaptive: bool | None = None
 
     def options(self) -> dict[str, Any]:
         """Returns the keyword arguments for the bundle's `generate`."""

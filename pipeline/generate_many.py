@@ -81,11 +81,13 @@ def read_prompts(path: Path) -> list[str]:
 def write_all(bundle: Bundle, request: Request, prompts: list[str]) -> Iterator[tuple[str, str]]:
     """Yields each prompt with the text behind it, in their order; prompt i is sample i.
 
+    Of n samples a prompt comes n times in a row, and its sample j is sample n i + j of the seed.
     Raises ConfigError for the first prompt that cannot be written.
     """
     options = bundle.model.generation_config.to_dict() | translated(request.options())
-    options.pop("num_samples", None)
+    samples = options.pop("num_samples")
     settings = EsoLMGenerationConfig(**options)
+    prompts = [prompt for prompt in prompts for _ in range(samples)]
     ids = [_ids(bundle, prompt) for prompt in prompts]
     new = settings.max_new_tokens
     sizes = [settings.length if new is None else len(each) + new for each in ids]
@@ -106,7 +108,7 @@ def write_all(bundle: Bundle, request: Request, prompts: list[str]) -> Iterator[
                         settings.request(tokens, config.mask_token_id, seed, number)
                     )
                 except ValueError as error:
-                    raise ConfigError(f"prompt {number + 1}: {error}") from error
+                    raise ConfigError(f"prompt {number // samples + 1}: {error}") from error
             batch.step()
             for number in [n for n, writing in running.items() if writing.is_done]:
                 writing = running.pop(number)

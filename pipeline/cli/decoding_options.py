@@ -21,9 +21,13 @@ TEMPERATURE = typer.Option(help="0 takes the likeliest token.")
 GUESSES = typer.Option(
     help="Tokens guessed ahead in the sequential phase; the text's chances stay."
 )
+ADAPTIVE = typer.Option(
+    help="Guess fewer where guesses do not hold, up to --guesses where they do.",
+    show_default="as the bundle says",
+)
 DTYPE = typer.Option(help="fp32, bf16 or int8; by default fp32 on a CPU.")
 SEED = typer.Option(help="The same seed writes the same text.")
-NUM_SAMPLES = typer.Option(min=1, help="Samples, written as one batch.")
+NUM_SAMPLES = typer.Option(min=1, help="Samples, of each prompt.")
 CUDA_GRAPHS = typer.Option(help="Replay passes that come often, on a GPU.", show_default="yes")
 STREAM = typer.Option("--stream", help="Print a single text as it becomes whole.")
 COMPARE = typer.Option("--compare", help="Also time decoding without the cache.")

@@ -25,6 +25,7 @@ def generate_command(
     top_k: Annotated[int | None, options.TOP_K] = None,
     temperature: Annotated[float | None, options.TEMPERATURE] = None,
     guesses: Annotated[int | None, options.GUESSES] = None,
+    adaptive: Annotated[bool | None, options.ADAPTIVE] = None,
     dtype: Annotated[str | None, options.DTYPE] = None,
     seed: Annotated[int, options.SEED] = 0,
     num_samples: Annotated[int, options.NUM_SAMPLES] = 1,
@@ -50,13 +51,17 @@ def generate_command(
     from esolm.pipeline import generate as decoding
     from esolm.pipeline.errors import ConfigError
 
-    many = {"--prompt": bool(prompt), "--prompts": prompts is not None, "--infill": bool(infill)}
-    if sum(many.values()) > 1:
-        given = " and ".join(name for name, is_given in many.items() if is_given)
-        raise ConfigError(f"{given} were given: name one of them")
+    ways = {"--prompt": bool(prompt), "--prompts": prompts is not None, "--infill": bool(infill)}
+    given = {
+        "--stream": stream, "--compare": compare, "--json": as_json,
+        "--num-samples": num_samples > 1, "--length": length is not None,
+        "--max-new-tokens": max_new_tokens is not None,
+    }  # fmt: skip
+    if wrong := _misfits([name for name, is_set in (ways | given).items() if is_set]):
+        raise ConfigError("; ".join(wrong))
     request = decoding.Request(
         alpha_0, steps, length, top_p, temperature, seed, num_samples, prompt, schedule, top_k,
-        max_new_tokens, guesses, cuda_graphs, ignore_eos,
+        max_new_tokens, guesses, cuda_graphs, ignore_eos, adaptive,
     )  # fmt: skip
     loaded = decoding.load_bundle(bundle, dtype)
     for note in _notes(loaded, request):
@@ -69,6 +74,27 @@ def generate_command(
         _write(loaded, request, stream, compare, as_json)
 
 
+# Options that mean nothing beside others, and why.
+ONE_TEXT, ONE_BATCH = "shows a single text", "times a single batch"
+OF_GAPS = "says how long a text is, and so do its gaps"
+MISFITS = {
+    "--stream": (("--prompts", "--infill", "--num-samples", "--json"), ONE_TEXT),
+    "--compare": (("--prompts", "--infill"), ONE_BATCH),
+    "--length": (("--infill",), OF_GAPS),
+    "--max-new-tokens": (("--infill",), OF_GAPS),
+}
+
+
+def _misfits(given: list[str]) -> list[str]:
+    """What is wrong with options that were given together."""
+    ways = [name for name in ("--prompt", "--prompts", "--infill") if name in given]
+    wrong = [f"{' and '.join(ways)} were given: name one of them"] if len(ways) > 1 else []
+    for name, (others, reason) in MISFITS.items():
+        if name in given and (found := [other for other in others if other in given]):
+            wrong.append(f"{name} {reason}: leave it out, or {' and '.join(found)}")
+    return wrong
+
+
 def _notes(bundle: "Bundle", request: "Request") -> list[str]:
     """What is given and means nothing, or is beyond what was trained."""
     from esolm.pipeline.generate import ignored_options
@@ -76,6 +102,10 @@ def _notes(bundle: "Bundle", request: "Request") -> list[str]:
     objective, trained = bundle.model.config.objective, bundle.record.get("seq_len")
     names = ignored_options(bundle, request)
     notes = [f"{name} means nothing to '{objective}' and is ignored" for name in names]
+    defaults = bundle.model.generation_config
+    guesses = defaults.guesses if request.guesses is None else request.guesses
+    if request.adaptive and not guesses:
+        notes.append("--adaptive means nothing without --guesses and is ignored")
     if request.length is not None and trained is not None and request.length > trained:
         notes.append(f"--length {request.length} is beyond the {trained} tokens of training")
     return notes
@@ -88,10 +118,7 @@ def _write(
     from dataclasses import asdict
 
     from esolm.pipeline import generate as decoding
-    from esolm.pipeline.errors import ConfigError
 
-    if stream and (request.num_samples > 1 or as_json):
-        raise ConfigError("--stream shows a single text: leave out --num-samples and --json")
     shown: Any = decoding.PrintedText(bundle) if stream else decoding.DecodingProgress()
     with shown as streamer:
         result = decoding.generate(bundle, request, streamer=streamer)
@@ -138,9 +165,11 @@ def _write_all(bundle: "Bundle", request: "Request", path: Path, as_json: bool) 
 
     from esolm.pipeline.generate_many import read_prompts, write_all
 
-    texts = read_prompts(path)
-    for number, (prompt, text) in enumerate(write_all(bundle, request, texts), start=1):
+    texts, samples = read_prompts(path), request.num_samples
+    for number, (prompt, text) in enumerate(write_all(bundle, request, texts)):
         if as_json:
             typer.echo(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
-        else:
-            typer.echo(f"--- prompt {number} of {len(texts)}\n{prompt}{text}")
+            continue
+        sample = f", sample {number % samples + 1} of {samples}" if samples > 1 else ""
+        head = f"prompt {number // samples + 1} of {len(texts)}{sample}"
+        typer.echo(f"--- {head}\n{prompt}{text}")

@@ -22,7 +22,7 @@ def serve_command(
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a text; by default those of training.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a text may take.")] = 300.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 300.0,
     dtype: Annotated[str | None, DTYPE] = None,
     name: Annotated[
         str | None, typer.Option(help="As clients see it; by default the folder's name.")

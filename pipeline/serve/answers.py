@@ -63,7 +63,12 @@ class InfilledToken(BaseModel):
 
 
 class InfillAnswer(BaseModel):
-    """Of `/v1/infill`."""
+    """Of `/v1/infill`. seconds: of writing.
+
+    log_likelihood: of the whole text from left to right, in nats, what was given included;
+    nats_per_token: the same with the other sign, by the tokens that the network predicts. Both are
+    null where `likelihood` was not asked for, and where the network has none.
+    """
 
     id: str
     object: Literal["infill"]
@@ -75,11 +80,13 @@ class InfillAnswer(BaseModel):
     passes: int
     seed: int
     seconds: float
+    log_likelihood: float | None
+    nats_per_token: float | None
     usage: Usage
 
 
 class TextScore(BaseModel):
-    """log_likelihood: in nats."""
+    """log_likelihood: in nats. nats_per_token: by the tokens that the network predicts."""
 
     log_likelihood: float
     tokens: int
@@ -119,7 +126,7 @@ class ModelCard(BaseModel):
     max_model_len: int
     objective: str
     seq_len: int
-    defaults: dict[str, float | int | str]
+    defaults: dict[str, bool | float | int | str]
 
 
 class ModelsAnswer(BaseModel):

@@ -24,7 +24,6 @@ from esolm.pipeline.serve.completions import Completion
 from esolm.pipeline.serve.description import (
     BEHIND_KEY,
     OF_BODIES,
-    OF_TEXTS,
     OF_WORK,
     answers,
     describe,
@@ -44,8 +43,8 @@ from esolm.pipeline.serve.sse import stream, unless_gone
 
 MAX_BODY_BYTES = 4 << 20
 OPEN_PATHS = ("/", "/health", "/ready", "/metrics", "/docs", "/openapi.json")
-COMPLETIONS = answers(CompletionAnswer, OF_TEXTS, streams=True)
-INFILLINGS = answers(InfillAnswer, OF_TEXTS, streams=True)
+COMPLETIONS = answers(CompletionAnswer, OF_WORK, streams=True)
+INFILLINGS = answers(InfillAnswer, OF_WORK, streams=True)
 PAGE = Path(__file__).parent / "page"
 
 

@@ -1,10 +1,9 @@
 """`best_of`: more texts are written than are asked for, and the likeliest per token are kept."""
 
-import torch
-
 from esolm.pipeline.serve.errors import ApiError
 from esolm.pipeline.serve.logprobs import check_likelihood
 from esolm.pipeline.serve.schemas import CompletionRequest
+from esolm.pipeline.serve.score import log_p_of
 from esolm.pipeline.serve.service import Service
 
 
@@ -19,15 +18,18 @@ def num_written(service: Service, request: CompletionRequest) -> int:
     return count
 
 
-async def best(service: Service, prompt: list[int], texts: list[list[int]]) -> list[int]:
-    """Numbers of the texts that were written behind a prompt, the likeliest per token first."""
-    found = [await service.likelihood(_log_p_per_token, service, prompt, text) for text in texts]
+async def best(
+    service: Service, began: float, prompt: list[int], texts: list[list[int]]
+) -> list[int]:
+    """Numbers of the texts that were written behind a prompt, the likeliest per token first.
+
+    began: when the request came in, see `Likelihoods`.
+    """
+    found = [
+        await service.likelihood(began, _log_p_per_token, service, prompt, text) for text in texts
+    ]
     return sorted(range(len(texts)), key=lambda number: -found[number])
 
 
 def _log_p_per_token(service: Service, prompt: list[int], text: list[int]) -> float:
-    if not text:
-        return 0.0
-    ids = torch.tensor([prompt + text], device=service.bundle.model.device)
-    given = torch.arange(ids.shape[1]) < len(prompt)
-    return float(service.bundle.model.log_likelihood(ids, given=given)) / len(text)
+    return log_p_of(service, prompt, text) / len(text) if text else 0.0

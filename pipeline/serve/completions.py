@@ -70,6 +70,7 @@ class Completion:
         self.service, self.request = service, request
         service.check_model(request.model)
         self.id, self.created = f"cmpl-{uuid4().hex}", int(time.time())
+        self._began = time.monotonic()
         if request.logprobs is not None:
             check_likelihood(service.config, request, "logprobs")
         given = _prompts(request)
@@ -135,7 +136,9 @@ class Completion:
             front = choice.draft.text(0, choice.start) if self.request.echo else ""
             choices.append(self._choice(choice, front + choice.text))
             if self.request.logprobs is not None:
-                choices[-1]["logprobs"] = await self.service.likelihood(self._logprobs, choice)
+                choices[-1]["logprobs"] = await self.service.likelihood(
+                    self._began, self._logprobs, choice
+                )
         return {**self._head("text_completion"), "choices": choices, "usage": self._usage()}
 
     async def _chosen(self) -> list[Choice]:
@@ -147,7 +150,7 @@ class Completion:
                 written = self.choices[first : first + self._count]
                 prompt = written[0].ids[: written[0].start]
                 texts = [choice.ids[choice.start :] for choice in written]
-                order = await best(self.service, prompt, texts)
+                order = await best(self.service, self._began, prompt, texts)
                 found += [written[number] for number in order[:n]]
         return [replace(choice, index=index) for index, choice in enumerate(found)]
 

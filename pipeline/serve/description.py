@@ -12,7 +12,7 @@ REASONS = {
     400: "The request cannot be met; `param` names the field",
     401: "The key was not shown",
     404: "There is no such model",
-    408: "The text took too long",
+    408: "The request took too long",
     413: "The body is too large",
     429: "The server is full; `Retry-After` says when to come back",
     500: "A fault of the server",
@@ -20,8 +20,7 @@ REASONS = {
 }
 BEHIND_KEY = (401,)
 OF_BODIES = (*BEHIND_KEY, 400, 404, 413)
-OF_WORK = (*OF_BODIES, 429, 503)
-OF_TEXTS = (*OF_WORK, 408)
+OF_WORK = (*OF_BODIES, 408, 429, 503)
 
 
 def answers(model: type[BaseModel], statuses: tuple[int, ...] = (), streams: bool = False) -> Any:

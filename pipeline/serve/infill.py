@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
+from esolm.pipeline.export.bundle.likelihood_esolm import has_likelihood
 from esolm.pipeline.serve.engine import Event, PassDone
 from esolm.pipeline.serve.errors import ApiError
 from esolm.pipeline.serve.schemas import Gap, InfillRequest
+from esolm.pipeline.serve.score import log_p_of, num_predicted
 from esolm.pipeline.serve.service import Service, Text
 from esolm.pipeline.serve.texts import Draft, piece
 
@@ -44,7 +46,7 @@ class Infill:
         with self.service.begun(self.writings) as events:
             async for _, event in events:
                 self._take(event)
-        return self._answer("infill")
+        return await self._answer("infill")
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The answer as it comes about, by the mode of the stream."""
@@ -67,7 +69,7 @@ class Infill:
                     if len(text) > len(told):
                         yield {**self._head("infill.text"), "text": text[len(told) :]}
                         told = text
-        yield self._answer("infill.end")
+        yield await self._answer("infill.end")
 
     def _take(self, event: Event) -> None:
         if isinstance(event, PassDone):
@@ -94,7 +96,9 @@ class Infill:
         assert token is not None, "only what is written is told"
         return {"position": place, "id": token, "text": piece(self.service.tokenizer, token)}
 
-    def _answer(self, kind: str) -> dict[str, Any]:
+    async def _answer(self, kind: str) -> dict[str, Any]:
+        seconds = time.monotonic() - self._started
+        log_p = await self._log_p()
         tokens = []
         for place, given in enumerate(self.given):
             number, phase = self.wrote.get(place, (None, None))
@@ -112,13 +116,29 @@ class Infill:
             "tokens": tokens,
             "passes": len(self.writings[0].history),
             "seed": self.seed,
-            "seconds": time.monotonic() - self._started,
+            "seconds": seconds,
+            "log_likelihood": log_p,
+            "nats_per_token": None if log_p is None else -log_p / self._num_predicted,
             "usage": {
                 "prompt_tokens": given,
                 "completion_tokens": written,
                 "total_tokens": given + written,
             },
         }
+
+    async def _log_p(self) -> float | None:
+        """Of the whole text from left to right, if it was asked for and the network has it."""
+        if not (self.request.likelihood and has_likelihood(self.service.config)):
+            return None
+        return await self.service.likelihood(self._started, log_p_of, self.service, [], self._ids)
+
+    @property
+    def _ids(self) -> list[int]:
+        return [token for token in self.draft.tokens if token is not None]
+
+    @property
+    def _num_predicted(self) -> int:
+        return num_predicted(self.service, [], self._ids)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

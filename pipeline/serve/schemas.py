@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_STOPS = 16
@@ -29,14 +38,40 @@ class Sampling(Strict):
     model: str | None = None
     alpha_0: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
-    schedule: Literal["binomial", "fixed", "strided", "confidence"] | None = None
+    schedule: Literal["binomial", "fixed", "strided", "confidence"] | None = Field(
+        None,
+        description="How diffusion shares its tokens out over the steps. `confidence`, which "
+        "writes what is most certain first, is not the model's own distribution.",
+    )
     temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=0)
-    guesses: int | None = Field(None, ge=0, le=MAX_GUESSES)
+    guesses: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_GUESSES,
+        description="Tokens that a pass guesses ahead where an Eso-LM (B) writes from left to "
+        "right; the distribution of the text stays what it is.",
+    )
+    speculate: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_GUESSES,
+        description="Another name of `guesses`, of which one may be given.",
+    )
+    adaptive: bool | None = Field(
+        None, description="Guess fewer where guesses do not hold, up to `guesses` where they do."
+    )
     seed: int | None = Field(None, ge=0, lt=1 << 63)
     stream: bool | None = False
     user: str | None = None
+
+    @field_validator("speculate")
+    @classmethod
+    def _one_name(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("guesses") is not None:
+            raise PydanticCustomError("twice", "is another name of guesses: give one of the two")
+        return value
 
 
 def only(neutral: Any) -> AfterValidator:
@@ -92,14 +127,24 @@ class CompletionRequest(Sampling):
 class Gap(Strict):
     """So many tokens to be written."""
 
-    gap: int = Field(ge=1, le=1 << 20)
+    gap: int = Field(
+        ge=1,
+        le=1 << 20,
+        description="Tokens of the gap: one length, and no range. Ranges, of which the likeliest "
+        "length is taken, are for `esolm generate --infill` and Python.",
+    )
 
 
 class InfillRequest(Sampling):
-    """`/v1/infill`: text and gaps."""
+    """`/v1/infill`: text and gaps, each of one length."""
 
     segments: list[str | Gap] = Field(min_length=1, max_length=10_000, fail_fast=True)
     stream_mode: StreamMode = "events"
+    likelihood: bool = Field(
+        False,
+        description="Also tell log p of the finished text, from left to right; null where the "
+        "network's objective has none.",
+    )
 
 
 class ScoreRequest(Strict):
@@ -108,9 +153,22 @@ class ScoreRequest(Strict):
     model: str | None = None
     text: Some | Annotated[list[Some], Field(min_length=1, max_length=64, fail_fast=True)]
     given: str = ""
-    num_orders: int = Field(1, ge=1, le=128)
-    alpha_0: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    seed: int = Field(0, ge=0, lt=1 << 63)
+    num_orders: int = Field(
+        1,
+        ge=1,
+        le=128,
+        description="1: from left to right. More: the mean of p over so many drawn orders, of an "
+        "Eso-LM (B).",
+    )
+    alpha_0: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of tokens that the drawn orders have at random places; only where "
+        "num_orders is above 1.",
+    )
+    seed: int = Field(0, ge=0, lt=1 << 63, description="Of the drawn orders.")
 
 
 class TextOfTokens(Strict):
@@ -132,6 +190,7 @@ def asked(request: Sampling) -> dict[str, Any]:
     names = {
         "alpha_0": "alpha_0", "steps": "num_steps", "schedule": "schedule",
         "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "guesses": "guesses",
+        "speculate": "guesses", "adaptive": "adaptive",
     }  # fmt: skip
-    found = {own: getattr(request, field) for field, own in names.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    found = [(own, getattr(request, field)) for field, own in names.items()]
+    return {name: value for name, value in found if value is not None}

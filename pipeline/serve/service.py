@@ -35,9 +35,9 @@ CHARACTERS_PER_TOKEN = 256
 
 @dataclass(frozen=True)
 class Limits:
-    """rows: texts at a time. queue: how many may wait. max_length, seconds: the most of one text.
+    """rows: texts at a time. queue: how many may wait. max_length: the most tokens of one text.
 
-    max_length: None for the tokens of training.
+    max_length: None for the tokens of training. seconds: the most of a request.
     """
 
     rows: int = 16
@@ -71,7 +71,7 @@ class Service:
         self.metrics = Metrics(self.engine, name)
         # One thread: tokenizers of transformers do not bear to be used by several.
         self._aside = ThreadPoolExecutor(1, "preparing")
-        self.likelihood = Likelihoods(bundle.model).run
+        self.likelihood = Likelihoods(bundle.model, limits.seconds).run
         self._num_scoring = 0
 
     async def aside(self, work: Callable[..., Result], *given: Any) -> Result:
@@ -167,7 +167,8 @@ class Service:
 
     def _defaults(self) -> dict[str, Any]:
         given = self.bundle.model.generation_config
-        names = ("alpha_0", "num_steps", "schedule", "temperature", "top_p", "top_k", "guesses")
+        names = ("alpha_0", "num_steps", "schedule", "temperature", "top_p", "top_k", "guesses",
+                 "adaptive")  # fmt: skip
         return {name: getattr(given, name) for name in names}
 
     @contextmanager

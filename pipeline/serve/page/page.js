@@ -12,11 +12,13 @@ const SETTINGS = [
   { name: "top_p", label: "top-p", type: "range", min: 0.05, max: 1, step: 0.05, value: 1 },
   { name: "top_k", label: "top-k, 0: all", type: "number", min: 0, step: 1, value: 0 },
   { name: "guesses", label: "speculation", type: "range", min: 0, max: 8, step: 1, value: 0 },
-  { name: "schedule", label: "schedule", options: ["binomial", "fixed", "strided", "confidence"] },
+  { name: "adaptive", label: "adaptive", type: "checkbox" }, // fewer guesses where they do not hold
+  { name: "schedule", label: "schedule", options: ["binomial", "fixed", "strided", "confidence"],
+    notes: { confidence: "confidence is not the model's own distribution" } },
   { name: "seed", label: "seed", type: "number", min: 0, step: 1, value: 0 },
 ];
 // What means nothing to a network is not shown.
-const OF_SOME = ["alpha_0", "steps", "guesses", "schedule"];
+const OF_SOME = ["alpha_0", "steps", "guesses", "adaptive", "schedule"];
 const HEEDED = { "esolm A": ["alpha_0", "steps", "schedule"], "esolm B": OF_SOME,
   mdlm: ["steps", "schedule"], bd3lm: ["steps", "schedule"], ar: [] };
 
@@ -41,8 +43,24 @@ function build(fieldset) {
       show();
       row.append(shown);
     }
+    if (setting.notes) row.append(noteOf(field, setting.notes));
     fieldset.append(row);
   }
+}
+
+// What is to be known of the value that is chosen.
+function noteOf(field, notes) {
+  const note = document.createElement("p");
+  note.className = "note";
+  note.id = `${field.id}-note`;
+  field.setAttribute("aria-describedby", note.id);
+  const show = () => {
+    note.textContent = notes[field.value] ?? "";
+    note.hidden = !note.textContent;
+  };
+  field.addEventListener("input", show);
+  show();
+  return note;
 }
 
 // The bundle's defaults, but for what somebody has already set.
@@ -50,6 +68,10 @@ function begin(fieldset, defaults) {
   for (const field of fieldset.querySelectorAll("input, select")) {
     const value = defaults[field.name === "steps" ? "num_steps" : field.name];
     if (value === undefined || touched.has(field)) continue;
+    if (field.type === "checkbox") {
+      field.checked = value;
+      continue;
+    }
     if (field.type === "range" && value > Number(field.max)) field.max = value;
     field.value = value;
     if (field.type === "range" && Number(field.value) !== value) { // between two of its steps
@@ -63,7 +85,8 @@ function begin(fieldset, defaults) {
 function settingsOf(fieldset) {
   const found = {};
   for (const field of fieldset.querySelectorAll("input, select"))
-    found[field.name] = field.tagName === "SELECT" ? field.value : Number(field.value);
+    found[field.name] = field.type === "checkbox" ? field.checked
+      : field.tagName === "SELECT" ? field.value : Number(field.value);
   return found;
 }
 
@@ -87,7 +110,7 @@ function segmentsOf(text) {
 
 async function fill(panel, fieldset, signal) {
   const body = { segments: segmentsOf(byId("text").value), ...settingsOf(fieldset),
-    stream: true, stream_mode: "events" };
+    stream: true, stream_mode: "events", likelihood: true };
   panel.clear();
   for await (const event of api.infill(body, signal)) {
     signal.throwIfAborted(); // what had already arrived belongs to nobody

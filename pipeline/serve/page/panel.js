@@ -29,7 +29,9 @@ export class Panel {
     if (event.object === "infill.pass") this.pass(event);
     if (event.object === "infill.end") {
       this.text = event.text;
-      this.report(event.seconds, event.seed);
+      // null: this network's objective has no likelihood.
+      const nats = event.nats_per_token?.toFixed(2) ?? "n/a";
+      this.report(event.seconds, { "nats per token": nats, seed: event.seed });
     }
   }
 
@@ -72,13 +74,14 @@ export class Panel {
     cell.span.textContent = written ? cell.text : "\u00b7";
   }
 
-  report(seconds, seed) {
+  // atEnd: figures of the finished text.
+  report(seconds, atEnd = {}) {
     const count = (phase) => this.passes.filter((each) => each.phase === phase)
       .reduce((sum, each) => sum + each.tokens.length, 0);
     const written = count("diffusion") + count("sequential");
     const rows = { passes: this.passes.length, diffusion: count("diffusion"),
       "left to right": count("sequential"), "tokens/s": (written / seconds).toFixed(0),
-      seconds: seconds.toFixed(2), ...(seed !== undefined && { seed }) };
+      seconds: seconds.toFixed(2), ...atEnd };
     this.figures.replaceChildren(...Object.entries(rows).map(([name, value]) => {
       const [row, term, shown] = ["div", "dt", "dd"].map((tag) => document.createElement(tag));
       term.textContent = name;

@@ -82,12 +82,74 @@ def test_a_stream_shows_the_same_text(bundle: Path) -> None:
     assert streamed.startswith(whole.rstrip("\ufffd"))
 
 
-def test_options_that_exclude_each_other(bundle: Path) -> None:
+GAPS = "says how long a text is, and so do its gaps: leave it out, or --infill"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--prompt x --infill y[[3]]", "--prompt and --infill were given: name one of them"),
+        ("--stream --prompts p", "--stream shows a single text: leave it out, or --prompts"),
+        ("--stream --infill y[[3]]", "--stream shows a single text: leave it out, or --infill"),
+        (
+            "--stream --json --num-samples 2",
+            "--stream shows a single text: leave it out, or --num-samples and --json",
+        ),
+        ("--compare --prompts p", "--compare times a single batch: leave it out, or --prompts"),
+        (
+            "--infill y[[3]] --compare --length 9 --max-new-tokens 0",
+            "--compare times a single batch: leave it out, or --infill; "
+            f"--length {GAPS}; --max-new-tokens {GAPS}",
+        ),
+    ],
+)
+def test_options_that_exclude_each_other(bundle: Path, options: str, message: str) -> None:
+    """All that is wrong at once, before anything is read."""
     app = typer.Typer()
     app.command()(generate_command)
-    shown = CliRunner().invoke(app, [str(bundle), "--prompt", "x", "--infill", "y [[3]]"])
+    shown = CliRunner().invoke(app, [str(bundle), *options.split()])
     assert isinstance(shown.exception, ConfigError)
-    assert "--prompt and --infill were given: name one" in str(shown.exception)
+    assert str(shown.exception) == message
+    assert shown.stdout == ""
+
+
+def test_several_samples_of_each_prompt(bundle: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("def f(\nimport os")
+    options = ("--prompts", lines, "--max-new-tokens", 6, "--num-samples", 2, "--seed", 3)
+    found = [json.loads(line) for line in invoke(bundle, *options, "--json").stdout.splitlines()]
+    assert [each["prompt"] for each in found] == ["def f("] * 2 + ["import os"] * 2
+    assert len({each["text"] for each in found}) == 4
+    loaded = load_bundle(bundle)
+    request = Request(seed=3, max_new_tokens=6, num_samples=2, prompt="def f(")
+    expected = generate(loaded, request).texts
+    assert [each["prompt"] + each["text"] for each in found[:2]] == expected
+    shown = invoke(bundle, *options).stdout
+    assert f"--- prompt 2 of 2, sample 1 of 2\nimport os{found[2]['text']}" in shown
+    with pytest.raises(ConfigError, match=r"prompt 2: "):
+        list(write_all(loaded, Request(length=4, num_samples=2), ["d", "many words in one"]))
+
+
+def test_adaptive_guesses(bundle: Path) -> None:
+    """Of one text and of gaps: as the bundle writes with them."""
+    loaded = load_bundle(bundle)
+    way = ("--alpha-0", 0, "--seed", 3, "--guesses", 8, "--json")
+    options = {"alpha_0": 0.0, "seed": 3, "guesses": 8}
+    passes = []
+    for adaptive in (False, True):
+        given = ("--adaptive",) if adaptive else ()
+        shown = json.loads(invoke(bundle, "--length", 120, *way, *given).stdout)
+        expected = generate(loaded, Request(length=120, adaptive=adaptive, **options))
+        assert (shown["texts"], shown["nfe"]) == (expected.texts, expected.nfe)
+        passes.append(shown["nfe"])
+        filled = json.loads(invoke(bundle, "--infill", "x[[90]]", *way, *given).stdout)
+        asked = Request(adaptive=adaptive, **options)
+        assert filled["nfe"] == fill(loaded, asked, "x[[90]]").nfe
+    assert passes[0] != passes[1]
+    note = "--adaptive means nothing without --guesses and is ignored"
+    few = (bundle, "--length", 4, "--adaptive")
+    assert note in invoke(*few).stderr
+    assert note not in invoke(*few, "--guesses", 1).stderr
 
 
 def test_another_dtype(bundle: Path) -> None:

@@ -48,6 +48,14 @@ COMPLETIONS, INFILL = "/v1/completions", "/v1/infill"
         (COMPLETIONS, {"best_of": 100}, "best_of", "100 texts at once are too many"),
         (COMPLETIONS, {"presence_penalty": 0.5}, "presence_penalty", "not supported"),
         (COMPLETIONS, {"stop": [f"s{i}" for i in range(10_000)]}, "stop", "at most 16 items"),
+        (
+            COMPLETIONS,
+            {"guesses": 2, "speculate": 2},
+            "speculate",
+            "speculate: is another name of guesses: give one of the two",
+        ),
+        (COMPLETIONS, {"speculate": 17}, "speculate", "less than or equal to 16"),
+        (COMPLETIONS, {"adaptive": 1}, "adaptive", "valid boolean"),
         (COMPLETIONS, {"stop": ""}, "stop", "at least 1 character"),
         (COMPLETIONS, {"seed": 1 << 70}, "seed", "seed: should be less than 9223372036854775808"),
         (COMPLETIONS, {"stream_mode": "fast"}, "stream_mode", "prefix"),
@@ -62,6 +70,12 @@ COMPLETIONS, INFILL = "/v1/completions", "/v1/infill"
         (
             INFILL,
             {"segments": [{"gap": 2.5}]},
+            "segments",
+            "segments.0.gap: should be a valid integer",
+        ),
+        (
+            INFILL,
+            {"segments": [{"gap": [3, 8]}]},
             "segments",
             "segments.0.gap: should be a valid integer",
         ),

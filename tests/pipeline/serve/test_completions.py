@@ -1,5 +1,6 @@
 """`/v1/completions` by the official client: text, streams, errors, and equal to `generate`."""
 
+import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -68,6 +69,34 @@ def test_streams_of_the_official_client(server: Server, client: openai.OpenAI) -
     assert len(text) > 5
     assert chunks[-1].usage == whole.usage
     assert chunks[-2].choices[0].finish_reason == "length"
+
+
+def test_logprobs_of_the_official_client(
+    server: Server, client: openai.OpenAI, bundle: Any
+) -> None:
+    """In its own types; they add up to the likelihood of what was written, in whatever order."""
+    answer = client.completions.create(
+        model=server.bundle.name, prompt="x = ", max_tokens=9, n=2, logprobs=2, seed=2,
+        extra_body={"alpha_0": 0.5, "steps": 4, "ignore_eos": True},
+    )  # fmt: skip
+    front = list(bundle.tokenizer.encode("x = "))
+    options = {"alpha_0": 0.5, "num_steps": 4, "seed": 2, "eos_token_id": None}
+    rows = bundle.model.generate(torch.tensor([front]), num_samples=2, max_new_tokens=9, **options)
+    given = torch.arange(rows.shape[1]) < len(front)
+    expected = bundle.model.log_likelihood(rows, given=given).tolist()
+    for choice, log_p in zip(answer.choices, expected, strict=True):
+        found = choice.logprobs
+        assert found is not None
+        assert found.tokens is not None
+        assert found.token_logprobs is not None
+        assert found.top_logprobs is not None
+        assert "".join(found.tokens) == choice.text
+        assert sum(found.token_logprobs) == pytest.approx(log_p, abs=1e-4)
+        ends = itertools.accumulate(map(len, found.tokens), initial=0)
+        assert found.text_offset == list(ends)[:9]
+        for value, best in zip(found.token_logprobs, found.top_logprobs, strict=True):
+            assert 1 <= len(best) <= 2  # two tokens may have one text
+            assert value <= max(best.values()) + 1e-6
 
 
 def events_of(server: Server, path: str, **body: Any) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,44 @@ def test_a_likelihood_is_broken_off_when_its_client_leaves(
                 assert client.post("/v1/score", json={"text": "x"}).status_code == 200
             assert passes == most + 1
             assert passes < 60, "of 128 for the first text, and of 60"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/score", {"text": ["a b "] * 64}),
+        ("/v1/score", {"text": "a b ", "num_orders": 100}),
+        ("/v1/completions", {"prompt": [[5] * 3] * 60, "echo": True, "max_tokens": 0,
+                             "logprobs": 1}),
+        ("/v1/completions", {"prompt": [5], "max_tokens": 1, "best_of": 60}),
+    ],
+)  # fmt: skip
+def test_likelihoods_end_with_the_time_of_their_request(
+    make_bundle: Callable[..., Path], path: str, body: dict[str, Any]
+) -> None:
+    """One that works, and one that waits for it; then the thread is free for the next one."""
+    bundle = load_bundle(make_bundle(seq_len=100))
+    service = Service(bundle, "net", Limits(rows=16, queue=128, seconds=2.0))
+    forward, passes = bundle.model.forward, 0
+
+    def slow(*given: Any, **options: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        time.sleep(0.25)
+        return forward(*given, **options)
+
+    bundle.model.forward = slow
+    with serving_here(service) as client, ThreadPoolExecutor(2) as pool:
+        began = time.monotonic()
+        answers = list(pool.map(lambda _: client.post(path, json=body), range(2)))
+        assert time.monotonic() - began < 10, "of 30 s and more"
+        for answer in answers:
+            assert answer.status_code == 408, answer.text
+            assert answer.json()["error"]["type"] == "timeout_error"
+            message = "the request took longer than 2 s, likelihoods included"
+            assert message in answer.json()["error"]["message"]
+        assert client.post("/v1/score", json={"text": "x"}).status_code == 200
+        assert 1 < passes < 15, "of 60 or more"
 
 
 @contextmanager

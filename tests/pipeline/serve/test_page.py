@@ -1,6 +1,7 @@
 """The page at `/` in a real browser, without a mouse where that can be."""
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -111,8 +112,11 @@ def test_gaps_are_filled_before_ones_eyes(page: Page) -> None:
     assert figures["left to right"] == str(sequential)
     assert int(figures["tokens/s"]) > 0
     expected = page.server.post(
-        "/v1/infill", segments=["def f(x):", {"gap": 200}, "return x"], alpha_0=0.3, seed=0
-    ).json()
+        "/v1/infill", segments=["def f(x):", {"gap": 200}, "return x"], alpha_0=0.3, seed=0,
+        likelihood=True,
+    ).json()  # fmt: skip
+    assert expected["nats_per_token"] > 0
+    assert figures["nats per token"] == f"{expected['nats_per_token']:.2f}"
     assert figures["passes"] == str(expected["passes"])
     assert page.id("said").get_attribute("textContent") == f"Done: {expected['text']}"
 
@@ -156,6 +160,33 @@ def test_two_settings_side_by_side(page: Page) -> None:
     page.wait_for(lambda: page.count("blank", "b") == 0)
     assert (page.count("sequential"), page.count("diffusion")) == (24, 0)
     assert (page.count("sequential", "b"), page.count("diffusion", "b")) == (0, 24)
+
+
+def test_confidence_is_said_to_be_biased(page: Page) -> None:
+    """Also to those who hear the page."""
+    field = page.id("settings-a-schedule")
+    note = page.id(field.get_attribute("aria-describedby"))
+    assert not note.is_displayed()
+    said = "confidence is not the model's own distribution"
+    for key, text in ((Keys.END, said), (Keys.HOME, "")):
+        field.send_keys(key)
+        page.wait_for(lambda expected=text: note.text == expected)
+
+
+def test_adaptive_speculation_is_a_checkbox(page: Page) -> None:
+    page.write("x[[200]]")
+    page.set("alpha_0", 0)
+    page.set("guesses", 8)
+    passes = {}
+    for is_adaptive in (False, True):
+        assert page.id("settings-a-adaptive").is_selected() == is_adaptive
+        page.fill()
+        body = {"segments": ["x", {"gap": 200}], "seed": 0, "alpha_0": 0, "guesses": 8}
+        expected = page.server.post("/v1/infill", **body, adaptive=is_adaptive).json()
+        passes[is_adaptive] = page.figures()["passes"]
+        assert passes[is_adaptive] == str(expected["passes"])
+        page.id("settings-a-adaptive").send_keys(Keys.SPACE)
+    assert passes[False] != passes[True]
 
 
 def test_by_keyboard_alone(page: Page) -> None:
@@ -204,7 +235,8 @@ def test_settings_begin_with_the_bundles_defaults(
     path = make_bundle()
     defaults = {"alpha_0": 0.33, "num_steps": 300, "schedule": "fixed", "temperature": 0.85,
                 "top_p": 0.9, "top_k": 7, "guesses": 3}  # fmt: skip
-    (path / "generation_config.json").write_text(json.dumps(defaults))
+    settings = {**defaults, "adaptive": True}
+    (path / "generation_config.json").write_text(json.dumps(settings))
     (path / "export.json").unlink()
     write_manifest(path, {"step": 1})
     with serving(path, tmp_path) as server:
@@ -212,6 +244,7 @@ def test_settings_begin_with_the_bundles_defaults(
         for name, value in defaults.items():
             field = page.id(f"settings-a-{name.removeprefix('num_')}")
             assert field.get_attribute("value") == str(value), name
+        assert page.id("settings-a-adaptive").is_selected()
         shown = [each.get_attribute("textContent") for each in page.all("#settings-b output")]
         assert shown == ["0.33", "300", "0.85", "0.9", "3"]
         page.write("x[[8]]")
@@ -260,8 +293,8 @@ def test_a_server_that_goes_away_is_no_short_text(
 
 
 @pytest.mark.parametrize(
-    ("objective", "shown"),
-    [("mdlm", {"steps", "schedule"}), ("ar", set[str]())],
+    ("objective", "shown", "nats"),
+    [("mdlm", {"steps", "schedule"}, r"n/a"), ("ar", set[str](), r"\d+\.\d\d")],
 )
 def test_only_settings_that_mean_something_are_shown(
     driver: Chrome,
@@ -269,14 +302,16 @@ def test_only_settings_that_mean_something_are_shown(
     tmp_path: Path,
     objective: str,
     shown: set[str],
+    nats: str,
 ) -> None:
     with serving(make_bundle(objective=objective), tmp_path) as server:
         page = Page(driver, server)
-        some = ("alpha_0", "steps", "schedule", "guesses")
+        some = ("alpha_0", "steps", "schedule", "guesses", "adaptive")
         assert {name for name in some if page.id(f"settings-a-{name}").is_displayed()} == shown
         assert page.id("settings-a-temperature").is_displayed()
         page.write("x = [[3]]")
         page.fill()
+        assert re.fullmatch(nats, page.figures()["nats per token"])
 
 
 def test_narrow_and_dark(page: Page) -> None:

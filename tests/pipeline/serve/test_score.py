@@ -45,6 +45,8 @@ def test_equal_to_the_bundle(server: Server) -> None:
         ({"text": "x" * 9000}, "text"),
         ({"text": "x", "num_orders": 0}, "num_orders"),
         ({"text": "x", "alpha_0": 2}, "alpha_0"),
+        ({"text": "x", "alpha_0": 0.5}, "alpha_0"),
+        ({"text": "x", "alpha_0": 0.5, "num_orders": 1}, "alpha_0"),
         ({"text": "x", "order": [0]}, "order"),
     ],
 )
