@@ -143,7 +143,7 @@ def _sections(config: Any, length: str) -> str:
     from esolm.pipeline.export.bundle.likelihood_esolm import has_likelihood
     from esolm.pipeline.export.bundle.writing_esolm import walk_of
 
-    in_order = config.trained_as == "ar"
+    in_order = config.predicts_the_next
     tuning = FINE_TUNING.replace("COLLATOR", "mlm=False" if in_order else MASKING)
     sections = [
         "" if in_order else FILL_MASK,
