@@ -14,6 +14,7 @@ from esolm.model.config import ModelConfig
 from esolm.model.objectives import VocabularyIds, objective_kind
 from esolm.pipeline.errors import ExportError
 from esolm.pipeline.export.architecture import to_bundle
+from esolm.pipeline.export.card import card_of
 from esolm.pipeline.export.consolidate import Source
 
 if TYPE_CHECKING:
@@ -58,54 +59,6 @@ AUTO_MAP = {
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # The diffusion steps that `generate` takes by default.
 DEFAULT_STEPS = 64
-
-CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [text-diffusion, eso-lm]
----
-# {title}
-
-{parameters:,} parameters, {dtype}, trained on sequences of {seq_len} tokens to step {step}.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(PATH, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(PATH, trust_remote_code=True)
-given = tokenizer(["Once", "There was"], padding=True, return_tensors="pt")
-ids = model.generate(**given, {new_tokens}, seed=0)
-print(tokenizer.batch_decode(ids))
-{examples}```
-
-`forward(input_ids, position_ids, attention_pattern, prefix_length)` returns logits in every
-attention pattern by name; with `labels` it returns a loss, so `Trainer` and PEFT fine-tune it.
-`export.json` holds the results of the checks that this bundle passed and the sha256 of every file.
-"""
-INFILLING = 'print(model.infill(["There", 6, "end"], tokenizer=tokenizer, seed=0).text)\n'
-LIKELIHOOD = (
-    'print(model.log_likelihood(tokenizer("There was", return_tensors="pt")["input_ids"]))\n'
-)
-
-
-def card_of(model: Any, source: Source) -> str:
-    """The text that a bundle's README begins with; what its network cannot do has no example."""
-    from esolm.pipeline.export.bundle.likelihood_esolm import has_likelihood
-    from esolm.pipeline.export.bundle.writing_esolm import walk_of
-
-    block = model.config.block_size
-    examples = INFILLING if walk_of(model.config).fills_gaps else ""
-    examples += LIKELIHOOD if has_likelihood(model.config) else ""
-    return CARD.format(
-        title=f"Network trained with the objective {source.objective['name']}",
-        parameters=sum(p.numel() for p in model.parameters()),
-        dtype=str(model.dtype).removeprefix("torch."),
-        seq_len=source.seq_len,
-        step=source.step,
-        # A text of blocks is whole blocks long.
-        new_tokens="max_new_tokens=16" if block is None else f"length={8 * block}",
-        examples=examples,
-    )
 
 
 def bundle_config(

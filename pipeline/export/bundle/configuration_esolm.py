@@ -70,6 +70,11 @@ class EsoLMConfig(PreTrainedConfig):
         return bases[layer % len(bases)]
 
     @property
+    def predicts_the_next(self) -> bool:
+        """Whether logits at a token are for the one behind it, so that no masks are fed."""
+        return self.objective == "ar"
+
+    @property
     def trained_as(self) -> str:
         """The objective, and the variant where it has variants."""
         return f"esolm {self.variant}" if self.objective == "esolm" else self.objective

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
 from .decoding_esolm import Batch
-from .habits_esolm import of_plain, translated
+from .habits_esolm import translated, with_plain
 from .infilling_esolm import Infilled, infill
 from .likelihood_esolm import log_likelihood
 from .prompts_esolm import (
@@ -153,13 +153,9 @@ class EsoLMGenerationMixin:
         raise NotImplementedError("Eso-LM decoding makes its own passes")
 
     def _settings(self, given: GenerationConfig | None, options: Any) -> EsoLMGenerationConfig:
-        """The model's own, then those of a configuration, then single ones."""
-        found = self.generation_config.to_dict()
-        if isinstance(given, EsoLMGenerationConfig):
-            found = given.to_dict()
-        elif given is not None:
-            found |= of_plain(given)
-        return EsoLMGenerationConfig(**{**found, **translated(options)})
+        """Those of a configuration of ours, the model's own without one, then single ones."""
+        own = given if isinstance(given, EsoLMGenerationConfig) else self.generation_config
+        return EsoLMGenerationConfig(**{**own.to_dict(), **translated(options)})
 
     def infill(
         self,
@@ -176,6 +172,7 @@ class EsoLMGenerationMixin:
         right, all lengths being written in one batch; or, with choose="drawn", a random one.
         options: as of `generate`; nothing ends a text before its end.
         """
+        options = _options_of(generation_config, options)
         settings = self._settings(generation_config, options)
         settings.eos_token_id = None
         seed = secrets.randbits(63) if settings.seed is None else settings.seed
@@ -225,6 +222,7 @@ class EsoLMGenerationMixin:
         calls so: max_length, do_sample, num_return_sequences, stop_strings with a tokenizer.
         Returns the sequences, or with return_dict_in_generate an EsoLMGenerationOutput.
         """
+        options = _options_of(generation_config, options)
         tokenizer, stops = options.pop("tokenizer", None), options.pop("stop_strings", None)
         input_ids, attention_mask = repeated(
             options.pop("num_return_sequences", None) or 1, input_ids, attention_mask
@@ -252,6 +250,12 @@ class EsoLMGenerationMixin:
         if not settings.return_dict_in_generate:
             return sequences
         return output_of(sequences, prompts.lengths(writings), writings, nfe)
+
+
+def _options_of(given: GenerationConfig | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Single ones, and what a plain configuration asks for beside them."""
+    is_plain = given is not None and not isinstance(given, EsoLMGenerationConfig)
+    return with_plain(given, options) if is_plain else options
 
 
 def output_of(

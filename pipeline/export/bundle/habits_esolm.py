@@ -24,6 +24,9 @@ NEUTRAL = {
 WITHOUT_MEANING = ("bos_token_id", "decoder_start_token_id", "use_model_defaults", "use_cache",
                    "transformers_version", "_from_model_config", "_commit_hash")  # fmt: skip
 
+# Of these None says something: a new seed each time, and that nothing ends a text early.
+NONE_SAYS = ("seed", "eos_token_id")
+
 
 def translated(options: dict[str, Any]) -> dict[str, Any]:
     """The options by our own names. Raises ValueError naming what this decoder cannot do."""
@@ -40,11 +43,16 @@ def translated(options: dict[str, Any]) -> dict[str, Any]:
         found["length"] = length
     if found.pop("do_sample", None) is False:
         found["temperature"] = 0.0
-    # Of these None says something: a new seed each time, and that nothing ends a text early.
-    return {name: value for name, value in found.items()
-            if value is not None or name in ("seed", "eos_token_id")}  # fmt: skip
+    return _said(found)
 
 
-def of_plain(config: GenerationConfig) -> dict[str, Any]:
-    """What a GenerationConfig of transformers itself asks for, beside its defaults."""
-    return translated(config.to_diff_dict())
+def with_plain(config: GenerationConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """What a GenerationConfig of transformers itself asks for, unless a single option differs."""
+    return {**config.to_diff_dict(), **_said(options)}
+
+
+def _said(options: dict[str, Any]) -> dict[str, Any]:
+    """Without those that are None, unless that says something."""
+    return {
+        name: value for name, value in options.items() if value is not None or name in NONE_SAYS
+    }

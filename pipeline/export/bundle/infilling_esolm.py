@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .likelihood_esolm import has_likelihood
 from .sampling_esolm import Stream, random_numbers
 
 MOST_CANDIDATES = 64
@@ -39,17 +40,7 @@ def infill(
     ranges = [piece for piece in pieces if isinstance(piece, range)]
     if not ranges:
         raise ValueError("there is no gap among the segments")
-    if choose == "drawn":
-        draws = random_numbers(seed, 0, Stream.LENGTHS)
-        candidates = [tuple(int(draws.choice(sizes)) for sizes in ranges)]
-    else:
-        number = int(np.prod([len(sizes) for sizes in ranges]))
-        if number > MOST_CANDIDATES:
-            raise ValueError(
-                f"the gaps have {number} lengths together, {MOST_CANDIDATES} at most are tried; "
-                "narrow their ranges, or choose='drawn'"
-            )
-        candidates = list(product(*ranges))
+    candidates = _candidates(network.config, ranges, choose, seed)
     written, nfe = _write(network, pieces, candidates, seed, settings)
     best = 0
     if len(candidates) > 1:
@@ -60,6 +51,25 @@ def infill(
         ]
         best = int(np.argmax(scores))
     return _result(written[best], pieces, candidates[best], tokenizer, nfe)
+
+
+def _candidates(config: Any, ranges: list[range], choose: str, seed: int) -> list[tuple[int, ...]]:
+    """Lengths of the gaps, one or all that are to be compared. Raises ValueError if they cannot."""
+    if choose == "drawn":
+        draws = random_numbers(seed, 0, Stream.LENGTHS)
+        return [tuple(int(draws.choice(sizes)) for sizes in ranges)]
+    number = int(np.prod([len(sizes) for sizes in ranges]))
+    if number > MOST_CANDIDATES:
+        raise ValueError(
+            f"the gaps have {number} lengths together, {MOST_CANDIDATES} at most are tried; "
+            "narrow their ranges, or choose='drawn'"
+        )
+    if number > 1 and not has_likelihood(config):
+        raise ValueError(
+            f"a network trained as '{config.trained_as}' has no exact likelihood, so nothing tells "
+            "which of several lengths is the likeliest; give each gap one length, or choose='drawn'"
+        )
+    return list(product(*ranges))
 
 
 def _piece(segment: Any, tokenizer: Any) -> list[int] | range:

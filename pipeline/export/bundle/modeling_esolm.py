@@ -178,7 +178,7 @@ class EsoLMForMaskedLM(EsoLMPreTrainedModel, EsoLMGenerationMixin):
             raise ValueError(
                 f"labels have shape {tuple(labels.shape)}; {tuple(logits.shape[:2])} is due"
             )
-        if self.config.objective == "ar":
+        if self.config.predicts_the_next:
             logits, labels = logits[:, :-1], labels[:, 1:]
         else:
             is_masked = input_ids[:, : labels.shape[1]] == self.config.mask_token_id

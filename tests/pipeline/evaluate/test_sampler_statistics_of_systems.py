@@ -19,7 +19,7 @@ from tests.pipeline.generate.systems import written_by
 
 # The distribution of the decoder's own tests stays in `make test`; these take minutes.
 pytestmark = pytest.mark.check
-ROWS = 10_000
+ROWS, FEWER = 10_000, 3000
 
 
 def random_network(**objective: Any) -> Any:
@@ -62,35 +62,75 @@ def chi_square(sequences: Tensor, p: Tensor) -> tuple[float, int]:
 
 def exact_in_blocks(network: Any, size: int, num_steps: int, given: int = 0) -> Tensor:
     """[81]: p(x), each token of a block at any step; what is given has chance 1."""
+    steps = itertools.product(range(num_steps), repeat=LENGTH - given)
+    return exact_of_steps(network, size, list(steps), given)
+
+
+@torch.no_grad()
+def exact_of_steps(
+    network: Any, size: int, possible: list[tuple[int, ...]], given: int = 0
+) -> Tensor:
+    """[81]: p(x). possible: at which step of its block each free token may be written."""
     total = torch.zeros(len(SEQUENCES), dtype=torch.float64)
-    free = range(given, LENGTH)
-    for steps in itertools.product(range(num_steps), repeat=len(free)):
-        times = [(-1, -1)] * given + [(i // size, steps[i - given]) for i in free]
+    for steps in possible:
+        times = [(-1, -1)] * given + [(i // size, steps[i - given]) for i in range(given, LENGTH)]
         log_p = torch.zeros(len(SEQUENCES), dtype=torch.float64)
         for moment in sorted(set(times[given:])):
             z = SEQUENCES.clone()
             z[:, [i for i in range(LENGTH) if times[i] >= moment]] = MASK_ID
             now = [i for i in range(LENGTH) if times[i] == moment]
-            with torch.no_grad():
-                if size == LENGTH:
-                    logits = network(z, attention_pattern="bidirectional").logits
-                else:
-                    both = torch.cat([z, SEQUENCES], dim=1)
-                    logits = network(
-                        both, attention_pattern="block_two_stream", block_size=size
-                    ).logits
+            if size == LENGTH:
+                logits = network(z, attention_pattern="bidirectional").logits
+            else:
+                both = torch.cat([z, SEQUENCES], dim=1)
+                logits = network(both, attention_pattern="block_two_stream", block_size=size).logits
             log_p += log_p_of_places(logits, now)
-        total += log_p.exp() / num_steps ** len(free)
+        total += log_p.exp() / len(possible)
     return total
+
+
+def block_network(size: int) -> Any:
+    """MDLM, if all is one block, else BD3-LM."""
+    name = "mdlm" if size == LENGTH else "bd3lm"
+    return random_network(objective=name, variant=None, block_size=size)
 
 
 @pytest.mark.parametrize("size", [LENGTH, 2, 1])
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
 def test_masked_diffusion(size: int, num_steps: int) -> None:
-    name = "mdlm" if size == LENGTH else "bd3lm"
-    network = random_network(objective=name, variant=None, block_size=size)
+    network = block_network(size)
     output = written_by(network, num_samples=ROWS, length=LENGTH, num_steps=num_steps, seed=1)
     assert is_plausible(*chi_square(output.sequences, exact_in_blocks(network, size, num_steps)))
+
+
+@pytest.mark.parametrize(
+    ("size", "num_steps", "counts"), [(LENGTH, 2, (2, 2)), (LENGTH, 3, (1, 1, 2)), (2, 2, (1, 1))]
+)
+def test_as_many_tokens_in_each_step(size: int, num_steps: int, counts: tuple[int, ...]) -> None:
+    """`fixed`: each block has these counts, and which tokens they are is random."""
+    network = block_network(size)
+    steps_of_block = [step for step, count in enumerate(counts) for _ in range(count)]
+    of_block = sorted(set(itertools.permutations(steps_of_block)))
+    possible = [sum(parts, ()) for parts in itertools.product(of_block, repeat=LENGTH // size)]
+    output = written_by(
+        network, num_samples=FEWER, length=LENGTH, num_steps=num_steps, schedule="fixed", seed=1
+    )
+    exact = exact_of_steps(network, size, possible)
+    assert is_plausible(*chi_square(output.sequences, exact))
+
+
+@pytest.mark.parametrize(
+    ("size", "num_steps", "steps"),
+    [(LENGTH, 2, (0, 1, 0, 1)), (LENGTH, 1, (0, 0, 0, 0)), (2, 2, (0, 1, 0, 1))],
+)
+def test_sub_contexts_side_by_side(size: int, num_steps: int, steps: tuple[int, ...]) -> None:
+    """`strided`: nothing about the order is random. steps: of each token within its block."""
+    network = block_network(size)
+    output = written_by(
+        network, num_samples=FEWER, length=LENGTH, num_steps=num_steps, schedule="strided", seed=1
+    )
+    exact = exact_of_steps(network, size, [steps])
+    assert is_plausible(*chi_square(output.sequences, exact))
 
 
 def test_first_token_given() -> None:

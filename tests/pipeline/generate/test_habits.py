@@ -72,6 +72,26 @@ def test_padded_batches_and_plain_configurations(model: Any, tokenizer: Any) -> 
     assert new[: alone.shape[1] - 1].tolist() == alone[0, 1:].tolist()
 
 
+def test_a_plain_configuration_says_what_belongs_to_the_call(model: Any, tokenizer: Any) -> None:
+    """How many texts and what stops them; a single option goes before it."""
+    given = tokenizer("def f(", return_tensors="pt")
+    size = given["input_ids"].shape[1]
+    options = {"max_new_tokens": 40, "min_new_tokens": 40, "alpha_0": 0.0, "seed": 2}
+    stop = tokenizer.decode(model.generate(**given, **options)[0, size:])[6:8]
+    plain = GenerationConfig(num_return_sequences=3, do_sample=True, stop_strings=[stop])
+    options |= {"generation_config": plain, "tokenizer": tokenizer}
+    ended, *others = model.generate(**given, **options)
+    assert len(others) == 2
+    assert not torch.equal(*others)
+    single = {"do_sample": False, "num_return_sequences": 2, "stop_strings": ["\0"]}
+    assert torch.equal(*model.generate(**given, **options, **single))
+    ended = ended[: size + 40].masked_select(ended != tokenizer.pad_token_id)
+    assert stop in tokenizer.decode(ended[size:])
+    assert len(ended) < size + 40
+    with pytest.raises(ValueError, match="options: num_return_sequences, stop_strings"):
+        model.infill([[1], 2], generation_config=plain)
+
+
 def test_options_by_their_usual_names(model: Any, tokenizer: Any) -> None:
     given = tokenizer("def f(", return_tensors="pt")
     size = given["input_ids"].shape[1]

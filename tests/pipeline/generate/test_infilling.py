@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from esolm.pipeline.export.bundle.decoding_esolm import Batch
 from tests.pipeline.generate.systems import MASK_ID, System
 
 
@@ -72,6 +73,19 @@ def test_a_drawn_length() -> None:
 def test_refused(segments: Any, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         System("esolm_b").model.infill(segments, **options)
+
+
+@pytest.mark.parametrize("name", ["mdlm", "bd3lm"])
+def test_a_range_without_a_likelihood_is_refused_before_anything_is_written(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = System(name).model
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "step", lambda _: pytest.fail("a pass was made"))
+        with pytest.raises(ValueError, match=r"no exact likelihood.*one length, or choose='drawn'"):
+            model.infill([[1], (3, 7)], seed=0)
+    assert len(model.infill([[1], (3, 3)], seed=0).tokens) == 4
+    assert model.infill([[1], (3, 3)], choose="drawn", seed=0).lengths == [3]
 
 
 def test_networks_from_left_to_right_do_not_fill_gaps() -> None:

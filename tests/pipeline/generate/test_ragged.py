@@ -9,11 +9,21 @@ import torch
 
 from esolm.pipeline.export.bundle.decoding_esolm import Batch
 from esolm.pipeline.export.bundle.planning_esolm import SCHEDULES
+from esolm.pipeline.export.bundle.prompts_esolm import stop_at
 from esolm.pipeline.export.bundle.requests_esolm import TextRequest
 from tests.pipeline.generate.systems import MASK_ID, OBJECTIVES, System
 
 LENGTH = 24
 SLOTS = LENGTH + 1 + 3
+# What each id is in a text: of one letter or two, so that a stop string may begin within a token.
+PIECES = ("a", "b", "c", "ab", "ba", "ca", "bc", "d", "da", "ad", "?")
+
+
+class Letters:
+    """As much of a tokenizer as stop strings need."""
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(PIECES[each] for each in ids)
 
 
 @cache
@@ -29,6 +39,7 @@ def some_request(name: str, draws: np.random.Generator) -> TextRequest:
         tokens[draws.random(length) < draws.choice([0.3, 0.9, 1.0])] = MASK_ID
     else:
         tokens[int(draws.integers(1, length + 1)) :] = MASK_ID
+    stop = "".join(draws.choice(list("abcd"), size=draws.integers(3)))
     return TextRequest(
         tokens=tokens,
         alpha_0=float(draws.choice([0.0, 0.3, 0.7, 1.0])),
@@ -41,23 +52,32 @@ def some_request(name: str, draws: np.random.Generator) -> TextRequest:
         sample=int(draws.integers(3)),
         eos=(0,) if draws.random() < 0.3 else (),
         min_new=int(draws.integers(4)),
+        stop=stop_at(Letters(), stop, int((tokens == MASK_ID).argmax())),
         guesses=int(draws.integers(4)) if name == "esolm_b" else 0,
         adaptive=bool(draws.integers(2)),
     )
 
 
-def alone(model: Any, request: TextRequest, use_cache: bool = True) -> tuple[list[int], list[Any]]:
-    """What it writes, and what each pass wrote."""
+Written = tuple[list[int], list[list[int]], int | None]
+
+
+def what(batch: Batch, writing: Any) -> Written:
+    """The tokens, the places of each pass, and where the text has ended before its length."""
+    passes = [places.tolist() for places in writing.history]
+    return batch.tokens(writing).tolist(), passes, writing.ends_at
+
+
+def alone(model: Any, request: TextRequest, use_cache: bool = True) -> Written:
     batch = Batch(model, 1, SLOTS, use_cache)
     writing = batch.add(request)
     while batch.step():
         pass
-    return batch.tokens(writing).tolist(), [places.tolist() for places in writing.history]
+    return what(batch, writing)
 
 
 def together(
     batch: Batch, requests: list[TextRequest], draws: np.random.Generator
-) -> list[tuple[list[int], list[Any]]]:
+) -> list[Written]:
     """Each enters when a row is free and chance wills it, and leaves when it is done."""
     waiting, found = list(enumerate(requests)), {}
     running: dict[int, Any] = {}
@@ -68,25 +88,31 @@ def together(
         batch.step()
         for number, writing in list(running.items()):
             if writing.is_done:
-                passes = [places.tolist() for places in writing.history]
-                found[number] = (batch.tokens(writing).tolist(), passes)
+                found[number] = what(batch, writing)
                 batch.remove(running.pop(number))
     return [found[number] for number in range(len(requests))]
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 @pytest.mark.parametrize(
-    ("seed", "num_batches"), [(0, 10), pytest.param(1, 100, marks=pytest.mark.slow)]
+    ("seed", "num_batches"),
+    [
+        (0, 10),
+        pytest.param(2, 20, marks=pytest.mark.check),
+        pytest.param(1, 100, marks=pytest.mark.slow),
+    ],
 )
 def test_ragged_equals_alone_equals_uncached(name: str, seed: int, num_batches: int) -> None:
-    """In fp32."""
-    model, draws = network(name, torch.float32), np.random.default_rng(seed)
+    """In fp32. Of some texts a stop string is the end."""
+    model, draws, stopped = network(name, torch.float32), np.random.default_rng(seed), 0
     for _ in range(num_batches):
         requests = [some_request(name, draws) for _ in range(int(draws.integers(2, 7)))]
         found = together(Batch(model, int(draws.integers(1, 5)), SLOTS), requests, draws)
-        for request, (tokens, passes) in zip(requests, found, strict=True):
-            assert (tokens, passes) == alone(model, request)
-            assert (tokens, passes) == alone(model, request, use_cache=False)
+        for request, written in zip(requests, found, strict=True):
+            assert written == alone(model, request)
+            assert written == alone(model, request, use_cache=False)
+            stopped += request.stop is not None and not request.eos and written[2] is not None
+    assert stopped >= num_batches // 10
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
@@ -94,12 +120,12 @@ def test_what_is_given_is_never_changed(name: str) -> None:
     model, draws = network(name, torch.float64), np.random.default_rng(1)
     for _ in range(30):
         request = some_request(name, draws)
-        tokens, passes = alone(model, request)
+        tokens, passes, _ = alone(model, request)
         given = np.asarray(request.tokens) != MASK_ID
         assert (np.asarray(tokens)[given] == np.asarray(request.tokens)[given]).all()
         written = sorted(place for places in passes for place in places)
         assert set(written).isdisjoint(given.nonzero()[0].tolist())
-        if not request.eos:
+        if not request.eos and request.stop is None:
             assert written == (~given).nonzero()[0].tolist()
 
 

@@ -121,7 +121,7 @@ def test_the_host_waits_for_nothing(name: str, most: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(rectangle_esolm, "MOST_TOKENS", most)
     model, draws = System(name, torch.float32).model.to("meta"), np.random.default_rng(3)
     rotary_angles(torch.zeros(1, device=model.device), model.config)  # keeps its frequencies there
-    plain = {"eos": (), "guesses": 0, "schedule": "binomial"}
+    plain = {"eos": (), "stop": None, "guesses": 0, "schedule": "binomial"}
     for _ in range(3):
         batch = Batch(model, 4, SLOTS)
         for _ in range(4):
