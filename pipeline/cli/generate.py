@@ -10,6 +10,16 @@ from esolm.pipeline.cli import decoding_options as options
 if TYPE_CHECKING:
     from esolm.pipeline.generate import Bundle, Request
 
+# Options that mean nothing beside others, and why.
+ONE_TEXT, ONE_BATCH = "shows a single text", "times a single batch"
+OF_GAPS = "says how long a text is, and so do its gaps"
+MISFITS = {
+    "--stream": (("--prompts", "--infill", "--num-samples", "--json"), ONE_TEXT),
+    "--compare": (("--prompts", "--infill"), ONE_BATCH),
+    "--length": (("--infill",), OF_GAPS),
+    "--max-new-tokens": (("--infill",), OF_GAPS),
+}
+
 
 def generate_command(
     bundle: Annotated[Path, typer.Argument(help="A directory written by esolm export.")],
@@ -72,17 +82,6 @@ def generate_command(
         _write_all(loaded, request, prompts, as_json)
     else:
         _write(loaded, request, stream, compare, as_json)
-
-
-# Options that mean nothing beside others, and why.
-ONE_TEXT, ONE_BATCH = "shows a single text", "times a single batch"
-OF_GAPS = "says how long a text is, and so do its gaps"
-MISFITS = {
-    "--stream": (("--prompts", "--infill", "--num-samples", "--json"), ONE_TEXT),
-    "--compare": (("--prompts", "--infill"), ONE_BATCH),
-    "--length": (("--infill",), OF_GAPS),
-    "--max-new-tokens": (("--infill",), OF_GAPS),
-}
 
 
 def _misfits(given: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from esolm.pipeline.errors import ConfigError
 from esolm.pipeline.parallel.layout import Layout
-from esolm.pipeline.run.fp8 import capability_problem
+from esolm.pipeline.run.fp8 import capability_problem, refusal
 from esolm.pipeline.run.hardware import PEAK_BF16_FLOPS
 from esolm.pipeline.run.sections import TrainSection
 
@@ -55,7 +55,7 @@ def gpu_named(name: str) -> Gpu:
 def fp8_misfit(train: TrainSection, gpu: Gpu) -> str | None:
     """Says that a GPU lacks the products in FP8 that a run asks for, if it does."""
     problem = capability_problem(train.fp8, f"the {gpu.name}", gpu.capability)
-    return f"train.fp8={train.fp8}: {problem}; set train.fp8=none" if problem else None
+    return refusal(train.fp8, problem) if problem else None
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,13 @@ def capability_problem(recipe: str, gpu: str, capability: tuple[int, int]) -> st
     needed = (8, 9) if recipe == "tensorwise" else (9, 0)
     if recipe == "none" or capability >= needed:
         return ""
-    versions = (f"{major}.{minor}" for major, minor in (needed, capability))
-    return "it needs compute capability {}, and {gpu} has {}".format(*versions, gpu=gpu)
+    least, found = (".".join(map(str, version)) for version in (needed, capability))
+    return f"it needs compute capability {least}, and {gpu} has {found}"
+
+
+def refusal(recipe: str, problem: str) -> str:
+    """Says what stands in the way of a recipe, and what to do."""
+    return f"train.fp8={recipe}: {problem}. Set train.fp8=none to train in bf16"
 
 
 def fp8_problems(
@@ -26,13 +31,13 @@ def fp8_problems(
     tp, cp = max(1, parallel.tp), max(1, parallel.cp)
     if model.hidden_size % tp or model.ffn_hidden_size % tp:
         return problems  # what does not divide is named already
-    share = f" / parallel.cp {cp}" if cp > 1 else ""
+    of_matrices, of_tokens = _share("tp", tp), _share("cp", cp)
     sizes = {
-        f"model.hidden_size{_share(tp)}": model.hidden_size // tp,
-        f"model.ffn_hidden_size{_share(tp)}": model.ffn_hidden_size // tp,
+        f"model.hidden_size{of_matrices}": model.hidden_size // tp,
+        f"model.ffn_hidden_size{of_matrices}": model.ffn_hidden_size // tp,
         "the width of the keys of a rank": max(model.kv_size // tp, model.head_dim),
     } | {
-        f"the tokens of a micro-batch, train.micro_batch_size x {work.length}{share},": (
+        f"the tokens of a micro-batch, train.micro_batch_size x {work.length}{of_tokens},": (
             train.micro_batch_size * work.length // cp
         )
         for work in objective.work(train.seq_len)
@@ -45,5 +50,5 @@ def fp8_problems(
     ]
 
 
-def _share(tp: int) -> str:
-    return f" / parallel.tp {tp}" if tp > 1 else ""
+def _share(name: str, ranks: int) -> str:
+    return f" / parallel.{name} {ranks}" if ranks > 1 else ""

@@ -13,8 +13,10 @@ from esolm.pipeline.slurm.profile import ClusterProfile
 def gpu_problems(config: RunConfig, profile: ClusterProfile, nodes: int) -> list[str]:
     """What GPUs of a known kind lack for FP8, and what does not fit the memory of so many nodes."""
     gpu = known_gpu(profile)
-    lacking = fp8_misfit(config.train, gpu) if gpu else None
-    return ([lacking] if lacking else []) + _memory_problems(config, profile, nodes)
+    problems = _memory_problems(config, profile, nodes)
+    if gpu and (lacking := fp8_misfit(config.train, gpu)):
+        problems.append(lacking)
+    return problems
 
 
 def _memory_problems(config: RunConfig, profile: ClusterProfile, nodes: int) -> list[str]:

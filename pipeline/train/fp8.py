@@ -10,7 +10,7 @@ from esolm.model.config import ModelConfig
 from esolm.model.fp8 import fp8_product
 from esolm.model.layers import Product
 from esolm.pipeline.errors import ConfigError
-from esolm.pipeline.run.fp8 import capability_problem
+from esolm.pipeline.run.fp8 import capability_problem, refusal
 from esolm.pipeline.run.sections import TrainSection
 from esolm.pipeline.train.piece_probe import noise
 
@@ -24,9 +24,10 @@ def check_fp8(train: TrainSection) -> None:
 
     What a GPU lacks its rank says: to ask would take memory of it.
     """
-    problem = _missing("cuda" if torch.cuda.device_count() else "cpu")
-    if train.fp8 != "none" and problem:
-        raise _refusal(train.fp8, problem)
+    if train.fp8 == "none":
+        return
+    if problem := _missing("cuda" if torch.cuda.device_count() else "cpu"):
+        raise ConfigError(refusal(train.fp8, problem))
 
 
 def prove_fp8(train: TrainSection, device: torch.device, model: ModelConfig) -> None:
@@ -38,11 +39,7 @@ def prove_fp8(train: TrainSection, device: torch.device, model: ModelConfig) -> 
         error = fp8_error(train.fp8, device, model)
         problem = "" if error <= TOLERANCE else f"its products are off by {error:.2g} of their norm"
     if problem:
-        raise _refusal(train.fp8, problem)
-
-
-def _refusal(recipe: str, problem: str) -> ConfigError:
-    return ConfigError(f"train.fp8={recipe}: {problem}. Set train.fp8=none to train in bf16")
+        raise ConfigError(refusal(train.fp8, problem))
 
 
 def fp8_error(recipe: str, device: torch.device, model: ModelConfig) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from esolm.pipeline.parallel.layout import Layout
 from tests.dist.layouts import FOUR_RANKS, TWO_RANKS
 from tests.dist.ranks import run_ranks
 
@@ -20,6 +21,6 @@ def test_no_view_of_a_gathered_matrix_is_kept(name: str, fp8: str, tmp_path: Pat
         pytest.skip("the optional extra fp8 is not installed")
     layout = (TWO_RANKS | FOUR_RANKS)[name]
     case = {"layout": layout, "model": "grouped", "precision": "bf16", "fp8": fp8}
-    ranks = layout["tp"] * layout["dp"]
+    ranks = Layout(**layout).world_size
     answers = run_ranks("views_kept", ranks, [case], tmp_path, 240, "tests.dist.gathered_worker")
     assert answers == [[0, 15]]  # five matrices of each of three blocks

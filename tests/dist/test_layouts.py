@@ -182,10 +182,9 @@ def test_products_in_fp8(tmp_path: Path) -> None:
     assert 3e-3 < apart.weights < 0.1
     cases = {name: (name, kinds["fp8"]) for name in ("PP2", "DP2 ZeRO-3", "TP2", "TP2+SP")}
     for name, outcome in layouts.run(cases, tmp_path / "two", STEPS, 400).items():
-        found = distance(outcome, alone["fp8"])
-        print(name, found, distance(outcome, alone["bf16"]))
+        found, from_bf16 = (distance(outcome, alone[kind]) for kind in ("fp8", "bf16"))
         assert not table.problems(name, found, "bf16")
-        assert found.weights < 0.8 * distance(outcome, alone["bf16"]).weights
+        assert found.weights < 0.8 * from_bf16.weights, (name, found, from_bf16)
 
 
 @pytest.mark.dist
